@@ -1,0 +1,119 @@
+"""Settings of the data stages, each described once. The pipeline's stage configs inherit these fields."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+MIB = 1 << 20
+NOT_IN_FINGERPRINT: dict[str, Any] = {"affects_result": False}
+InvalidUtf8 = Literal["error", "replace", "skip_document"]
+FILE_SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+
+
+class StrictConfig(BaseModel):
+    """Unknown keys are errors; nothing is written into a config after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FilesSource(StrictConfig):
+    """Text files; the suffix says the format."""
+
+    kind: Literal["files"]
+    paths: tuple[str, ...] = Field(
+        min_length=1,
+        description="Files or globs (`**` descends), read in this order, a glob's matches sorted. "
+        "Formats: .txt (one file is one document), .jsonl, .jsonl.gz, .jsonl.zst (one JSON object a line), .parquet.",
+    )
+    text_field: str = Field("text", min_length=1, description="Field (.jsonl) or column (.parquet) that holds the text.")
+    invalid_utf8: InvalidUtf8 = Field(
+        "error",
+        description="What to do with a document that is not valid UTF-8: stop with an error, put U+FFFD in place of "
+        "the bad bytes, or leave the document out.",
+    )
+    max_txt_document_bytes: int = Field(
+        16 * MIB,
+        ge=1024,
+        description="A .txt file longer than this is cut at line ends into documents of about this size, so that "
+        "memory stays bounded and several workers can share the file.",
+    )
+
+    @field_validator("paths", mode="before")
+    @classmethod
+    def _one_path_is_a_list_of_one(cls, paths: Any) -> Any:
+        return (paths,) if isinstance(paths, str) else paths
+
+
+class HuggingFaceSource(StrictConfig):
+    """A data set of the Hugging Face Hub, or a folder in its layout. Needs the `hf` extra and, for the Hub, the network."""
+
+    kind: Literal["huggingface"]
+    dataset: str = Field(min_length=1, description="Id on the Hub (`owner/name`), or a local folder.")
+    name: str | None = Field(None, description="Configuration of the data set, where it has several.")
+    split: str = Field("train", min_length=1, description="Split to read; slices such as `train[:1%]` work.")
+    revision: str | None = Field(None, description="Commit, tag or branch. A commit makes the run repeatable for ever.")
+    text_field: str = Field("text", min_length=1, description="Column that holds the text.")
+
+
+class PythonStdlibSource(StrictConfig):
+    """The Python standard library's own .py files: about 12 MB of real text that every machine has."""
+
+    kind: Literal["python_stdlib"]
+    include_tests: bool = Field(False, description="Also read the library's test suites (more than doubles the text).")
+
+
+Source = Annotated[FilesSource | HuggingFaceSource | PythonStdlibSource, Field(discriminator="kind")]
+
+
+class TokenizerFields(StrictConfig):
+    """A byte-level BPE tokenizer: trained on the source, or loaded."""
+
+    source: Source | None = Field(None, description="Text to train the tokenizer on. Give this or `load`.")
+    load: str | None = Field(
+        None, description="Folder with (or path of) a tokenizer.json to take instead of training; byte-level BPE only."
+    )
+    vocab_size: int = Field(
+        8192,
+        ge=257,
+        le=2**20,
+        description="Largest number of token ids: 256 bytes, the end-of-document token, and merges. "
+        "A small text may yield fewer. Not used with `load`.",
+    )
+    sample_bytes: int = Field(
+        64 * MIB, ge=1, description="Train on at most about this much text, taken evenly from the whole source."
+    )
+    end_of_document: str = Field(
+        "<|endoftext|>", min_length=1, description="Name of the special token that keeps documents apart."
+    )
+
+    @model_validator(mode="after")
+    def _trained_or_loaded(self) -> Self:
+        if (self.source is None) == (self.load is None):
+            found = "neither" if self.source is None else "both"
+            raise ValueError(f"found {found} of source and load, expected exactly one: train on a source, or load a tokenizer.")
+        return self
+
+
+class TokenizeFields(StrictConfig):
+    """Text to token ids, packed into sequences and written as MDS shards."""
+
+    source: Source = Field(description="Text to tokenize.")
+    seq_len: int = Field(ge=2, le=2**24, description="Tokens the model reads at once.")
+    validation_fraction: float = Field(
+        0.01,
+        ge=0,
+        lt=1,
+        description="Share of the documents kept for validation. The hash of a document's text decides, so equal "
+        "documents never end up on both sides.",
+    )
+    slice_bytes: int = Field(
+        8 * MIB, ge=1024, description="Text one task handles, about; the unit of parallel work and of resuming."
+    )
+    shard_bytes: int = Field(
+        64 * MIB,
+        ge=4096,
+        lt=2**32,
+        description="Largest shard file.",
+    )

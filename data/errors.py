@@ -1,0 +1,10 @@
+"""Errors about the user's data."""
+
+from __future__ import annotations
+
+
+class DataError(ValueError):
+    """The text, the shards or a tokenizer's files are not as they should be.
+
+    The message names the file, the line or byte, the field, what was expected and the next step.
+    """

@@ -1,0 +1,238 @@
+"""Token ids of documents packed into sequences of equal length and written as MDS shards.
+
+A slice's documents A, B, ... make one stream, each behind an end-of-document token (eod), one more at the very end:
+
+    eod A1 A2 A3 eod B1 B2 eod
+
+The stream is cut into samples of seq_len + 1 tokens, each overlapping the next by one: a sample's tokens but the last are
+inputs, all but the first are targets. So every token of every document is a target exactly once, and so is each
+document's end; eod also is what a document's first token is predicted from. Why so: docs/design/0010.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from data.config import StrictConfig, TokenizeFields
+from data.errors import DataError
+from data.sources import Document, Slice, read_slice
+from data.tokenizer import Tokenizer
+
+SPLITS: tuple[Split, ...] = ("train", "valid")
+INDEX_FILE = "index.json"
+_ENCODE_CHARS = 1 << 20  # documents are encoded together until they hold this much
+_SAMPLES_AT_ONCE = 64
+
+Split = Literal["train", "valid"]
+
+
+class PackingFormat(StrictConfig):
+    """How the tokens in shards are to be read."""
+
+    seq_len: int
+    eod_id: int
+    vocab_size: int
+    token_dtype: Literal["uint16", "uint32"]
+    tokenizer_sha256: str
+
+
+class SplitCounts(StrictConfig):
+    """What a split holds. num_tokens counts targets: the documents' tokens and one end for each."""
+
+    num_documents: int
+    num_samples: int
+    num_tokens: int
+    num_bytes: int
+
+    def __add__(self, other: SplitCounts) -> SplitCounts:
+        return SplitCounts(**{name: getattr(self, name) + getattr(other, name) for name in SplitCounts.model_fields})
+
+
+NOTHING = SplitCounts(num_documents=0, num_samples=0, num_tokens=0, num_bytes=0)
+
+
+class SliceRecord(StrictConfig):
+    """What write_slice wrote. Its presence in a file means that the slice's shards are whole."""
+
+    index: int
+    format: PackingFormat
+    counts: dict[Split, SplitCounts]
+    shards: dict[Split, tuple[dict[str, Any], ...]]  # entries of an MDS index, relative to the split's folder
+
+
+class ShardsSummary(StrictConfig):
+    """A finished set of shards."""
+
+    format: PackingFormat
+    counts: dict[Split, SplitCounts]
+    index_sha256: dict[Split, str]  # identity of each split's content
+
+
+def slice_folder(index: int) -> str:
+    """Name of a slice's folder under train/ and valid/."""
+    return f"slice-{index:05d}"
+
+
+def write_slice(slice_: Slice, tokenizer: Tokenizer, fields: TokenizeFields, out_dir: Path) -> SliceRecord:
+    """Tokenize a slice and write its shards to out_dir/{train,valid}/slice-NNNNN/, replacing what is there.
+
+    The same slice gives the same bytes. A split that gets no document gets no folder.
+    Raises: DataError: the slice cannot be read as text; nothing of it is left behind.
+    """
+    folders = {split: out_dir / split / slice_folder(slice_.index) for split in SPLITS}
+    format_ = PackingFormat(
+        seq_len=fields.seq_len,
+        eod_id=tokenizer.eod_id,
+        vocab_size=tokenizer.vocab_size,
+        token_dtype="uint16" if tokenizer.dtype is np.uint16 else "uint32",
+        tokenizer_sha256=tokenizer.sha256,
+    )
+    for folder in folders.values():
+        shutil.rmtree(folder, ignore_errors=True)
+    writers = {split: _SplitWriter(folder, format_, fields.shard_bytes) for split, folder in folders.items()}
+    try:
+        for documents in _batches(read_slice(slice_)):
+            ids_of = tokenizer.encode_batch([document.text for document in documents])
+            for document, ids in zip(documents, ids_of, strict=True):
+                raw = document.text.encode("utf-8")
+                writers[_split_of(raw, fields.validation_fraction)].add(ids, len(raw))
+        shards = {split: writer.finish() for split, writer in writers.items()}
+    except BaseException:
+        for folder in folders.values():
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    counts = {split: writer.counts for split, writer in writers.items()}
+    return SliceRecord(index=slice_.index, format=format_, counts=counts, shards=shards)
+
+
+def merge_slices(out_dir: Path, records: Sequence[SliceRecord], fields: TokenizeFields) -> ShardsSummary:
+    """Write {train,valid}/index.json over all slices in their order. Only then are the shards a data set.
+
+    Only the records are read, so the shards themselves may be on other machines. A split without documents gets no index.
+    Raises: DataError: no document at all, or none for a split that should have some.
+    """
+    records = sorted(records, key=lambda record: record.index)
+    counts = {split: sum((record.counts[split] for record in records), NOTHING) for split in SPLITS}
+    _check_not_empty(counts, fields)
+    format_ = records[0].format
+    digests: dict[Split, str] = {}
+    for split in SPLITS:
+        if counts[split].num_samples:
+            shards = [shard for record in records for shard in record.shards[split]]
+            index = {"version": 2, "shards": shards, "format": format_.model_dump(), "counts": counts[split].model_dump()}
+            data = json.dumps(index, sort_keys=True).encode()
+            _write_atomic(out_dir / split / INDEX_FILE, data)
+            digests[split] = hashlib.sha256(data).hexdigest()
+    return ShardsSummary(format=format_, counts=counts, index_sha256=digests)
+
+
+class _SplitWriter:
+    """Packs documents into samples and writes them as the shards of one slice and split."""
+
+    def __init__(self, folder: Path, format_: PackingFormat, shard_bytes: int) -> None:
+        self._folder, self._format, self._shard_bytes = folder, format_, shard_bytes
+        self._eod = np.array([format_.eod_id], format_.token_dtype)
+        self._pending: list[np.ndarray] = []  # the stream from the first token of the next sample on
+        self._num_pending = 0
+        self._writer: Any = None
+        self.counts = NOTHING
+
+    def add(self, ids: np.ndarray, num_bytes: int) -> None:
+        """Append one document: its token ids and the UTF-8 bytes of its text."""
+        self._append(self._eod)
+        self._append(ids.astype(self._format.token_dtype))
+        self.counts += SplitCounts(num_documents=1, num_samples=0, num_tokens=len(ids) + 1, num_bytes=num_bytes)
+        if self._num_pending > _SAMPLES_AT_ONCE * self._format.seq_len:
+            self._write_samples(is_end=False)
+
+    def finish(self) -> tuple[dict[str, Any], ...]:
+        """Write what is left. Returns the index entries of the shards, relative to the split's folder."""
+        if not self.counts.num_documents:
+            return ()
+        self._append(self._eod)
+        self._write_samples(is_end=True)
+        self._writer.finish()
+        index_file = self._folder / INDEX_FILE
+        shards = json.loads(index_file.read_text())["shards"]
+        index_file.unlink()  # the one index is the merged one
+        for shard in shards:
+            shard["raw_data"]["basename"] = f"{self._folder.name}/{shard['raw_data']['basename']}"
+        return tuple(shards)
+
+    def _append(self, tokens: np.ndarray) -> None:
+        self._pending.append(tokens)
+        self._num_pending += len(tokens)
+
+    def _write_samples(self, is_end: bool) -> None:
+        """Write the samples that are complete, at the end also the shorter last one."""
+        seq_len = self._format.seq_len
+        tokens = np.concatenate(self._pending)
+        num_samples = -(-(len(tokens) - 1) // seq_len) if is_end else (len(tokens) - 1) // seq_len
+        doc_starts = np.flatnonzero(tokens == self._eod)
+        if self._writer is None:
+            self._writer = self._open()
+        for start in range(0, num_samples * seq_len, seq_len):
+            end = min(start + seq_len + 1, len(tokens))
+            low, high = np.searchsorted(doc_starts, (start, end))
+            sample = {"tokens": tokens[start:end], "doc_starts": (doc_starts[low:high] - start).astype(np.int32)}
+            self._writer.write(sample)
+        self.counts += SplitCounts(num_documents=0, num_samples=num_samples, num_tokens=0, num_bytes=0)
+        self._pending = [tokens[num_samples * seq_len :]]
+        self._num_pending = len(self._pending[0])
+
+    def _open(self) -> Any:
+        from streaming import MDSWriter
+
+        columns = {"tokens": f"ndarray:{self._format.token_dtype}", "doc_starts": "ndarray:int32"}
+        return MDSWriter(columns=columns, out=str(self._folder), hashes=["sha256"], size_limit=self._shard_bytes)
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
+    num_chars = 0
+    for document in documents:
+        batch.append(document)
+        num_chars += len(document.text)
+        if num_chars >= _ENCODE_CHARS:
+            yield batch
+            batch, num_chars = [], 0
+    if batch:
+        yield batch
+
+
+def _split_of(raw: bytes, validation_fraction: float) -> Split:
+    """The split a text belongs to: the same for equal texts, wherever they stand."""
+    share = int.from_bytes(hashlib.sha256(raw).digest()[:8], "big") / 2**64
+    return "valid" if share < validation_fraction else "train"
+
+
+def _check_not_empty(counts: dict[Split, SplitCounts], fields: TokenizeFields) -> None:
+    num_documents = sum(count.num_documents for count in counts.values())
+    if not num_documents:
+        raise DataError("source: empty corpus: no document holds any text. Name files with text in them.")
+    for split, is_wanted in (("train", True), ("valid", fields.validation_fraction > 0)):
+        if is_wanted and not counts[split].num_documents:  # type: ignore[index]
+            raise DataError(
+                f"source: none of the {num_documents} documents went to the {split} split (validation_fraction="
+                f"{fields.validation_fraction}, decided by the hash of each text). Set validation_fraction to another "
+                "value, or give more documents: one .txt file is one document unless longer than "
+                "source.max_txt_document_bytes."
+            )
+
+
+def _write_atomic(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,66 @@
+"""Where text comes from: documents out of files, a Hugging Face data set or the Python standard library.
+
+Work is split by bytes, not by documents or files: `plan_slices` cuts a source into slices of about equal size, each of
+which any process reads alone with `read_slice`, in bounded memory (one document at a time).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from data.config import FilesSource, HuggingFaceSource, PythonStdlibSource, Source
+from data.errors import DataError
+from data.sources.document import Document, Part, Slice
+
+__all__ = ["DataError", "Document", "Part", "Slice", "content_identity", "plan_slices", "read_slice"]
+
+
+def content_identity(source: Source) -> str:
+    """Digest of the names and contents of what the source reads now.
+
+    Raises: DataError: something the source names is missing, empty or of an unknown format.
+    """
+    return _reader_of(source).content_identity(source)
+
+
+def plan_slices(source: Source, slice_bytes: int) -> list[Slice]:
+    """Cut the source into slices of about `slice_bytes` each. The same source gives the same slices.
+
+    A .txt, .jsonl or .parquet file is spread over slices (by piece, line, row group); a compressed file cannot be and
+    is one slice's at most.
+    Raises: DataError: as content_identity.
+    """
+    slices: list[Slice] = []
+    parts: list[Part] = []
+    for part in _reader_of(source).plan_parts(source, slice_bytes):
+        if parts and sum(held.num_bytes for held in parts) + part.num_bytes > slice_bytes:
+            slices.append(Slice(len(slices), source, tuple(parts)))
+            parts = []
+        parts.append(part)
+    if parts:
+        slices.append(Slice(len(slices), source, tuple(parts)))
+    return slices
+
+
+def read_slice(slice_: Slice) -> Iterator[Document]:
+    """The documents of a slice, in order, empty ones left out.
+
+    Raises: DataError: a file is damaged, changed since the plan was made, or holds what cannot be text.
+    """
+    reader = _reader_of(slice_.source)
+    for part in slice_.parts:
+        for document in reader.read_part(slice_.source, part):
+            if document.text:
+                yield document
+
+
+def _reader_of(source: Source):  # type: ignore[no-untyped-def]  # a module with the three functions called above
+    from data.sources import files, huggingface, python_stdlib
+
+    match source:
+        case FilesSource():
+            return files
+        case HuggingFaceSource():
+            return huggingface
+        case PythonStdlibSource():
+            return python_stdlib

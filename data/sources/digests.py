@@ -1,0 +1,55 @@
+"""Digests of files, kept between runs for the big ones."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+_CACHED_FROM_BYTES = 64 << 20  # a smaller file is read again sooner than a cache is worth
+
+
+def digest_of(parts: Iterable[str]) -> str:
+    """One sha256 for a sequence of strings; where one ends and the next begins counts."""
+    digest = hashlib.sha256()
+    for part in parts:
+        encoded = part.encode("utf-8", "surrogateescape")
+        digest.update(len(encoded).to_bytes(8, "little") + encoded)
+    return digest.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's content. For a big file it is remembered by path, size and time of change."""
+    stat = path.stat()
+    if stat.st_size < _CACHED_FROM_BYTES:
+        return _read_sha256(path)
+    known = _cache_file(path)
+    mark = [stat.st_size, stat.st_mtime_ns]
+    try:
+        entry = json.loads(known.read_text())
+        if entry["mark"] == mark:
+            return str(entry["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # not there or damaged: compute it
+    sha256 = _read_sha256(path)
+    try:
+        known.parent.mkdir(parents=True, exist_ok=True)
+        temporary = known.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(json.dumps({"mark": mark, "sha256": sha256}))
+        temporary.replace(known)
+    except OSError:
+        pass  # no home to write to: the next run computes it again
+    return sha256
+
+
+def _read_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _cache_file(path: Path) -> Path:
+    configured = os.environ.get("BMOJO_CACHE_DIR")
+    root = Path(configured) if configured else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bmojo"
+    return root / "digests" / (hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32] + ".json")

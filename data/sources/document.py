@@ -1,0 +1,89 @@
+"""What sources hand out, and the parts they are cut into."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from data.config import InvalidUtf8, Source
+from data.errors import DataError
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text and a name that finds it again, such as `books.jsonl:12`."""
+
+    id: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stretch of one file (or data set) that is read from start to end.
+
+    Attributes:
+        path: the file; for python_stdlib relative to the library's folder.
+        start, end: bytes (.txt, .jsonl), row groups (.parquet) or rows (huggingface); `end` is exclusive.
+        num_bytes: about how much text it holds, for planning.
+        file_bytes: size of the file when the plan was made; another size now means it changed.
+    """
+
+    path: str
+    start: int
+    end: int
+    num_bytes: int
+    file_bytes: int
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The unit of parallel work: parts that one task reads in order. Picklable."""
+
+    index: int
+    source: Source
+    parts: tuple[Part, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """About how much text it holds."""
+        return sum(part.num_bytes for part in self.parts)
+
+
+def decode_utf8(raw: bytes, policy: InvalidUtf8, where: str, first_byte: int | None = None) -> str | None:
+    """Text of `raw` by the policy for invalid UTF-8; None leaves the document out.
+
+    Args:
+        where: the file and line, for the message.
+        first_byte: offset of `raw` in the file, where known.
+    Raises: DataError: the policy is `error` and the bytes are not UTF-8.
+    """
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if policy == "replace":
+            return raw.decode("utf-8", "replace")
+        if policy == "skip_document":
+            return None
+        at = f"byte {error.start}" + ("" if first_byte is None else f" (byte {first_byte + error.start} of the file)")
+        raise DataError(
+            f"{where}: invalid UTF-8 at {at}: found 0x{raw[error.start]:02x}, {error.reason}. Convert the file "
+            "(iconv -f LATIN1 -t UTF-8), or set source.invalid_utf8 to `replace` or `skip_document`."
+        ) from None
+
+
+def mend_surrogates(text: str, policy: InvalidUtf8, where: str) -> str | None:
+    """A text without lone surrogates, which JSON escapes such as "\\ud800" smuggle in and UTF-8 cannot express.
+
+    Raises: DataError: the policy is `error` and there is one.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        if policy == "replace":
+            return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+        if policy == "skip_document":
+            return None
+        raise DataError(
+            f"{where}: character {error.start} is the lone surrogate U+{ord(text[error.start]):04X}, which is not "
+            "valid UTF-8. Mend the text, or set source.invalid_utf8 to `replace` or `skip_document`."
+        ) from None
+    return text

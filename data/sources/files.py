@@ -1,0 +1,135 @@
+"""Text files on a disk: .txt, .jsonl, .jsonl.gz, .jsonl.zst and .parquet, read as streams."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator
+from pathlib import Path
+
+from data.config import FILE_SUFFIXES, FilesSource
+from data.errors import DataError
+from data.sources import jsonl, parquet
+from data.sources.digests import digest_of, file_sha256
+from data.sources.document import Document, Part, decode_utf8
+
+_COMPRESSION_RATIO = 3  # bytes of text per compressed byte, for planning only
+_LOOK_AHEAD_BYTES = 64 << 10  # how far past a cut a line end is looked for
+_BOM = b"\xef\xbb\xbf"
+
+
+def content_identity(source: FilesSource) -> str:
+    """Digest of the names and contents of the files."""
+    return digest_of(entry for path in _paths(source) for entry in (path.name, file_sha256(path)))
+
+
+def plan_parts(source: FilesSource, slice_bytes: int) -> Iterator[Part]:
+    """Pieces of the files, in order: no larger than a slice where the format can be entered in the middle."""
+    for path in _paths(source):
+        size = path.stat().st_size
+        match _suffix(path):
+            case ".parquet":
+                for group, num_bytes in enumerate(parquet.row_group_bytes(path, source.text_field)):
+                    yield Part(str(path), group, group + 1, num_bytes, size)
+            case ".jsonl":
+                yield from _cut(path, size, slice_bytes)
+            case ".txt":
+                yield from _cut(path, size, source.max_txt_document_bytes)
+            case _:
+                yield Part(str(path), 0, size, size * _COMPRESSION_RATIO, size)
+
+
+def read_part(source: FilesSource, part: Part) -> Iterator[Document]:
+    """The documents of one part.
+
+    Raises: DataError: the file is gone, changed, damaged, or a document in it is not text.
+    """
+    path = Path(part.path)
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise DataError(
+            f"{path}: {error.strerror}. The file was there when the work was planned: every machine that tokenizes must "
+            "see it at the same path."
+        ) from error
+    if size != part.file_bytes:
+        raise DataError(
+            f"{path}: {size} bytes, but {part.file_bytes} when the work was planned. Leave the files alone while they "
+            "are tokenized, then run again."
+        )
+    match _suffix(path):
+        case ".parquet":
+            yield from parquet.read_row_groups(source, path, range(part.start, part.end))
+        case ".txt":
+            yield from _read_txt(source, path, part)
+        case ".jsonl":
+            yield from jsonl.read_range(source, path, part.start, part.end)
+        case _:
+            yield from jsonl.read_compressed(source, path)
+
+
+def _cut(path: Path, size: int, step: int) -> Iterator[Part]:
+    for start in range(0, size, step):
+        end = min(start + step, size)
+        yield Part(str(path), start, end, end - start, size)
+
+
+def _read_txt(source: FilesSource, path: Path, part: Part) -> Iterator[Document]:
+    with open(path, "rb") as file:
+        start, end = _txt_boundary(file, part.start, part.file_bytes), _txt_boundary(file, part.end, part.file_bytes)
+        file.seek(start)
+        raw = file.read(end - start)
+    is_whole = part.start == 0 and part.end == part.file_bytes
+    where = str(path) if is_whole else f"{path}, bytes {start} to {end}"
+    first_byte = start
+    if start == 0 and raw.startswith(_BOM):
+        raw, first_byte = raw[len(_BOM) :], len(_BOM)
+    text = decode_utf8(raw, source.invalid_utf8, where, first_byte)
+    if text is not None:
+        yield Document(str(path) if is_whole else f"{path}:{start}", text)
+
+
+def _txt_boundary(file, offset: int, size: int) -> int:  # type: ignore[no-untyped-def]  # a binary file
+    """Where the cut near `offset` falls: behind the next line end, or, none being near, before the next character."""
+    if offset in (0, size):
+        return offset
+    file.seek(offset - 1)
+    block = file.read(_LOOK_AHEAD_BYTES)
+    line_end = block.find(b"\n")
+    if line_end >= 0:
+        return offset + line_end
+    inside_character = next((i for i, byte in enumerate(block[1:5]) if byte & 0xC0 != 0x80), 0)
+    return offset + inside_character
+
+
+def _paths(source: FilesSource) -> list[Path]:
+    paths: dict[Path, None] = {}
+    for pattern in source.paths:
+        expanded = Path(pattern).expanduser()
+        if expanded.is_dir():
+            raise DataError(
+                f"source.paths: {pattern} is a folder. Name files in it, for example {pattern.rstrip('/')}/*.jsonl; "
+                f"formats: {', '.join(FILE_SUFFIXES)}."
+            )
+        is_glob = glob.has_magic(pattern) and not expanded.exists()
+        found = [Path(name) for name in sorted(glob.glob(str(expanded), recursive=True))] if is_glob else [expanded]
+        found = [path for path in found if not (is_glob and path.is_dir())]
+        if not found:
+            raise DataError(f"source.paths: no file matches {pattern!r} (from {Path.cwd()}). Correct the pattern.")
+        for path in found:
+            if not path.is_file():
+                raise DataError(f"source.paths: there is no file {path} (from {Path.cwd()}). Correct the path.")
+            _suffix(path)
+            paths[path.absolute()] = None
+    if not any(path.stat().st_size for path in paths):
+        raise DataError(f"source.paths: empty corpus: all {len(paths)} files have 0 bytes. Name files with text in them.")
+    return list(paths)
+
+
+def _suffix(path: Path) -> str:
+    for suffix in FILE_SUFFIXES:
+        if path.name.endswith(suffix):
+            return suffix
+    raise DataError(
+        f"source.paths: {path}: cannot tell the format from the name. Expected one of {', '.join(FILE_SUFFIXES)}: "
+        "rename or convert the file."
+    )

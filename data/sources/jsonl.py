@@ -1,0 +1,154 @@
+"""JSON lines, plain (from any byte on) and compressed (from the start)."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from data.config import FilesSource
+from data.errors import DataError
+from data.sources.document import Document, decode_utf8, mend_surrogates
+
+_BLOCK_BYTES = 1 << 16
+_SHOWN_CHARS = 60
+
+
+def read_range(source: FilesSource, path: Path, start: int, end: int) -> Iterator[Document]:
+    """The documents of the lines that begin in bytes [start, end) of a plain file."""
+    with open(path, "rb", buffering=1 << 20) as file:
+        if start:
+            file.seek(start - 1)
+            file.readline()  # the rest of the line before, which begins in another range
+        while (offset := file.tell()) < end:
+            line = file.readline()
+            yield from _parse(source, line, f"{path}:{offset}", _Place(path, offset))
+
+
+def read_compressed(source: FilesSource, path: Path) -> Iterator[Document]:
+    """The documents of a .jsonl.gz or .jsonl.zst file.
+
+    Raises: DataError: the compressed stream is cut off or damaged, or a line is bad.
+    """
+    number = 0
+    try:
+        for number, line in enumerate(_lines(path), start=1):
+            yield from _parse(source, line, f"{path}:{number}", _Place(path, line_number=number))
+    except (EOFError, gzip.BadGzipFile, zlib.error, _ZstdDamage) as error:
+        raise DataError(
+            f"{path}: the compressed stream is damaged or cut off after line {number}: {error}. Expected a whole "
+            f"{path.suffix} file: check it with `{'gzip' if path.suffix == '.gz' else 'zstd'} -t`, fetch it again."
+        ) from error
+
+
+class _ZstdDamage(Exception):
+    pass
+
+
+class _Place:
+    """Where a line is. Its number in a plain file is only counted when a message needs it."""
+
+    def __init__(self, path: Path, offset: int | None = None, line_number: int | None = None) -> None:
+        self._path, self.offset, self._line_number = path, offset, line_number
+
+    def __str__(self) -> str:
+        number = self._line_number
+        if number is None:
+            with open(self._path, "rb") as file:
+                number = 1
+                left = self.offset or 0
+                while left and (block := file.read(min(left, 1 << 20))):
+                    number += block.count(b"\n")
+                    left -= len(block)
+        return f"{self._path}, line {number}"
+
+
+def _parse(source: FilesSource, line: bytes, document_id: str, place: _Place) -> Iterator[Document]:
+    """The document of one line; none for a blank line or one the policy for invalid UTF-8 leaves out."""
+    if line.isspace():
+        return
+    try:
+        decoded = line.decode("utf-8-sig" if line[:3] == b"\xef\xbb\xbf" else "utf-8")
+    except UnicodeDecodeError:
+        mended = decode_utf8(line, source.invalid_utf8, str(place), place.offset)
+        if mended is None:
+            return
+        decoded = mended
+    try:
+        record = json.loads(decoded)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise DataError(
+            f"{place}: not JSON ({error}): {_shown(decoded)}. Expected one JSON object a line with the text in field "
+            f"{source.text_field!r}. Mend or delete the line."
+        ) from None
+    if not isinstance(record, dict):
+        raise DataError(
+            f"{place}: found a JSON {_json_type(record)}: {_shown(decoded)}. Expected an object with the text in field "
+            f"{source.text_field!r}."
+        )
+    if source.text_field not in record:
+        raise DataError(
+            f"{place}: no field {source.text_field!r}; its fields are {', '.join(map(repr, record)) or 'none'}. "
+            "Set source.text_field to the one that holds the text, or mend the line."
+        )
+    text = record[source.text_field]
+    if not isinstance(text, str):
+        raise DataError(
+            f"{place}: field {source.text_field!r} is a JSON {_json_type(text)}, expected a string. "
+            "Set source.text_field to the field that holds the text, or mend the line."
+        )
+    text = mend_surrogates(text, source.invalid_utf8, str(place))
+    if text is not None:
+        yield Document(document_id, text)
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    if path.suffix == ".gz":
+        with gzip.open(path, "rb") as file:
+            yield from file
+        return
+    with open(path, "rb") as compressed:
+        begun: list[bytes] = []  # blocks of a line whose end has not come yet
+        for block in _zstd_blocks(compressed):
+            first, *others = block.split(b"\n")
+            begun.append(first)
+            for begin_of_next in others:
+                yield b"".join(begun)
+                begun = [begin_of_next]
+        if last := b"".join(begun):
+            yield last
+
+
+def _zstd_blocks(compressed: BinaryIO) -> Iterator[bytes]:
+    """Decompressed blocks of all frames of a .zst file."""
+    import zstandard
+
+    decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
+    frame = None
+    try:
+        while block := compressed.read(_BLOCK_BYTES):
+            while block:
+                frame = frame or decompressor.decompressobj()
+                text = frame.decompress(block)
+                if text:
+                    yield text
+                block = b""
+                if frame.eof:
+                    block, frame = frame.unused_data, None
+    except zstandard.ZstdError as error:
+        raise _ZstdDamage(str(error)) from error
+    if frame is not None:
+        raise _ZstdDamage("it ends inside a frame")
+
+
+def _shown(text: str) -> str:
+    text = text.rstrip("\r\n")
+    return repr(text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "...")
+
+
+def _json_type(value: object) -> str:
+    names = {dict: "object", list: "array", str: "string", bool: "boolean", int: "number", float: "number"}
+    return names.get(type(value), "null")

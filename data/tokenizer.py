@@ -1,0 +1,276 @@
+"""Byte-level BPE: trained and stored in the Hugging Face format, encoded through tiktoken where that gives the same ids.
+
+Every byte is a token, so any text comes back exactly. Special tokens are never read out of text: "<|endoftext|>" written
+in a document is encoded as those 13 characters. Measured and argued in docs/design/0011.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tiktoken
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from data.config import Source, TokenizerFields
+from data.errors import DataError
+from data.sources import plan_slices, read_slice
+
+TOKENIZER_FILE = "tokenizer.json"
+_CONFIG_FILE = "tokenizer_config.json"  # what transformers reads beside it; names the end-of-document token
+_SAMPLE_SLICE_BYTES = 1 << 20
+
+# Contractions; a word with the one character before it; up to three digits; punctuation; white space, whose last blank
+# goes to the next word. As GPT-4's, with marks counted as letters and every run bounded, so that no text makes the
+# regular expression backtrack far or a pre-token long.
+PATTERN = (
+    r"'(?:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{M}\p{N}]?[\p{L}\p{M}]{1,64}|\p{N}{1,3}| ?[^\s\p{L}\p{M}\p{N}]{1,64}"
+    r"|\s{1,64}(?!\S)|\s{1,64}"
+)
+
+
+class Tokenizer:
+    """Text to token ids and back to bytes.
+
+    Attributes:
+        vocab_size: number of ids, the special ones included.
+        eod_id: id of the end-of-document token.
+        end_of_document: that token's name.
+        token_num_bytes: int32 array; bytes of text each id stands for, 0 for special tokens.
+        backend: what encodes: "tiktoken", or "tokenizers" where tiktoken would not surely give the same ids.
+        sha256: digest of the stored tokenizer.
+    """
+
+    def __init__(self, model: tokenizers.Tokenizer, end_of_document: str, name: str = TOKENIZER_FILE) -> None:
+        """Raises: DataError: `model` is not a byte-level BPE that keeps every byte, or has no such special token."""
+        self._model = model
+        self._model.encode_special_tokens = True  # a special token's name in a text is only text
+        self._model.no_truncation()
+        self._model.no_padding()
+        spec = json.loads(model.to_str())
+        _check_byte_level(spec, name)
+        self.end_of_document = end_of_document
+        self._bytes_of_id = _bytes_of_ids(model, spec, name)
+        eod_id = model.token_to_id(end_of_document)
+        special = [token["content"] for token in spec["added_tokens"] if token["special"]]
+        if eod_id is None or end_of_document not in special:
+            raise DataError(
+                f"{name}: no special token {end_of_document!r}; its special tokens are "
+                f"{', '.join(map(repr, special)) or 'none'}. Set end_of_document to one of them."
+            )
+        self.eod_id = int(eod_id)
+        self.vocab_size = len(self._bytes_of_id)
+        self.token_num_bytes = np.array([len(token) for token in self._bytes_of_id], np.int32)
+        self._tiktoken = _same_in_tiktoken(spec)
+
+    @property
+    def backend(self) -> str:
+        """Name of the library that encodes."""
+        return "tokenizers" if self._tiktoken is None else "tiktoken"
+
+    @cached_property
+    def sha256(self) -> str:
+        """Digest of what `save` stores."""
+        return hashlib.sha256((self._model.to_str(pretty=True) + self.end_of_document).encode()).hexdigest()
+
+    @property
+    def dtype(self) -> type[np.uint16] | type[np.uint32]:
+        """Smallest type that holds every id."""
+        return np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Token ids (uint32) of each text, without any special token. The texts must be encodable in UTF-8."""
+        if self._tiktoken is not None:
+            return [self._tiktoken.encode_to_numpy(text) for text in texts]
+        return self._encode_batch_tokenizers(texts)
+
+    def decode(self, ids: Iterable[int]) -> bytes:
+        """The bytes the ids stand for; special tokens stand for none. A cut inside a character stays visible in them."""
+        return b"".join(self._bytes_of_id[token] for token in ids)
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer reads too."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / TOKENIZER_FILE).write_text(self._model.to_str(pretty=True), encoding="utf-8")
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": self.end_of_document,
+            "eos_token": self.end_of_document,
+            "clean_up_tokenization_spaces": False,
+        }
+        (folder / _CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+    def _encode_batch_tokenizers(self, texts: Sequence[str]) -> list[np.ndarray]:
+        encodings = self._model.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.asarray(encoding.ids, np.uint32) for encoding in encodings]
+
+
+def train_tokenizer(documents: Iterable[str], fields: TokenizerFields) -> Tokenizer:
+    """Learn merges from texts. The same texts give the same tokenizer.
+
+    Raises: DataError: there is no text.
+    """
+    model = tokenizers.Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(tokenizers.Regex(PATTERN), behavior="isolated")
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    model.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
+    model.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=fields.vocab_size,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        special_tokens=[fields.end_of_document],
+        show_progress=False,
+    )
+    counted = _Counted(documents)
+    model.train_from_iterator(counted, trainer)
+    if not counted.num_chars:
+        raise DataError("source: empty corpus: no document holds any text. Name files with text in them.")
+    return Tokenizer(model, fields.end_of_document)
+
+
+def load_tokenizer(path: str | Path, end_of_document: str | None = None) -> Tokenizer:
+    """Read a tokenizer from its folder or tokenizer.json.
+
+    Args:
+        end_of_document: the special token between documents; None takes what `Tokenizer.save` noted.
+    Raises: DataError: nothing there, damaged, or not a byte-level BPE.
+    """
+    path = Path(path).expanduser()
+    file = path / TOKENIZER_FILE if path.is_dir() else path
+    if not file.is_file():
+        raise DataError(f"{file}: there is no such file. Expected a tokenizer.json of Hugging Face tokenizers.")
+    try:
+        model = tokenizers.Tokenizer.from_file(str(file))
+        if end_of_document is None:
+            end_of_document = str(json.loads((file.parent / _CONFIG_FILE).read_text(encoding="utf-8"))["eos_token"])
+    except Exception as error:  # tokenizers raises bare Exception for a file it cannot read
+        raise DataError(f"{file}: cannot be read as a tokenizer: {error}. Train or copy it again.") from error
+    return Tokenizer(model, end_of_document, str(file))
+
+
+def sample_texts(source: Source, sample_bytes: int) -> Iterator[str]:
+    """About `sample_bytes` of a source's text, the same share from each of its slices."""
+    slices = plan_slices(source, _SAMPLE_SLICE_BYTES)
+    planned = sum(slice_.num_bytes for slice_ in slices)
+    for slice_ in slices:
+        share = slice_.num_bytes if planned <= sample_bytes else max(slice_.num_bytes * sample_bytes // planned, 1)
+        left: float = share if planned > sample_bytes else float("inf")
+        for document in read_slice(slice_):
+            text = document.text if len(document.text) <= left else document.text[: int(left)]
+            yield text
+            left -= len(text.encode())
+            if left <= 0:
+                break
+
+
+class _Counted:
+    """Hands texts on to the trainer and counts their characters."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self._texts = texts
+        self.num_chars = 0
+
+    def __iter__(self) -> Iterator[str]:
+        for text in self._texts:
+            self.num_chars += len(text)
+            yield text
+
+
+def _check_byte_level(spec: dict[str, Any], name: str) -> None:
+    """Raise DataError unless every text survives encoding and decoding byte by byte."""
+    stages = _pre_tokenizers(spec)
+    byte_level = [stage for stage in stages if stage["type"] == "ByteLevel"]
+    found = None
+    if spec["model"]["type"] != "BPE":
+        found = f"its model is {spec['model']['type']}"
+    elif not byte_level:
+        found = "its pre-tokenizer is not byte-level"
+    elif byte_level[0]["add_prefix_space"]:
+        found = "it puts a blank before every text (add_prefix_space)"
+    elif spec["normalizer"] is not None:
+        found = f"its normalizer ({spec['normalizer']['type']}) changes the text"
+    elif spec["model"].get("dropout"):
+        found = "it drops merges at random (dropout)"
+    if found:
+        raise DataError(
+            f"{name}: {found}. Expected a byte-level BPE that keeps every byte (as GPT-2's), which bits per byte rest "
+            "on. Take another tokenizer, or train one: set `source` instead of `load`."
+        )
+
+
+def _pre_tokenizers(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    stage = spec["pre_tokenizer"] or {"type": "none"}
+    return list(stage["pretokenizers"]) if stage["type"] == "Sequence" else [stage]
+
+
+def _byte_of_char() -> dict[str, int]:
+    """GPT-2's printable stand-in for each byte: itself where printable, else the next free character from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in set(printable)]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+def _bytes_of_ids(model: tokenizers.Tokenizer, spec: dict[str, Any], name: str) -> list[bytes]:
+    byte_of_char = _byte_of_char()
+    added = {token["id"]: b"" if token["special"] else token["content"].encode() for token in spec["added_tokens"]}
+    vocab = model.get_vocab(with_added_tokens=True)
+    of_id = [b""] * (max(vocab.values()) + 1)
+    for token, index in vocab.items():
+        try:
+            of_id[index] = added[index] if index in added else bytes(byte_of_char[char] for char in token)
+        except KeyError:
+            raise DataError(
+                f"{name}: token {token!r} (id {index}) is not written in byte-level characters. Expected a byte-level BPE."
+            ) from None
+    missing = {bytes([byte]) for byte in range(256)} - set(of_id)
+    if missing:
+        raise DataError(f"{name}: {len(missing)} of the 256 bytes have no token, so not every text can be encoded.")
+    return of_id
+
+
+def _same_in_tiktoken(spec: dict[str, Any]) -> tiktoken.Encoding | None:
+    """A tiktoken encoding with the same ids for every text, or None where that is not certain.
+
+    tiktoken joins neighbours whenever their join is a token, the one with the smallest id first; `tokenizers` joins the
+    pairs that are merges, in their order. Both come to the same if ids grow with the merges and each merged token, split
+    into bytes and joined by the merges before its own, ends as the two halves of its merge.
+    """
+    model = spec["model"]
+    split, *rest = _pre_tokenizers(spec)
+    plain_split = split.get("pattern") == {"Regex": PATTERN} and split["behavior"] == "Isolated" and not split["invert"]
+    if not plain_split or [stage["type"] for stage in rest] != ["ByteLevel"] or rest[0]["use_regex"]:
+        return None
+    if any(not token["special"] for token in spec["added_tokens"]) or model["byte_fallback"] or model["ignore_merges"]:
+        return None
+    byte_of_char = _byte_of_char()
+    special = {token["content"] for token in spec["added_tokens"]}
+    ranks = {
+        bytes(byte_of_char[char] for char in token): index
+        for token, index in model["vocab"].items()
+        if token not in special
+    }
+    merges = [tuple(bytes(byte_of_char[char] for char in half) for half in pair) for pair in model["merges"]]
+    merged_ids = [ranks.get(left + right, -1) for left, right in merges]
+    in_order = all(before < after for before, after in pairwise([-1, *merged_ids]))
+    if not in_order or len(merges) + 256 != len(ranks) or not all(_joins_to(ranks, pair) for pair in merges):
+        return None
+    return tiktoken.Encoding("bmojo", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
+
+
+def _joins_to(ranks: dict[bytes, int], pair: tuple[bytes, ...]) -> bool:
+    """Whether the bytes of a merged token, joined by smaller ranks than its own, end as the pair."""
+    whole = b"".join(pair)
+    parts = [bytes([byte]) for byte in whole]
+    while len(parts) > 2:
+        rank, at = min((ranks.get(left + right, 1 << 62), i) for i, (left, right) in enumerate(pairwise(parts)))
+        if rank >= ranks[whole]:
+            return False
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return tuple(parts) == pair
