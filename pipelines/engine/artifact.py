@@ -1,0 +1,134 @@
+"""A stage's output directory, the same to the stage whether the storage is a local disk or an object store."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from pipelines.engine.storage import Storage
+
+_FETCHED = ".bmojo-fetched.json"
+
+
+def cache_dir() -> Path:
+    """Where local copies of remote files live: $BMOJO_CACHE_DIR, else bmojo under the user's cache directory."""
+    configured = os.environ.get("BMOJO_CACHE_DIR")
+    if configured:
+        return Path(configured)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bmojo"
+
+
+class ArtifactDir:
+    """A durable directory `url` and the place on this machine, `local`, where its files are written and read.
+
+    On file storage the two are one, and publish and fetch do nothing. On an object store `local` is a scratch copy:
+    what a stage wrote becomes durable when it is published, and what another machine wrote appears when it is fetched.
+    Picklable: each process that unpickles it uses its own machine's scratch directory.
+    """
+
+    def __init__(self, storage: Storage, relpath: str) -> None:
+        self.storage = storage
+        self.relpath = relpath
+
+    @classmethod
+    def at(cls, url: str | os.PathLike[str]) -> ArtifactDir:
+        """The artifact directory at an absolute URL or local path."""
+        parent, _, name = os.fspath(url).rstrip("/").rpartition("/")
+        return cls(Storage(parent or "."), name)
+
+    def __repr__(self) -> str:
+        return f"ArtifactDir({self.url!r})"
+
+    @property
+    def url(self) -> str:
+        """Where the durable files are: an absolute path, or a URL."""
+        return self.storage.url_of(self.relpath)
+
+    @property
+    def local(self) -> Path:
+        """The directory on this machine in which a stage writes; it exists."""
+        if self.storage.is_local:
+            path = self.storage.local_path(self.relpath)
+        else:
+            digest = hashlib.sha256(self.url.encode()).hexdigest()[:16]
+            path = cache_dir() / "artifacts" / f"{Path(self.relpath).name}-{digest}"
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def publish(self, relpath: str = "") -> None:
+        """Make a finished local file or directory durable.
+
+        Files go one by one, so a directory can be caught half-way: write what marks it complete last, by its own call.
+        Raises: FileNotFoundError: there is nothing at `relpath`.
+        """
+        source = self.local / relpath
+        if not source.exists():
+            raise FileNotFoundError(f"{source}: nothing to publish.")
+        if not self.storage.is_local:
+            self.storage.put_tree(source, self._key(relpath))
+
+    def fetch(self, relpath: str = "") -> Path:
+        """A local copy of a durable file or directory; what was fetched before and has not changed is not copied again.
+
+        Raises: FileNotFoundError: there is nothing durable at `relpath`.
+        """
+        target = self.local / relpath
+        if self.storage.is_local:
+            if not target.exists():
+                raise FileNotFoundError(f"There is nothing at {target}.")
+            return target
+        remote = self.storage.files_under(self._key(relpath))
+        if not remote:
+            raise FileNotFoundError(f"There is nothing at {self.storage.url_of(self._key(relpath))}.")
+        known = self._fetched()
+        for relative, version in remote.items():
+            name = "/".join(part for part in (relpath, relative) if part)
+            path = self.local / name
+            if path.is_file() and known.get(name) == [version, _local_mark(path)]:
+                continue
+            self.storage.get_file(self._key(name), path)
+            known[name] = [version, _local_mark(path)]
+        Storage(self.local).write_json_atomic(_FETCHED, known)
+        return target
+
+    def exists(self, relpath: str = "") -> bool:
+        """Whether `relpath` is there durably."""
+        return self.storage.exists(self._key(relpath))
+
+    def listdir(self, relpath: str = "") -> list[str]:
+        """Sorted names of what is durable directly under `relpath`; empty where there is nothing."""
+        return self.storage.list(self._key(relpath))
+
+    def delete(self, relpath: str = "") -> None:
+        """Remove `relpath` (a file, a directory, or by default everything), durable and local."""
+        self.storage.delete(self._key(relpath))
+        if not self.storage.is_local:
+            Storage(self.local.parent).delete("/".join(part for part in (self.local.name, relpath) if part))
+
+    def write_json(self, relpath: str, value: Any) -> None:
+        """Write a durable JSON file in one step."""
+        self.storage.write_json_atomic(self._key(relpath), value)
+        if not self.storage.is_local:
+            Storage(self.local).write_json_atomic(relpath, value)
+
+    def read_json(self, relpath: str) -> Any:
+        """The value of a durable JSON file. Raises FileNotFoundError; UserError where it is damaged."""
+        return self.storage.read_json(self._key(relpath))
+
+    def _key(self, relpath: str) -> str:
+        return "/".join(part for part in (self.relpath, relpath.strip("/")) if part)
+
+    def _fetched(self) -> dict[str, list[str]]:
+        try:
+            known: dict[str, list[str]] = json.loads((self.local / _FETCHED).read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            return {}
+        return known
+
+
+def _local_mark(path: Path) -> str:
+    stat = path.stat()
+    return f"{stat.st_size}-{stat.st_mtime_ns}"

@@ -1,0 +1,175 @@
+"""An append-only file of what a stage has to tell the tracking server, written at once and locally.
+
+One JSON object a line. A line is written by one write call, so a killed process leaves at most a torn last line, which
+the next writer cuts off. What is in the journal reaches MLflow sooner or later (replay.py), whatever dies in between.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import UserError
+from pipelines.tracking.redact import redact
+
+_READ_BYTES = 1 << 20
+
+
+class Journal:
+    """Writes one journal file. One writer at a time, in one process; its threads may share it.
+
+    Raises: UserError: another process has the file open for writing.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.Lock()
+        self._last_step: dict[str, int] = {}
+        self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._descriptor)
+            raise UserError(
+                f"{self.path} is being written by another process. Wait for that run to end, or stop it; then run "
+                "again."
+            ) from error
+        try:
+            self._recover()
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+
+    def log_metrics(self, step: int, values: Mapping[str, float], time_ms: int | None = None) -> None:
+        """Record metric values at a step, at wall-clock `time_ms` since the epoch (default: now).
+
+        A metric whose journal already reaches `step` is left out: a stage that carries on from a checkpoint does the
+        steps since then again, with the same result, and they are already told.
+        """
+        with self._lock:
+            fresh = {name: float(value) for name, value in values.items() if step > self._last_step.get(name, -1)}
+            if fresh:
+                self._last_step.update(dict.fromkeys(fresh, step))
+                encoded = {name: _encode_float(value) for name, value in fresh.items()}
+                self._append({"event": "metrics", "step": step, "values": encoded}, time_ms)
+
+    def last_step(self, name: str) -> int | None:
+        """The last step journalled for a metric, by this writer or one before it."""
+        with self._lock:
+            return self._last_step.get(name)
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Record parameters by their dotted names; secrets among them are masked."""
+        self.write("params", params=redact(dict(params)))
+
+    def set_tags(self, tags: Mapping[str, Any]) -> None:
+        """Record tags; a later value replaces an earlier one."""
+        self.write("tags", tags={key: str(value) for key, value in redact(dict(tags)).items()})
+
+    def log_dataset(
+        self, name: str, digest: str, source: str, context: str = "training", profile: Mapping[str, Any] | None = None
+    ) -> None:
+        """Record that a data set was read: `digest` identifies its content, `source` says where it is."""
+        profile = redact(dict(profile or {}))
+        self.write("dataset", name=name, digest=digest, source=redact(source), context=context, profile=profile)
+
+    def log_artifact(self, relpath: str) -> None:
+        """Record that a file or directory of the stage's artifact, by its path in it, is to be shown with the run."""
+        self.write("artifact", path=relpath)
+
+    def log_json(self, file: str, content: Any) -> None:
+        """Record a JSON or YAML document (by the suffix of `file`) to be shown with the run."""
+        self.write("json", file=file, content=redact(content))
+
+    def log_model(self, name: str, relpath: str, tags: Mapping[str, Any] | None = None) -> None:
+        """Record that a directory of the stage's artifact is a model to be registered under `name`."""
+        self.write("model", name=name, path=relpath, tags={key: str(value) for key, value in (tags or {}).items()})
+
+    def write(self, event: str, **fields: Any) -> None:
+        """Append one event of any type that replay.py knows."""
+        with self._lock:
+            self._append({"event": event, **fields})
+
+    def flush(self) -> None:
+        """Return once everything written is on the disk, safe from a power cut."""
+        with self._lock:
+            if self._descriptor >= 0:
+                os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        """Flush and let another process write. Closing twice does no harm."""
+        with self._lock:
+            if self._descriptor >= 0:
+                os.fsync(self._descriptor)
+                os.close(self._descriptor)
+                self._descriptor = -1
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _append(self, event: dict[str, Any], time_ms: int | None = None) -> None:
+        if self._descriptor < 0:
+            raise ValueError(f"{self.path} is closed.")
+        line = json.dumps({"t": int(time.time() * 1000) if time_ms is None else time_ms, **event}, allow_nan=False)
+        data = memoryview(line.encode() + b"\n")
+        while data:
+            data = data[os.write(self._descriptor, data) :]
+
+    def _recover(self) -> None:
+        """Cut off a torn last line and read up to which step each metric is told."""
+        end = 0
+        for event, end in read_events(self.path):  # noqa: B007 (the last value is used below)
+            if event.get("event") == "metrics":
+                for name in event["values"]:
+                    self._last_step[name] = max(event["step"], self._last_step.get(name, -1))
+        os.ftruncate(self._descriptor, end)
+
+
+def read_events(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
+    """The complete events from byte `offset` on, each with the offset just behind it. A torn last line is not read.
+
+    Raises: UserError: a line that is complete is not a journal event.
+    """
+    try:
+        file = open(path, "rb")  # noqa: SIM115 (closed below; a missing file is not an error)
+    except FileNotFoundError:
+        return
+    with file:
+        file.seek(offset)
+        rest = b""
+        while block := file.read(_READ_BYTES):
+            *lines, rest = (rest + block).split(b"\n")
+            for line in lines:
+                offset += len(line) + 1
+                yield _decode(line, path, offset), offset
+
+
+def _decode(line: bytes, path: Path, end: int) -> dict[str, Any]:
+    try:
+        event: dict[str, Any] = json.loads(line)
+        if not isinstance(event["event"], str):
+            raise TypeError("its event is not a name")
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged just before byte {end}: {error}. Move the file away to go on without the points it "
+            "holds."
+        ) from error
+    if event["event"] == "metrics":
+        event["values"] = {name: float(value) for name, value in event["values"].items()}
+    return event
+
+
+def _encode_float(value: float) -> float | str:
+    """JSON has no NaN and no infinities; Python's float() reads these names back."""
+    return value if math.isfinite(value) else str(value)
