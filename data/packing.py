@@ -5,7 +5,7 @@ A slice's documents A, B, ... make one stream, each behind an end-of-document to
     eod A1 A2 A3 eod B1 B2 eod
 
 The stream is cut into samples of seq_len + 1 tokens, each overlapping the next by one: a sample's tokens but the last are
-inputs, all but the first are targets. So every token of every document is a target exactly once, and so is each
+inputs, all but the first are targets. Beside the tokens stand the offsets of its eods, where documents start. So every
 document's end; eod also is what a document's first token is predicted from. Why so: docs/design/0010.
 """
 
@@ -28,6 +28,7 @@ from data.tokenizer import Tokenizer
 
 SPLITS: tuple[Split, ...] = ("train", "valid")
 INDEX_FILE = "index.json"
+DOC_STARTS_DTYPE = np.dtype("<i4")  # stored as bytes: MDS has no empty arrays, and a sample may begin no document
 _ENCODE_CHARS = 1 << 20  # documents are encoded together until they hold this much
 _SAMPLES_AT_ONCE = 64
 
@@ -182,8 +183,8 @@ class _SplitWriter:
         for start in range(0, num_samples * seq_len, seq_len):
             end = min(start + seq_len + 1, len(tokens))
             low, high = np.searchsorted(doc_starts, (start, end))
-            sample = {"tokens": tokens[start:end], "doc_starts": (doc_starts[low:high] - start).astype(np.int32)}
-            self._writer.write(sample)
+            offsets = (doc_starts[low:high] - start).astype(DOC_STARTS_DTYPE)
+            self._writer.write({"tokens": tokens[start:end], "doc_starts": offsets.tobytes()})
         self.counts += SplitCounts(num_documents=0, num_samples=num_samples, num_tokens=0, num_bytes=0)
         self._pending = [tokens[num_samples * seq_len :]]
         self._num_pending = len(self._pending[0])
@@ -191,7 +192,7 @@ class _SplitWriter:
     def _open(self) -> Any:
         from streaming import MDSWriter
 
-        columns = {"tokens": f"ndarray:{self._format.token_dtype}", "doc_starts": "ndarray:int32"}
+        columns = {"tokens": f"ndarray:{self._format.token_dtype}", "doc_starts": "bytes"}
         return MDSWriter(columns=columns, out=str(self._folder), hashes=["sha256"], size_limit=self._shard_bytes)
 
 
