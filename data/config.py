@@ -27,7 +27,9 @@ class FilesSource(StrictConfig):
         description="Files or globs (`**` descends), read in this order, a glob's matches sorted. "
         "Formats: .txt (one file is one document), .jsonl, .jsonl.gz, .jsonl.zst (one JSON object a line), .parquet.",
     )
-    text_field: str = Field("text", min_length=1, description="Field (.jsonl) or column (.parquet) that holds the text.")
+    text_field: str = Field(
+        "text", min_length=1, description="Field (.jsonl) or column (.parquet) that holds the text."
+    )
     invalid_utf8: InvalidUtf8 = Field(
         "error",
         description="What to do with a document that is not valid UTF-8: stop with an error, put U+FFFD in place of "
@@ -47,7 +49,7 @@ class FilesSource(StrictConfig):
 
 
 class HuggingFaceSource(StrictConfig):
-    """A data set of the Hugging Face Hub, or a folder in its layout. Needs the `hf` extra and, for the Hub, the network."""
+    """A data set of the Hugging Face Hub (needs the network), or a folder in its layout. Needs the `hf` extra."""
 
     kind: Literal["huggingface"]
     dataset: str = Field(min_length=1, description="Id on the Hub (`owner/name`), or a local folder.")
@@ -92,7 +94,9 @@ class TokenizerFields(StrictConfig):
     def _trained_or_loaded(self) -> Self:
         if (self.source is None) == (self.load is None):
             found = "neither" if self.source is None else "both"
-            raise ValueError(f"found {found} of source and load, expected exactly one: train on a source, or load a tokenizer.")
+            raise ValueError(
+                f"found {found} of source and load, expected exactly one: train on a source, or load a tokenizer."
+            )
         return self
 
 

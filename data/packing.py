@@ -4,9 +4,10 @@ A slice's documents A, B, ... make one stream, each behind an end-of-document to
 
     eod A1 A2 A3 eod B1 B2 eod
 
-The stream is cut into samples of seq_len + 1 tokens, each overlapping the next by one: a sample's tokens but the last are
-inputs, all but the first are targets. Beside the tokens stand the offsets of its eods, where documents start. So every
-document's end; eod also is what a document's first token is predicted from. Why so: docs/design/0010.
+The stream is cut into samples of seq_len + 1 tokens, each overlapping the next by one: all tokens of a sample but the
+last are inputs, all but the first are targets. Beside the tokens stand the offsets of its eods, where documents start.
+So every token of every document is a target exactly once, and so is each document's end; eod also is what a document's
+first token is predicted from. Why so: docs/design/0010-documents-in-packed-sequences.md.
 """
 
 from __future__ import annotations
@@ -17,64 +18,20 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from data.config import StrictConfig, TokenizeFields
+from data.config import TokenizeFields
 from data.errors import DataError
+from data.records import NOTHING, SPLITS, PackingFormat, ShardsSummary, SliceRecord, Split, SplitCounts
 from data.sources import Document, Slice, read_slice
 from data.tokenizer import Tokenizer
 
-SPLITS: tuple[Split, ...] = ("train", "valid")
 INDEX_FILE = "index.json"
 DOC_STARTS_DTYPE = np.dtype("<i4")  # stored as bytes: MDS has no empty arrays, and a sample may begin no document
 _ENCODE_CHARS = 1 << 20  # documents are encoded together until they hold this much
 _SAMPLES_AT_ONCE = 64
-
-Split = Literal["train", "valid"]
-
-
-class PackingFormat(StrictConfig):
-    """How the tokens in shards are to be read."""
-
-    seq_len: int
-    eod_id: int
-    vocab_size: int
-    token_dtype: Literal["uint16", "uint32"]
-    tokenizer_sha256: str
-
-
-class SplitCounts(StrictConfig):
-    """What a split holds. num_tokens counts targets: the documents' tokens and one end for each."""
-
-    num_documents: int
-    num_samples: int
-    num_tokens: int
-    num_bytes: int
-
-    def __add__(self, other: SplitCounts) -> SplitCounts:
-        return SplitCounts(**{name: getattr(self, name) + getattr(other, name) for name in SplitCounts.model_fields})
-
-
-NOTHING = SplitCounts(num_documents=0, num_samples=0, num_tokens=0, num_bytes=0)
-
-
-class SliceRecord(StrictConfig):
-    """What write_slice wrote. Its presence in a file means that the slice's shards are whole."""
-
-    index: int
-    format: PackingFormat
-    counts: dict[Split, SplitCounts]
-    shards: dict[Split, tuple[dict[str, Any], ...]]  # entries of an MDS index, relative to the split's folder
-
-
-class ShardsSummary(StrictConfig):
-    """A finished set of shards."""
-
-    format: PackingFormat
-    counts: dict[Split, SplitCounts]
-    index_sha256: dict[Split, str]  # identity of each split's content
 
 
 def slice_folder(index: int) -> str:
@@ -117,7 +74,7 @@ def write_slice(slice_: Slice, tokenizer: Tokenizer, fields: TokenizeFields, out
 def merge_slices(out_dir: Path, records: Sequence[SliceRecord], fields: TokenizeFields) -> ShardsSummary:
     """Write {train,valid}/index.json over all slices in their order. Only then are the shards a data set.
 
-    Only the records are read, so the shards themselves may be on other machines. A split without documents gets no index.
+    Only the records are read, so the shards may be on other machines. A split without documents gets no index.
     Raises: DataError: no document at all, or none for a split that should have some.
     """
     records = sorted(records, key=lambda record: record.index)
@@ -128,7 +85,12 @@ def merge_slices(out_dir: Path, records: Sequence[SliceRecord], fields: Tokenize
     for split in SPLITS:
         if counts[split].num_samples:
             shards = [shard for record in records for shard in record.shards[split]]
-            index = {"version": 2, "shards": shards, "format": format_.model_dump(), "counts": counts[split].model_dump()}
+            index = {
+                "version": 2,
+                "shards": shards,
+                "format": format_.model_dump(),
+                "counts": counts[split].model_dump(),
+            }
             data = json.dumps(index, sort_keys=True).encode()
             _write_atomic(out_dir / split / INDEX_FILE, data)
             digests[split] = hashlib.sha256(data).hexdigest()

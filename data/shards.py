@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from data.errors import DataError
-from data.packing import DOC_STARTS_DTYPE, INDEX_FILE, PackingFormat, Split, SplitCounts
+from data.packing import DOC_STARTS_DTYPE, INDEX_FILE
+from data.records import PackingFormat, Split, SplitCounts
 
 IGNORED_TARGET = -100
 PADDING_DOC = -1
@@ -66,8 +67,8 @@ def read_index(shards_dir: Path, split: Split) -> ShardIndex:
         )
     except FileNotFoundError:
         raise DataError(
-            f"{file}: there is no index of the {split} split: tokenizing did not finish, or gave this split no document "
-            "(validation_fraction=0 leaves `valid` empty). Run the tokenize stage, with a larger validation_fraction."
+            f"{file}: there is no index of the {split} split: tokenizing did not finish, or gave this split no "
+            "document (validation_fraction=0 leaves `valid` empty). Run the tokenize stage, with a larger validation_fraction."
         ) from None
     except (ValueError, KeyError) as error:
         raise DataError(f"{file}: damaged: {error}. Delete the tokenize stage's artifact and run it again.") from error
@@ -127,7 +128,7 @@ def read_token_documents(shards_dir: Path, split: Split) -> Iterator[np.ndarray]
     for _, shards in groupby(index.shards, key=lambda shard: Path(shard["raw_data"]["basename"]).parent):
         parts: list[np.ndarray] = []  # of the document begun
         for sample in _read_samples(index.folder, shards):
-            inputs = sample["tokens"][:-1]  # the last is the next sample's first, or the end of the slice's last document
+            inputs = sample["tokens"][:-1]  # the last one begins the next sample too, or ends the slice
             doc_starts = np.frombuffer(sample["doc_starts"], DOC_STARTS_DTYPE)
             continued, *begun = np.split(inputs, doc_starts[doc_starts < len(inputs)])
             parts.append(continued)

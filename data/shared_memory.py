@@ -96,7 +96,8 @@ def remove_stale(registry: Path) -> list[int]:
 
 
 def _remove_segments(first: int) -> None:
-    import _posixshmem  # what multiprocessing.shared_memory stands on; it cannot remove a segment without mapping it
+    # What multiprocessing.shared_memory stands on; that itself cannot remove a segment without mapping it.
+    import _posixshmem  # type: ignore[import-not-found]
 
     from streaming.base import constant
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch.distributed as dist
 
 from data.errors import DataError
-from data.packing import PackingFormat, Split
+from data.records import PackingFormat, Split
 from data.shards import TokenBatch, collate, read_index, read_token_batches, read_token_documents
 from data.shared_memory import Namespace, close_segments
 
@@ -160,8 +160,8 @@ def open_stream(
     samples_per_epoch = index.counts.num_samples // unit * unit
     if not samples_per_epoch:
         raise DataError(
-            f"{index.folder}: {index.counts.num_samples} samples of {index.format.seq_len} tokens, fewer than one global "
-            f"batch of {unit}. Give more text, or lower global_batch_size or seq_len."
+            f"{index.folder}: {index.counts.num_samples} samples of {index.format.seq_len} tokens, fewer than one "
+            f"global batch of {unit}. Give more text, or lower global_batch_size or seq_len."
         )
     namespace = Namespace(world.rank, world.num_ranks, world.ranks_per_node, scratch_dir)
     with namespace.entered():

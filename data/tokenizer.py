@@ -1,7 +1,7 @@
-"""Byte-level BPE: trained and stored in the Hugging Face format, encoded through tiktoken where that gives the same ids.
+"""Byte-level BPE: trained and stored in the Hugging Face format, encoded by tiktoken where that gives the same ids.
 
-Every byte is a token, so any text comes back exactly. Special tokens are never read out of text: "<|endoftext|>" written
-in a document is encoded as those 13 characters. Measured and argued in docs/design/0011.
+Every byte is a token, so any text comes back exactly. Special tokens are never read out of text: "<|endoftext|>" in a
+document is encoded as those 13 characters. Measured and argued in docs/design/0011-tokenizer-and-its-two-encoders.md.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import tiktoken
-import tokenizers
+import tokenizers  # type: ignore[import-untyped]
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from data.config import Source, TokenizerFields
@@ -92,7 +92,7 @@ class Tokenizer:
         return self._encode_batch_tokenizers(texts)
 
     def decode(self, ids: Iterable[int]) -> bytes:
-        """The bytes the ids stand for; special tokens stand for none. A cut inside a character stays visible in them."""
+        """The bytes the ids stand for; special tokens stand for none. They need not end at the end of a character."""
         return b"".join(self._bytes_of_id[token] for token in ids)
 
     def save(self, folder: Path) -> None:
@@ -227,7 +227,7 @@ def _bytes_of_ids(model: tokenizers.Tokenizer, spec: dict[str, Any], name: str) 
             of_id[index] = added[index] if index in added else bytes(byte_of_char[char] for char in token)
         except KeyError:
             raise DataError(
-                f"{name}: token {token!r} (id {index}) is not written in byte-level characters. Expected a byte-level BPE."
+                f"{name}: token {token!r} (id {index}) is not in byte-level characters. Expected a byte-level BPE."
             ) from None
     missing = {bytes([byte]) for byte in range(256)} - set(of_id)
     if missing:
@@ -238,9 +238,9 @@ def _bytes_of_ids(model: tokenizers.Tokenizer, spec: dict[str, Any], name: str) 
 def _same_in_tiktoken(spec: dict[str, Any]) -> tiktoken.Encoding | None:
     """A tiktoken encoding with the same ids for every text, or None where that is not certain.
 
-    tiktoken joins neighbours whenever their join is a token, the one with the smallest id first; `tokenizers` joins the
-    pairs that are merges, in their order. Both come to the same if ids grow with the merges and each merged token, split
-    into bytes and joined by the merges before its own, ends as the two halves of its merge.
+    tiktoken joins neighbours whenever their join is a token, the one with the smallest id first; `tokenizers` joins
+    the pairs that are merges, in their order. Both come to the same if ids grow with the merges and each merged token,
+    split into bytes and joined by the merges before its own, ends as the two halves of its merge.
     """
     model = spec["model"]
     split, *rest = _pre_tokenizers(spec)

@@ -51,5 +51,6 @@ def _read_sha256(path: Path) -> str:
 
 def _cache_file(path: Path) -> Path:
     configured = os.environ.get("BMOJO_CACHE_DIR")
-    root = Path(configured) if configured else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bmojo"
+    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    root = Path(configured) if configured else user_cache / "bmojo"
     return root / "digests" / (hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32] + ".json")

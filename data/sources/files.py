@@ -48,8 +48,8 @@ def read_part(source: FilesSource, part: Part) -> Iterator[Document]:
         size = path.stat().st_size
     except OSError as error:
         raise DataError(
-            f"{path}: {error.strerror}. The file was there when the work was planned: every machine that tokenizes must "
-            "see it at the same path."
+            f"{path}: {error.strerror}. The file was there when the work was planned: every machine that tokenizes "
+            "must see it at the same path."
         ) from error
     if size != part.file_bytes:
         raise DataError(
@@ -121,7 +121,7 @@ def _paths(source: FilesSource) -> list[Path]:
             _suffix(path)
             paths[path.absolute()] = None
     if not any(path.stat().st_size for path in paths):
-        raise DataError(f"source.paths: empty corpus: all {len(paths)} files have 0 bytes. Name files with text in them.")
+        raise DataError(f"source.paths: empty corpus: all {len(paths)} files have 0 bytes. Name files with text.")
     return list(paths)
 
 

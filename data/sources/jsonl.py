@@ -37,15 +37,15 @@ def read_compressed(source: FilesSource, path: Path) -> Iterator[Document]:
     try:
         for number, line in enumerate(_lines(path), start=1):
             yield from _parse(source, line, f"{path}:{number}", _Place(path, line_number=number))
-    except (EOFError, gzip.BadGzipFile, zlib.error, _ZstdDamage) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error, _ZstdError) as error:
         raise DataError(
             f"{path}: the compressed stream is damaged or cut off after line {number}: {error}. Expected a whole "
             f"{path.suffix} file: check it with `{'gzip' if path.suffix == '.gz' else 'zstd'} -t`, fetch it again."
         ) from error
 
 
-class _ZstdDamage(Exception):
-    pass
+class _ZstdError(Exception):
+    """A zstd stream is cut off or damaged."""
 
 
 class _Place:
@@ -139,9 +139,9 @@ def _zstd_blocks(compressed: BinaryIO) -> Iterator[bytes]:
                 if frame.eof:
                     block, frame = frame.unused_data, None
     except zstandard.ZstdError as error:
-        raise _ZstdDamage(str(error)) from error
+        raise _ZstdError(str(error)) from error
     if frame is not None:
-        raise _ZstdDamage("it ends inside a frame")
+        raise _ZstdError("it ends inside a frame")
 
 
 def _shown(text: str) -> str:

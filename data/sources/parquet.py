@@ -68,6 +68,6 @@ def _open(path: Path, text_field: str) -> Any:
     column = schema.field(text_field).type
     if not (pa.types.is_string(column) or pa.types.is_large_string(column)):
         raise DataError(
-            f"{path}: column {text_field!r} has type {column}, expected string. Set source.text_field to a column of text."
+            f"{path}: column {text_field!r} has type {column}, expected string. Set source.text_field to a text column."
         )
     return file

@@ -1,0 +1,94 @@
+"""Work of a stage spread over Ray tasks, and what their errors mean to the user."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from data.errors import DataError
+from pipelines.errors import UserError
+from pipelines.stages.base import Resources
+from pipelines.training.placement import num_places, worker_bundle
+
+Result = TypeVar("Result")
+
+_MAX_RETRIES = 3  # of a task whose worker process or machine died
+_POLL_S = 2.0
+_CANCEL_S = 10.0
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Bad data, and a disk that cannot be written, become errors that the user is to mend."""
+    try:
+        yield
+    except DataError as error:
+        raise UserError(str(error)) from error
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        raise UserError(
+            f"{error.filename or 'disk'}: {error.strerror}. Make room, or allow writing there, and run again: what is "
+            "finished is kept."
+        ) from error
+
+
+def run_tasks(
+    function: Callable[..., Result], calls: Sequence[tuple[Any, ...]], resources: Resources
+) -> Iterator[Result]:
+    """Call `function` with each tuple of arguments in Ray tasks, at most resources.num_workers at once.
+
+    Yields: results as they come. A task whose worker dies is started again; when one raises, the others are cancelled.
+    Raises: UserError: the data or the disk is at fault, or no machine is large enough for one task.
+    """
+    import ray
+    from ray.exceptions import RayTaskError
+
+    _wait_for_room(resources)
+    options: dict[str, Any] = {"num_cpus": resources.cpus_per_worker, "max_retries": _MAX_RETRIES}
+    if resources.gpus_per_worker:
+        options["num_gpus"] = resources.gpus_per_worker
+    task = ray.remote(**options)(function)
+    waiting = list(reversed(calls))
+    running: list[Any] = []
+    try:
+        while waiting or running:
+            while waiting and len(running) < resources.num_workers:
+                running.append(task.remote(*waiting.pop()))
+            (done, *_), _ = ray.wait(running, num_returns=1)
+            running.remove(done)
+            try:
+                result: Result = ray.get(done)
+            except RayTaskError as error:
+                with user_errors():
+                    raise error.cause from error
+            yield result
+    finally:
+        for reference in running:
+            ray.cancel(reference, force=True)
+        if running:
+            ray.wait(running, num_returns=len(running), timeout=_CANCEL_S)
+
+
+def _wait_for_room(resources: Resources) -> None:
+    """Return when some machine could hold one task. Raises UserError after placement_timeout_s."""
+    import ray
+
+    one = resources.model_copy(update={"num_workers": 1})
+    deadline = time.monotonic() + resources.placement_timeout_s
+    while True:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if num_places(one, nodes):
+            return
+        if time.monotonic() >= deadline:
+            asked = " and ".join(f"{amount:g} {kind}" for kind, amount in worker_bundle(resources).items())
+            there = "; ".join(f"{node.get('CPU', 0):g} CPU, {node.get('GPU', 0):g} GPU" for node in nodes) or "none"
+            raise UserError(
+                f"resources: one task asks for {asked}, and no machine of the cluster has that much (nodes: {there}). "
+                "Lower resources.cpus_per_worker or gpus_per_worker, or add a larger machine."
+            )
+        time.sleep(_POLL_S)

@@ -1,0 +1,167 @@
+"""The `tokenize` stage: text to packed token ids in MDS shards, slice by slice in Ray tasks.
+
+In the artifact: {train,valid}/slice-NNNNN/*.mds and slices/NNNNN.json, the record that makes a slice count as done; at
+the end {train,valid}/index.json, which make a data set of them, and a copy of the tokenizer.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from data.config import TokenizeFields
+from data.records import SPLITS, ShardsSummary, SliceRecord
+from pipelines.stages.base import StageConfig, StageContext, StageOutput
+from pipelines.stages.tokenizer import TOKENIZER_FOLDER, describe_source
+
+if TYPE_CHECKING:
+    from data.sources import Slice
+    from data.tokenizer import Tokenizer
+    from pipelines.engine.artifact import ArtifactDir
+
+_RECORDS_FOLDER = "slices"
+
+
+class TokenizeStageConfig(StageConfig, TokenizeFields):
+    """Tokenize text with the tokenizer of the stage in `needs`."""
+
+    kind: Literal["tokenize"]
+
+
+class TokenizeOutput(StageOutput):
+    """What the shards hold. Tokens count targets: the documents' tokens and one end for each document."""
+
+    seq_len: int
+    vocab_size: int = Field(description="Number of the tokenizer's ids.")
+    eod_id: int = Field(description="Id of the end-of-document token.")
+    token_dtype: str
+    tokenizer_sha256: str
+    num_slices: int
+    num_train_documents: int
+    num_train_samples: int
+    num_train_tokens: int
+    num_train_bytes: int = Field(description="Bytes of the text, in UTF-8.")
+    num_valid_documents: int
+    num_valid_samples: int
+    num_valid_tokens: int
+    num_valid_bytes: int
+    train_sha256: str = Field(description="Identity of the training split's content.")
+    valid_sha256: str | None = Field(description="Identity of the validation split's content; null: it is empty.")
+
+
+class TokenizeStage:
+    """Finished slices are kept between attempts; one that was being written is written again."""
+
+    kind: ClassVar[str] = "tokenize"
+    code_version: ClassVar[int] = 1
+    config_type: ClassVar[type[TokenizeStageConfig]] = TokenizeStageConfig
+    output_type: ClassVar[type[TokenizeOutput]] = TokenizeOutput
+
+    def content_identity(self, config: TokenizeStageConfig) -> str:
+        """Digest of the text. Raises UserError where it is missing."""
+        from data.sources import content_identity
+        from pipelines.stages.tasks import user_errors
+
+        with user_errors():
+            return content_identity(config.source)
+
+    def run(self, config: TokenizeStageConfig, context: StageContext) -> TokenizeOutput:
+        """Write the shards. Raises UserError: the text is unfit, or there is none for a split."""
+        from data.packing import merge_slices
+        from data.sources import plan_slices
+        from pipelines.stages.tasks import user_errors
+
+        (tokenizer,) = context.inputs_of("tokenizer")
+        artifact = context.artifact
+        digest = self.content_identity(config)
+        context.journal.log_dataset(context.name, digest, describe_source(config.source), context="tokenize")
+        with user_errors():
+            slices = plan_slices(config.source, config.slice_bytes)
+            records = self._tokenize(slices, config, tokenizer.artifact, context)
+            summary = merge_slices(artifact.local, records, config)
+            for split in summary.index_sha256:
+                artifact.publish(f"{split}/index.json")
+            tokenizer_folder = tokenizer.artifact.fetch(TOKENIZER_FOLDER)
+            shutil.copytree(tokenizer_folder, artifact.local / TOKENIZER_FOLDER, dirs_exist_ok=True)
+            artifact.publish(TOKENIZER_FOLDER)
+        return _output(summary, len(slices))
+
+    def _tokenize(
+        self, slices: list[Slice], config: TokenizeStageConfig, tokenizer: ArtifactDir, context: StageContext
+    ) -> list[SliceRecord]:
+        """Write the slices that are not yet written. Returns the records of all."""
+        from pipelines.stages.tasks import run_tasks
+
+        artifact, journal = context.artifact, context.journal
+        records = _finished_slices(artifact)
+        finished = {record.index for record in records}
+        calls = [(slice_, config, tokenizer, artifact) for slice_ in slices if slice_.index not in finished]
+        num_reused = len(records)
+        journal.log_metrics(num_reused, {"tokenize/slices_total": len(slices), "tokenize/slices_done": num_reused})
+        started = time.monotonic()
+        for record in run_tasks(_tokenize_slice, calls, config.resources):
+            records.append(record)
+            elapsed_s = time.monotonic() - started
+            num_tokens = _total(records, "num_tokens")
+            journal.log_metrics(
+                len(records),
+                {
+                    "tokenize/slices_done": len(records),
+                    "tokenize/tokens": num_tokens,
+                    "tokenize/tokens_per_s": _total(records[num_reused:], "num_tokens") / elapsed_s,
+                    "tokenize/bytes_per_token": _total(records, "num_bytes") / max(num_tokens, 1),
+                },
+            )
+        return records
+
+
+def _tokenize_slice(
+    slice_: Slice, config: TokenizeStageConfig, tokenizer: ArtifactDir, artifact: ArtifactDir
+) -> SliceRecord:
+    """Runs as a Ray task. Raises DataError. The record is written last: with it the slice is done."""
+    from data.packing import slice_folder, write_slice
+
+    record = write_slice(slice_, _load_tokenizer(tokenizer), config, artifact.local)
+    for split in SPLITS:
+        if record.shards[split]:
+            artifact.publish(f"{split}/{slice_folder(slice_.index)}")
+    artifact.write_json(f"{_RECORDS_FOLDER}/{slice_.index:05d}.json", record.model_dump(mode="json"))
+    return record
+
+
+_loaded_tokenizers: dict[str, Tokenizer] = {}  # by URL: a worker process does many slices with one tokenizer
+
+
+def _load_tokenizer(artifact: ArtifactDir) -> Tokenizer:
+    from data.tokenizer import load_tokenizer
+
+    if artifact.url not in _loaded_tokenizers:
+        _loaded_tokenizers[artifact.url] = load_tokenizer(artifact.fetch(TOKENIZER_FOLDER))
+    return _loaded_tokenizers[artifact.url]
+
+
+def _finished_slices(artifact: ArtifactDir) -> list[SliceRecord]:
+    names = [name for name in artifact.listdir(_RECORDS_FOLDER) if name.endswith(".json")]
+    return [SliceRecord.model_validate(artifact.read_json(f"{_RECORDS_FOLDER}/{name}")) for name in names]
+
+
+def _total(records: list[SliceRecord], count: str) -> int:
+    return sum(getattr(record.counts[split], count) for record in records for split in SPLITS)
+
+
+def _output(summary: ShardsSummary, num_slices: int) -> TokenizeOutput:
+    counts: dict[str, Any] = {
+        f"num_{split}_{name.removeprefix('num_')}": value
+        for split in SPLITS
+        for name, value in summary.counts[split].model_dump().items()
+    }
+    return TokenizeOutput(
+        **summary.format.model_dump(),
+        **counts,
+        num_slices=num_slices,
+        train_sha256=summary.index_sha256["train"],
+        valid_sha256=summary.index_sha256.get("valid"),
+    )
