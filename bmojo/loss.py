@@ -1,0 +1,74 @@
+"""Next-token cross-entropy without materialising the logits of a whole batch."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+IGNORED = -100
+CHUNK_LOGITS = 1 << 22  # logits held at a time
+
+
+class LossOutput(NamedTuple):
+    loss: Tensor  # mean over targets, z-loss included
+    nll_s: Tensor  # float32, of each token; 0 where ignored; without gradient
+    num_targets: Tensor
+
+
+def linear_cross_entropy(hidden_sd: Tensor, weight_vd: Tensor, target_s: Tensor, z_loss_weight: float) -> LossOutput:
+    """Mean of -log softmax(hidden weight^T)[target] + z_loss_weight * logsumexp^2 over targets other than -100.
+
+    Where gradients are wanted they are computed here, chunk by chunk, while the logits are at hand, and only scaled in
+    the backward: memory is one chunk of logits, and no logit is computed twice.
+    """
+    if torch.is_autocast_enabled(hidden_sd.device.type):
+        hidden_sd = hidden_sd.to(torch.get_autocast_dtype(hidden_sd.device.type))
+    with torch.autocast(hidden_sd.device.type, enabled=False):
+        loss, nll_s, num_targets = _LinearCrossEntropy.apply(
+            hidden_sd, weight_vd.to(hidden_sd.dtype), target_s, z_loss_weight
+        )
+    return LossOutput(loss, nll_s.float(), num_targets)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_sd: Tensor, weight_vd: Tensor, target_s: Tensor, z_loss_weight: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        num_tokens, vocab_size = hidden_sd.shape[0], weight_vd.shape[0]
+        precise = torch.promote_types(hidden_sd.dtype, torch.float32)
+        counted_s = (target_s != IGNORED).to(precise)
+        num_targets = counted_s.sum()
+        share_s = counted_s / num_targets.clamp_min(1)
+        nll_s = torch.empty(num_tokens, dtype=precise, device=hidden_sd.device)
+        loss = nll_s.new_zeros(())
+        with_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        grad_hidden_sd = torch.empty_like(hidden_sd) if with_grad else None
+        grad_weight_vd = torch.zeros_like(weight_vd, dtype=precise) if with_grad else None
+        rows = max(1, CHUNK_LOGITS // vocab_size)
+        for first in range(0, num_tokens, rows):
+            part = slice(first, min(first + rows, num_tokens))
+            logits_sv = (hidden_sd[part] @ weight_vd.t()).to(precise)
+            safe_target_s1 = target_s[part].clamp_min(0)[:, None]
+            log_z_s1 = logits_sv.logsumexp(-1, keepdim=True)
+            nll = (log_z_s1 - logits_sv.gather(1, safe_target_s1))[:, 0] * counted_s[part]
+            nll_s[part] = nll
+            loss += (nll + z_loss_weight * log_z_s1[:, 0].square()) @ share_s[part]
+            if grad_hidden_sd is not None and grad_weight_vd is not None:
+                slope_s1 = (1 + 2 * z_loss_weight * log_z_s1) * share_s[part, None]
+                grad_logits_sv = logits_sv.sub_(log_z_s1).exp_().mul_(slope_s1)
+                grad_logits_sv.scatter_add_(1, safe_target_s1, -share_s[part, None])
+                grad_logits_sv = grad_logits_sv.to(hidden_sd.dtype)
+                grad_hidden_sd[part] = grad_logits_sv @ weight_vd
+                grad_weight_vd += grad_logits_sv.t() @ hidden_sd[part]
+        ctx.save_for_backward(grad_hidden_sd, grad_weight_vd)
+        ctx.mark_non_differentiable(nll_s, num_targets)
+        return loss, nll_s, num_targets
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        grad_hidden_sd, grad_weight_vd = ctx.saved_tensors
+        scale = grad_outputs[0]
+        return grad_hidden_sd * scale, (grad_weight_vd * scale).to(grad_hidden_sd.dtype), None, None

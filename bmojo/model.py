@@ -1,0 +1,227 @@
+"""B'MOJO language model (arXiv:2407.06324) and its special cases: one class, the layer pattern says which.
+
+Departures from a pre-norm Transformer, all inside the mixers:
+- fading memory: a state-space model summarises the unbounded past (bmojo/mixers/mamba2.py)
+- eidetic memory: tokens its past predicts badly are kept verbatim (bmojo/mixers/innovation.py)
+- one attention reads the window, the fading outputs and the kept tokens together (bmojo/mixers/bmojo.py)
+
+Initial values (L layers, std = init_std):
+    embeddings, in-projections          normal(0, std)
+    out-projections to the residual     normal(0, std / sqrt(2 L))            GPT-2's residual scaling
+    SSM output inside bmojo, bmojo_f    normal(0, 1 / sqrt(fan in))           y then has the scale of u, which it stands for
+    norms, D                            1
+    conv taps                           uniform(+-1 / sqrt(taps))             Mamba-2
+    dt_bias                             softplus^-1(log-uniform[dt_min, dt_max])
+    A_log                               log uniform[a_min, a_max] (mamba2), log 1..n (mamba)
+    innovation predictor                exponential average
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from bmojo.config import ModelConfig
+from bmojo.layers import RMSNorm, RotaryTable, SwiGLU
+from bmojo.loss import linear_cross_entropy
+from bmojo.mixers import LayerMemory, MixerOutput, Sequence, build_mixer
+from bmojo.mixers.bmojo import BMojo
+from bmojo.prefill import prefill
+from bmojo.state import DecodingState, LayerState
+
+SSM_PARAMS = ("A_log", "D", "dt_bias")
+
+
+class LMOutput(NamedTuple):
+    """What a forward pass gives; see BMojoLM.forward."""
+
+    logits_btv: Tensor | None = None
+    loss: Tensor | None = None
+    nll_bt: Tensor | None = None
+    num_targets: Tensor | None = None
+    memory: list[LayerMemory | None] | None = None
+
+
+class Block(nn.Module):
+    """x + Mixer(RMSNorm(x)), then + SwiGLU(RMSNorm(.))."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.mixer_norm = RMSNorm(config.d_model, config.norm_eps)
+        self.mixer = build_mixer(config.mixers[layer], config)
+        self.mlp_norm = RMSNorm(config.d_model, config.norm_eps) if config.ff_width else None
+        self.mlp = SwiGLU(config.d_model, config.ff_width) if config.ff_width else None
+
+    def forward(self, x_btd: Tensor, sequence: Sequence, state: LayerState | None = None) -> tuple[Tensor, MixerOutput]:
+        mixed = self.mixer(self.mixer_norm(x_btd), sequence, state)
+        return self._feed_forward(x_btd + mixed.out_btd), mixed
+
+    def step(self, x_bd: Tensor, position_b: Tensor, rotary: RotaryTable | None, state: LayerState) -> Tensor:
+        return self._feed_forward(x_bd + self.mixer.step(self.mixer_norm(x_bd), position_b, rotary, state))
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        return x if self.mlp is None or self.mlp_norm is None else x + self.mlp(self.mlp_norm(x))
+
+
+class BMojoLM(nn.Module):
+    """A causal language model; weights are initialised with seed 0 at construction."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        if config.vocab_size is None:
+            raise ValueError("model.vocab_size is not set; use config.with_vocab_size(tokenizer.vocab_size).")
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.norm = RMSNorm(config.d_model, config.norm_eps)
+        self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.head.weight = self.embedding.weight
+        self.init_weights(seed=0)
+
+    # Training and scoring
+
+    def forward(
+        self,
+        tokens_bt: Tensor,
+        targets_bt: Tensor | None = None,
+        doc_ids_bt: Tensor | None = None,
+        return_memory: bool = False,
+        token_losses: bool = False,
+    ) -> LMOutput:
+        """Score a batch of token sequences.
+
+        Args:
+            tokens_bt: token ids.
+            targets_bt: the id each position should predict, -100 where none. None: return logits instead of a loss.
+            doc_ids_bt: integers, equal within a document and non-decreasing along t; -1 marks padding. None: each row
+                is one document. Nothing passes from one document to another.
+            return_memory: also return a LayerMemory for every bmojo and bmojo_f layer (None for other layers).
+            token_losses: also return nll_bt, the float32 negative log-likelihood of each target, 0 where there is none.
+        Returns: with targets: loss (mean over targets, with z-loss and a learned innovation predictor's loss where
+            configured) and num_targets; logits of the whole batch are never materialised. Without: logits_btv.
+        """
+        x_btd, predictor_losses, memory = self._features(tokens_bt, doc_ids_bt, return_memory)
+        layers = memory if return_memory else None
+        if targets_bt is None:
+            return LMOutput(logits_btv=self.head(x_btd), memory=layers)
+        result = linear_cross_entropy(
+            x_btd.flatten(0, 1), self.head.weight, targets_bt.flatten(), self.config.z_loss_weight
+        )
+        loss = result.loss
+        for predictor_loss in predictor_losses:
+            loss = loss + self.config.innovation_loss_weight * predictor_loss
+        nll_bt = result.nll_s.view_as(tokens_bt) if token_losses else None
+        return LMOutput(loss=loss, nll_bt=nll_bt, num_targets=result.num_targets, memory=layers)
+
+    def _features(
+        self, tokens_bt: Tensor, doc_ids_bt: Tensor | None, return_memory: bool
+    ) -> tuple[Tensor, list[Tensor], list[LayerMemory | None]]:
+        t = tokens_bt.shape[1]
+        sequence = Sequence(t, 0, doc_ids_bt, self._rotary(torch.arange(t, device=tokens_bt.device)), return_memory)
+        x_btd = self.embedding(tokens_bt)
+        predictor_losses, memory = [], []
+        for block in self.blocks:
+            x_btd, mixed = block(x_btd, sequence)
+            memory.append(mixed.memory)
+            if mixed.predictor_loss is not None:
+                predictor_losses.append(mixed.predictor_loss)
+        return self.norm(x_btd), predictor_losses, memory
+
+    def _rotary(self, position: Tensor) -> RotaryTable | None:
+        if not {"attention", "swa", "bmojo", "bmojo_f"} & set(self.config.mixers):
+            return None
+        precise = torch.promote_types(self.dtype, torch.float32)
+        return RotaryTable(position, self.config.attention_head_dim, self.config.rope_theta, precise)
+
+    # Decoding
+
+    def init_state(self, batch_size: int) -> DecodingState:
+        """The state before the first token."""
+        device = self.embedding.weight.device
+        layers = [block.mixer.init_state(batch_size, device, self.dtype) for block in self.blocks]
+        return DecodingState(torch.zeros(batch_size, dtype=torch.long, device=device), layers)
+
+    @torch.no_grad()
+    def prefill(
+        self, tokens_bt: Tensor, state: DecodingState | None = None, valid_bt: Tensor | None = None
+    ) -> tuple[Tensor, DecodingState]:
+        """Read tokens into a state, in pieces, so that memory does not grow with t.
+
+        Args:
+            tokens_bt: at least one token a row.
+            state: where to go on from; it is not changed. None: the beginning.
+            valid_bt: False marks padding, on the left or on the right of a row. None: no padding.
+        Returns: logits_bv after each row's last token, and the new state.
+        """
+        return prefill(self, tokens_bt, state, valid_bt)
+
+    def read_piece(self, tokens_bt: Tensor, start: int, state: DecodingState) -> Tensor:
+        """Continue rows that are all at position `start`, updating the state in place. Returns features x_btd.
+
+        The piece must start on a multiple of chunk_size or end in the chunk where it starts.
+        """
+        t = tokens_bt.shape[1]
+        position_t = torch.arange(start, start + t, device=tokens_bt.device)
+        sequence = Sequence(t, start, None, self._rotary(position_t))
+        x_btd = self.embedding(tokens_bt)
+        for block, layer in zip(self.blocks, state.layers, strict=True):
+            x_btd, _ = block(x_btd, sequence, layer)
+        state.position_b += t
+        return self.norm(x_btd)
+
+    @torch.no_grad()
+    def step(self, tokens_b: Tensor, state: DecodingState) -> tuple[Tensor, DecodingState]:
+        """Read one token a row. Returns logits_bv for the next, and the state, which is updated in place."""
+        rotary = self._rotary(state.position_b)
+        x_bd = self.embedding(tokens_b)
+        for block, layer in zip(self.blocks, state.layers, strict=True):
+            x_bd = block.step(x_bd, state.position_b, rotary, layer)
+        state.position_b += 1
+        return self.head(self.norm(x_bd)), state
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embedding.weight.dtype
+
+    # Parameters
+
+    def init_weights(self, seed: int) -> None:
+        """Set every parameter as the table above says, from `seed` alone."""
+        generator = torch.Generator(device=self.embedding.weight.device).manual_seed(seed)
+        std = self.config.init_std
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=std, generator=generator)
+            elif isinstance(module, nn.Linear) and not (name == "head" and self.config.tie_embeddings):
+                nn.init.normal_(module.weight, std=self._linear_std(name, module), generator=generator)
+            elif isinstance(module, RMSNorm):
+                nn.init.ones_(module.weight)
+        for module in self.modules():
+            if hasattr(module, "init_ssm"):
+                module.init_ssm(generator)
+            if isinstance(module, BMojo) and module.innovation is not None:
+                module.innovation.init_predictor()
+
+    def _linear_std(self, name: str, module: nn.Linear) -> float:
+        if name.endswith(".ssm.out_proj"):
+            return module.in_features**-0.5
+        if name.endswith(("out_proj", "down_proj")):
+            return self.config.init_std / math.sqrt(2 * self.config.num_layers)
+        return self.config.init_std
+
+    def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Parameters for an optimizer: matrices decay; SSM parameters, norms and embeddings do not."""
+        decayed, kept = [], []
+        for name, parameter in self.named_parameters():
+            matrix = parameter.dim() >= 2 and not is_ssm_param(name) and not name.startswith("embedding.")
+            (decayed if matrix else kept).append(parameter)
+        return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+
+
+def is_ssm_param(name: str) -> bool:
+    """Whether a parameter of this name must stay in float32 and out of weight decay, whatever the precision."""
+    return name.rsplit(".", 1)[-1] in SSM_PARAMS

@@ -1,0 +1,72 @@
+"""Reading prompts into a decoding state: in pieces aligned to chunks, rows of one length at a time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from bmojo.state import DecodingState
+
+if TYPE_CHECKING:
+    from bmojo.model import BMojoLM
+
+PIECE_TOKENS = 2048
+
+
+def prefill(
+    model: BMojoLM, tokens_bt: Tensor, state: DecodingState | None, valid_bt: Tensor | None
+) -> tuple[Tensor, DecodingState]:
+    """See BMojoLM.prefill. Rows that differ in length or in position are read group by group, each without padding,
+    so that a row's result does not depend on the others."""
+    batch_size, t = tokens_bt.shape
+    state = model.init_state(batch_size) if state is None else state.clone()
+    if t == 0 or state.batch_size != batch_size:
+        raise ValueError(f"prefill got tokens {tuple(tokens_bt.shape)} for a state of {state.batch_size} rows.")
+    spans = _spans(valid_bt) if valid_bt is not None else [(0, t)] * batch_size
+    groups: dict[tuple[int, int], list[int]] = {}
+    for row, ((first, last), start) in enumerate(zip(spans, state.position_b.tolist(), strict=True)):
+        groups.setdefault((last - first, start), []).append(row)
+    if len(groups) == 1:
+        ((length, start),) = groups
+        tokens = tokens_bt if length == t else _rows(tokens_bt, spans, range(batch_size))
+        return _read(model, tokens, start, state), state
+    logits, parts, order = [], [], []
+    for (_, start), rows in groups.items():
+        part = state.select(torch.tensor(rows, device=tokens_bt.device))
+        logits.append(_read(model, _rows(tokens_bt, spans, rows), start, part))
+        parts.append(part)
+        order += rows
+    back = torch.tensor(order, device=tokens_bt.device).argsort()
+    return torch.cat(logits)[back], DecodingState.join(parts).select(back)
+
+
+def _read(model: BMojoLM, tokens_bt: Tensor, start: int, state: DecodingState) -> Tensor:
+    chunk_size = model.config.chunk_size
+    piece = max(1, PIECE_TOKENS // chunk_size) * chunk_size
+    first, t = 0, tokens_bt.shape[1]
+    features_btd = None
+    while first < t:
+        into_chunk = (start + first) % chunk_size
+        last = min(t, first + (chunk_size - into_chunk if into_chunk else piece))
+        features_btd = model.read_piece(tokens_bt[:, first:last], start + first, state)
+        first = last
+    assert features_btd is not None
+    return model.head(features_btd[:, -1])
+
+
+def _rows(tokens_bt: Tensor, spans: list[tuple[int, int]], rows: list[int] | range) -> Tensor:
+    return torch.stack([tokens_bt[row, spans[row][0] : spans[row][1]] for row in rows])
+
+
+def _spans(valid_bt: Tensor) -> list[tuple[int, int]]:
+    """[first, last) of the tokens of each row. Raises ValueError where padding is inside a row, or all of it."""
+    spans = []
+    for row, valid in enumerate(valid_bt.bool().tolist()):
+        count = sum(valid)
+        first = valid.index(True) if count else 0
+        if not count or not all(valid[first : first + count]):
+            raise ValueError(f"row {row}: padding must be on the left or on the right of at least one token.")
+        spans.append((first, first + count))
+    return spans

@@ -1,0 +1,37 @@
+"""Causal depthwise convolution with SiLU, before a state-space model. Derivation: README.md."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kernels import dispatch
+from kernels.causal_conv1d.reference import causal_conv1d_reference
+from kernels.causal_conv1d.shifted import CausalConv1d
+
+__all__ = ["causal_conv1d", "causal_conv1d_reference"]
+
+
+def causal_conv1d(
+    x_btd: Tensor, weight_dk: Tensor, initial_btd: Tensor | None = None, doc_ids_bt: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """y_t = SiLU(sum_k weight_k x_{t-K+1+k}), channel by channel, over positions of the same document.
+
+    Args:
+        x_btd: input.  weight_dk: K taps a channel, the last one multiplying the current position.
+        initial_btd: the K - 1 inputs before the first; zeros where None. Passes no gradient. Not with doc_ids_bt.
+        doc_ids_bt: document of each position; None: one.
+    Returns: y_btd in the dtype of x, and the last K - 1 inputs [b, K - 1, d] to continue from.
+    Raises: ValueError: initial_btd and doc_ids_bt together.
+    """
+    if initial_btd is not None and doc_ids_bt is not None:
+        raise ValueError("causal_conv1d continues one document: give initial_btd or doc_ids_bt, not both.")
+    if dispatch.chosen() == "reference":
+        return causal_conv1d_reference(x_btd, weight_dk, initial_btd, doc_ids_bt)
+    y_btd: Tensor = CausalConv1d.apply(x_btd, weight_dk, initial_btd, doc_ids_bt)
+    past = weight_dk.shape[1] - 1
+    tail_btd = x_btd.detach()[:, -past:]
+    if tail_btd.shape[1] < past:
+        zeros = x_btd.new_zeros(x_btd.shape[0], past, x_btd.shape[2])
+        tail_btd = torch.cat([zeros if initial_btd is None else initial_btd.to(x_btd.dtype), tail_btd], 1)[:, -past:]
+    return y_btd, tail_btd

@@ -1,0 +1,103 @@
+"""B'MOJO attention: one softmax over window, fading and eidetic keys. Definition: reference.py; derivation: README.md."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kernels import dispatch
+from kernels.memory_attention.chunked import Geometry, MemoryAttention, set_masses
+from kernels.memory_attention.reference import memory_attention_reference
+
+__all__ = ["attention_mass", "memory_attention", "memory_attention_reference"]
+
+
+def memory_attention(
+    q_bthp: Tensor,
+    k_bshp: Tensor,
+    v_bshp: Tensor,
+    fading: tuple[Tensor, Tensor] | None = None,
+    eidetic: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
+    *,
+    window_size: int,
+    chunk_size: int | None = None,
+    doc_ids_bt: Tensor | None = None,
+    num_past: int = 0,
+) -> Tensor:
+    """Attend from t queries to three sets of keys and values under one softmax (DESIGN 3; arXiv:2407.06324, section 3).
+
+    Args:
+        q_bthp: queries, rotated to their positions. h is a multiple of the key/value heads (grouped-query attention).
+        k_bshp, v_bshp: window keys (rotated) and values. The last t rows are the queries' own positions, those before
+            them the positions just before; query t reads the window_size rows up to and including its own.
+        fading: (k_bshp, v_bshp), likewise aligned at their end; query t reads the window_size rows before its window.
+        eidetic: (q_bthp, k_bshp, v_bshp, index_bjm): queries and keys rotated for the constant distance of the slots,
+            and for each chunk j of queries the m rows it reads, -1 marking an empty slot.
+        window_size: positions a query sees in the window, its own included [W].
+        chunk_size: queries that share one row of index_bjm [C]; counted from the first query.
+        doc_ids_bt: document of each position; queries read their own document only. Only without past rows. The slots
+            of a chunk belong to the document its first query is in.
+        num_past: positions there are before the first query; rows further back than that are not read.
+    Returns: [b, t, h, p] in the dtype of v; the softmax is in float32 (float64 for float64 inputs).
+    Raises: ValueError: shapes that do not fit together.
+    """
+    num_queries, num_rows = q_bthp.shape[1], k_bshp.shape[1]
+    rows_needed = num_queries + min(num_past, window_size - 1)
+    if num_rows < rows_needed:
+        raise ValueError(f"{num_rows} key rows, but {num_queries} queries read {rows_needed} with those before them.")
+    if doc_ids_bt is not None and num_rows != num_queries:
+        raise ValueError(f"doc_ids_bt needs as many key rows ({num_rows}) as queries ({num_queries}).")
+    if eidetic is not None and (chunk_size is None or eidetic[3].shape[1] * chunk_size < num_queries):
+        raise ValueError(f"index_bjm has {eidetic[3].shape[1]} chunks of {chunk_size} for {num_queries} queries.")
+    if eidetic is not None and eidetic[3].shape[2] == 0:
+        eidetic = None
+    if dispatch.chosen() == "reference":
+        return memory_attention_reference(
+            q_bthp, k_bshp, v_bshp, fading, eidetic,
+            window_size=window_size, chunk_size=chunk_size, doc_ids_bt=doc_ids_bt, num_past=num_past,
+        )  # fmt: skip
+    geometry = Geometry(num_queries, window_size, chunk_size or num_queries, num_past)
+    index_bjm = None if eidetic is None else eidetic[3]
+    sets = _flat_sets(q_bthp, k_bshp, v_bshp, fading, eidetic)
+    out: Tensor = MemoryAttention.apply(index_bjm, doc_ids_bt, geometry, *sets)
+    return out
+
+
+@torch.no_grad()
+def attention_mass(
+    q_bthp: Tensor,
+    k_bshp: Tensor,
+    v_bshp: Tensor,
+    fading: tuple[Tensor, Tensor] | None = None,
+    eidetic: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
+    *,
+    window_size: int,
+    chunk_size: int | None = None,
+    doc_ids_bt: Tensor | None = None,
+    num_past: int = 0,
+) -> Tensor:
+    """How much attention goes to window, fading and eidetic memory: [b, t, 3], summing to 1, the mean over heads.
+
+    Arguments as for memory_attention.
+    """
+    num_queries = q_bthp.shape[1]
+    geometry = Geometry(num_queries, window_size, chunk_size or num_queries, num_past)
+    index_bjm = None if eidetic is None else eidetic[3]
+    sets = _flat_sets(q_bthp, k_bshp, v_bshp, fading, eidetic)
+    return set_masses(sets, index_bjm, doc_ids_bt, geometry)
+
+
+def _flat_sets(
+    q_bthp: Tensor,
+    k_bshp: Tensor,
+    v_bshp: Tensor,
+    fading: tuple[Tensor, Tensor] | None,
+    eidetic: tuple[Tensor, Tensor, Tensor, Tensor] | None,
+) -> tuple[Tensor, ...]:
+    """(queries, keys, values) of each set, one after the other."""
+    sets: tuple[Tensor, ...] = (q_bthp, k_bshp, v_bshp)
+    if fading is not None:
+        sets += (q_bthp, *fading)
+    if eidetic is not None:
+        sets += eidetic[:3]
+    return sets

@@ -1,0 +1,248 @@
+"""Plain-torch memory attention: a loop over query tiles, matrix products inside, scores recomputed in the backward.
+
+Per tile the scores of the three sets are written side by side into one matrix, so one softmax sees them all, and memory
+stays linear in t: nothing of size queries x keys outlives its tile.
+
+Inside, heads come before time. n: batch x key/value heads, g: query heads a key/value head, r: g x the tile's queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+QUERY_TILE = 128
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The static part of a call: which keys meet which queries. Positions count from the first query's."""
+
+    num_queries: int
+    window_size: int
+    chunk_size: int
+    num_past: int
+
+    def tiles(self) -> Iterator[tuple[int, int, int]]:
+        """(chunk, first query, end) of each tile, in order; a tile never crosses a chunk boundary."""
+        for chunk, chunk_start in enumerate(range(0, self.num_queries, self.chunk_size)):
+            chunk_end = min(chunk_start + self.chunk_size, self.num_queries)
+            for start in range(chunk_start, chunk_end, QUERY_TILE):
+                yield chunk, start, min(start + QUERY_TILE, chunk_end)
+
+    def keys(self, start: int, end: int, age: int) -> tuple[int, int]:
+        """Positions [first, last) some query of the tile reads; age: 0 for the window, W for the fading memory."""
+        first = max(-self.num_past, start - age - self.window_size + 1)
+        return first, max(first, end - age)
+
+
+@dataclass(frozen=True)
+class KeySet:
+    """One of window, fading and eidetic memory: queries [n, g, t, p], keys and values [n, s, p]."""
+
+    q_ngtp: Tensor
+    k_nsp: Tensor
+    v_nsp: Tensor
+    age: int | None  # None: eidetic, read by index
+
+    def zeros_like(self) -> KeySet:
+        zeros = torch.zeros_like
+        return KeySet(zeros(self.q_ngtp), zeros(self.k_nsp), zeros(self.v_nsp), self.age)
+
+
+@dataclass(frozen=True)
+class TileSet:
+    """The rows of one KeySet that one tile reads, `rows` saying where they came from."""
+
+    q_nrp: Tensor
+    k_nsp: Tensor
+    v_nsp: Tensor
+    mask: Tensor  # broadcasts to [b, kv heads, g, tile, s]: 0, or -inf where a query may not look
+    rows: slice | Tensor
+    age: int | None
+
+
+class MemoryAttention(torch.autograd.Function):
+    """Arguments as in kernels.memory_attention; the three sets as (queries, keys, values) each."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, index_bjm: Tensor | None, doc_ids_bt: Tensor | None, geometry: Geometry, *sets: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(index_bjm, doc_ids_bt, *sets)
+        ctx.geometry = geometry
+        operands = Operands(sets, index_bjm, doc_ids_bt, geometry)
+        out_ngtp = torch.empty_like(operands.sets[0].q_ngtp)
+        for chunk, start, end in geometry.tiles():
+            tile_sets = operands.tile(chunk, start, end)
+            probs = operands.probabilities(tile_sets, end - start)
+            out = torch.bmm(probs[0], tile_sets[0].v_nsp)
+            for prob, tile_set in zip(probs[1:], tile_sets[1:], strict=True):
+                out.baddbmm_(prob, tile_set.v_nsp)
+            out_ngtp[:, :, start:end] = out.view_as(out_ngtp[:, :, start:end])
+        return operands.time_first(out_ngtp, operands.group)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        index_bjm, doc_ids_bt, *sets = ctx.saved_tensors
+        geometry = ctx.geometry
+        operands = Operands(tuple(sets), index_bjm, doc_ids_bt, geometry)
+        grads = {s.age: s.zeros_like() for s in operands.sets}
+        grad_out_ngtp = operands.heads_first(grad_outputs[0], operands.group)
+        for chunk, start, end in geometry.tiles():
+            tile_sets = operands.tile(chunk, start, end)
+            probs = operands.probabilities(tile_sets, end - start)
+            grad_out = rows_of(grad_out_ngtp, start, end)
+            grad_probs = torch.cat([torch.bmm(grad_out, s.v_nsp.transpose(1, 2)) for s in tile_sets], -1)
+            joined = torch.cat(probs, -1)
+            grad_scores = torch._softmax_backward_data(grad_probs, joined, -1, joined.dtype)
+            grad_parts = grad_scores.split([s.k_nsp.shape[1] for s in tile_sets], -1)
+            for tile_set, prob, ds in zip(tile_sets, probs, grad_parts, strict=True):
+                grad = grads[tile_set.age]
+                dq = grad.q_ngtp[:, :, start:end]
+                dq += torch.bmm(ds, tile_set.k_nsp).view_as(dq)
+                add_rows(grad.k_nsp, tile_set.rows, torch.bmm(ds.transpose(1, 2), tile_set.q_nrp))
+                add_rows(grad.v_nsp, tile_set.rows, torch.bmm(prob.transpose(1, 2), grad_out))
+        flat: list[Tensor | None] = []
+        for grad in grads.values():
+            dq = operands.time_first(grad.q_ngtp.mul_(operands.scale), operands.group)
+            flat += [dq, operands.time_first(grad.k_nsp[:, None]), operands.time_first(grad.v_nsp[:, None])]
+        return None, None, None, *flat
+
+
+class Operands:
+    """The inputs with heads ahead of time and queries scaled, and what each tile takes from them."""
+
+    def __init__(
+        self,
+        tensors: tuple[Tensor, ...],
+        index_bjm: Tensor | None,
+        doc_ids_bt: Tensor | None,
+        geometry: Geometry,
+    ) -> None:
+        self.geometry, self.doc_ids_bt = geometry, doc_ids_bt
+        q_bthp, k_bshp = tensors[:2]
+        self.batch, self.kv_heads = k_bshp.shape[0], k_bshp.shape[2]
+        self.group = q_bthp.shape[2] // self.kv_heads
+        self.scale = q_bthp.shape[-1] ** -0.5
+        self.dtype = torch.float64 if q_bthp.dtype == torch.float64 else torch.float32
+        ages = [0, geometry.window_size] if index_bjm is None or len(tensors) == 9 else [0]
+        self.sets = []
+        for i in range(0, len(tensors), 3):
+            q, k, v = tensors[i : i + 3]
+            age = None if index_bjm is not None and i + 3 == len(tensors) else ages[i // 3]
+            scaled = (
+                self.sets[0].q_ngtp
+                if i and q.data_ptr() == q_bthp.data_ptr()
+                else self.heads_first(q, self.group) * self.scale
+            )
+            self.sets.append(KeySet(scaled, self.heads_first(k)[:, 0], self.heads_first(v)[:, 0], age))
+        if index_bjm is not None:
+            offsets_n = torch.arange(self.batch * self.kv_heads, device=k_bshp.device) * tensors[-1].shape[1]
+            index_njm = index_bjm.clamp_min(0).repeat_interleave(self.kv_heads, 0) + offsets_n[:, None, None]
+            self.index_jnm = index_njm.transpose(0, 1).contiguous()
+            self.empty_slots = additive(index_bjm >= 0, self.dtype)
+
+    def heads_first(self, x_bshp: Tensor, group: int = 1) -> Tensor:
+        """[b, s, h, p] to [n, g, s, p], contiguous."""
+        b, s, h, p = x_bshp.shape
+        return x_bshp.transpose(1, 2).reshape(b * h // group, group, s, p).contiguous()
+
+    def time_first(self, x_ngsp: Tensor, group: int = 1) -> Tensor:
+        n, _, s, p = x_ngsp.shape
+        return x_ngsp.reshape(self.batch, n * group // self.batch, s, p).transpose(1, 2).contiguous()
+
+    def tile(self, chunk: int, start: int, end: int) -> list[TileSet]:
+        """What the tile's queries read, in the order of the sets; sets that reach no key yet are left out."""
+        found = []
+        for key_set in self.sets:
+            q_nrp = rows_of(key_set.q_ngtp, start, end)
+            if key_set.age is None:
+                rows = self.index_jnm[chunk]
+                k, v = gather_rows(key_set.k_nsp, rows), gather_rows(key_set.v_nsp, rows)
+                found.append(TileSet(q_nrp, k, v, self._slots_mask(chunk, start, end), rows, None))
+                continue
+            first, last = self.geometry.keys(start, end, key_set.age)
+            if first < last:
+                past = key_set.k_nsp.shape[1] - self.geometry.num_queries
+                keys = slice(first + past, last + past)
+                mask = self._band_mask(key_set.age, start, end, first, last)
+                k, v = key_set.k_nsp[:, keys], key_set.v_nsp[:, keys]
+                found.append(TileSet(q_nrp, k, v, mask, keys, key_set.age))
+        return found
+
+    def _band_mask(self, age: int, start: int, end: int, first: int, last: int) -> Tensor:
+        span = self.geometry.window_size
+        device = self.sets[0].q_ngtp.device
+        mask = band(end - start, last - first, first - start + age, span, self.dtype, device)
+        if self.doc_ids_bt is None:
+            return mask
+        same = self.doc_ids_bt[:, start:end, None] == self.doc_ids_bt[:, None, first:last]
+        return mask.masked_fill(~same, float("-inf"))[:, None, None]
+
+    def _slots_mask(self, chunk: int, start: int, end: int) -> Tensor:
+        mask = self.empty_slots[:, None, None, None, chunk]
+        if self.doc_ids_bt is None:
+            return mask
+        chunk_start = chunk * self.geometry.chunk_size
+        same = self.doc_ids_bt[:, start:end] == self.doc_ids_bt[:, chunk_start : chunk_start + 1]
+        return mask + additive(same, self.dtype)[:, None, None, :, None]
+
+    def probabilities(self, tile_sets: list[TileSet], num_queries: int) -> list[Tensor]:
+        """The softmax over all sets, as one slice [n, r, s] a set, in the values' dtype."""
+        sizes = [s.k_nsp.shape[1] for s in tile_sets]
+        n, r, _ = tile_sets[0].q_nrp.shape
+        scores = torch.empty(n, r, sum(sizes), dtype=self.dtype, device=tile_sets[0].q_nrp.device)
+        parts = scores.view(self.batch, self.kv_heads, self.group, num_queries, -1).split(sizes, -1)
+        for part, tile_set in zip(parts, tile_sets, strict=True):
+            product = torch.bmm(tile_set.q_nrp, tile_set.k_nsp.transpose(1, 2))
+            torch.add(product.view_as(part), tile_set.mask, out=part)
+        return list(torch.softmax(scores, -1).to(tile_sets[0].v_nsp.dtype).split(sizes, -1))
+
+
+def set_masses(
+    sets: tuple[Tensor, ...], index_bjm: Tensor | None, doc_ids_bt: Tensor | None, geometry: Geometry
+) -> Tensor:
+    """Sums of the probabilities over window, fading and eidetic keys, averaged over heads, [b, t, 3]."""
+    operands = Operands(sets, index_bjm, doc_ids_bt, geometry)
+    batch = operands.batch
+    mass_bt3 = sets[0].new_zeros(batch, geometry.num_queries, 3)
+    column = {0: 0, geometry.window_size: 1, None: 2}
+    for chunk, start, end in geometry.tiles():
+        tile_sets = operands.tile(chunk, start, end)
+        for tile_set, prob in zip(tile_sets, operands.probabilities(tile_sets, end - start), strict=True):
+            by_head = prob.sum(-1).view(batch, -1, end - start)
+            mass_bt3[:, start:end, column[tile_set.age]] = by_head.mean(1)
+    return mass_bt3
+
+
+@lru_cache(maxsize=256)
+def band(num_queries: int, num_keys: int, shift: int, span: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Additive mask: 0 where 0 <= distance < span, query r standing at r and key s at s + shift."""
+    distance = torch.arange(num_queries, device=device)[:, None] - (torch.arange(num_keys, device=device) + shift)
+    return additive((distance >= 0) & (distance < span), dtype)
+
+
+def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, float("-inf"))
+
+
+def rows_of(x_ngtp: Tensor, start: int, end: int) -> Tensor:
+    n, g, _, p = x_ngtp.shape
+    return x_ngtp[:, :, start:end].reshape(n, g * (end - start), p)
+
+
+def gather_rows(x_nsp: Tensor, rows_nm: Tensor) -> Tensor:
+    return x_nsp.reshape(-1, x_nsp.shape[-1])[rows_nm]
+
+
+def add_rows(into_nsp: Tensor, rows: slice | Tensor, grad_nmp: Tensor) -> None:
+    if isinstance(rows, slice):
+        into_nsp[:, rows] += grad_nmp
+    else:
+        into_nsp.view(-1, into_nsp.shape[-1]).index_add_(0, rows.flatten(), grad_nmp.flatten(0, 1))
