@@ -1,0 +1,161 @@
+"""Identity of a stage's result: a hash over everything that can change it, and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from pydantic_core import to_jsonable_python
+
+from pipelines.stages.base import Stage, StageConfig
+from pipelines.tracking.redact import redact
+
+SHORT_DIGITS = 8
+
+
+class InputIdentity(BaseModel):
+    """One input of a stage: its name in this pipeline is kept for messages and is not hashed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    kind: str
+    fingerprint: str
+
+
+class FingerprintParts(BaseModel):
+    """What was hashed, kept so that a later plan can say what changed. Secrets in it are masked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: str
+    code_version: int
+    config: dict[str, Any]
+    inputs: tuple[InputIdentity, ...]
+    content: str | None
+
+
+class Fingerprint(BaseModel):
+    """The hash in hexadecimal (SHA-256) and its parts."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    digest: str
+    parts: FingerprintParts
+
+    @property
+    def short(self) -> str:
+        """The first digits, as in directory names."""
+        return self.digest[:SHORT_DIGITS]
+
+
+def fingerprint_stage(
+    stage: Stage, config: StageConfig, inputs: Sequence[InputIdentity], content: str | None
+) -> Fingerprint:
+    """The fingerprint of a stage with this config, reading these inputs in this order.
+
+    Inputs count by kind and fingerprint. Their order counts among those of one kind, where a stage can see it
+    (StageContext.inputs_of); their names do not, so renaming a stage leaves what reads it as it is.
+    """
+    by_kind: dict[str, list[str]] = {}
+    for stage_input in inputs:
+        by_kind.setdefault(stage_input.kind, []).append(stage_input.fingerprint)
+    hashed = {
+        "kind": stage.kind,
+        "code_version": stage.code_version,
+        "config": config_that_matters(config),
+        "inputs": by_kind,
+        "content": content,
+    }
+    parts = FingerprintParts(
+        kind=stage.kind,
+        code_version=stage.code_version,
+        config=redact(hashed["config"]),
+        inputs=tuple(inputs),
+        content=content,
+    )
+    return Fingerprint(digest=digest_json(hashed), parts=parts)
+
+
+def digest_json(value: Any) -> str:
+    """SHA-256 of a JSON value in one canonical form: sorted keys, no spaces, UTF-8."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def config_that_matters(config: BaseModel) -> dict[str, Any]:
+    """The config as JSON without the fields marked NOT_IN_FINGERPRINT, at any depth."""
+    matters: dict[str, Any] = {}
+    for name, field in type(config).model_fields.items():
+        extra = field.json_schema_extra
+        if isinstance(extra, Mapping) and extra.get("affects_result") is False:
+            continue
+        matters[name] = _plain(getattr(config, name))
+    return matters
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return config_that_matters(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted((_plain(item) for item in value), key=repr)
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [_plain(item) for item in value]
+    return to_jsonable_python(value)
+
+
+def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one with dotted names; lists stay whole."""
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        name = f"{prefix}{key}"
+        if isinstance(item, Mapping) and item:
+            flat.update(flatten(item, f"{name}."))
+        else:
+            flat[name] = item
+    return flat
+
+
+def differences(old: FingerprintParts, new: FingerprintParts) -> list[str]:
+    """What changed from one fingerprint to another, a line each, `field: old -> new`."""
+    changes = []
+    if old.code_version != new.code_version:
+        changes.append(f"code version of {new.kind}: {old.code_version} -> {new.code_version}")
+    before, after = flatten(old.config), flatten(new.config)
+    for name in [*after, *(name for name in before if name not in after)]:
+        if name not in before:
+            changes.append(f"{name}: (not there) -> {_shown(after[name])}")
+        elif name not in after:
+            changes.append(f"{name}: {_shown(before[name])} -> (not there)")
+        elif before[name] != after[name]:
+            changes.append(f"{name}: {_shown(before[name])} -> {_shown(after[name])}")
+    if old.content != new.content:
+        changes.append("the content of the raw input")
+    return changes + _input_differences(old.inputs, new.inputs)
+
+
+def _input_differences(old: Sequence[InputIdentity], new: Sequence[InputIdentity]) -> list[str]:
+    before = {stage_input.name: stage_input.fingerprint for stage_input in old}
+    changes = []
+    for stage_input in new:
+        if stage_input.name not in before:
+            if stage_input.fingerprint not in before.values():
+                changes.append(f"input {stage_input.name}: new")
+        elif before[stage_input.name] != stage_input.fingerprint:
+            was, now = before[stage_input.name][:SHORT_DIGITS], stage_input.fingerprint[:SHORT_DIGITS]
+            changes.append(f"input {stage_input.name}: {was} -> {now}")
+    now_read = {stage_input.fingerprint for stage_input in new} | {stage_input.name for stage_input in new}
+    changes += [f"input {was.name}: gone" for was in old if not {was.name, was.fingerprint} & now_read]
+    if not changes and [item.fingerprint for item in old] != [item.fingerprint for item in new]:
+        changes.append("the order of the inputs")
+    return changes
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:77]}..."

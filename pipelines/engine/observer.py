@@ -1,0 +1,37 @@
+"""What a run tells whoever watches it; the command line draws it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipelines.engine.lease import LeaseInfo
+    from pipelines.engine.plan import PlannedStage
+    from pipelines.engine.runner import RunResult
+    from pipelines.engine.runs import Run, StageState
+
+
+class Observer:
+    """Override what is of interest. on_metrics and on_notice come from other threads than the rest."""
+
+    def on_run_start(self, run: Run, plan: Sequence[PlannedStage]) -> None:
+        """The run is ours; its stages follow."""
+
+    def on_stage_wait(self, stage: PlannedStage, holder: LeaseInfo) -> None:
+        """Another run is making the same artifact; this one waits to reuse it."""
+
+    def on_stage_start(self, stage: PlannedStage) -> None:
+        """The stage is about to run or resume."""
+
+    def on_metrics(self, stage: PlannedStage, step: int, values: Mapping[str, float]) -> None:
+        """The running stage journalled metrics."""
+
+    def on_stage_end(self, stage: PlannedStage, state: StageState) -> None:
+        """The stage was reused, succeeded, or did not."""
+
+    def on_notice(self, text: str) -> None:
+        """Something worth a line, such as a tracking server that does not answer."""
+
+    def on_run_end(self, result: RunResult) -> None:
+        """The run ended; tracking is drained."""

@@ -1,0 +1,137 @@
+"""The record of a finished stage: the last file written into its artifact directory, whose presence means done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipelines.engine.artifact import ArtifactDir
+from pipelines.engine.fingerprint import Fingerprint, FingerprintParts
+from pipelines.engine.storage import Storage
+from pipelines.errors import UserError
+from pipelines.stages.base import Stage, StageOutput
+
+RECORD = "record.json"
+FORMAT = 1
+
+
+class StageRecord(BaseModel):
+    """Facts about a finished stage: what it was, what it read, what it gave, and what made it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: int = FORMAT
+    kind: str
+    name: str
+    fingerprint: str
+    config: dict[str, Any]  # resolved, secrets masked
+    parts: FingerprintParts
+    inputs: dict[str, str]  # stage name -> fingerprint
+    output: dict[str, Any]
+    created_at: str  # ISO 8601, UTC
+    duration_s: float
+    versions: dict[str, str]
+    git_commit: str | None
+
+
+@dataclass(frozen=True)
+class FinishedStage:
+    """A record together with the artifact directory it was found in."""
+
+    artifact: ArtifactDir
+    record: StageRecord
+
+    def output(self, stage: Stage) -> StageOutput:
+        """The record's output as the stage's own type. Raises UserError where it does not fit."""
+        try:
+            return stage.output_type.model_validate(self.record.output)
+        except ValidationError as error:
+            raise _damaged(self.artifact, error) from error
+
+
+class Artifacts:
+    """The artifact directories of one storage: <storage>/artifacts/<kind>/<name>-<first 8 digits of the fingerprint>/.
+
+    Directory listings are read once per kind and instance.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+        self._listed: dict[str, list[str]] = {}
+
+    @staticmethod
+    def relpath(kind: str, name: str, fingerprint: Fingerprint) -> str:
+        """Where the artifact of a stage is, relative to the storage."""
+        return f"artifacts/{kind}/{name}-{fingerprint.short}"
+
+    def directory(self, kind: str, name: str, fingerprint: Fingerprint) -> ArtifactDir:
+        """The artifact directory of a stage, whether it exists or not."""
+        return ArtifactDir(self.storage, self.relpath(kind, name, fingerprint))
+
+    def find(self, kind: str, name: str, fingerprint: Fingerprint) -> FinishedStage | None:
+        """The finished stage with this fingerprint, under this name or any other; None where there is none.
+
+        Raises: UserError: its record is damaged.
+        """
+        own = self.directory(kind, name, fingerprint)
+        others = [
+            ArtifactDir(self.storage, f"artifacts/{kind}/{directory}")
+            for directory in self._directories(kind)
+            if directory.endswith(f"-{fingerprint.short}") and directory != f"{name}-{fingerprint.short}"
+        ]
+        for artifact in (own, *others):
+            record = read_record(artifact)
+            if record is not None and record.fingerprint == fingerprint.digest:
+                return FinishedStage(artifact, record)
+        return None
+
+    def is_started(self, kind: str, name: str, fingerprint: Fingerprint) -> bool:
+        """Whether an earlier attempt left something in the stage's directory."""
+        return bool(self.directory(kind, name, fingerprint).listdir())
+
+    def latest(self, kind: str, name: str) -> StageRecord | None:
+        """The newest record of a stage of this kind and name, whatever its fingerprint."""
+        records = [
+            read_record(ArtifactDir(self.storage, f"artifacts/{kind}/{directory}"))
+            for directory in self._directories(kind)
+            if directory.rpartition("-")[0] == name
+        ]
+        return max((record for record in records if record), key=lambda record: record.created_at, default=None)
+
+    def _directories(self, kind: str) -> list[str]:
+        if kind not in self._listed:
+            self._listed[kind] = self.storage.list(f"artifacts/{kind}")
+        return self._listed[kind]
+
+
+def read_record(artifact: ArtifactDir) -> StageRecord | None:
+    """The record in an artifact directory, None where the stage is not finished. Raises UserError where it is "
+    "damaged."""
+    try:
+        return StageRecord.model_validate(artifact.read_json(RECORD))
+    except FileNotFoundError:
+        return None
+    except (ValidationError, UserError) as error:
+        raise _damaged(artifact, error) from error
+
+
+def write_record(artifact: ArtifactDir, record: StageRecord) -> None:
+    """Mark the stage done. Everything else of it must be durable before."""
+    artifact.write_json(RECORD, record.model_dump(mode="json"))
+
+
+def _damaged(artifact: ArtifactDir, error: Exception) -> UserError:
+    what = str(error) if isinstance(error, UserError) else _first_problem(error)
+    return UserError(
+        f"{artifact.url}/{RECORD} is damaged, or another version of this program wrote it: {what}. "
+        f"Delete the directory {artifact.url} to have the stage run again."
+    )
+
+
+def _first_problem(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        problem = error.errors()[0]
+        return f"{'.'.join(map(str, problem['loc'])) or 'it'}: {problem['msg']}"
+    return str(error)
