@@ -1,0 +1,116 @@
+"""The `train` stage: DeepSpeed under Ray Train, resumed from its own checkpoints after any crash."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from pipelines.errors import UserError
+from pipelines.stages.base import StageContext, StageInput, StageOutput
+from pipelines.training.config import TrainStageConfig, check_train_against_tokenize
+
+if TYPE_CHECKING:
+    from bmojo import ModelConfig
+    from pipelines.training.job import TrainFacts
+
+HISTORY = "history.json"
+VOCAB_MULTIPLE = 64  # rows of the embedding are padded to this: matrix products like round sizes
+
+
+class TrainOutput(StageOutput):
+    """A trained model and how it got there. Losses are in nats per token."""
+
+    model: str = Field(description="Folder of the final model (config.json, model.safetensors) in this artifact.")
+    history: str = Field(description="JSON file in this artifact: for each metric its [step, value] points.")
+    tokenizer: str = Field(description="URL of the folder with the tokenizer that the model was trained with.")
+    seq_len: int
+    vocab_size: int = Field(description="The model's, padded; the tokenizer may have fewer ids.")
+    num_params: int
+    steps: int
+    tokens_seen: int
+    final_train_loss: float
+    initial_valid_loss: float | None = Field(description="Before the first step; null without a validation split.")
+    final_valid_loss: float | None
+    train_time_s: float = Field(description="Seconds spent in optimizer steps, over all attempts.")
+    tokens_per_s: float = Field(description="Over all workers, while in optimizer steps.")
+    mfu: float = Field(description="Model FLOP/s as a share of the devices' matrix-product peak.")
+
+
+class TrainStage:
+    """Training as a stage: all its state is in the artifact's checkpoints/."""
+
+    kind: ClassVar[str] = "train"
+    code_version: ClassVar[int] = 1
+    config_type: ClassVar[type[TrainStageConfig]] = TrainStageConfig
+    output_type: ClassVar[type[TrainOutput]] = TrainOutput
+
+    def content_identity(self, config: TrainStageConfig) -> None:
+        """All it reads are other stages' artifacts."""
+
+    def run(self, config: TrainStageConfig, context: StageContext) -> TrainOutput:
+        """Train to the end, from the newest checkpoint where there is one.
+
+        Raises: UserError: settings that do not fit the data, training that diverges, workers without room.
+        """
+        from pipelines.tracking.remote import open_remote_journal
+        from pipelines.training.job import TrainJob
+        from pipelines.training.launch import run_training
+
+        (tokens,) = context.inputs_of("tokenize")
+        initial = context.inputs_of("train")
+        check_train_against_tokenize(config, tokens.output)
+        tokens_output: Any = tokens.output
+        with open_remote_journal(context.journal) as metrics:
+            job = TrainJob(
+                config=config,
+                model=_sized_model(config, tokens),
+                num_steps=config.num_steps(tokens_output.seq_len),
+                seq_len=tokens_output.seq_len,
+                artifact=context.artifact,
+                shards=tokens.artifact,
+                has_validation=tokens_output.num_valid_tokens > 0,
+                initial_weights=initial[0].artifact if initial else None,
+                resume_step=None,
+                metrics=metrics,
+            )
+            facts = run_training(job)
+        context.artifact.write_json(HISTORY, facts.history)
+        for path in (HISTORY, "model/config.json"):
+            context.journal.log_artifact(path)
+        return _output(facts, job.model, tokens)
+
+
+def _output(facts: TrainFacts, model: ModelConfig, tokens: StageInput) -> TrainOutput:
+    tokens_output: Any = tokens.output
+    assert model.vocab_size is not None
+    return TrainOutput(
+        model="model",
+        history=HISTORY,
+        tokenizer=f"{tokens.artifact.url}/tokenizer",
+        seq_len=tokens_output.seq_len,
+        vocab_size=model.vocab_size,
+        num_params=facts.num_params,
+        steps=facts.steps,
+        tokens_seen=facts.num_tokens,
+        final_train_loss=facts.final_train_loss,
+        initial_valid_loss=facts.initial_valid_loss,
+        final_valid_loss=facts.final_valid_loss,
+        train_time_s=facts.train_time_s,
+        tokens_per_s=facts.tokens_per_s,
+        mfu=facts.mfu,
+    )
+
+
+def _sized_model(config: TrainStageConfig, tokens: StageInput) -> ModelConfig:
+    """The model's config with room for every id of the tokenizer."""
+    tokens_output: Any = tokens.output
+    needed: int = tokens_output.vocab_size
+    if config.model.vocab_size is None:
+        return config.model.with_vocab_size(-(-needed // VOCAB_MULTIPLE) * VOCAB_MULTIPLE)
+    if config.model.vocab_size < needed:
+        raise UserError(
+            f"train.model.vocab_size={config.model.vocab_size} is less than the {needed} ids of the tokenizer of stage "
+            f"{tokens.name!r}. Leave vocab_size out, or set it to {needed} or more."
+        )
+    return config.model

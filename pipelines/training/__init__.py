@@ -1,0 +1,1 @@
+"""Training: Ray Train starts the workers, DeepSpeed shards them, checkpoints are ours (docs/design/0020, 0021)."""

@@ -1,0 +1,175 @@
+"""The driver's side: start the workers with Ray Train, and after losing one go on from the newest checkpoint.
+
+Ray Train restarts workers by itself, but it cannot tell the user's error from the cluster's and would retry both, and
+it takes a node that never comes for a reason to wait for ever. So each attempt is one `fit` without retries, and the
+decision to go on is made here (docs/design/0020).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import ray
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
+
+from pipelines.errors import UserError
+from pipelines.stages.base import Resources
+from pipelines.training import checkpoint as checkpoints
+from pipelines.training.job import TrainFacts, TrainJob
+from pipelines.training.placement import too_small, wait_for_room, worker_bundle
+from pipelines.training.worker import train_worker
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingLostError(RuntimeError):
+    """The cluster failed more often than max_failures allows; the checkpoints are there to go on from."""
+
+
+def run_training(job: TrainJob) -> TrainFacts:
+    """Train to the end, through lost workers.
+
+    Raises:
+        UserError: the configuration, the data or the course of training is at fault; or the workers find no room.
+        TrainingLostError: workers were lost more than config.max_failures times.
+        KeyboardInterrupt: interrupted by SIGINT.
+    """
+    resources = job.config.resources
+    wait_for_room(resources, _nodes, can_grow=_has_autoscaler())
+    failures = 0
+    while True:
+        newest = checkpoints.newest_complete(job.artifact)
+        if newest is None and failures and checkpoints.any_complete(job.artifact):
+            raise TrainingLostError(
+                f"Every checkpoint in {job.artifact.url}/{checkpoints.CHECKPOINTS} is damaged; see the warnings above. "
+                "Delete that folder to train from the start."
+            )
+        try:
+            return _attempt(replace(job, resume_step=newest.state.step if newest else None))
+        except WorkerGroupError as error:
+            user_error = next((e for e in error.worker_failures.values() if isinstance(e, UserError)), None)
+            if user_error is not None:
+                raise user_error from None
+            failures += 1
+            if failures > job.config.max_failures:
+                raise TrainingLostError(
+                    f"Training workers failed {failures} times, more than max_failures={job.config.max_failures}. "
+                    f"The last failure: {error}"
+                ) from error
+            logger.warning(
+                "Training lost a worker (%d of at most %d failures) and goes on from its newest checkpoint: %s",
+                failures,
+                job.config.max_failures,
+                _first_line(error),
+            )
+
+
+def _attempt(job: TrainJob) -> TrainFacts:
+    """One worker group from start to end or failure."""
+    resources = job.config.resources
+    ray_dir = tempfile.mkdtemp(prefix="bmojo-ray-train-")
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"job": job},
+        torch_config=TorchConfig(timeout_s=int(job.config.collective_timeout_s)),
+        scaling_config=ScalingConfig(
+            num_workers=resources.num_workers,
+            use_gpu=resources.gpus_per_worker > 0,
+            resources_per_worker=worker_bundle(resources),
+        ),
+        run_config=RunConfig(
+            name=f"{job.artifact.local.name}",
+            storage_path=ray_dir,  # Ray Train keeps its own bookkeeping here; our checkpoints go to the artifact
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    try:
+        with _ray_train_environment(resources), _restored_sigint():
+            result = trainer.fit()
+    except ControllerError as error:
+        if "StartupTimeout" in type(error.controller_failure).__name__:
+            raise UserError(
+                f"Waited placement_timeout_s={resources.placement_timeout_s:g} s for room; other work has the cluster. "
+                f"Counting what is free now, {too_small(resources, _free_nodes())}"
+            ) from error
+        raise
+    except SystemExit:  # what Ray Train's handler of SIGINT makes of it
+        raise KeyboardInterrupt from None
+    except TrainingFailedError as error:
+        if isinstance(error, WorkerGroupError):
+            raise
+        raise WorkerGroupError(str(error), {}) from error  # a preempted node
+    finally:
+        shutil.rmtree(ray_dir, ignore_errors=True)
+    if result.return_value is None:
+        raise KeyboardInterrupt  # aborted from elsewhere: a quiet end without a result
+    return TrainFacts.model_validate(result.return_value)
+
+
+@contextmanager
+def _ray_train_environment(resources: Resources) -> Iterator[None]:
+    """Settings that Ray Train reads from the driver's environment only."""
+    settings = {
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(resources.placement_timeout_s),
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        "RAY_TRAIN_METRICS_ENABLED": "0",
+    }
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _restored_sigint() -> Iterator[None]:
+    """Ray Train replaces the handler of SIGINT and leaves its own behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _nodes() -> list[dict[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _free_nodes() -> list[dict[str, float]]:
+    from ray._private.state import available_resources_per_node
+
+    per_node: dict[Any, dict[str, float]] = available_resources_per_node()
+    return list(per_node.values())
+
+
+def _has_autoscaler() -> bool:
+    from ray._private.state import state
+
+    return bool(state.get_max_resources_from_cluster_config())
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__

@@ -1,0 +1,117 @@
+"""What one Ray Train worker does: prepare its process, build model and data, run the loop."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pipelines.errors import UserError
+from pipelines.training.job import TrainJob
+
+if TYPE_CHECKING:
+    from data.shards import TokenBatch
+
+
+def train_worker(loop_config: dict[str, Any]) -> dict[str, Any] | None:
+    """Ray Train's train_loop_per_worker.
+
+    Args: loop_config: {"job": TrainJob}.
+    Returns: the facts of the run as a dict on rank 0, None on the others.
+    Raises: UserError: what the user must mend; it is not retried.
+    """
+    job: TrainJob = loop_config["job"]
+    rank, num_workers = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    device = prepare_process(job, rank)
+
+    # After prepare_process: DeepSpeed chooses its accelerator when it is imported.
+    from data.errors import DataError
+    from data.streaming import open_stream
+    from pipelines.training import checkpoint as checkpoints
+    from pipelines.training import zero
+    from pipelines.training.loop import TrainLoop
+
+    zero.quiet_logs()
+    resumed = None
+    if job.resume_step is not None:
+        resumed = checkpoints.Checkpoint(job.artifact.fetch(checkpoints.step_dir(job.resume_step)))
+    trainer = zero.ZeroTrainer(_build_model(job, resumed), job.config, num_workers, device)
+    shards_dir = job.shards.fetch()
+    try:
+        stream = open_stream(
+            shards_dir,
+            "train",
+            micro_batch_size=job.config.micro_batch_size,
+            global_batch_size=job.config.global_batch_size,
+            seed=job.config.seed,
+        )
+        try:
+            validation_batches = _validation_batches(job, shards_dir)
+            facts = TrainLoop(job, trainer, stream, validation_batches, resumed).run()
+        finally:
+            stream.close()
+    except DataError as error:
+        raise UserError(str(error)) from error
+    return facts.model_dump() if facts is not None else None
+
+
+def _validation_batches(job: TrainJob, shards_dir: Path) -> list[TokenBatch]:
+    """Micro batches of the fixed beginning of the validation split, the same on every rank; none where it is empty."""
+    from data.shards import read_token_batches
+
+    if not job.has_validation:
+        return []
+    max_samples = job.config.validation_batches * job.config.global_batch_size
+    return list(read_token_batches(shards_dir, "valid", job.config.micro_batch_size, max_samples=max_samples))
+
+
+def prepare_process(job: TrainJob, rank: int) -> torch.device:
+    """Threads, determinism, seeds and the accelerator of this process. Returns the device to train on."""
+    from pipelines.training import rng
+
+    config = job.config
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    if config.on_gpu:
+        from ray.train.torch import get_device
+
+        device = get_device()
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    else:
+        device = torch.device("cpu")
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        num_threads = max(1, int(config.resources.cpus_per_worker))
+        os.environ["OMP_NUM_THREADS"] = str(num_threads)
+        torch.set_num_threads(num_threads)
+    torch.use_deterministic_algorithms(config.deterministic, warn_only=config.on_gpu)
+    rng.seed_everything(config.seed + rank)
+    return device
+
+
+def _build_model(job: TrainJob, resumed: Any) -> Any:
+    """The model on the CPU with the weights that training starts or goes on from, the same on every rank."""
+    from bmojo import BMojoLM
+    from bmojo.checkpoint_io import load_pretrained
+
+    model = BMojoLM(job.model)
+    if resumed is not None:
+        parameters = dict(model.named_parameters())
+        with torch.no_grad():
+            for name, value in resumed.tensors("param"):
+                parameters.pop(name).copy_(value)
+        if parameters:
+            raise RuntimeError(f"{resumed.directory}: holds no value of {', '.join(parameters)}.")
+    elif job.initial_weights is not None:
+        source = job.initial_weights.fetch("model")
+        try:
+            model.load_state_dict(load_pretrained(source).state_dict())
+        except RuntimeError as error:
+            raise UserError(
+                f"The weights in {source} do not fit train.model: {error}. Give this stage the model settings of the "
+                "train stage it starts from; only window, chunk and eidetic sizes may differ."
+            ) from error
+    else:
+        model.init_weights(job.config.seed)
+    return model
