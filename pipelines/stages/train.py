@@ -12,7 +12,7 @@ from pipelines.training.config import TrainStageConfig, check_train_against_toke
 
 if TYPE_CHECKING:
     from bmojo import ModelConfig
-    from pipelines.training.job import TrainFacts
+    from pipelines.training.job import MetricSink, TrainFacts, TrainJob
 
 HISTORY = "history.json"
 VOCAB_MULTIPLE = 64  # rows of the embedding are padded to this: matrix products like round sizes
@@ -53,32 +53,41 @@ class TrainStage:
 
         Raises: UserError: settings that do not fit the data, training that diverges, workers without room.
         """
-        from pipelines.tracking.remote import open_remote_journal
-        from pipelines.training.job import TrainJob
+        from pipelines.tracking.remote import remote_journal
         from pipelines.training.launch import run_training
 
         (tokens,) = context.inputs_of("tokenize")
-        initial = context.inputs_of("train")
-        check_train_against_tokenize(config, tokens.output)
         tokens_output: Any = tokens.output
-        with open_remote_journal(context.journal) as metrics:
-            job = TrainJob(
-                config=config,
-                model=_sized_model(config, tokens),
-                num_steps=config.num_steps(tokens_output.seq_len),
-                seq_len=tokens_output.seq_len,
-                artifact=context.artifact,
-                shards=tokens.artifact,
-                has_validation=tokens_output.num_valid_tokens > 0,
-                initial_weights=initial[0].artifact if initial else None,
-                resume_step=None,
-                metrics=metrics,
-            )
+        context.journal.log_dataset(tokens.name, tokens_output.train_sha256, tokens.artifact.url, context="train")
+        with remote_journal(context.journal) as metrics:
+            job = make_job(config, context, metrics)
             facts = run_training(job)
         context.artifact.write_json(HISTORY, facts.history)
         for path in (HISTORY, "model/config.json"):
             context.journal.log_artifact(path)
         return _output(facts, job.model, tokens)
+
+
+def make_job(config: TrainStageConfig, context: StageContext, metrics: MetricSink) -> TrainJob:
+    """What the workers need to know. Raises UserError: the settings do not fit the data."""
+    from pipelines.training.job import TrainJob
+
+    (tokens,) = context.inputs_of("tokenize")
+    initial = context.inputs_of("train")
+    tokens_output: Any = tokens.output
+    check_train_against_tokenize(config, tokens_output)
+    return TrainJob(
+        config=config,
+        model=_sized_model(config, tokens),
+        num_steps=config.num_steps(tokens_output.seq_len),
+        seq_len=tokens_output.seq_len,
+        artifact=context.artifact,
+        shards=tokens.artifact,
+        has_validation=tokens_output.num_valid_samples > 0,
+        initial_weights=initial[0].artifact if initial else None,
+        resume_step=None,
+        metrics=metrics,
+    )
 
 
 def _output(facts: TrainFacts, model: ModelConfig, tokens: StageInput) -> TrainOutput:
