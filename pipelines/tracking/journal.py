@@ -25,24 +25,17 @@ _READ_BYTES = 1 << 20
 class Journal:
     """Writes one journal file. One writer at a time, in one process; its threads may share it.
 
-    Raises: UserError: another process has the file open for writing.
+    Raises: UserError: another process still has the file open for writing after `lock_timeout_s`.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], lock_timeout_s: float = 0) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
         self._last_step: dict[str, int] = {}
         self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(self._descriptor)
-            raise UserError(
-                f"{self.path} is being written by another process. Wait for that run to end, or stop it; then run "
-                "again."
-            ) from error
-        try:
+            self._take(time.monotonic() + lock_timeout_s)
             self._recover()
         except BaseException:
             os.close(self._descriptor)
@@ -125,6 +118,20 @@ class Journal:
         data = memoryview(line.encode() + b"\n")
         while data:
             data = data[os.write(self._descriptor, data) :]
+
+    def _take(self, deadline: float) -> None:
+        while True:
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if time.monotonic() >= deadline:
+                    raise UserError(
+                        f"{self.path} is being written by another process. Wait for that run to end, or stop it; then "
+                        "run again."
+                    ) from error
+                time.sleep(0.2)
+            else:
+                return
 
     def _recover(self) -> None:
         """Cut off a torn last line and read up to which step each metric is told."""

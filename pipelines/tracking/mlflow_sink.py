@@ -5,15 +5,17 @@ One parent run per pipeline run and one child per stage, found again by their ta
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipelines.engine.artifact import ArtifactDir
-from pipelines.tracking.target import TrackingTarget
+from pipelines.tracking.target import SQLITE_FILE, TrackingTarget
 
 _MLFLOW_STATUS = {"SUCCEEDED": "FINISHED", "FAILED": "FAILED", "CANCELLED": "KILLED", "RESUMABLE": "KILLED"}
 _MAX_METRICS = 1000  # mlflow.utils.validation.MAX_METRICS_PER_BATCH
@@ -35,12 +37,13 @@ class MlflowSink:
     "errors."""
 
     def __init__(self, target: TrackingTarget, run_id: str) -> None:
-        if target.artifact_root is not None:
-            target.artifact_root.mkdir(parents=True, exist_ok=True)
         import mlflow
 
         for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.tracking", "mlflow.store.model_registry"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
+        if target.artifact_root is not None:
+            target.artifact_root.mkdir(parents=True, exist_ok=True)
+            _create_sqlite_store(target.artifact_root.parent / SQLITE_FILE)
         self._target, self._run_id = target, run_id
         self._client = mlflow.MlflowClient(tracking_uri=target.uri, registry_uri=target.uri)
         self._experiment_id: str | None = None
@@ -200,6 +203,21 @@ class MlflowSink:
                         raise
                     return self._experiment()  # another driver was quicker
         return self._experiment_id
+
+
+def _create_sqlite_store(path: Path) -> None:
+    """Make a new store complete or not at all: MLflow cannot go on from migrations that were interrupted."""
+    if path.exists():
+        return
+    from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine_with_retry
+
+    with tempfile.TemporaryDirectory(prefix=".creating-", dir=path.parent) as scratch:
+        unfinished = Path(scratch) / path.name
+        engine = create_sqlalchemy_engine_with_retry(f"sqlite:///{unfinished}")
+        _initialize_tables(engine)
+        engine.dispose()
+        with contextlib.suppress(FileExistsError):  # another driver was quicker
+            os.link(unfinished, path)
 
 
 def _text(value: Any) -> str:

@@ -12,6 +12,7 @@ from pipelines.tracking.journal import Journal
 
 WORKERS_SUFFIX = ".workers.jsonl"
 _FLUSH_TIMEOUT_S = 30.0
+_LOCK_TIMEOUT_S = 60.0  # the actor of a driver that was killed may take a while to follow it
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ class _JournalActorBody:
     """The actor: a Journal of its own in the driver's file system."""
 
     def __init__(self, path: str) -> None:
-        self._journal = Journal(path)
+        self._journal = Journal(path, lock_timeout_s=_LOCK_TIMEOUT_S)
 
     def log_metrics(self, step: int, values: dict[str, float], time_ms: int) -> None:
         self._journal.log_metrics(step, values, time_ms)

@@ -10,6 +10,7 @@ from pathlib import Path
 from pipelines.engine.storage import Storage
 from pipelines.tracking.redact import MASK, redact
 
+SQLITE_FILE = "mlflow.db"
 _LOCAL_FALLBACK = ".bmojo"
 
 
@@ -51,4 +52,4 @@ def resolve_target(uri: str | None, experiment: str, storage: Storage) -> Tracki
             f"MLflow's SQLite store cannot live on {storage.url}; it is kept in {root} of this machine. Set "
             "tracking.uri or MLFLOW_TRACKING_URI to a server to see runs from elsewhere."
         )
-    return TrackingTarget(f"sqlite:///{root / 'mlflow.db'}", experiment, root / "artifacts", notice)
+    return TrackingTarget(f"sqlite:///{root / SQLITE_FILE}", experiment, root / "artifacts", notice)

@@ -1,0 +1,122 @@
+"""One stage's run inside a drive: its context, its journal, its record."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+from pipelines.engine.failures import classify
+from pipelines.engine.fingerprint import flatten
+from pipelines.engine.plan import Action, PlannedStage
+from pipelines.engine.provenance import git_commit, library_versions
+from pipelines.engine.records import FinishedStage, StageRecord, write_record
+from pipelines.engine.runs import Status, utc_now
+from pipelines.stages.base import Stage, StageContext, StageInput, StageOutput
+from pipelines.tracking.journal import Journal
+from pipelines.tracking.redact import redact
+from pipelines.tracking.remote import WORKERS_SUFFIX
+from pipelines.tracking.run_tracking import JournalWatch, RunTracking, last_lifecycle_event
+from pipelines.tracking.system_metrics import SystemMetrics
+
+
+class StageRun:
+    """Runs one stage and writes its record."""
+
+    def __init__(
+        self, stage: Stage, planned: PlannedStage, inputs: Mapping[str, StageInput], tracking: RunTracking
+    ) -> None:
+        self._stage, self._planned, self._inputs, self._tracking = stage, planned, inputs, tracking
+
+    def run(
+        self, on_metrics: Callable[[int, Mapping[str, float]], None], before_record: Callable[[], None]
+    ) -> StageOutput:
+        """Do the stage's work. `before_record` is called when it is done, and may still refuse it by raising."""
+        started = time.monotonic()
+        with self._tracking.open_stage(self._planned.name) as journal:
+            note_start(journal, self._planned, reused=False)
+            try:
+                output = self._work(journal, on_metrics)
+                before_record()
+                record = self._record(output, time.monotonic() - started)
+                journal.log_json("record.json", record.model_dump(mode="json"))
+                journal.flush()
+                write_record(self._planned.artifact, record)
+            except BaseException as error:
+                failure = classify(error)
+                journal.write("end", status=failure.status, tags={"bmojo.error": failure.text})
+                raise
+            note_end(journal, record)
+        return output
+
+    def _work(self, journal: Journal, on_metrics: Callable[[int, Mapping[str, float]], None]) -> StageOutput:
+        context = StageContext(
+            name=self._planned.name,
+            fingerprint=self._planned.fingerprint.digest,
+            artifact=self._planned.artifact,
+            inputs=self._inputs,
+            journal=journal,
+        )
+        paths = [journal.path, journal.path.with_name(journal.path.stem + WORKERS_SUFFIX)]
+        with ExitStack() as stack:
+            stack.enter_context(JournalWatch(paths, on_metrics))
+            if self._tracking.options.system_metrics:
+                stack.enter_context(SystemMetrics(journal, Path(self._planned.artifact.local)))
+            output = self._stage.run(self._planned.config, context)
+        if not isinstance(output, self._stage.output_type):
+            raise TypeError(
+                f"stage {self._planned.name}: {type(self._stage).__name__}.run returned {type(output).__name__}, "
+                f"expected {self._stage.output_type.__name__}"
+            )
+        return output
+
+    def _record(self, output: StageOutput, duration_s: float) -> StageRecord:
+        planned = self._planned
+        return StageRecord(
+            kind=planned.kind,
+            name=planned.name,
+            fingerprint=planned.fingerprint.digest,
+            config=redact(planned.config.model_dump(mode="json")),
+            parts=planned.fingerprint.parts,
+            inputs={name: stage_input.fingerprint for name, stage_input in self._inputs.items()},
+            output=output.model_dump(mode="json"),
+            created_at=utc_now(),
+            duration_s=round(duration_s, 3),
+            versions=library_versions(),
+            git_commit=git_commit(),
+        )
+
+
+def note_start(journal: Journal, planned: PlannedStage, reused: bool) -> None:
+    """Journal that the stage begins, and what it is."""
+    config = planned.config.model_dump(mode="json")
+    tags = {
+        "bmojo.kind": planned.kind,
+        "bmojo.fingerprint": planned.fingerprint.digest,
+        "bmojo.artifact": planned.artifact.url,
+        "bmojo.reused": str(reused).lower(),
+        "bmojo.resumed": str(planned.action is Action.RESUME).lower(),
+        "bmojo.git_commit": git_commit() or "unknown",
+        "bmojo.ray_job": os.environ.get("RAY_JOB_SUBMISSION_ID") or os.environ.get("RAY_JOB_ID") or "none",
+    }
+    journal.write("start", tags=redact(tags), artifact_url=planned.artifact.url)
+    journal.log_params(flatten(config))
+    journal.log_json("config.json", config)
+
+
+def note_end(journal: Journal, record: StageRecord) -> None:
+    """Journal that the stage is done."""
+    journal.write("end", status=Status.SUCCEEDED, tags={"bmojo.duration_s": str(record.duration_s)})
+
+
+def note_reuse(journal: Journal, planned: PlannedStage, finished: FinishedStage) -> None:
+    """Journal that another run's result is used; or that this run's is, should its driver have died before saying "
+    "so."""
+    last = last_lifecycle_event(journal.path)
+    if last is None:
+        note_start(journal, planned, reused=True)
+        journal.log_json("record.json", finished.record.model_dump(mode="json"))
+    if last is None or last.get("status") != Status.SUCCEEDED:
+        note_end(journal, finished.record)

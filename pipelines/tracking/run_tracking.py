@@ -1,0 +1,131 @@
+"""The tracking of one pipeline run: its journals, and their way to MLflow."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.engine.storage import Storage
+from pipelines.tracking.journal import Journal, read_events
+from pipelines.tracking.replay import RUN_JOURNAL, Replay, Replayer, deliver_all
+from pipelines.tracking.spool import Spool
+from pipelines.tracking.target import TrackingTarget
+
+DRAIN_S = 30.0
+
+
+@dataclass(frozen=True)
+class TrackingOptions:
+    """What is tracked, and where it is shown."""
+
+    target: TrackingTarget
+    system_metrics: bool = True
+    drain_s: float = DRAIN_S
+
+
+class RunTracking:
+    """Journals of a run that is being driven, replayed in the background between start() and stop()."""
+
+    def __init__(
+        self, storage: Storage, run_relpath: str, run_id: str, options: TrackingOptions, notify: Callable[[str], None]
+    ) -> None:
+        self.options = options
+        self._spool = Spool(storage, run_relpath)
+        self._run_id, self._notify = run_id, notify
+        self._run_journal: Journal | None = None
+        self._replayer: Replayer | None = None
+
+    @property
+    def journal_dir(self) -> Path:
+        """Where the journals are on this machine."""
+        return self._spool.journal_dir
+
+    def start(self, tags: Mapping[str, str], config: Mapping[str, Any], all_reused: bool) -> None:
+        """Begin: journal the pipeline run's own facts and deliver from now on.
+
+        A run that succeeded before and has nothing to do (`all_reused`) has nothing to tell either.
+        """
+        self._spool.download()
+        path = self.journal_dir / f"{RUN_JOURNAL}.jsonl"
+        last = last_lifecycle_event(path)
+        target = self.options.target
+        if not (all_reused and last is not None and last.get("status") == "SUCCEEDED"):
+            if target.notice:
+                self._notify(target.notice)
+            self._run_journal = Journal(path)
+            self._run_journal.write("start", tags=dict(tags), artifact_url=None)
+            self._run_journal.log_json("config.json", dict(config))
+        self._replayer = Replayer(Replay(self.journal_dir, target, self._run_id), self._notify, target.shown_uri)
+        self._replayer.start()
+        self._spool.start()
+
+    def open_stage(self, name: str) -> Journal:
+        """The journal of a stage, for the driver to write."""
+        return Journal(self.journal_dir / f"{name}.jsonl")
+
+    def stop(self, status: str, tags: Mapping[str, str]) -> int:
+        """End the pipeline run with a status; deliver for a while. Returns how many events remain undelivered."""
+        remaining = 0
+        if self._run_journal is not None:
+            self._run_journal.write("end", status=status, tags=dict(tags))
+            self._run_journal.close()
+        if self._replayer is not None:
+            remaining = self._replayer.drain(self.options.drain_s)
+        self._spool.stop()
+        return remaining
+
+
+def last_lifecycle_event(path: Path) -> dict[str, Any] | None:
+    """The last `start` or `end` event of a journal."""
+    last = None
+    for event, _ in read_events(path):
+        if event["event"] in ("start", "end"):
+            last = event
+    return last
+
+
+def sync(storage: Storage, run_relpath: str, run_id: str, target: TrackingTarget) -> int:
+    """Deliver what an ended run left undelivered. Returns how many events were delivered; raises MLflow's errors."""
+    spool = Spool(storage, run_relpath)
+    spool.download()
+    replay = Replay(spool.journal_dir, target, run_id)
+    pending = replay.pending()
+    if pending:
+        deliver_all(replay)
+        spool.upload()
+    return pending
+
+
+class JournalWatch:
+    """Tells a callback about metrics as they are journalled by this process or by the workers' actor, in a thread."""
+
+    def __init__(
+        self, paths: list[Path], on_metrics: Callable[[int, dict[str, float]], None], poll_s: float = 0.5
+    ) -> None:
+        self._offsets = {path: path.stat().st_size if path.exists() else 0 for path in paths}
+        self._on_metrics, self._poll_s = on_metrics, poll_s
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="journal watch", daemon=True)
+
+    def __enter__(self) -> JournalWatch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stopped.set()
+        self._thread.join()
+        self._look()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(self._poll_s):
+            self._look()
+
+    def _look(self) -> None:
+        for path, offset in self._offsets.items():
+            for event, end in read_events(path, offset):
+                self._offsets[path] = end
+                if event["event"] == "metrics":
+                    self._on_metrics(event["step"], event["values"])

@@ -1,0 +1,128 @@
+"""A tiny pipeline for the engine's tests, and a command that runs it in a process of its own, to be killed.
+
+    python counting_pipeline.py STORAGE [--step-s S] [--upto N] [--fail TEXT]
+
+Stage `count` writes one file a step and journals a metric; `sum` adds them up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from pipelines.engine.runner import Pipeline, RunResult, run_pipeline
+from pipelines.engine.storage import Storage
+from pipelines.errors import UserError
+from pipelines.stages.base import NOT_IN_FINGERPRINT, StageConfig, StageContext, StageOutput
+from pipelines.tracking.run_tracking import TrackingOptions
+from pipelines.tracking.target import TrackingTarget
+
+
+class CountConfig(StageConfig):
+    kind: Literal["count"] = "count"
+    upto: int = 5
+    step_s: float = Field(0.0, json_schema_extra=NOT_IN_FINGERPRINT)
+    fail: str = Field("", json_schema_extra=NOT_IN_FINGERPRINT)
+
+
+class CountOutput(StageOutput):
+    steps: int
+
+
+class CountStage:
+    kind: ClassVar[str] = "count"
+    code_version: ClassVar[int] = 1
+    config_type: ClassVar[type[StageConfig]] = CountConfig
+    output_type: ClassVar[type[StageOutput]] = CountOutput
+
+    def content_identity(self, config: CountConfig) -> str | None:
+        return None
+
+    def run(self, config: CountConfig, context: StageContext) -> CountOutput:
+        for step in range(config.upto):
+            if context.artifact.exists(f"steps/{step}.json"):
+                continue
+            time.sleep(config.step_s)
+            context.journal.log_metrics(step, {"count": step})
+            context.artifact.write_json(f"steps/{step}.json", {"value": step, "at": time.time()})
+            print("step", step, flush=True)
+        if config.fail == "user":
+            raise UserError("the text is empty; give another file")
+        if config.fail == "connection":
+            raise ConnectionResetError("gone")
+        if config.fail == "bug":
+            raise RuntimeError("a bug with password hf_abcdefghijklmnopqrstuvwxyz")
+        return CountOutput(steps=config.upto)
+
+
+class SumConfig(StageConfig):
+    kind: Literal["sum"] = "sum"
+    scale: float = 1.0
+
+
+class SumOutput(StageOutput):
+    total: float
+
+
+class SumStage:
+    kind: ClassVar[str] = "sum"
+    code_version: ClassVar[int] = 1
+    config_type: ClassVar[type[StageConfig]] = SumConfig
+    output_type: ClassVar[type[StageOutput]] = SumOutput
+
+    def content_identity(self, config: SumConfig) -> str | None:
+        return None
+
+    def run(self, config: SumConfig, context: StageContext) -> SumOutput:
+        total = 0.0
+        for source in context.inputs.values():
+            for name in source.artifact.listdir("steps"):
+                total += source.artifact.read_json(f"steps/{name}")["value"]
+        context.artifact.write_json("total.json", {"total": total})
+        context.journal.log_artifact("total.json")
+        context.journal.log_dataset("steps", "abc123", source.artifact.url)
+        return SumOutput(total=config.scale * total)
+
+
+KINDS: dict[str, Any] = {"count": CountStage(), "sum": SumStage()}
+
+
+def nowhere() -> TrackingOptions:
+    """A tracking server that is not there; runs must not mind."""
+    return TrackingOptions(TrackingTarget("http://127.0.0.1:9", "test"), system_metrics=False, drain_s=0)
+
+
+def counting_pipeline(storage: Storage, scale: float = 1.0, **count: Any) -> Pipeline:
+    stages = {"count": CountConfig(**count), "sum": SumConfig(needs=("count",), scale=scale)}
+    config = {"stages": {name: stage.model_dump(mode="json") for name, stage in stages.items()}}
+    return Pipeline("counting", stages, KINDS, storage, config=config)
+
+
+def run_here(storage: Storage, scale: float = 1.0, **count: Any) -> RunResult:
+    return run_pipeline(counting_pipeline(storage, scale, **count), nowhere())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("storage")
+    parser.add_argument("--step-s", type=float, default=0.0)
+    parser.add_argument("--upto", type=int, default=5)
+    parser.add_argument("--fail", default="")
+    arguments = parser.parse_args()
+    try:
+        result = run_here(
+            Storage(arguments.storage), upto=arguments.upto, step_s=arguments.step_s, fail=arguments.fail
+        )
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(result.status, result.outputs)
+    return 0 if result.status == "SUCCEEDED" else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
