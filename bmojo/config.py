@@ -30,7 +30,7 @@ class ModelConfig(BaseModel):
     d_ff: int | None = Field(
         default=None,
         ge=0,
-        description="Hidden width of SwiGLU; null: 8/3 d_model up to a multiple of 64; 0: no SwiGLU.",
+        description="Hidden width of SwiGLU; null: 8/3 d_model, to a multiple of 64; 0: none.",
     )
     tie_embeddings: bool = Field(default=True, description="Share the embedding matrix with the output projection.")
     norm_eps: float = Field(default=1e-5, gt=0, description="Added to the mean square in every RMSNorm.")

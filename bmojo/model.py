@@ -8,17 +8,19 @@ Departures from a pre-norm Transformer, all inside the mixers:
 Initial values (L layers, std = init_std):
     embeddings, in-projections          normal(0, std)
     out-projections to the residual     normal(0, std / sqrt(2 L))            GPT-2's residual scaling
-    SSM output inside bmojo, bmojo_f    normal(0, 1 / sqrt(fan in))           y then has the scale of u, which it stands for
+    SSM output inside bmojo, bmojo_f    normal(0, 1 / sqrt(fan in))           y then has the scale of u
     norms, D                            1
     conv taps                           uniform(+-1 / sqrt(taps))             Mamba-2
     dt_bias                             softplus^-1(log-uniform[dt_min, dt_max])
     A_log                               log uniform[a_min, a_max] (mamba2), log 1..n (mamba)
+    dt_proj (mamba)                     uniform(+-1 / sqrt(rank))
     innovation predictor                exponential average
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +31,8 @@ from bmojo.layers import RMSNorm, RotaryTable, SwiGLU
 from bmojo.loss import linear_cross_entropy
 from bmojo.mixers import LayerMemory, MixerOutput, Sequence, build_mixer
 from bmojo.mixers.bmojo import BMojo
+from bmojo.mixers.mamba import Mamba
+from bmojo.mixers.mamba2 import Mamba2
 from bmojo.prefill import prefill
 from bmojo.state import DecodingState, LayerState
 
@@ -142,7 +146,7 @@ class BMojoLM(nn.Module):
     def init_state(self, batch_size: int) -> DecodingState:
         """The state before the first token."""
         device = self.embedding.weight.device
-        layers = [block.mixer.init_state(batch_size, device, self.dtype) for block in self.blocks]
+        layers = [block.mixer.init_state(batch_size, device, self.dtype) for block in self._blocks()]
         return DecodingState(torch.zeros(batch_size, dtype=torch.long, device=device), layers)
 
     @torch.no_grad()
@@ -178,10 +182,15 @@ class BMojoLM(nn.Module):
         """Read one token a row. Returns logits_bv for the next, and the state, which is updated in place."""
         rotary = self._rotary(state.position_b)
         x_bd = self.embedding(tokens_b)
-        for block, layer in zip(self.blocks, state.layers, strict=True):
+        for block, layer in zip(self._blocks(), state.layers, strict=True):
             x_bd = block.step(x_bd, state.position_b, rotary, layer)
         state.position_b += 1
         return self.head(self.norm(x_bd)), state
+
+    def _blocks(self) -> Iterator[Block]:
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            yield block
 
     @property
     def dtype(self) -> torch.dtype:
@@ -201,7 +210,7 @@ class BMojoLM(nn.Module):
             elif isinstance(module, RMSNorm):
                 nn.init.ones_(module.weight)
         for module in self.modules():
-            if hasattr(module, "init_ssm"):
+            if isinstance(module, Mamba | Mamba2):
                 module.init_ssm(generator)
             if isinstance(module, BMojo) and module.innovation is not None:
                 module.innovation.init_predictor()
@@ -215,7 +224,8 @@ class BMojoLM(nn.Module):
 
     def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Parameters for an optimizer: matrices decay; SSM parameters, norms and embeddings do not."""
-        decayed, kept = [], []
+        decayed: list[nn.Parameter] = []
+        kept: list[nn.Parameter] = []
         for name, parameter in self.named_parameters():
             matrix = parameter.dim() >= 2 and not is_ssm_param(name) and not name.startswith("embedding.")
             (decayed if matrix else kept).append(parameter)

@@ -83,14 +83,18 @@ class BMojo(Mixer):
                 doc_ids_bs=sequence.doc_ids_bt, num_slots=rows.num_slots,
             )  # fmt: skip
             eidetic = (self._at_slot_distance(q_bthp), rows.k, rows.v, index_bjm)
-        sets = (
-            sequence.rotary.rotate(q_bthp), rows.near_k, rows.near_v, (rows.fading_k, rows.fading_v), eidetic,
+        q_near = sequence.rotary.rotate(q_bthp)
+        fading = (rows.fading_k, rows.fading_v)
+        out_bthp = memory_attention(
+            q_near, rows.near_k, rows.near_v, fading, eidetic, window_size=config.window_size,
+            chunk_size=config.chunk_size, doc_ids_bt=sequence.doc_ids_bt, num_past=start,
         )  # fmt: skip
-        where = {"window_size": config.window_size, "chunk_size": config.chunk_size, "num_past": start}
-        out_bthp = memory_attention(*sets, **where, doc_ids_bt=sequence.doc_ids_bt)
         memory = None
         if sequence.return_memory:
-            mass_bt3 = attention_mass(*sets, **where, doc_ids_bt=sequence.doc_ids_bt)
+            mass_bt3 = attention_mass(
+                q_near, rows.near_k, rows.near_v, fading, eidetic, window_size=config.window_size,
+                chunk_size=config.chunk_size, doc_ids_bt=sequence.doc_ids_bt, num_past=start,
+            )  # fmt: skip
             memory = LayerMemory(innovation_bt, positions_of(index_bjm, rows.position), mass_bt3)
         if state is not None:
             self._remember(rows, y_btd, index_bjm, state, start + t)

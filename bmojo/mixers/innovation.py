@@ -74,7 +74,6 @@ def random_rank(position: Tensor) -> Tensor:
 def position_in_document(doc_ids_bt: Tensor) -> Tensor:
     """How many tokens of its own document stand before each position, [b, t]."""
     t = torch.arange(doc_ids_bt.shape[1], device=doc_ids_bt.device)
-    starts = torch.cat(
-        [torch.ones_like(doc_ids_bt[:, :1], dtype=torch.bool), doc_ids_bt[:, 1:] != doc_ids_bt[:, :-1]], 1
-    )
+    first_b1 = torch.ones_like(doc_ids_bt[:, :1], dtype=torch.bool)
+    starts = torch.cat([first_b1, doc_ids_bt[:, 1:] != doc_ids_bt[:, :-1]], 1)
     return t - torch.where(starts, t, 0).cummax(1).values

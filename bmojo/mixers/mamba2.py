@@ -1,4 +1,4 @@
-"""Mamba-2 (arXiv:2405.21060): a selective state-space model with a scalar decay a head. Also the fading memory of B'MOJO."""
+"""Mamba-2 (arXiv:2405.21060): a selective state-space model, one decay a head. Also B'MOJO's fading memory."""
 
 from __future__ import annotations
 

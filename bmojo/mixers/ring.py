@@ -33,7 +33,7 @@ def ages(ring_br: Tensor, position_b: Tensor) -> Tensor:
 
 
 def attend(sets: list[tuple[Tensor, Tensor, Tensor, Tensor]]) -> Tensor:
-    """One query a row over several sets under one softmax: (q_bhp, k_bshp, v_bshp, allowed_bs) each. Returns [b, h, p]."""
+    """One query a row, one softmax over several sets (q_bhp, k_bshp, v_bshp, allowed_bs). Returns [b, h, p]."""
     scores, values = [], []
     q = sets[0][0]
     b, h, p = q.shape

@@ -27,7 +27,7 @@ def innovation_select(
     """The eidetic set of every chunk of queries: S_j = the M highest-ranked positions i <= jC - W of the document that
     holds position jC, ranked by log e_i + i / tau, ties to the earlier position (DESIGN 3). No gradient passes.
 
-    Rows are, in this order: `num_slots` already kept, positions just before `start`, and the `num_queries` from `start` on.
+    Rows are, in this order: `num_slots` already kept, positions just before `start`, and `num_queries` from `start` on.
 
     Args:
         log_innovation_bs: log e_i of each row; finite.
@@ -45,7 +45,8 @@ def innovation_select(
     """
     if start % chunk_size and start % chunk_size + num_queries > chunk_size:
         raise ValueError(
-            f"{num_queries} queries from position {start} cross a chunk boundary (chunk_size={chunk_size}); split them there."
+            f"{num_queries} queries from position {start} cross a chunk boundary (chunk_size={chunk_size}); "
+            "split them there."
         )
     select = innovation_select_reference if dispatch.chosen() == "reference" else innovation_select_chunked
     return select(

@@ -1,4 +1,4 @@
-"""B'MOJO attention: one softmax over window, fading and eidetic keys. Definition: reference.py; derivation: README.md."""
+"""B'MOJO attention: one softmax over window, fading and eidetic keys. Derivation: README.md."""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ class Operands:
         self.scale = q_bthp.shape[-1] ** -0.5
         self.dtype = torch.float64 if q_bthp.dtype == torch.float64 else torch.float32
         ages = [0, geometry.window_size] if index_bjm is None or len(tensors) == 9 else [0]
-        self.sets = []
+        self.sets: list[KeySet] = []
         for i in range(0, len(tensors), 3):
             q, k, v = tensors[i : i + 3]
             age = None if index_bjm is not None and i + 3 == len(tensors) else ages[i // 3]
