@@ -68,7 +68,8 @@ def read_index(shards_dir: Path, split: Split) -> ShardIndex:
     except FileNotFoundError:
         raise DataError(
             f"{file}: there is no index of the {split} split: tokenizing did not finish, or gave this split no "
-            "document (validation_fraction=0 leaves `valid` empty). Run the tokenize stage, with a larger validation_fraction."
+            "document (validation_fraction=0 leaves `valid` empty). Run the tokenize stage, if need be with a larger "
+            "validation_fraction."
         ) from None
     except (ValueError, KeyError) as error:
         raise DataError(f"{file}: damaged: {error}. Delete the tokenize stage's artifact and run it again.") from error

@@ -1,7 +1,7 @@
 """Byte-level BPE: trained and stored in the Hugging Face format, encoded by tiktoken where that gives the same ids.
 
 Every byte is a token, so any text comes back exactly. Special tokens are never read out of text: "<|endoftext|>" in a
-document is encoded as those 13 characters. Measured and argued in docs/design/0011-tokenizer-and-its-two-encoders.md.
+document is encoded as those 13 characters. Measured and argued in docs/design/0012-tokenizer-with-two-encoders.md.
 """
 
 from __future__ import annotations

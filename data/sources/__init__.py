@@ -7,12 +7,22 @@ which any process reads alone with `read_slice`, in bounded memory (one document
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from data.config import FilesSource, HuggingFaceSource, PythonStdlibSource, Source
-from data.errors import DataError
 from data.sources.document import Document, Part, Slice
 
-__all__ = ["DataError", "Document", "Part", "Slice", "content_identity", "plan_slices", "read_slice"]
+__all__ = ["Document", "Part", "Slice", "content_identity", "plan_slices", "read_slice", "with_absolute_paths"]
+
+
+def with_absolute_paths(source: Source) -> Source:
+    """The same source for a process that may have another working directory."""
+    match source:
+        case FilesSource():
+            return source.model_copy(update={"paths": tuple(_absolute(path) for path in source.paths)})
+        case HuggingFaceSource() if Path(source.dataset).is_dir():
+            return source.model_copy(update={"dataset": _absolute(source.dataset)})
+    return source
 
 
 def content_identity(source: Source) -> str:
@@ -52,6 +62,10 @@ def read_slice(slice_: Slice) -> Iterator[Document]:
         for document in reader.read_part(slice_.source, part):
             if document.text:
                 yield document
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
 
 
 def _reader_of(source: Source):  # type: ignore[no-untyped-def]  # a module with the three functions called above

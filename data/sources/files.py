@@ -97,7 +97,7 @@ def _txt_boundary(file, offset: int, size: int) -> int:  # type: ignore[no-untyp
     line_end = block.find(b"\n")
     if line_end >= 0:
         return offset + line_end
-    inside_character = next((i for i, byte in enumerate(block[1:5]) if byte & 0xC0 != 0x80), 0)
+    inside_character = next((i for i, byte in enumerate(block[1:5]) if byte & 0xC0 != 0x80), len(block[1:5]))
     return offset + inside_character
 
 

@@ -87,8 +87,8 @@ def _commit(source: HuggingFaceSource) -> str:
         return str(hub.HfApi().dataset_info(source.dataset, revision=source.revision).sha)
     except Exception as error:
         raise DataError(
-            f"source.dataset={source.dataset}: its commit could not be asked of the Hub: {type(error).__name__}: {error}"
-            ". Check the name and the network, or set source.revision to a full commit, which needs no question."
+            f"source.dataset={source.dataset}: the Hub did not tell its commit: {type(error).__name__}: {error}. "
+            "Check the name and the network, or set source.revision to a full commit, which needs no question."
         ) from error
 
 

@@ -71,11 +71,12 @@ class TokenizeStage:
     def run(self, config: TokenizeStageConfig, context: StageContext) -> TokenizeOutput:
         """Write the shards. Raises UserError: the text is unfit, or there is none for a split."""
         from data.packing import merge_slices
-        from data.sources import plan_slices
+        from data.sources import plan_slices, with_absolute_paths
         from pipelines.stages.tasks import user_errors
 
         (tokenizer,) = context.inputs_of("tokenizer")
         artifact = context.artifact
+        config = config.model_copy(update={"source": with_absolute_paths(config.source)})
         digest = self.content_identity(config)
         context.journal.log_dataset(context.name, digest, describe_source(config.source), context="tokenize")
         with user_errors():

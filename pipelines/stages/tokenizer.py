@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
@@ -54,11 +55,15 @@ class TokenizerStage:
 
     def run(self, config: TokenizerStageConfig, context: StageContext) -> TokenizerOutput:
         """Make the tokenizer and put it into the artifact. Raises UserError: the text or the tokenizer is unfit."""
+        from data.sources import with_absolute_paths
         from pipelines.stages.tasks import run_tasks
 
         if config.source is not None:
+            config = config.model_copy(update={"source": with_absolute_paths(config.source)})
             digest = self.content_identity(config)
             context.journal.log_dataset(context.name, digest, describe_source(config.source), context="tokenizer")
+        else:
+            config = config.model_copy(update={"load": str(Path(str(config.load)).expanduser().absolute())})
         started = time.monotonic()
         one_task = config.resources.model_copy(update={"num_workers": 1})
         (output,) = run_tasks(_make_tokenizer, [(config, context.artifact)], one_task)

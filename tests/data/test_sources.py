@@ -1,0 +1,278 @@
+"""Sources: every format is read whole, slices cover each document once, and bad input is a clear error."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import TypeAdapter
+
+from data.config import FilesSource, HuggingFaceSource, PythonStdlibSource, Source
+from data.errors import DataError
+from data.sources import content_identity, plan_slices, read_slice, with_absolute_paths
+
+TEXTS = ["plain", "zwei\nlines\r\n", "\u00e9\U0001f600\u2028", "<|endoftext|>", "x" * 5000, "\ufeffmark"]
+
+
+def files(*paths: object, **fields: Any) -> FilesSource:
+    return FilesSource(kind="files", paths=tuple(map(str, paths)), **fields)
+
+
+def texts_of(source: Source, slice_bytes: int = 1 << 20) -> list[str]:
+    return [document.text for slice_ in plan_slices(source, slice_bytes) for document in read_slice(slice_)]
+
+
+def jsonl(texts: list[str], field: str = "text") -> bytes:
+    return b"".join(json.dumps({"id": i, field: text}).encode() + b"\n" for i, text in enumerate(texts))
+
+
+def write(path: Path, texts: list[str]) -> Path:
+    """A corpus in the format of the path's suffix."""
+    match path.name.partition(".")[2]:
+        case "jsonl":
+            path.write_bytes(jsonl(texts))
+        case "jsonl.gz":
+            path.write_bytes(gzip.compress(jsonl(texts)))
+        case "jsonl.zst":
+            frames = [zstandard.compress(jsonl(texts[:2])), zstandard.compress(jsonl(texts[2:]))]
+            path.write_bytes(b"".join(frames))
+        case "parquet":
+            pq.write_table(pa.table({"text": texts}), path, row_group_size=2)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "jsonl.zst", "parquet"])
+def test_every_format_gives_its_texts_in_order(tmp_path: Path, suffix: str) -> None:
+    source = files(write(tmp_path / f"corpus.{suffix}", TEXTS))
+    assert texts_of(source) == TEXTS
+    assert texts_of(source, slice_bytes=1024) == TEXTS
+
+
+def test_a_txt_file_is_one_document_without_its_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "b.txt").write_bytes(b"two\r\nlines")
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone")
+    (tmp_path / "empty.txt").touch()
+    assert texts_of(files(tmp_path / "*.txt")) == ["one", "two\r\nlines"]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    lines=st.lists(
+        st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=600), min_size=1, max_size=40
+    ),
+    slice_bytes=st.integers(16, 4000),
+)
+def test_byte_ranges_of_a_jsonl_file_give_each_line_once(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[str], slice_bytes: int
+) -> None:
+    path = tmp_path_factory.mktemp("jsonl") / "corpus.jsonl"
+    path.write_bytes(jsonl(lines).rstrip(b"\n"))
+    assert texts_of(files(path), slice_bytes) == lines
+
+
+@settings(max_examples=40, deadline=None)
+@given(text=st.text(st.sampled_from("ab\n\u00e9\U0001f600"), min_size=1500, max_size=6000))
+def test_a_long_txt_file_is_cut_between_characters_and_loses_nothing(
+    tmp_path_factory: pytest.TempPathFactory, text: str
+) -> None:
+    path = tmp_path_factory.mktemp("txt") / "long.txt"
+    path.write_bytes(text.encode())
+    pieces = texts_of(files(path, max_txt_document_bytes=1024), slice_bytes=2048)
+    assert "".join(pieces) == text
+    assert all(piece.endswith("\n") for piece in pieces[:-1]) or "\n" not in text
+
+
+def test_a_long_txt_file_without_line_ends_is_cut_near_every_limit(tmp_path: Path) -> None:
+    path = tmp_path / "long.txt"
+    path.write_bytes("\U0001f600".encode() * 200_000)
+    pieces = texts_of(files(path, max_txt_document_bytes=100_001))
+    assert "".join(pieces) == "\U0001f600" * 200_000
+    assert len(pieces) == 8
+
+
+def test_slices_are_planned_by_bytes_and_can_be_pickled(tmp_path: Path) -> None:
+    source = files(write(tmp_path / "corpus.jsonl", ["x" * 1000] * 100))
+    slices = plan_slices(source, 10_000)
+    assert len(slices) == 11
+    assert max(slice_.num_bytes for slice_ in slices) <= 10_000
+    assert pickle.loads(pickle.dumps(slices)) == slices == plan_slices(source, 10_000)
+
+
+def test_identity_follows_names_and_contents(tmp_path: Path) -> None:
+    path = write(tmp_path / "corpus.jsonl", TEXTS)
+    first = content_identity(files(path))
+    assert content_identity(files(tmp_path / "*.jsonl")) == first
+    path.write_bytes(path.read_bytes().replace(b"plain", b"PLAIN"))
+    assert content_identity(files(path)) != first
+
+
+def test_the_digest_of_a_big_file_is_remembered_until_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from data.sources import digests
+
+    monkeypatch.setenv("BMOJO_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(digests, "_CACHED_FROM_BYTES", 1)
+    path = tmp_path / "big.txt"
+    path.write_text("one")
+    first = digests.file_sha256(path)
+    with monkeypatch.context() as patched:
+        patched.setattr(digests, "_read_sha256", lambda path: pytest.fail("read again"))
+        assert digests.file_sha256(path) == first
+    path.write_text("other")
+    assert digests.file_sha256(path) != first
+
+
+def test_relative_paths_can_be_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    monkeypatch.chdir(tmp_path)
+    source = with_absolute_paths(files("*.txt"))
+    monkeypatch.chdir("/")
+    assert texts_of(source) == ["a"]
+
+
+def test_the_standard_library_is_read_without_tests_and_packages() -> None:
+    source = PythonStdlibSource(kind="python_stdlib")
+    slices = plan_slices(source, 4 << 20)
+    names = [part.path for slice_ in slices for part in slice_.parts]
+    assert "json/decoder.py" in names
+    assert names == sorted(names)
+    assert not [name for name in names if {"site-packages", "test", "tests"} & set(Path(name).parts)]
+    documents = list(read_slice(slices[0]))
+    assert len(documents) > 50
+    assert content_identity(source) == content_identity(source)
+
+
+def test_a_hugging_face_data_set_is_read_by_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("datasets")
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    (folder / "train.jsonl").write_bytes(jsonl(["a" * 600, "b" * 600, "c"]))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    source = HuggingFaceSource(kind="huggingface", dataset=str(folder))
+    assert texts_of(source, slice_bytes=1024) == ["a" * 600, "b" * 600, "c"]
+    assert len(plan_slices(source, 1024)) > 1
+    assert len(content_identity(source)) == 64
+    with pytest.raises(DataError, match="no column 'body'; its columns are 'id', 'text'"):
+        plan_slices(HuggingFaceSource(kind="huggingface", dataset=str(folder), text_field="body"), 1024)
+
+
+class TestBadInput:
+    """What was found, where, what was expected, the next step."""
+
+    def test_missing_file(self, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match=r"source.paths: there is no file .*gone.txt"):
+            content_identity(files(tmp_path / "gone.txt"))
+
+    def test_glob_without_match(self, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match=r"no file matches '.*\*\.jsonl'"):
+            content_identity(files(tmp_path / "*.jsonl"))
+
+    def test_folder_instead_of_files(self, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match=r"is a folder. Name files in it, for example .*/\*\.jsonl"):
+            content_identity(files(tmp_path))
+
+    def test_unknown_suffix(self, tmp_path: Path) -> None:
+        (tmp_path / "corpus.csv").write_text("a,b")
+        with pytest.raises(DataError, match=r"corpus.csv: cannot tell the format.*\.jsonl\.zst"):
+            content_identity(files(tmp_path / "corpus.csv"))
+
+    def test_files_of_no_bytes(self, tmp_path: Path) -> None:
+        (tmp_path / "a.txt").touch()
+        with pytest.raises(DataError, match="empty corpus: all 1 files have 0 bytes"):
+            plan_slices(files(tmp_path / "a.txt"), 1024)
+
+    @pytest.mark.parametrize("suffix", ["jsonl.gz", "jsonl.zst"])
+    def test_cut_off_compressed_file(self, tmp_path: Path, suffix: str) -> None:
+        texts = [f"{i} {hash(i * 7919)}" for i in range(20_000)]
+        path = write(tmp_path / f"corpus.{suffix}", texts)
+        path.write_bytes(path.read_bytes()[:-20])
+        with pytest.raises(
+            DataError, match=rf"corpus.{suffix}: the compressed stream is damaged or cut off after line \d"
+        ):
+            texts_of(files(path))
+
+    def test_gz_with_a_wrong_checksum(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "corpus.jsonl.gz", TEXTS)
+        data = bytearray(path.read_bytes())
+        data[-6] ^= 0xFF
+        path.write_bytes(bytes(data))
+        with pytest.raises(DataError, match=r"corpus.jsonl.gz: .* after line 6: CRC check failed"):
+            texts_of(files(path))
+
+    def test_file_that_is_not_gz_at_all(self, tmp_path: Path) -> None:
+        (tmp_path / "corpus.jsonl.gz").write_bytes(jsonl(TEXTS))
+        with pytest.raises(DataError, match="Not a gzipped file"):
+            texts_of(files(tmp_path / "corpus.jsonl.gz"))
+
+    @pytest.mark.parametrize("compressed", [False, True])
+    @pytest.mark.parametrize(
+        ("line", "message"),
+        [
+            (b'{"text": "a"', "not JSON"),
+            (b'{"body": "a"}', "no field 'text'; its fields are 'body'"),
+            (b'{"text": 3}', "field 'text' is a JSON number, expected a string"),
+            (b'{"text": null}', "field 'text' is a JSON null"),
+            (b'["a"]', "found a JSON array"),
+            (b'{"text": "a\xffb"}', "invalid UTF-8 at byte 11"),
+            (b'{"text": "a\\ud800b"}', r"lone surrogate U\+D800"),
+        ],
+    )
+    def test_bad_jsonl_line(self, tmp_path: Path, line: bytes, message: str, compressed: bool) -> None:
+        path = tmp_path / ("corpus.jsonl.gz" if compressed else "corpus.jsonl")
+        data = jsonl(["good"] * 50) + b"\n" + line + b"\n" + jsonl(["good"])
+        path.write_bytes(gzip.compress(data) if compressed else data)
+        with pytest.raises(DataError, match=rf"corpus.jsonl(.gz)?, line 52: .*{message}"):
+            texts_of(files(path), slice_bytes=256)
+
+    def test_invalid_utf8_by_policy(self, tmp_path: Path) -> None:
+        (tmp_path / "a.txt").write_bytes(b"ok")
+        (tmp_path / "b.txt").write_bytes(b"caf\xe9!")
+        (tmp_path / "c.jsonl").write_bytes(b'{"text": "\xff"}\n{"text": "\\udc00x"}\n' + jsonl(["good"]))
+        paths = tmp_path / "*"
+        with pytest.raises(DataError, match=r"b.txt: invalid UTF-8 at byte 3 \(byte 3 of the file\): found 0xe9"):
+            texts_of(files(paths))
+        assert texts_of(files(paths, invalid_utf8="skip_document")) == ["ok", "good"]
+        replaced = texts_of(files(paths, invalid_utf8="replace"))
+        assert replaced[:2] == ["ok", "caf\ufffd!"]
+        assert replaced[2:] == ["\ufffd", "\ufffd\ufffd\ufffdx", "good"]
+
+    def test_parquet_without_the_column(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "corpus.parquet", TEXTS)
+        with pytest.raises(DataError, match=r"corpus.parquet: no column 'body'; its columns are 'text'"):
+            plan_slices(files(path, text_field="body"), 1024)
+
+    def test_parquet_column_that_is_no_text_or_null(self, tmp_path: Path) -> None:
+        path = tmp_path / "corpus.parquet"
+        pq.write_table(pa.table({"text": [1, 2]}), path)
+        with pytest.raises(DataError, match="column 'text' has type int64, expected string"):
+            plan_slices(files(path), 1024)
+        pq.write_table(pa.table({"text": ["a", None]}), path)
+        with pytest.raises(DataError, match="row 1, column 'text': found null"):
+            texts_of(files(path))
+
+    def test_cut_off_parquet(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "corpus.parquet", TEXTS)
+        path.write_bytes(path.read_bytes()[:-10])
+        with pytest.raises(DataError, match="not a whole parquet file"):
+            plan_slices(files(path), 1024)
+
+    def test_file_changed_after_planning(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "corpus.jsonl", TEXTS)
+        slices = plan_slices(files(path), 1 << 20)
+        path.write_bytes(jsonl(["other"]))
+        with pytest.raises(DataError, match="when the work was planned"):
+            list(read_slice(slices[0]))
+
+    def test_unknown_key_in_a_source(self) -> None:
+        with pytest.raises(ValueError, match="text_feild"):
+            TypeAdapter(Source).validate_python({"kind": "files", "paths": "a.txt", "text_feild": "x"})
