@@ -111,12 +111,17 @@ def _output(facts: TrainFacts, model: ModelConfig, tokens: StageInput) -> TrainO
     )
 
 
+def padded_vocab_size(num_ids: int) -> int:
+    """Rows of the embedding for a tokenizer of `num_ids` ids."""
+    return -(-num_ids // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+
 def _sized_model(config: TrainStageConfig, tokens: StageInput) -> ModelConfig:
     """The model's config with room for every id of the tokenizer."""
     tokens_output: Any = tokens.output
     needed: int = tokens_output.vocab_size
     if config.model.vocab_size is None:
-        return config.model.with_vocab_size(-(-needed // VOCAB_MULTIPLE) * VOCAB_MULTIPLE)
+        return config.model.with_vocab_size(padded_vocab_size(needed))
     if config.model.vocab_size < needed:
         raise UserError(
             f"train.model.vocab_size={config.model.vocab_size} is less than the {needed} ids of the tokenizer of stage "

@@ -204,8 +204,8 @@ class TrainLoop:
         self.meter.total_time_s = state.train_time_s
         self.saved_step = state.step
         for name, points in state.history.items():
-            for step, value in points:  # what this run's journal already has, it skips
-                self._log(step, {name: value})
+            for step, point in points:  # what this run's journal already has, it skips
+                self._log(step, {name: point})
         if state.num_workers == self.num_workers:
             rng.restore(resumed.rng(self.rank), self.device)
 
