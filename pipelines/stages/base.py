@@ -28,7 +28,9 @@ class StrictConfig(BaseModel):
 class Resources(StrictConfig):
     """What a stage asks of the Ray cluster. Never part of a fingerprint."""
 
-    num_workers: int = Field(1, ge=1, description="Processes that work side by side (training workers, tokenize tasks).")
+    num_workers: int = Field(
+        1, ge=1, description="Processes that work side by side (training workers, tokenize tasks)."
+    )
     cpus_per_worker: float = Field(1, gt=0, description="CPU cores each worker reserves.")
     gpus_per_worker: float = Field(0, ge=0, description="GPUs each worker reserves; 0 runs on the CPU.")
     placement_timeout_s: float = Field(

@@ -1,0 +1,52 @@
+# Two commands do everything on a fresh machine: `make quickstart` and `make test`.
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+.DEFAULT_GOAL := help
+.PHONY: help quickstart install test test-slow lint format types bench lock clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+install: $(STAMP)  ## Create .venv and install everything at the tested versions
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found. Install Python 3.11 (Debian: apt install python3.11 python3.11-venv)"; \
+		echo "       or name another one: make $(MAKECMDGOALS) PYTHON=python3"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $$($(PYTHON) -V) is too old: Python 3.11 or newer is needed."; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "error: $(PYTHON) has no venv module. Debian: apt install python3.11-venv"; exit 1; }
+	@test "$$(df -Pk . | awk 'NR==2 {print $$4}')" -gt 10485760 || { echo "error: less than 10 GiB free here; the packages (torch, ray, ...) take about 8 GiB."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV): about 8 GiB, a few minutes."
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,s3,hf]'
+	@touch $(STAMP)
+
+quickstart: install  ## Install, then train and evaluate a small B'MOJO on the Python standard library (CPU, minutes)
+	$(BIN)/bmojo run configs/quickstart.yaml
+
+test: install  ## Quick tests (under 20 minutes on 2 cores)
+	$(BIN)/python -m pytest
+
+test-slow: install  ## The tests that take longer: kills, resumes, whole pipelines
+	$(BIN)/python -m pytest -m slow
+
+lint: install  ## ruff: lint and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: install  ## Let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: install  ## mypy
+	$(BIN)/mypy
+
+bench: install  ## List the benchmarks; each runs as `python -m benchmarks.NAME`
+	@$(BIN)/python -m benchmarks
+
+lock: install  ## Write the versions that are installed now to constraints.txt
+	$(BIN)/python -m pip freeze --exclude-editable | grep -v ' @ ' > constraints.txt
+
+clean:  ## Remove the environment (never touches runs/)
+	rm -rf $(VENV)

@@ -1,0 +1,87 @@
+"""`bmojo doctor`, `bmojo schema`, `bmojo ui`: the environment around runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from pipelines.cli.console import StorageOption, console
+from pipelines.errors import UserError
+
+MARKS = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "error": "[red]error[/]"}
+
+
+def doctor(storage: StorageOption = "runs") -> None:
+    """Check the environment: versions, compiler, devices, disk, memory, shared memory.
+
+    Exits with 1 when something a run cannot do without is missing.
+    """
+    from pipelines.doctor import run_checks
+
+    table = Table("check", "", "found", "what to do", box=None, pad_edge=False)
+    worst_is_error = False
+    with console.status("Looking at the environment ..."):
+        for check in run_checks(storage):
+            worst_is_error |= check.verdict == "error"
+            table.add_row(check.name, MARKS[check.verdict], check.found, check.advice)
+    console.print(table)
+    if worst_is_error:
+        raise typer.Exit(1)
+
+
+def schema(
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write; left out: standard output.")
+    ] = None,
+) -> None:
+    """Write the JSON schema of pipeline files, for completion and checks in editors.
+
+    First line of a pipeline file for the YAML language server: # yaml-language-server: $schema=pipeline.schema.json
+    """
+    from pipelines.loading import pipeline_schema
+
+    text = json.dumps(pipeline_schema(), indent=2) + "\n"
+    if output is None:
+        sys.stdout.write(text)
+    else:
+        output.write_text(text, encoding="utf-8")
+        console.print(f"Wrote {output}.")
+
+
+def ui(
+    storage: StorageOption = "runs",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 5000,
+    host: Annotated[
+        str, typer.Option(help="Address to bind. Anything but loopback shows your runs to the network.")
+    ] = "127.0.0.1",
+) -> None:
+    """Open MLflow's UI on the storage's tracking store (Ctrl-C stops it)."""
+    from pipelines.engine.storage import Storage
+    from pipelines.tracking.target import resolve_target
+
+    target = resolve_target(None, "bmojo", Storage(storage))
+    if target.artifact_root is None:
+        console.print(f"Tracking is at {target.shown_uri} (MLFLOW_TRACKING_URI): open it there.")
+        return
+    if not Path(target.uri.removeprefix("sqlite:///")).exists():
+        raise UserError(
+            f"{target.uri}: no tracking store there yet. Run a pipeline first, or name its storage with --storage."
+        )
+    console.print(f"MLflow UI on [link]http://{host}:{port}[/link] (Ctrl-C stops it)")
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", target.uri]
+    command += ["--default-artifact-root", str(target.artifact_root), "--host", host, "--port", str(port)]
+    try:
+        completed = subprocess.run(command, env=os.environ.copy(), check=False)
+    except KeyboardInterrupt:
+        return
+    if completed.returncode > 0:
+        raise UserError(
+            f"mlflow server ended with exit code {completed.returncode}; is port {port} taken? Choose one with --port."
+        )

@@ -1,0 +1,104 @@
+"""`bmojo generate`: text from a trained model."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipelines.cli.console import RunArgument, StorageOption
+from pipelines.errors import UserError
+
+if TYPE_CHECKING:
+    from bmojo import BMojoLM
+    from data.tokenizer import Tokenizer
+    from pipelines.engine.runs import Run
+
+StageOption = Annotated[
+    str | None, typer.Option(help="Train stage to take the model from; needed where a run has several.")
+]
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model of a run, with its tokenizer."""
+
+    run: Run
+    stage: str
+    model: BMojoLM
+    tokenizer: Tokenizer
+
+
+def load_trained(storage: str, run: str | None, stage: str | None) -> TrainedModel:
+    """Load a finished train stage's model.
+
+    Raises: UserError: there is no such run or stage, the stage is not finished, or the run has several and none is named.
+    """
+    from bmojo.checkpoint_io import load_pretrained
+    from data.tokenizer import load_tokenizer
+    from pipelines.engine.artifact import ArtifactDir
+    from pipelines.engine.records import read_record
+    from pipelines.engine.runs import find_run
+    from pipelines.engine.storage import Storage
+    from pipelines.stages.train import TrainOutput
+
+    found = find_run(Storage(storage), run)
+    trained = {name: state for name, state in found.state().stages.items() if state.kind == "train"}
+    if stage is None and len(trained) != 1:
+        raise UserError(
+            f"Run {found.run_id} has {len(trained)} train stages ({', '.join(trained)}). Choose one with --stage."
+        )
+    name = stage or next(iter(trained))
+    if name not in trained:
+        raise UserError(f"Run {found.run_id} has no train stage {name!r}; it has: {', '.join(trained) or 'none'}.")
+    url = trained[name].artifact
+    record = read_record(ArtifactDir.at(url)) if url else None
+    if url is None or record is None:
+        raise UserError(
+            f"Stage {name!r} of run {found.run_id} is {trained[name].status}, not finished. Carry on: bmojo resume {found.run_id}."
+        )
+    output = TrainOutput.model_validate(record.output)
+    model = load_pretrained(ArtifactDir.at(url).fetch(output.model)).eval()
+    return TrainedModel(found, name, model, load_tokenizer(ArtifactDir.at(output.tokenizer).fetch()))
+
+
+def generate(
+    run: RunArgument = None,
+    prompt: Annotated[str, typer.Option(help="Text to continue; empty: a new document.")] = "",
+    tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens to generate at most; the model may end the document before.")
+    ] = 200,
+    temperature: Annotated[float, typer.Option(min=0, help="0 always takes the likeliest token.")] = 0.8,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Sample from the k likeliest tokens only.")] = 50,
+    top_p: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Sample from the likeliest tokens with this total probability.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+    stage: StageOption = None,
+    storage: StorageOption = "runs",
+) -> None:
+    """Stream text from a trained model, token by token, to standard output."""
+    import torch
+
+    from pipelines.evaluation.sampling import continue_text
+
+    trained = load_trained(storage, run, stage)
+    if torch.cuda.is_available():
+        trained.model.cuda()
+    sys.stdout.write(prompt)
+    sys.stdout.flush()
+    for piece in continue_text(
+        trained.model,
+        trained.tokenizer,
+        prompt,
+        max_new_tokens=tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+    ):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")

@@ -1,0 +1,82 @@
+"""Progress on the console: one bar a stage on a terminal, a line now and then in a log file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+# For each kind of stage: the metric that says how many steps there are, and those shown beside the bar.
+PROGRESS_METRICS: dict[str, tuple[str, dict[str, str]]] = {
+    "tokenize": ("tokenize/slices_total", {"tokenize/tokens_per_s": "{:,.0f} tokens/s"}),
+    "train": (
+        "train/max_steps",
+        {"train/loss": "loss {:.3f}", "valid/loss": "valid {:.3f}", "train/tokens_per_s": "{:,.0f} tokens/s"},
+    ),
+    "evaluate": ("evaluate/tokens_total", {}),
+}
+LOG_EVERY_S = 15.0
+
+
+class StageProgress:
+    """Follows the metrics of one stage. `update` may be called as often as points come."""
+
+    def __init__(self, progress: Progress | None, console: Console, name: str, kind: str) -> None:
+        self._progress = progress
+        self._console = console
+        self._name = name
+        self._total_key, self._shown = PROGRESS_METRICS.get(kind, ("", {}))
+        self._done = 0
+        self._latest: dict[str, float] = {}
+        self._last_line_at = time.monotonic()
+        self._task = progress.add_task(name, total=None, detail="") if progress else None
+
+    def update(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Take in the newest values of some metrics; `step` is how far the stage is."""
+        self._latest.update(metrics)
+        has_moved = step > self._done
+        self._done = max(self._done, step)
+        done, total = self._done, self._latest.get(self._total_key)
+        detail = "  ".join(text.format(self._latest[key]) for key, text in self._shown.items() if key in self._latest)
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=done, total=total, detail=detail)
+        elif has_moved and time.monotonic() - self._last_line_at > LOG_EVERY_S:
+            self._last_line_at = time.monotonic()
+            of_total = f" of {total:,.0f}" if total else ""
+            self._console.print(f"  {self._name}: {done:,.0f}{of_total}  {detail}")
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._progress is not None and self._task is not None:
+            self._progress.remove_task(self._task)
+
+
+@contextmanager
+def progress_display(console: Console) -> Iterator[Progress | None]:
+    """Rich's progress bars on a terminal; None elsewhere, where lines are printed instead."""
+    if not console.is_terminal:
+        yield None
+        return
+    columns: list[Any] = [
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[detail]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    ]
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield progress

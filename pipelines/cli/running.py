@@ -1,0 +1,201 @@
+"""`bmojo plan`, `bmojo run`, `bmojo resume`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from pipelines.cli.console import OverridesArgument, RunArgument, StorageOption, console, error_console
+from pipelines.cli.progress import StageProgress, progress_display
+from pipelines.engine.observer import Observer
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from pipelines.config import PipelineConfig
+    from pipelines.engine.lease import LeaseInfo
+    from pipelines.engine.plan import PlannedStage
+    from pipelines.engine.runner import RunResult
+    from pipelines.engine.runs import Run, StageState
+
+ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="The pipeline's YAML file.", show_default=False)]
+EXIT_CODES = {"FAILED": 1, "RESUMABLE": 75, "CANCELLED": 130}  # 75: EX_TEMPFAIL, worth another try
+STATUS_STYLES = {"SUCCEEDED": "green", "FAILED": "red", "RESUMABLE": "yellow", "CANCELLED": "yellow", "RUNNING": "cyan"}
+
+
+def plan(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
+    """Show what `run` would do: stages to reuse, resume or run and why; parameters, tokens, FLOPs, memory, time.
+
+    Changes nothing.
+    """
+    from pipelines.loading import load_pipeline
+    from pipelines.session import open_pipeline
+
+    loaded = load_pipeline(config, overrides or ())
+    pipeline = open_pipeline(loaded, config)
+    table = Table("stage", "kind", "action", "why", box=None, pad_edge=False)
+    for stage in pipeline.plan():
+        table.add_row(stage.name, stage.kind, stage.action, escape("\n".join((stage.reason, *stage.changes))))
+    console.print(table)
+    _print_estimates(loaded)
+
+
+def run(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
+    """Run a pipeline, or carry on with it: finished stages are reused, interrupted ones resumed.
+
+    Exit codes: 0 done, 1 your input or configuration is wrong, 75 something died (run again), 130 cancelled.
+    """
+    from pipelines.loading import load_pipeline
+
+    _run(load_pipeline(config, overrides or ()), str(config))
+
+
+def resume(run: RunArgument = None, storage: StorageOption = "runs") -> None:
+    """Carry on with a run as it was configured, without its pipeline file."""
+    from pipelines.engine.runs import find_run
+    from pipelines.engine.storage import Storage
+    from pipelines.loading import validate_pipeline
+
+    found = find_run(Storage(storage), run)
+    info = found.info()
+    config = validate_pipeline(info.config, f"{found.url}/run.json")
+    _run(config, info.config_path)
+
+
+def _run(config: PipelineConfig, config_path: str | None) -> None:
+    from pipelines import session
+
+    with progress_display(console) as progress:
+        result = session.run(config, config_path, ConsoleObserver(progress))
+    if result.failure is not None:
+        raise typer.Exit(EXIT_CODES[result.status])
+
+
+class ConsoleObserver(Observer):
+    """Draws a run on the console."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress = progress
+        self._stage: StageProgress | None = None
+        self._started_at = time.monotonic()
+        self._stage_started_at = self._started_at
+        self._kinds: dict[str, str] = {}
+
+    def on_run_start(self, run: Run, plan: Sequence[PlannedStage]) -> None:
+        """Name the run."""
+        self._kinds = {stage.name: stage.kind for stage in plan}
+        console.print(f"[bold]{run.run_id}[/] in {escape(run.storage.url)}")
+
+    def on_stage_wait(self, stage: PlannedStage, holder: LeaseInfo) -> None:
+        """Say whom we wait for."""
+        console.print(f"  {stage.name}: waiting for {escape(str(holder))}, who is making the same artifact")
+
+    def on_stage_start(self, stage: PlannedStage) -> None:
+        """Open the stage's bar."""
+        self._stage_started_at = time.monotonic()
+        self._stage = StageProgress(self._progress, console, stage.name, stage.kind)
+        console.print(f"  {stage.name}: {'resuming' if stage.action == 'resume' else 'running'} ...")
+
+    def on_metrics(self, stage: PlannedStage, step: int, values: Mapping[str, float]) -> None:
+        """Move the bar."""
+        if self._stage is not None:
+            self._stage.update(step, values)
+
+    def on_stage_end(self, stage: PlannedStage, state: StageState) -> None:
+        """Close the bar and say how it went."""
+        if self._stage is not None:
+            self._stage.close()
+            self._stage = None
+        if state.reused:
+            console.print(f"  {stage.name}: [green]reused[/] {escape(state.artifact or '')}")
+        elif state.status == "SUCCEEDED":
+            elapsed_s = time.monotonic() - self._stage_started_at
+            console.print(f"  {stage.name}: [green]done[/] in {elapsed_s:.0f} s")
+        else:
+            console.print(f"  {stage.name}: [{STATUS_STYLES.get(state.status, 'red')}]{state.status}[/]")
+
+    def on_notice(self, text: str) -> None:
+        """A line of its own."""
+        console.print(f"  [yellow]note:[/] {escape(text)}")
+
+    def on_run_end(self, result: RunResult) -> None:
+        """The figures and where the report is; or what went wrong and what to do."""
+        style = STATUS_STYLES.get(result.status, "red")
+        console.print(f"[{style}]{result.status}[/] in {time.monotonic() - self._started_at:.0f} s")
+        if result.undelivered:
+            console.print(
+                f"  {result.undelivered} points are not in MLflow yet; the next run or `bmojo sync {result.run.run_id}` "
+                "delivers them."
+            )
+        if result.failure is not None:
+            stage = f"stage {result.failed_stage}: " if result.failed_stage else ""
+            error_console.print(f"[bold red]error:[/] {escape(stage + result.failure.text)}", soft_wrap=True)
+            if result.failure.details:
+                error_console.print(f"The traceback is in {escape(result.run.url)}/errors/.", soft_wrap=True)
+            if result.status != "FAILED":
+                error_console.print("The same command carries on from what is finished.")
+            return
+        for name, output in result.outputs.items():
+            _print_figures(name, self._kinds[name], output, result.artifacts[name].url)
+
+
+def _print_figures(name: str, kind: str, output: Any, url: str) -> None:
+    if kind == "evaluate":
+        compared = [
+            f"{label} {value:.3f}"
+            for label, value in (("gzip -9", output.gzip_bits_per_byte), ("untrained", output.untrained_bits_per_byte))
+            if value is not None
+        ]
+        beside = f" ({', '.join(compared)})" if compared else ""
+        console.print(
+            f"  {name}: [bold]{output.bits_per_byte:.3f} bits per byte[/]{beside}, "
+            f"loss {output.loss:.4f} nats per token, perplexity {output.perplexity:.2f}, on {output.num_documents} documents"
+        )
+    elif kind == "report":
+        console.print(f"  {name}: [bold]{escape(url)}/{output.html}[/]", soft_wrap=True)
+
+
+def _print_estimates(config: PipelineConfig) -> None:
+    from pipelines.estimates import EXPECTED_MFU, estimate_training, measure_core_peak
+    from pipelines.stages.tokenize import TokenizeStageConfig
+    from pipelines.stages.tokenizer import TokenizerStageConfig
+    from pipelines.training.config import TrainStageConfig
+
+    rows = {name: stage for name, stage in config.stages.items() if isinstance(stage, TrainStageConfig)}
+    if not rows:
+        return
+    table = Table("train stage", "parameters", "tokens", "FLOPs", "state a worker", "time", box=None, pad_edge=False)
+    peak = measure_core_peak()
+    for name, train in rows.items():
+        tokenize = next(config.stages[need] for need in train.needs if config.stages[need].kind == "tokenize")
+        assert isinstance(tokenize, TokenizeStageConfig)
+        tokenizer = config.stages[tokenize.needs[0]]
+        assert isinstance(tokenizer, TokenizerStageConfig)
+        estimate = estimate_training(train, tokenize, tokenizer, peak)
+        table.add_row(
+            name,
+            f"{estimate.num_params / 1e6:,.2f} M",
+            f"{estimate.num_tokens / 1e6:,.2f} M",
+            f"{estimate.train_flops:.2e}",
+            f"{estimate.state_bytes_per_worker / 2**20:,.0f} MiB",
+            _duration(estimate.time_s),
+        )
+    console.print()
+    console.print(table)
+    console.print(
+        f"Time assumes {EXPECTED_MFU:.0%} of the matrix-product peak (this machine's for CPU stages); memory leaves out activations.",
+        style="dim",
+    )
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.1f} {unit}"
+    return f"{seconds:.0f} s"

@@ -1,0 +1,143 @@
+"""The pipeline file as one strict pydantic tree. Each kind of stage owns its part; this module composes them.
+
+name: quickstart
+storage: runs
+stages:
+  tokenizer: {kind: tokenizer, ...}
+  tokens:    {kind: tokenize, needs: [tokenizer], ...}
+  train:     {kind: train, needs: [tokens], ...}
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, field_validator, model_validator
+
+from pipelines.engine.graph import validate_graph
+from pipelines.errors import ConfigError
+from pipelines.evaluation.config import EvaluateStageConfig
+from pipelines.reporting.config import ReportStageConfig
+from pipelines.stages.base import StageConfig, StrictConfig
+from pipelines.stages.tokenize import TokenizeStageConfig
+from pipelines.stages.tokenizer import TokenizerStageConfig
+from pipelines.training.config import TrainStageConfig, check_train_against_tokenize
+
+AnyStageConfig = Annotated[
+    TokenizerStageConfig | TokenizeStageConfig | TrainStageConfig | EvaluateStageConfig | ReportStageConfig,
+    Field(discriminator="kind"),
+]
+
+# For each kind: the kinds it reads, with the least and greatest number of each (None: any number).
+NEEDS_OF_KIND: dict[str, dict[str, tuple[int, int | None]]] = {
+    "tokenizer": {},
+    "tokenize": {"tokenizer": (1, 1)},
+    "train": {"tokenize": (1, 1), "train": (0, 1)},
+    "evaluate": {"train": (1, 1), "tokenize": (1, 1)},
+    "report": {"train": (0, None), "evaluate": (1, None)},
+}
+
+
+class TrackingConfig(StrictConfig):
+    """Where runs are shown. Training never waits for the tracking server: see docs/design/0004."""
+
+    uri: str | None = Field(
+        None,
+        description="MLflow tracking URI. Left out: MLFLOW_TRACKING_URI where set, else a SQLite store under `storage`.",
+    )
+    experiment: str = Field("bmojo", min_length=1, description="MLflow experiment that the runs belong to.")
+    system_metrics: bool = Field(True, description="Log CPU, memory and disk use of the driver's machine.")
+
+
+class ClusterConfig(StrictConfig):
+    """The Ray cluster that does the work."""
+
+    address: str = Field(
+        "local",
+        description="`local` starts a cluster on this machine for the run; `auto` joins the one running here; "
+        "else a Ray address such as ray://head:10001.",
+    )
+    num_cpus: int | None = Field(
+        None,
+        ge=1,
+        description="CPU slots of a `local` cluster; left out: as many as the stages ask for, at least the cores.",
+    )
+
+
+class PipelineConfig(StrictConfig):
+    """A named set of stages that form a directed acyclic graph through `needs`."""
+
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$",
+        description="Name of the pipeline: lower-case letters, digits, `-`, `_`, `.`; run ids begin with it.",
+    )
+    storage: str = Field(
+        "runs",
+        min_length=1,
+        description="Where artifacts and run state live: a path or any fsspec URL (s3://bucket/prefix, gs://...).",
+    )
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig, description="MLflow.")
+    cluster: ClusterConfig = Field(default_factory=ClusterConfig, description="Ray.")
+    stages: dict[str, AnyStageConfig] = Field(min_length=1, description="The stages by name.")
+
+    @field_validator("stages")
+    @classmethod
+    def _names_can_be_folders(cls, stages: dict[str, StageConfig]) -> dict[str, StageConfig]:
+        for name in stages:
+            if not name.replace("-", "").replace("_", "").isalnum() or not name.isascii() or len(name) > 40:
+                raise ValueError(
+                    f"stage name {name!r} names a folder: use at most 40 ASCII letters, digits, `-` and `_`."
+                )
+        return stages
+
+    @model_validator(mode="after")
+    def _graph_is_sound(self) -> PipelineConfig:
+        try:
+            validate_graph({name: stage.needs for name, stage in self.stages.items()})
+            for name, stage in self.stages.items():
+                self._check_needed_kinds(name, stage)
+                if isinstance(stage, TrainStageConfig):
+                    self._check_train(stage)
+                if isinstance(stage, ReportStageConfig):
+                    self._check_report(name, stage)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+    def _check_needed_kinds(self, name: str, stage: StageConfig) -> None:
+        allowed = NEEDS_OF_KIND[stage.kind]
+        counts = dict.fromkeys(allowed, 0)
+        for needed in stage.needs:
+            kind = self.stages[needed].kind
+            if kind not in allowed:
+                raise ConfigError(
+                    f"stages.{name}.needs: {needed!r} is a {kind} stage; a {stage.kind} stage reads "
+                    f"{' and '.join(allowed) or 'no other stage'}. Take it out of `needs`."
+                )
+            counts[kind] += 1
+        for kind, (least, most) in allowed.items():
+            if counts[kind] < least or (most is not None and counts[kind] > most):
+                expected = (
+                    f"exactly {least}" if least == most else f"at least {least}" if most is None else f"at most {most}"
+                )
+                there = [other for other, config in self.stages.items() if config.kind == kind and other != name]
+                raise ConfigError(
+                    f"stages.{name}.needs: found {counts[kind]} stages of kind {kind}, expected {expected}. "
+                    f"This pipeline's {kind} stages: {', '.join(there) or 'none'}."
+                )
+
+    def _check_train(self, stage: TrainStageConfig) -> None:
+        for needed in stage.needs:
+            tokenize = self.stages[needed]
+            if isinstance(tokenize, TokenizeStageConfig):
+                check_train_against_tokenize(stage, tokenize)
+
+    def _check_report(self, name: str, stage: StageConfig) -> None:
+        """A report shows a model's training beside its evaluation."""
+        for needed in stage.needs:
+            for train in self.stages[needed].needs if self.stages[needed].kind == "evaluate" else ():
+                if self.stages[train].kind == "train" and train not in stage.needs:
+                    raise ConfigError(
+                        f"stages.{name}.needs: has {needed!r} but not {train!r}, the train stage that {needed!r} evaluates. "
+                        f"Add {train!r}."
+                    )

@@ -1,0 +1,215 @@
+"""Checks of the environment that `bmojo doctor` prints: what was found, whether it will do, and what to do if not."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+GIB = 2**30
+Verdict = Literal["ok", "warning", "error"]
+
+# The versions tested together are in constraints.txt; these are what a run cannot do without.
+REQUIRED = (
+    "torch",
+    "torchvision",
+    "ray",
+    "deepspeed",
+    "mosaicml-streaming",
+    "mlflow",
+    "pydantic",
+    "tokenizers",
+    "tiktoken",
+)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the table."""
+
+    name: str
+    verdict: Verdict
+    found: str
+    advice: str = ""
+
+
+def run_checks(storage: str = ".") -> Iterator[Check]:
+    """All checks in the order they are shown; none of them changes anything."""
+    yield _python()
+    yield from _packages()
+    yield _torch_works()
+    yield _shadowed_packages()
+    yield _compiler()
+    yield _devices()
+    yield _cores()
+    yield _memory()
+    yield _shared_memory()
+    yield _disk(storage)
+    yield _loopback()
+
+
+def _python() -> Check:
+    found = f"{platform.python_implementation()} {platform.python_version()}"
+    if sys.version_info < (3, 11):
+        return Check("Python", "error", found, "Python 3.11 or newer is needed; 3.11 is the tested version.")
+    tested = sys.version_info[:2] == (3, 11)
+    return Check("Python", "ok" if tested else "warning", found, "" if tested else "Tested with CPython 3.11 only.")
+
+
+def _packages() -> Iterator[Check]:
+    tested = _tested_versions()
+    for name in REQUIRED:
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            yield Check(name, "error", "not installed", "Run `make install`.")
+            continue
+        expected = tested.get(name)
+        if expected and version.split("+")[0] != expected:
+            yield Check(name, "warning", version, f"Tested with {expected}: `make install` brings it.")
+        else:
+            yield Check(name, "ok", version)
+
+
+def _tested_versions() -> dict[str, str]:
+    file = Path(__file__).resolve().parent.parent / "constraints.txt"
+    if not file.exists():
+        return {}
+    pins = (line.split("==") for line in file.read_text().splitlines() if "==" in line)
+    return {name.strip(): version.strip() for name, version in pins}
+
+
+def _torch_works() -> Check:
+    try:
+        import torch
+        import torchvision  # noqa: F401  (mosaicml-streaming imports it)
+    except Exception as error:
+        return Check(
+            "torch + torchvision",
+            "error",
+            f"{type(error).__name__}: {error}",
+            "The two must be of matching builds: `make install` brings a pair that is.",
+        )
+    return Check("torch + torchvision", "ok", f"import; {torch.get_num_threads()} threads")
+
+
+def _shadowed_packages() -> Check:
+    """`kernels` and `data` are plain names: another distribution or a folder of the same name may be imported instead."""
+    import bmojo
+    import data
+    import kernels
+
+    root = Path(__file__).resolve().parent.parent
+    strays = [
+        f"{module.__name__} comes from {module.__file__}"
+        for module in (bmojo, data, kernels)
+        if root not in Path(str(module.__file__)).resolve().parents
+    ]
+    if strays:
+        return Check(
+            "our packages", "error", "; ".join(strays), "Run from the checkout, in its own virtual environment."
+        )
+    try:
+        version = importlib.metadata.version("kernels")
+    except importlib.metadata.PackageNotFoundError:
+        return Check("our packages", "ok", f"from {root}")
+    return Check(
+        "our packages",
+        "warning",
+        f"the PyPI distribution `kernels` {version} is installed beside ours",
+        "The two share an import name: `pip uninstall kernels`, or use a virtual environment of its own.",
+    )
+
+
+def _compiler() -> Check:
+    found = next((path for name in ("c++", "g++", "clang++") if (path := shutil.which(name))), None)
+    if found:
+        return Check("C++ compiler", "ok", found)
+    return Check(
+        "C++ compiler",
+        "warning",
+        "none",
+        "torch.compile on the CPU and DeepSpeed's own operators need one: apt install g++.",
+    )
+
+
+def _devices() -> Check:
+    import torch
+
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+        return Check("accelerators", "ok", ", ".join(names))
+    return Check("accelerators", "ok", "none: training runs on the CPU (gloo, float32)")
+
+
+def _cores() -> Check:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    return Check(
+        "CPU cores",
+        "ok" if cores >= 2 else "warning",
+        str(cores),
+        "" if cores >= 2 else "The quickstart is made for 2 cores.",
+    )
+
+
+def _memory() -> Check:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    found = f"{memory.available / GIB:.1f} GiB free of {memory.total / GIB:.1f}"
+    if memory.available < 4 * GIB:
+        return Check(
+            "memory", "warning", found, "The quickstart uses about 4 GiB; Ray kills tasks when memory runs out."
+        )
+    return Check("memory", "ok", found)
+
+
+def _shared_memory() -> Check:
+    if not Path("/dev/shm").is_dir():
+        return Check("shared memory", "ok", "no /dev/shm on this system")
+    free = shutil.disk_usage("/dev/shm").free
+    if free < GIB:
+        return Check(
+            "shared memory",
+            "warning",
+            f"{free / GIB:.2f} GiB free in /dev/shm",
+            "Ray and the data loaders use it. In Docker: --shm-size=4g.",
+        )
+    return Check("shared memory", "ok", f"{free / GIB:.1f} GiB free in /dev/shm")
+
+
+def _disk(storage: str) -> Check:
+    if "://" in storage:
+        return Check("storage", "ok", f"{storage} (checked when a run starts)")
+    folder = Path(storage).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        return Check("storage", "error", f"{folder}: {error.strerror}", "Set `storage` to a folder you may write to.")
+    free = shutil.disk_usage(folder).free
+    return Check(
+        "storage",
+        "ok" if free > 5 * GIB else "warning",
+        f"{free / GIB:.0f} GiB free at {folder}",
+        "" if free > 5 * GIB else "Checkpoints and Ray's logs need room: free some, or set `storage` elsewhere.",
+    )
+
+
+def _loopback() -> Check:
+    import socket
+
+    try:
+        with socket.create_server(("127.0.0.1", 0)):
+            return Check("loopback", "ok", "127.0.0.1 can be bound")
+    except OSError as error:
+        return Check("loopback", "error", str(error), "Ray, gloo and MLflow talk over 127.0.0.1: allow it.")

@@ -1,0 +1,154 @@
+"""How well a model predicts text: negative log-likelihood over packed sequences and by position in a long context.
+
+Shapes: b batch, t time. Sums are float64, so that the figures do not depend on the order of millions of small terms.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from bmojo import BMojoLM
+from data.shards import TokenBatch
+
+
+@dataclass(frozen=True)
+class Score:
+    """Total negative log-likelihood over some targets, and how many tokens and bytes of text those are."""
+
+    nll_nats: float
+    num_tokens: int
+    num_bytes: int
+
+    @property
+    def loss(self) -> float:
+        """Nats a token."""
+        return self.nll_nats / self.num_tokens
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss), a token."""
+        return math.exp(min(self.loss, 700.0))
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Bits for each byte of text, which compares models with different tokenizers (and gzip)."""
+        return self.nll_nats / math.log(2) / self.num_bytes
+
+
+@torch.inference_mode()
+def score_batches(
+    model: BMojoLM,
+    batches: Iterable[TokenBatch],
+    token_num_bytes: np.ndarray,
+    on_tokens: Callable[[int], None] = lambda num_tokens: None,
+) -> Score:
+    """Score packed sequences, documents kept apart.
+
+    Args:
+        token_num_bytes: bytes each token id stands for; ids past its end (padding of the vocabulary) stand for none.
+        on_tokens: told after each batch how many tokens are done, for progress.
+    Raises: ValueError: there is no target at all.
+    """
+    device = next(model.parameters()).device
+    num_bytes_of = torch.as_tensor(token_num_bytes, dtype=torch.int64)
+    nll_nats, num_tokens, num_bytes = 0.0, 0, 0
+    for batch in batches:
+        targets_bt = batch.targets_bt
+        output = model(
+            batch.tokens_bt.to(device), targets_bt.to(device), batch.doc_ids_bt.to(device), token_losses=True
+        )
+        scored = targets_bt[targets_bt >= 0]
+        nll_nats += output.nll_bt.double().sum().item()
+        num_tokens += scored.numel()
+        num_bytes += int(num_bytes_of[scored].sum())
+        on_tokens(num_tokens)
+    if not num_tokens:
+        raise ValueError("no validation token to score: the validation split is empty.")
+    return Score(nll_nats, num_tokens, num_bytes)
+
+
+@dataclass(frozen=True)
+class PositionCurve:
+    """Mean loss by position in the context: bin i covers positions bin_ends[i-1] (0 at first) to bin_ends[i], exclusive."""
+
+    bin_ends: tuple[int, ...]
+    loss: tuple[float, ...]  # nats a token
+    num_windows: int
+
+
+@torch.inference_mode()
+def score_by_position(
+    model: BMojoLM,
+    windows: Sequence[np.ndarray],
+    bin_ends: Sequence[int],
+    on_window: Callable[[int], None] = lambda num_windows: None,
+) -> PositionCurve:
+    """Mean loss in each stretch of the context, over windows of equal length that each begin with an empty memory.
+
+    Args:
+        windows: token ids, one more than the last of `bin_ends` each.
+    """
+    device = next(model.parameters()).device
+    edges = [0, *bin_ends]
+    totals = np.zeros(len(bin_ends))
+    for index, window in enumerate(windows):
+        tokens_1t = torch.as_tensor(window.astype(np.int64), device=device)[None]
+        nll_t = model(tokens_1t[:, :-1], tokens_1t[:, 1:], token_losses=True).nll_bt[0].double().cpu().numpy()
+        totals += [nll_t[start:end].sum() for start, end in zip(edges, bin_ends, strict=False)]
+        on_window(index + 1)
+    lengths = np.diff(edges)
+    return PositionCurve(tuple(bin_ends), tuple(totals / lengths / len(windows)), len(windows))
+
+
+def long_windows(documents: Iterable[np.ndarray], window_tokens: int, max_windows: int) -> list[np.ndarray]:
+    """Stretches of `window_tokens` + 1 ids from the starts of documents long enough, then from further into them.
+
+    Round r takes the r-th stretch of every document, so that few documents do not make up all windows.
+    """
+    long = [document for document in documents if len(document) > window_tokens]
+    windows: list[np.ndarray] = []
+    start = 0
+    while len(windows) < max_windows:
+        stretches = [document[start : start + window_tokens + 1] for document in long]
+        stretches = [stretch for stretch in stretches if len(stretch) == window_tokens + 1]
+        if not stretches:
+            break
+        windows += stretches[: max_windows - len(windows)]
+        start += window_tokens
+    return windows
+
+
+def position_bins(seq_len: int, context_tokens: int, bins_per_seq_len: int = 8) -> list[int]:
+    """Ends of equal bins up to `context_tokens`; a bin ends exactly at each multiple of the training length."""
+    step = max(seq_len // bins_per_seq_len, 1)
+    return sorted({*range(step, context_tokens + 1, step), *range(seq_len, context_tokens + 1, seq_len)})
+
+
+def gzip_bits_per_byte(documents: Iterable[bytes]) -> float:
+    """What `gzip -9` makes of the same documents, each compressed alone, as files on a disk would be.
+
+    Raises: ValueError: the documents hold no byte.
+    """
+    raw = compressed = 0
+    for document in documents:
+        raw += len(document)
+        compressed += len(gzip.compress(document, compresslevel=9, mtime=0))
+    if not raw:
+        raise ValueError("no byte to compress: the validation split is empty.")
+    return 8 * compressed / raw
+
+
+def take_tokens(batches: Iterable[TokenBatch], max_tokens: int | None) -> Iterator[TokenBatch]:
+    """Whole batches until at least `max_tokens` targets are there; all of them for None."""
+    num_tokens = 0
+    for batch in batches:
+        yield batch
+        num_tokens += int((batch.targets_bt >= 0).sum())
+        if max_tokens is not None and num_tokens >= max_tokens:
+            return

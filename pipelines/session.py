@@ -1,0 +1,39 @@
+"""A validated pipeline file made ready to be planned and run: storage, kinds, tracking, cluster."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from pipelines.cluster import ensure_cluster
+from pipelines.config import PipelineConfig
+from pipelines.engine.observer import Observer
+from pipelines.engine.runner import Pipeline, RunResult, run_pipeline
+from pipelines.engine.storage import Storage
+from pipelines.stages.registry import STAGES
+from pipelines.tracking.run_tracking import TrackingOptions
+from pipelines.tracking.target import resolve_target
+
+
+def open_pipeline(config: PipelineConfig, config_path: str | Path | None = None) -> Pipeline:
+    """The pipeline that the engine drives."""
+    return Pipeline(
+        name=config.name,
+        stages=config.stages,
+        kinds=STAGES,
+        storage=Storage(config.storage),
+        config=config.model_dump(mode="json"),
+        config_path=str(config_path) if config_path else None,
+    )
+
+
+def run(config: PipelineConfig, config_path: str | Path | None = None, observer: Observer | None = None) -> RunResult:
+    """Run the pipeline or carry on with it, in this process. Errors of stages are in the result; see run_pipeline."""
+    pipeline = open_pipeline(config, config_path)
+    target = resolve_target(config.tracking.uri, config.tracking.experiment, pipeline.storage)
+    return run_pipeline(
+        pipeline,
+        TrackingOptions(target, system_metrics=config.tracking.system_metrics),
+        ensure_cluster=partial(ensure_cluster, config.cluster, config.stages.values()),
+        observer=observer,
+    )
