@@ -22,14 +22,13 @@ class CausalConv1d(torch.autograd.Function):
             if lag < t:
                 pre_btd[:, lag:].addcmul_(shifted(x_btd, lag, doc_ids_bt), weight_kd[width - 1 - lag])
             if initial_btd is not None:
-                past = initial_btd[:, width - 1 - lag : width - 1 - lag + min(lag, t)].to(x_btd.dtype)
-                pre_btd[:, : min(lag, t)].addcmul_(past, weight_kd[width - 1 - lag])
-        ctx.save_for_backward(x_btd, weight_kd, doc_ids_bt, pre_btd)
+                pre_btd[:, :lag].addcmul_(before(initial_btd, lag, x_btd), weight_kd[width - 1 - lag])
+        ctx.save_for_backward(x_btd, weight_kd, initial_btd, doc_ids_bt, pre_btd)
         return torch.nn.functional.silu(pre_btd)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        x_btd, weight_kd, doc_ids_bt, pre_btd = ctx.saved_tensors
+        x_btd, weight_kd, initial_btd, doc_ids_bt, pre_btd = ctx.saved_tensors
         width, t = weight_kd.shape[0], x_btd.shape[1]
         grad_pre = torch.ops.aten.silu_backward(grad_outputs[0].contiguous(), pre_btd)
         grad_x = grad_pre * weight_kd[-1]
@@ -41,6 +40,9 @@ class CausalConv1d(torch.autograd.Function):
                 grad_late = grad_late * same_document(doc_ids_bt, lag, grad_late.dtype)
             grad_x[:, :-lag].addcmul_(grad_late, weight_kd[width - 1 - lag])
             grad_weight_kd[width - 1 - lag] = sum_rows(grad_late * x_btd[:, :-lag])
+        if initial_btd is not None:
+            for lag in range(1, width):
+                grad_weight_kd[width - 1 - lag] += sum_rows(grad_pre[:, :lag] * before(initial_btd, lag, x_btd))
         return grad_x, grad_weight_kd.t(), None, None
 
 
@@ -48,6 +50,12 @@ def shifted(x_btd: Tensor, lag: int, doc_ids_bt: Tensor | None) -> Tensor:
     """x of `lag` positions earlier, zero where that is another document."""
     earlier = x_btd[:, :-lag]
     return earlier if doc_ids_bt is None else earlier * same_document(doc_ids_bt, lag, x_btd.dtype)
+
+
+def before(initial_btd: Tensor, lag: int, x_btd: Tensor) -> Tensor:
+    """The inputs that the first `lag` positions of x meet at that lag."""
+    first = initial_btd.shape[1] - lag
+    return initial_btd[:, first : first + min(lag, x_btd.shape[1])].to(x_btd.dtype)
 
 
 def same_document(doc_ids_bt: Tensor, lag: int, dtype: torch.dtype) -> Tensor:

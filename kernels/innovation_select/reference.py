@@ -32,7 +32,9 @@ def innovation_select_reference(
                 in_slot = row < num_slots
                 left_window = boundary % chunk_size == 0 and position[b][row] <= boundary - window_size
                 same = documents is None or documents[b][row] == documents[b][here]
-                if position[b][row] >= 0 and (in_slot or left_window) and same:
+                merged_before = position[b][row] <= start - chunk_size - window_size  # if kept, it is in a slot
+                candidate = in_slot or (left_window and not merged_before)
+                if position[b][row] >= 0 and candidate and same:
                     age = 0.0 if tau is None else (position[b][row] - boundary) / tau
                     ranked.append((-(score[b][row] + age), position[b][row], row))
             rows = [row for _, _, row in sorted(ranked)[:num_eidetic]]

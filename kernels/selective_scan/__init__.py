@@ -22,7 +22,7 @@ def selective_scan(
     initial_bin: Tensor | None = None,
     doc_ids_bt: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t;  y_t = C_t h_t + D x_t, channel by channel (arXiv:2312.00752, section 3).
+    """h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t;  y_t = C_t h_t + D x_t, by channel (arXiv:2312.00752, section 3).
 
     Args:
         x_bti: input, i channels.  dt_bti: step sizes, > 0, softplus already applied.  A_in: decay rates, < 0.

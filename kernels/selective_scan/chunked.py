@@ -1,7 +1,7 @@
-"""Plain-torch selective scan: chunks of a segment side by side, segments one after the other and recomputed in backward.
+"""Plain-torch selective scan: chunks of a segment side by side; segments in turn, recomputed in the backward.
 
-Within a segment every chunk runs the recurrence from zero at the same time, along with the product P of its decays; then
-the states are carried from chunk to chunk and P times what came in is added. Decays are <= 1, so no product overflows.
+Within a segment every chunk runs the recurrence from zero at the same time, along with the product P of its decays;
+then the states are carried from chunk to chunk and P times what came in is added. Decays are <= 1: nothing overflows.
 """
 
 from __future__ import annotations

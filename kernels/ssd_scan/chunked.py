@@ -1,7 +1,7 @@
 """Plain-torch SSD scan by state-space duality: matrix products inside chunks, a recurrence over chunk states between.
 
-q: positions in a chunk, c: chunks. All exponents are sums of dt A <= 0 over (s, t], formed by a product with a triangle of
-ones, so none overflows and none carries rounding from outside that interval: documents stay apart to the last bit.
+q: positions in a chunk, c: chunks. All exponents are sums of dt A <= 0 over (s, t], formed by a product with a triangle
+of ones, so none overflows and none carries rounding from outside that interval: documents stay apart to the last bit.
 """
 
 from __future__ import annotations

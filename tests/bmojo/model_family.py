@@ -1,0 +1,59 @@
+"""Small random models of every kind, for the property tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from bmojo import BMojoLM, ModelConfig
+
+VOCAB_SIZE = 23
+PATTERNS = ("attention*2", "swa*2", "mamba*2", "mamba2*2", "bmojo_f*2", "bmojo*2", "mamba2,bmojo,swa")
+CONSTANT_STATE_PATTERNS = tuple(p for p in PATTERNS if not p.startswith("attention"))
+
+
+def small_config(**fields: Any) -> ModelConfig:
+    defaults: dict[str, Any] = {
+        "pattern": "bmojo*2", "vocab_size": VOCAB_SIZE, "d_model": 16, "num_heads": 4, "d_ff": 16, "ssm_head_dim": 8,
+        "d_state": 4, "mamba_d_state": 3, "window_size": 6, "chunk_size": 4, "num_eidetic": 5,
+    }  # fmt: skip
+    return ModelConfig(**(defaults | fields))
+
+
+def build(config: ModelConfig, seed: int = 0, dtype: torch.dtype = torch.float64) -> BMojoLM:
+    """A model whose weights are large enough that every part shows in the logits."""
+    model = BMojoLM(config)
+    model.init_weights(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 2 and "conv" not in name and "A_log" not in name:
+                parameter.normal_(std=parameter.shape[1] ** -0.5, generator=torch.Generator().manual_seed(seed))
+    return model.to(dtype)
+
+
+def random_tokens(batch: int, t: int, seed: int = 0) -> Tensor:
+    return torch.randint(VOCAB_SIZE, (batch, t), generator=torch.Generator().manual_seed(seed))
+
+
+@st.composite
+def configs(draw: st.DrawFn, patterns: tuple[str, ...] = PATTERNS) -> ModelConfig:
+    window_size = draw(st.integers(1, 9))
+    num_kv_heads = draw(st.sampled_from([1, 2, 4]))
+    return small_config(
+        pattern=draw(st.sampled_from(patterns)),
+        window_size=window_size,
+        chunk_size=draw(st.integers(1, window_size)),
+        num_eidetic=draw(st.sampled_from([1, 3, 40])),
+        num_kv_heads=num_kv_heads,
+        ssm_num_groups=draw(st.sampled_from([1, 2])),
+        conv_width=draw(st.integers(2, 4)),
+        qk_norm=draw(st.booleans()),
+        fading_projections=draw(st.sampled_from(["tied", "separate"])),
+        innovation_predictor=draw(st.sampled_from(["fixed", "learned"])),
+        innovation_taps=draw(st.integers(1, 4)),
+        innovation_tau=draw(st.sampled_from([None, 7.0])),
+        selection=draw(st.sampled_from(["innovation", "random"])),
+    )
