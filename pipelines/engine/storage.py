@@ -78,7 +78,10 @@ class Storage:
         """The whole of one file. Raises FileNotFoundError where there is none."""
         with self._explained("read", relpath):
             if self.is_local:
-                return self.local_path(relpath).read_bytes()
+                try:
+                    return self.local_path(relpath).read_bytes()
+                except NotADirectoryError as error:
+                    raise FileNotFoundError(f"There is nothing at {self.url_of(relpath)}.") from error
             return bytes(self._fs().cat_file(self._key(relpath)))
 
     def read_json(self, relpath: str) -> Any:
@@ -104,7 +107,7 @@ class Storage:
             if self.is_local:
                 try:
                     names = os.listdir(self.local_path(relpath))
-                except FileNotFoundError:
+                except (FileNotFoundError, NotADirectoryError):
                     return []
             else:
                 key = self._key(relpath)

@@ -1,15 +1,23 @@
 """A tiny pipeline for the engine's tests, and a command that runs it in a process of its own, to be killed.
 
-    python counting_pipeline.py STORAGE [--step-s S] [--upto N] [--fail TEXT]
+    python counting_pipeline.py STORAGE [--step-s S] [--upto N] [--fail TEXT] [--die-everywhere]
 
-Stage `count` writes one file a step and journals a metric; `sum` adds them up.
+Stage `count` writes one file a step and journals a metric; `sum` adds them up. With --die-everywhere it runs, for
+every k in turn and each time in a fresh storage, a process that kills itself just before its k-th change of a file,
+then one that is left in peace; it prints what each pair came to.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import os
+import signal
 import sys
 import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -18,6 +26,7 @@ from pipelines.engine.runner import Pipeline, RunResult, run_pipeline
 from pipelines.engine.storage import Storage
 from pipelines.errors import UserError
 from pipelines.stages.base import NOT_IN_FINGERPRINT, StageConfig, StageContext, StageOutput
+from pipelines.tracking.replay import Replay
 from pipelines.tracking.run_tracking import TrackingOptions
 from pipelines.tracking.target import TrackingTarget
 
@@ -106,17 +115,58 @@ def run_here(storage: Storage, scale: float = 1.0, **count: Any) -> RunResult:
     return run_pipeline(counting_pipeline(storage, scale, **count), nowhere())
 
 
+def die_everywhere(root: Path, upto: int) -> int:
+    for k in range(1, 1000):
+        storage = Storage(root / str(k))
+        died = _in_child(storage, upto, die_at=k) == -signal.SIGKILL
+        finished = _in_child(storage, upto, die_at=None) == 0
+        print(k, "died" if died else "lived", "finished" if finished else "FAILED", flush=True)
+        if not died:
+            return 0
+    return 1
+
+
+def _in_child(storage: Storage, upto: int, die_at: int | None) -> int:
+    child = os.fork()
+    if child == 0:
+        if die_at is not None:
+            _die_before_change(die_at)
+        try:
+            os._exit(0 if run_here(storage, upto=upto).status == "SUCCEEDED" else 1)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(2)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _die_before_change(k: int) -> None:
+    changes = itertools.count(1)
+
+    def deadly(change: Callable[..., Any]) -> Callable[..., Any]:
+        def changed(*arguments: Any, **options: Any) -> Any:
+            if next(changes) == k:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return change(*arguments, **options)
+
+        return changed
+
+    for name in ("replace", "link", "write", "unlink", "mkdir", "ftruncate"):
+        setattr(os, name, deadly(getattr(os, name)))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("storage")
     parser.add_argument("--step-s", type=float, default=0.0)
     parser.add_argument("--upto", type=int, default=5)
     parser.add_argument("--fail", default="")
+    parser.add_argument("--die-everywhere", action="store_true")
     arguments = parser.parse_args()
+    Replay.deliver = lambda self: False  # type: ignore[method-assign]  # MLflow has tests of its own
+    if arguments.die_everywhere:
+        return die_everywhere(Path(arguments.storage), arguments.upto)
     try:
-        result = run_here(
-            Storage(arguments.storage), upto=arguments.upto, step_s=arguments.step_s, fail=arguments.fail
-        )
+        result = run_here(Storage(arguments.storage), upto=arguments.upto, step_s=arguments.step_s, fail=arguments.fail)
     except UserError as error:
         print(error, file=sys.stderr)
         return 1

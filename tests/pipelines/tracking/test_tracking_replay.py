@@ -1,0 +1,337 @@
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipelines.engine.storage import Storage
+from pipelines.tracking.environment import quiet_environment
+from pipelines.tracking.journal import Journal
+from pipelines.tracking.mlflow_sink import MlflowSink
+from pipelines.tracking.replay import RUN_JOURNAL, Replay, Replayer, deliver_all
+from pipelines.tracking.run_tracking import RunTracking, TrackingOptions, sync
+from pipelines.tracking.target import TrackingTarget, resolve_target
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> None:
+    quiet_environment()
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> TrackingTarget:
+    """A SQLite store; making one takes MLflow seconds, so the tests share it and use run ids of their own."""
+    return resolve_target(None, "experiment", Storage(tmp_path_factory.mktemp("storage")))
+
+
+def client(target: TrackingTarget):
+    import mlflow
+
+    return mlflow.MlflowClient(target.uri)
+
+
+def history(target: TrackingTarget, mlflow_run: str, name: str) -> list[tuple[int, float]]:
+    return sorted((metric.step, metric.value) for metric in client(target).get_metric_history(mlflow_run, name))
+
+
+def write_run(run_dir: Path, artifact: Path, steps: range = range(5), status: str | None = "SUCCEEDED") -> None:
+    """The journals of a pipeline run with one stage, `train`."""
+    artifact.mkdir(parents=True, exist_ok=True)
+    (artifact / "plots").mkdir(exist_ok=True)
+    (artifact / "plots/loss.txt").write_text("down")
+    with Journal(run_dir / f"journal/{RUN_JOURNAL}.jsonl") as journal:
+        journal.write("start", tags={"bmojo.pipeline": "p"}, artifact_url=None)
+    with Journal(run_dir / "journal/train.jsonl") as journal:
+        journal.write("start", tags={"bmojo.fingerprint": "f" * 64}, artifact_url=str(artifact))
+        journal.log_params({"lr": 0.1, "long": "x" * 9000, "workers": 1} | {f"p{n}": n for n in range(150)})
+        journal.log_json("config.json", {"lr": 0.1})
+        journal.log_dataset("corpus", "d" * 64, str(artifact), profile={"num_tokens": 5})
+        journal.log_artifact("plots/loss.txt")
+        journal.log_artifact("plots")
+    with Journal(run_dir / "journal/train.workers.jsonl") as journal:
+        for step in steps:
+            journal.log_metrics(
+                step, {"train/loss": 1.0 / (step + 1), "train/lr": 0.1}, time_ms=1_700_000_000_000 + step
+            )
+    if status:
+        with Journal(run_dir / "journal/train.jsonl") as journal:
+            journal.write("end", status=status, tags={"bmojo.duration_s": "1.5"})
+
+
+def test_a_run_is_shown_with_all_that_belongs_to_it(tmp_path: Path, target: TrackingTarget) -> None:
+    write_run(tmp_path / "run", tmp_path / "artifact")
+    replay = Replay(tmp_path / "run/journal", target, "whole-1")
+    assert replay.pending() == 13
+    deliver_all(replay)
+    assert replay.pending() == 0
+    assert replay.refused == []
+    parent, child = replay.mlflow_runs[RUN_JOURNAL], replay.mlflow_runs["train"]
+    run = client(target).get_run(child)
+    assert run.data.tags["mlflow.parentRunId"] == parent
+    assert run.data.tags["bmojo.fingerprint"] == "f" * 64
+    assert run.info.status == "FINISHED"
+    assert len(run.data.params) == 153
+    assert len(run.data.params["long"]) == 6000
+    assert history(target, child, "train/loss") == [(step, 1.0 / (step + 1)) for step in range(5)]
+    assert client(target).get_metric_history(child, "train/lr")[0].timestamp == 1_700_000_000_000
+    (dataset,) = run.inputs.dataset_inputs
+    assert (dataset.dataset.name, dataset.dataset.digest) == ("corpus", "d" * 36)
+    assert [item.path for item in client(target).list_artifacts(child, "plots")] == ["plots/loss.txt"]
+    assert {item.path for item in client(target).list_artifacts(child)} == {"config.json", "plots"}
+    assert client(target).get_run(parent).info.status == "RUNNING"
+
+
+def test_replaying_everything_again_changes_nothing(tmp_path: Path, target: TrackingTarget) -> None:
+    write_run(tmp_path / "run", tmp_path / "artifact")
+    first = Replay(tmp_path / "run/journal", target, "again-1")
+    deliver_all(first)
+    for cursor in (tmp_path / "run").glob("delivered-*.json"):
+        cursor.unlink()
+    second = Replay(tmp_path / "run/journal", target, "again-1")
+    assert second.pending() == 13
+    deliver_all(second)
+    assert second.mlflow_runs == first.mlflow_runs
+    child = second.mlflow_runs["train"]
+    assert len(history(target, child, "train/loss")) == 5
+    assert len(client(target).get_run(child).inputs.dataset_inputs) == 1
+
+
+def test_a_crash_between_delivery_and_cursor_repeats_nothing(
+    tmp_path: Path, target: TrackingTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(tmp_path / "run", tmp_path / "artifact")
+    for crash_at in range(1, 6):  # each save of the cursor in turn fails, as if the process had died before it
+        saves = 0
+
+        def dying(self: Replay, save=Replay._save_cursor, crash_at: int = crash_at) -> None:
+            nonlocal saves
+            saves += 1
+            if saves == crash_at:
+                raise InterruptedError
+            save(self)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Replay, "_save_cursor", dying)
+            try:
+                deliver_all(Replay(tmp_path / "run/journal", target, "crash-1"))
+            except InterruptedError:
+                continue
+    replay = Replay(tmp_path / "run/journal", target, "crash-1")
+    deliver_all(replay)
+    assert len(history(target, replay.mlflow_runs["train"], "train/loss")) == 5
+    experiment = client(target).get_experiment_by_name("experiment").experiment_id
+    found = client(target).search_runs([experiment], "tags.`bmojo.run_id` = 'crash-1'")
+    assert len(found) == 2
+
+
+def test_a_resumed_stage_stays_one_child_and_keeps_its_first_params(tmp_path: Path, target: TrackingTarget) -> None:
+    write_run(tmp_path / "run", tmp_path / "artifact", range(3), status="RESUMABLE")
+    deliver_all(Replay(tmp_path / "run/journal", target, "resume-1"))
+    write_run(tmp_path / "run", tmp_path / "artifact", range(1, 6), status=None)
+    with Journal(tmp_path / "run/journal/train.jsonl") as journal:
+        journal.log_params({"workers": 2})
+    replay = Replay(tmp_path / "run/journal", target, "resume-1")
+    deliver_all(replay)
+    run = client(target).get_run(replay.mlflow_runs["train"])
+    assert run.info.status == "RUNNING"
+    assert run.data.params["workers"] == "1"
+    assert [step for step, _ in history(target, run.info.run_id, "train/loss")] == list(range(6))
+
+
+def test_a_run_deleted_in_mlflow_is_told_again(tmp_path: Path, target: TrackingTarget) -> None:
+    write_run(tmp_path / "run", tmp_path / "artifact")
+    replay = Replay(tmp_path / "run/journal", target, "deleted-1")
+    deliver_all(replay)
+    old = replay.mlflow_runs["train"]
+    client(target).delete_run(old)
+    with Journal(tmp_path / "run/journal/train.jsonl") as journal:
+        journal.set_tags({"new": "1"})
+    replay = Replay(tmp_path / "run/journal", target, "deleted-1")
+    deliver_all(replay)
+    assert replay.mlflow_runs["train"] != old
+    assert len(history(target, replay.mlflow_runs["train"], "train/loss")) == 5
+
+
+def test_what_mlflow_refuses_is_left_out_and_the_rest_arrives(tmp_path: Path, target: TrackingTarget) -> None:
+    with Journal(tmp_path / "run/journal/train.jsonl") as journal:
+        journal.write("start", tags={}, artifact_url=str(tmp_path))
+        journal.log_metrics(0, {"good": 1.0})
+        journal.log_metrics(1, {"bad|name": 1.0})
+        journal.log_metrics(2, {"good": 2.0})
+        journal.log_artifact("was-deleted.txt")
+        journal.write("end", status="FAILED", tags={})
+    replay = Replay(tmp_path / "run/journal", target, "refused-1")
+    deliver_all(replay)
+    assert [text.split(":")[0] for text in replay.refused] == ["metrics", "artifact"]
+    child = replay.mlflow_runs["train"]
+    assert history(target, child, "good") == [(0, 1.0), (2, 2.0)]
+    assert client(target).get_run(child).info.status == "FAILED"
+
+
+def test_a_model_is_registered_once(tmp_path: Path, target: TrackingTarget) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text("{}")
+    with Journal(tmp_path / "run/journal/export.jsonl") as journal:
+        journal.write("start", tags={}, artifact_url=str(tmp_path))
+        for _ in range(2):
+            journal.log_model("tiny", "model", {"parameters": 5})
+    deliver_all(Replay(tmp_path / "run/journal", target, "model-1"))
+    (version,) = client(target).search_model_versions("name = 'tiny'")
+    assert version.source.endswith("/model")
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+class Server:
+    """A real MLflow server on loopback that can be killed and started again with the same store."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.port = root, free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            "--workers",
+            "1",
+        ]
+        store = [
+            "--backend-store-uri",
+            f"sqlite:///{self.root}/mlflow.db",
+            "--artifacts-destination",
+            f"{self.root}/artifacts",
+        ]
+        with open(self.root / "server.log", "ab") as log:
+            self.process = subprocess.Popen([*command, *store], stdout=log, stderr=log, start_new_session=True)
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline:
+            try:
+                urllib.request.urlopen(f"{self.uri}/health", timeout=1)
+                return
+            except OSError:
+                time.sleep(0.2)
+        raise TimeoutError((self.root / "server.log").read_text())
+
+    def kill(self) -> None:
+        if self.process is not None:
+            os.killpg(self.process.pid, 9)
+            self.process.wait()
+            self.process = None
+
+
+@pytest.fixture
+def server(tmp_path: Path, target: TrackingTarget) -> Iterator[Server]:
+    MlflowSink(target, "make-the-store")  # copied below: the migrations need not run again
+    assert target.artifact_root is not None
+    root = tmp_path / "server"
+    root.mkdir()
+    (root / "mlflow.db").write_bytes((target.artifact_root.parent / "mlflow.db").read_bytes())
+    server = Server(root)
+    yield server
+    server.kill()
+
+
+def test_a_server_killed_while_training_logs_loses_and_doubles_nothing(tmp_path: Path, server: Server) -> None:
+    server.start()
+    notices: list[str] = []
+    options = TrackingOptions(TrackingTarget(server.uri, "live"), system_metrics=False, drain_s=60)
+    storage = Storage(tmp_path / "storage")
+    tracking = RunTracking(storage, "runs/r-1", "r-1", options, notices.append)
+    tracking.start({}, {"name": "p"}, all_reused=False)
+    slowest_s = 0.0
+    killed = restarted = False
+    journal = tracking.open_stage("train")
+    journal.write("start", tags={}, artifact_url=str(tmp_path))
+    step = 0
+    starter: threading.Thread | None = None
+    while not restarted or step < 400:
+        before = time.monotonic()
+        journal.log_metrics(step, {"train/loss": float(step)})
+        slowest_s = max(slowest_s, time.monotonic() - before)
+        step += 1
+        time.sleep(0.005)
+        if step == 200 and not killed:
+            server.kill()
+            killed = True
+        if killed and starter is None and any("cannot be reached" in notice for notice in notices):
+            starter = threading.Thread(target=server.start)
+            starter.start()
+        restarted = starter is not None and not starter.is_alive()
+    journal.write("end", status="SUCCEEDED", tags={})
+    journal.close()
+    assert tracking.stop("SUCCEEDED", {}) == 0
+    assert any("answers again" in notice for notice in notices)
+    assert slowest_s < 1.0, "training waited for the tracking server"
+    replay = Replay(tracking.journal_dir, options.target, "r-1")
+    child = replay.mlflow_runs["train"]
+    assert history(options.target, child, "train/loss") == [(n, float(n)) for n in range(step)]
+    assert client(options.target).get_run(child).info.status == "FINISHED"
+
+
+def test_with_no_server_at_all_the_end_is_quick_and_a_sync_delivers(tmp_path: Path, target: TrackingTarget) -> None:
+    notices: list[str] = []
+    gone = TrackingTarget("http://127.0.0.1:9", "gone")
+    storage = Storage(tmp_path / "storage")
+    tracking = RunTracking(storage, "runs/r-2", "r-2", TrackingOptions(gone, drain_s=30), notices.append)
+    tracking.start({}, {"name": "p"}, all_reused=False)
+    with tracking.open_stage("train") as journal:
+        journal.write("start", tags={}, artifact_url=str(tmp_path))
+        journal.log_metrics(0, {"x": 1.0})
+    while not notices:
+        time.sleep(0.1)
+    started = time.monotonic()
+    assert tracking.stop("SUCCEEDED", {}) == 5
+    assert time.monotonic() - started < 15
+    assert sync(storage, "runs/r-2", "r-2", target) == 5
+    assert sync(storage, "runs/r-2", "r-2", target) == 0
+    replay = Replay(tracking.journal_dir, target, "r-2")
+    assert history(target, replay.mlflow_runs["train"], "x") == [(0, 1.0)]
+
+
+def test_the_target_comes_from_config_then_environment_then_the_storage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = Storage(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert resolve_target(None, "e", storage).uri == f"sqlite:///{tmp_path}/mlflow/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://from-environment")
+    assert resolve_target(None, "e", storage).uri == "http://from-environment"
+    assert resolve_target("http://u:p@host", "e", storage).shown_uri == "http://***@host"
+    assert resolve_target("http://***@host", "e", storage).uri == "http://host"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    monkeypatch.chdir(tmp_path)
+    elsewhere = resolve_target(None, "e", Storage("memory://x"))
+    assert elsewhere.uri == f"sqlite:///{tmp_path}/.bmojo/mlflow/mlflow.db"
+    assert elsewhere.notice is not None
+
+
+def test_an_idle_replayer_does_not_import_mlflow(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from pipelines.tracking.replay import *; "
+        "from pipelines.tracking.target import TrackingTarget; "
+        f"r = Replayer(Replay(Path({json.dumps(str(tmp_path))}) / 'journal', TrackingTarget('http://x', 'e'), 'r'), "
+        "print, 'x'); r.start(); print(r.drain(5), 'mlflow' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "0 False\n"
+    assert Replayer is not None
