@@ -41,12 +41,17 @@ class MlflowSink:
 
         for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.tracking", "mlflow.store.model_registry"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # the replayer tells of it, once
         if target.artifact_root is not None:
             target.artifact_root.mkdir(parents=True, exist_ok=True)
             _create_sqlite_store(target.artifact_root.parent / SQLITE_FILE)
         self._target, self._run_id = target, run_id
         self._client = mlflow.MlflowClient(tracking_uri=target.uri, registry_uri=target.uri)
         self._experiment_id: str | None = None
+
+    def ping(self) -> None:
+        """Return where the store answers. Raises the network's errors where it does not."""
+        self._client.get_experiment_by_name(self._target.experiment)
 
     def open_run(self, stage: str | None, time_ms: int) -> str:
         """MLflow's id of the run of a stage, or of the pipeline run (None); made where there is none yet."""

@@ -81,6 +81,10 @@ class Replay:
                 anything |= self._deliver_journal(path)
         return anything
 
+    def probe(self) -> None:
+        """Return where the target answers, quickly. Raises what MLflow or the network raises where it does not."""
+        (self._sink or MlflowSink(self._target, self._run_id)).ping()
+
     def _deliver_journal(self, path: Path) -> bool:
         position = self._position(path)
         chunk = list(islice(read_events(path, position.offset), _EVENTS_AT_ONCE))
@@ -199,12 +203,12 @@ class Replayer:
         retry_s = 0.0
         while True:
             try:
-                busy = self._replay.deliver()
                 if self._unreachable.is_set():
+                    self._replay.probe()
                     self._notify(f"MLflow at {self._shown_uri} answers again.")
                     self._unreachable.clear()
                     retry_s = 0.0
-                if not busy:
+                if not self._replay.deliver():
                     if self._draining.is_set():
                         break
                     self._draining.wait(_POLL_S)
