@@ -1,1 +1,1 @@
-"""Benchmarks: each module is one command, `python -m benchmarks.NAME --help`; dated results stand beside them as Markdown."""
+"""Benchmarks: each module is one command, `python -m benchmarks.NAME --help`; dated results stand beside them."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import tiktoken
-import tokenizers  # type: ignore[import-untyped]
+import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from data.config import Source, TokenizerFields

@@ -40,7 +40,7 @@ def ensure_cluster(config: ClusterConfig, stages: Iterable[StageConfig]) -> None
 
 
 def _cpus_for(stages: Iterable[StageConfig]) -> int:
-    """CPU slots so that the largest stage can be placed; slots are Ray's bookkeeping, cores are shared by the system."""
+    """CPU slots so that the largest stage fits; slots are Ray's bookkeeping, the system shares the cores."""
     asked = [stage.resources.num_workers * stage.resources.cpus_per_worker for stage in stages]
     return max(os.cpu_count() or 1, *(math.ceil(cpus) for cpus in asked))
 

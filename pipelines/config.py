@@ -43,7 +43,7 @@ class TrackingConfig(StrictConfig):
 
     uri: str | None = Field(
         None,
-        description="MLflow tracking URI. Left out: MLFLOW_TRACKING_URI where set, else a SQLite store under `storage`.",
+        description="MLflow tracking URI. Left out: MLFLOW_TRACKING_URI where set, else SQLite under `storage`.",
     )
     experiment: str = Field("bmojo", min_length=1, description="MLflow experiment that the runs belong to.")
     system_metrics: bool = Field(True, description="Log CPU, memory and disk use of the driver's machine.")
@@ -108,13 +108,13 @@ class PipelineConfig(StrictConfig):
         allowed = NEEDS_OF_KIND[stage.kind]
         counts = dict.fromkeys(allowed, 0)
         for needed in stage.needs:
-            kind = self.stages[needed].kind
-            if kind not in allowed:
+            found = self.stages[needed].kind
+            if found not in allowed:
                 raise ConfigError(
-                    f"stages.{name}.needs: {needed!r} is a {kind} stage; a {stage.kind} stage reads "
+                    f"stages.{name}.needs: {needed!r} is a {found} stage; a {stage.kind} stage reads "
                     f"{' and '.join(allowed) or 'no other stage'}. Take it out of `needs`."
                 )
-            counts[kind] += 1
+            counts[found] += 1
         for kind, (least, most) in allowed.items():
             if counts[kind] < least or (most is not None and counts[kind] > most):
                 expected = (
@@ -138,6 +138,6 @@ class PipelineConfig(StrictConfig):
             for train in self.stages[needed].needs if self.stages[needed].kind == "evaluate" else ():
                 if self.stages[train].kind == "train" and train not in stage.needs:
                     raise ConfigError(
-                        f"stages.{name}.needs: has {needed!r} but not {train!r}, the train stage that {needed!r} evaluates. "
+                        f"stages.{name}.needs: has {needed!r} but not {train!r}, the train stage it evaluates. "
                         f"Add {train!r}."
                     )

@@ -1,4 +1,4 @@
-"""What pydantic found wrong in a pipeline file, in the words of that file: its line, the field as written, the likely remedy."""
+"""What pydantic found wrong in a pipeline file, in that file's words: line, field as written, likely remedy."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _as_written(loc: Sequence[str | int], raw: Any) -> list[str | int]:
     node: Any = raw
     for index, part in enumerate(loc):
         is_tag = isinstance(node, dict) and part == node.get("kind") and part not in node
-        if is_tag and not (index == len(loc) - 1):
+        if is_tag and index != len(loc) - 1:
             continue
         path.append(part)
         if isinstance(node, dict):

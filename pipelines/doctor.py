@@ -57,8 +57,6 @@ def run_checks(storage: str = ".") -> Iterator[Check]:
 
 def _python() -> Check:
     found = f"{platform.python_implementation()} {platform.python_version()}"
-    if sys.version_info < (3, 11):
-        return Check("Python", "error", found, "Python 3.11 or newer is needed; 3.11 is the tested version.")
     tested = sys.version_info[:2] == (3, 11)
     return Check("Python", "ok" if tested else "warning", found, "" if tested else "Tested with CPython 3.11 only.")
 
@@ -101,7 +99,7 @@ def _torch_works() -> Check:
 
 
 def _shadowed_packages() -> Check:
-    """`kernels` and `data` are plain names: another distribution or a folder of the same name may be imported instead."""
+    """`kernels` and `data` are plain names: another distribution or folder so named may be imported."""
     import bmojo
     import data
     import kernels

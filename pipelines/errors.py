@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend. The command line prints them as one screen, without a traceback, and exits with 1."""
+"""Errors that are the user's to mend. The command line prints one screen, no traceback, and exits with 1."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def estimate_training(
 
 
 def _state_bytes(num_params: int, zero_stage: int, num_workers: int) -> int:
-    """Parameters, gradients and AdamW's moments (with the master copy of the shard), each sharded from its ZeRO stage on."""
+    """Parameters, gradients, AdamW's moments and master copy, each sharded from its ZeRO stage on."""
     share = num_params / num_workers
     parameters = share if zero_stage >= 3 else num_params
     gradients = share if zero_stage >= 2 else num_params

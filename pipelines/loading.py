@@ -1,4 +1,4 @@
-"""From a pipeline file on disk to a validated PipelineConfig: YAML, model presets, command-line overrides, readable errors."""
+"""From a pipeline file to a validated PipelineConfig: YAML, model presets, overrides, readable errors."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=True)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
             seen.add(key)
@@ -135,7 +135,7 @@ def _preset(name: str, where: str) -> dict[str, Any]:
 
 
 def pipeline_schema() -> dict[str, Any]:
-    """JSON schema of a pipeline file as users write it: `model` may also be a preset's name, or a preset and changes."""
+    """JSON schema of a pipeline file as users write it: `model` may be a preset's name, or a preset and changes."""
     schema = PipelineConfig.model_json_schema()
     model = schema["$defs"]["ModelConfig"]
     preset = {"enum": model_presets(), "description": "A preset of configs/models; other fields of `model` change it."}

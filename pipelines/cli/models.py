@@ -34,7 +34,7 @@ class TrainedModel:
 def load_trained(storage: str, run: str | None, stage: str | None) -> TrainedModel:
     """Load a finished train stage's model.
 
-    Raises: UserError: there is no such run or stage, the stage is not finished, or the run has several and none is named.
+    Raises: UserError: there is no such run or stage, it is not finished, or there are several and none is named.
     """
     from bmojo.checkpoint_io import load_pretrained
     from data.tokenizer import load_tokenizer
@@ -57,7 +57,8 @@ def load_trained(storage: str, run: str | None, stage: str | None) -> TrainedMod
     record = read_record(ArtifactDir.at(url)) if url else None
     if url is None or record is None:
         raise UserError(
-            f"Stage {name!r} of run {found.run_id} is {trained[name].status}, not finished. Carry on: bmojo resume {found.run_id}."
+            f"Stage {name!r} of run {found.run_id} is {trained[name].status}, not finished. "
+            f"Carry on: bmojo resume {found.run_id}."
         )
     output = TrainOutput.model_validate(record.output)
     model = load_pretrained(ArtifactDir.at(url).fetch(output.model)).eval()

@@ -130,8 +130,8 @@ class ConsoleObserver(Observer):
         console.print(f"[{style}]{result.status}[/] in {time.monotonic() - self._started_at:.0f} s")
         if result.undelivered:
             console.print(
-                f"  {result.undelivered} points are not in MLflow yet; the next run or `bmojo sync {result.run.run_id}` "
-                "delivers them."
+                f"  {result.undelivered} points are not in MLflow yet; "
+                f"the next run or `bmojo sync {result.run.run_id}` delivers them."
             )
         if result.failure is not None:
             stage = f"stage {result.failed_stage}: " if result.failed_stage else ""
@@ -155,7 +155,8 @@ def _print_figures(name: str, kind: str, output: Any, url: str) -> None:
         beside = f" ({', '.join(compared)})" if compared else ""
         console.print(
             f"  {name}: [bold]{output.bits_per_byte:.3f} bits per byte[/]{beside}, "
-            f"loss {output.loss:.4f} nats per token, perplexity {output.perplexity:.2f}, on {output.num_documents} documents"
+            f"loss {output.loss:.4f} nats per token, perplexity {output.perplexity:.2f}, "
+            f"on {output.num_documents} documents"
         )
     elif kind == "report":
         console.print(f"  {name}: [bold]{escape(url)}/{output.html}[/]", soft_wrap=True)
@@ -189,7 +190,8 @@ def _print_estimates(config: PipelineConfig) -> None:
     console.print()
     console.print(table)
     console.print(
-        f"Time assumes {EXPECTED_MFU:.0%} of the matrix-product peak (this machine's for CPU stages); memory leaves out activations.",
+        f"Time assumes {EXPECTED_MFU:.0%} of the matrix-product peak (this machine's for CPU stages); "
+        "memory leaves out activations.",
         style="dim",
     )
 

@@ -25,8 +25,8 @@ def continue_text(
 ) -> Iterator[str]:
     """Yield the continuation as it is drawn, ending with the document or after `max_new_tokens`.
 
-    The prompt begins a document: the model sees the end-of-document token before it, as in training. Bytes that do not form UTF-8
-    appear as the replacement character.
+    The prompt begins a document: the model sees the end-of-document token before it, as in training. Bytes that do not
+    form UTF-8 appear as the replacement character.
     """
     device = next(model.parameters()).device
     prompt_ids = [tokenizer.eod_id, *(tokenizer.encode_batch([prompt])[0].tolist() if prompt else [])]

@@ -75,7 +75,7 @@ def score_batches(
 
 @dataclass(frozen=True)
 class PositionCurve:
-    """Mean loss by position in the context: bin i covers positions bin_ends[i-1] (0 at first) to bin_ends[i], exclusive."""
+    """Mean loss by position: bin i covers positions bin_ends[i-1] (0 at first) to bin_ends[i], exclusive."""
 
     bin_ends: tuple[int, ...]
     loss: tuple[float, ...]  # nats a token

@@ -141,7 +141,7 @@ def _draw(models: Sequence[ModelResults]) -> list[_Plot]:
                 "Perplexity against the position in the context",
                 "perplexity_by_position.png",
                 plots.position_plot(by_position, max(model.seq_len for model in models)),
-                f"Mean over {windows} stretches of long validation documents; each stretch begins with an empty memory.",
+                f"Mean over {windows} stretches of long validation documents, each begun with an empty memory.",
             )
         )
     return drawn
@@ -152,23 +152,31 @@ def _table(models: Sequence[ModelResults]) -> dict[str, Any]:
                "untrained", "gzip -9", "tokens/s", "MFU"]  # fmt: skip
     rows = [
         [
-            model.name, model.mixers, f"{model.num_params / 1e6:.2f} M", f"{model.tokens_seen / 1e6:.2f} M", f"{model.loss:.4f}",
-            f"{model.perplexity:.2f}", f"{model.bits_per_byte:.3f}", _optional(model.untrained_bits_per_byte, "{:.3f}"),
-            _optional(model.gzip_bits_per_byte, "{:.3f}"), f"{model.tokens_per_s:,.0f}", _optional(model.mfu, "{:.0%}"),
+            model.name,
+            model.mixers,
+            f"{model.num_params / 1e6:.2f} M",
+            f"{model.tokens_seen / 1e6:.2f} M",
+            f"{model.loss:.4f}",
+            f"{model.perplexity:.2f}",
+            f"{model.bits_per_byte:.3f}",
+            _optional(model.untrained_bits_per_byte, "{:.3f}"),
+            _optional(model.gzip_bits_per_byte, "{:.3f}"),
+            f"{model.tokens_per_s:,.0f}",
+            _optional(model.mfu, "{:.0%}"),
         ]
         for model in models
-    ]  # fmt: skip
+    ]
     return {"columns": columns, "rows": rows}
 
 
 def _notes(models: Sequence[ModelResults]) -> list[str]:
     notes = [
-        "Loss, perplexity and bits per byte are on the validation split: documents chosen by a hash of their text, none of which is in "
-        "the training split. Bits per byte compares models with different tokenizers."
+        "Loss, perplexity and bits per byte are on the validation split: documents chosen by a hash of their text, "
+        "none of which is in the training split. Bits per byte compares models with different tokenizers."
     ]
     if any(model.gzip_bits_per_byte is not None for model in models):
         notes.append(
-            "gzip -9 and the untrained model (the same architecture before its first step) are scored on the same documents."
+            "gzip -9 and the untrained model (the same architecture before its first step) are scored on the same text."
         )
     return notes
 

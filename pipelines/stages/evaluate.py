@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from pipelines.evaluation.config import EvaluateStageConfig
-from pipelines.stages.base import StageContext, StageInput, StageOutput
+from pipelines.stages.base import StageConfig, StageContext, StageInput, StageOutput
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,8 +52,8 @@ class EvaluateStage:
 
     kind: ClassVar[str] = "evaluate"
     code_version: ClassVar[int] = 1
-    config_type: ClassVar[type[EvaluateStageConfig]] = EvaluateStageConfig
-    output_type: ClassVar[type[EvaluateOutput]] = EvaluateOutput
+    config_type: ClassVar[type[StageConfig]] = EvaluateStageConfig
+    output_type: ClassVar[type[StageOutput]] = EvaluateOutput
 
     def content_identity(self, config: EvaluateStageConfig) -> None:
         """All it reads are other stages' artifacts."""

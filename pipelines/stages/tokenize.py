@@ -57,8 +57,8 @@ class TokenizeStage:
 
     kind: ClassVar[str] = "tokenize"
     code_version: ClassVar[int] = 1
-    config_type: ClassVar[type[TokenizeStageConfig]] = TokenizeStageConfig
-    output_type: ClassVar[type[TokenizeOutput]] = TokenizeOutput
+    config_type: ClassVar[type[StageConfig]] = TokenizeStageConfig
+    output_type: ClassVar[type[StageOutput]] = TokenizeOutput
 
     def content_identity(self, config: TokenizeStageConfig) -> str:
         """Digest of the text. Raises UserError where it is missing."""

@@ -38,8 +38,8 @@ class TokenizerStage:
 
     kind: ClassVar[str] = "tokenizer"
     code_version: ClassVar[int] = 1
-    config_type: ClassVar[type[TokenizerStageConfig]] = TokenizerStageConfig
-    output_type: ClassVar[type[TokenizerOutput]] = TokenizerOutput
+    config_type: ClassVar[type[StageConfig]] = TokenizerStageConfig
+    output_type: ClassVar[type[StageOutput]] = TokenizerOutput
 
     def content_identity(self, config: TokenizerStageConfig) -> str:
         """Digest of the text to train on, or of the tokenizer to load. Raises UserError where that is missing."""

@@ -27,7 +27,7 @@ stages:
   train:
     kind: train
     needs: [tokens]
-    model: {pattern: bmojo*2, d_model: 32, num_heads: 2, ssm_head_dim: 16, window_size: 32, chunk_size: 16, num_eidetic: 4}
+    model: {pattern: bmojo*2, d_model: 32, num_heads: 2, ssm_head_dim: 16, window_size: 32, chunk_size: 16}
     global_batch_size: 8
     micro_batch_size: 2
     max_steps: 10

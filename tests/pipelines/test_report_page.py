@@ -9,7 +9,8 @@ import pytest
 from pipelines.reporting.page import ModelResults, StageSummary, build_report
 
 MODEL = ModelResults(
-    name="train", mixers="bmojo*4", num_params=4_200_000, tokens_seen=3_000_000, tokens_per_s=9876.5, mfu=0.41, seq_len=512,
+    name="train", mixers="bmojo*4", num_params=4_200_000, tokens_seen=3_000_000, tokens_per_s=9876.5, mfu=0.41,
+    seq_len=512,
     loss=3.21, perplexity=24.78, bits_per_byte=1.456, untrained_bits_per_byte=3.789, gzip_bits_per_byte=2.111,
     position_perplexity=[(256, 30.0), (512, 25.0), (1024, 24.0)], num_windows=16,
     samples=[("def ", "f(x): return x < 1 & y")],
