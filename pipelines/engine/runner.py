@@ -17,7 +17,7 @@ from typing import Any
 from pipelines.engine.artifact import ArtifactDir
 from pipelines.engine.failures import Failure, classify
 from pipelines.engine.interrupts import interruptible
-from pipelines.engine.lease import DEFAULT_RENEW_S, DEFAULT_TTL_S, Lease, LeaseHeldError
+from pipelines.engine.lease import DEFAULT_RENEW_S, DEFAULT_TTL_S, Lease, LeaseHeldError, LeaseLostError
 from pipelines.engine.observer import Observer
 from pipelines.engine.plan import Action, PlannedStage, plan, stage_of_kind
 from pipelines.engine.provenance import git_commit
@@ -135,12 +135,20 @@ class _Driver:
                 self._lease.require()
                 self._stage(current)
         except BaseException as error:
-            failure = classify(error)
+            failure = classify(self._lost() or error)
             leaving = error if isinstance(error, SystemExit) else None
         result = self._end(current, failure)
         if leaving is not None:
             raise leaving
         return result
+
+    def _lost(self) -> LeaseLostError | None:
+        """Why the work was interrupted, where it was because another driver took over."""
+        try:
+            self._lease.require()
+        except LeaseLostError as error:
+            return error
+        return None
 
     def _begin(self) -> None:
         self._run.clear_cancel()

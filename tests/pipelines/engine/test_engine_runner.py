@@ -135,6 +135,26 @@ def test_a_run_is_cancelled_from_elsewhere_and_continued(tmp_path: Path) -> None
     assert run_here(storage, upto=40).status is Status.SUCCEEDED
 
 
+def test_a_driver_that_was_taken_over_stops_and_writes_nothing_more(storage: Storage) -> None:
+    pipeline = counting_pipeline(storage, upto=400, step_s=0.05)
+    run = pipeline.run()
+
+    class TakenOver(Observer):
+        def on_metrics(self, stage: Any, step: int, values: Any) -> None:
+            if step == 2:
+                (name,) = storage.list(run.lease_relpath)
+                lease = storage.read_bytes(f"{run.lease_relpath}/{name}")
+                storage.create_exclusive(f"{run.lease_relpath}/000099.json", lease)
+
+    result = run_pipeline(pipeline, nowhere(), observer=TakenOver(), lease_renew_s=0.1)
+    assert result.status is Status.RESUMABLE
+    assert result.failure is not None
+    assert "taken over by another process" in result.failure.text
+    stored = storage.read_json(f"{run.relpath}/state.json")
+    assert stored["status"] == "RUNNING", "the state belongs to the other driver now"
+    assert storage.list(run.lease_relpath)[-1] == "000099.json"
+
+
 def test_sigterm_leaves_a_run_that_can_be_resumed(tmp_path: Path) -> None:
     process = start(tmp_path, "--step-s", "0.2", "--upto", "50")
     assert process.stdout is not None
