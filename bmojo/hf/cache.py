@@ -1,0 +1,45 @@
+"""The decoding state as generate() hands it from step to step."""
+
+from __future__ import annotations
+
+import torch
+
+from bmojo.state import DecodingState
+
+
+class BMojoCache:
+    """What `past_key_values` is for this model: the state of every row, of constant size in the number of tokens.
+
+    Like transformers' caches it is updated in place. It cannot be rolled back, so assisted decoding is not possible.
+    """
+
+    is_compileable = False
+
+    def __init__(self, state: DecodingState, num_columns: int) -> None:
+        self.state = state
+        self.num_columns = num_columns  # of input_ids that were read, padding included
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Columns of input_ids read so far."""
+        return self.num_columns
+
+    def get_max_cache_shape(self) -> int | None:
+        """No limit on the number of tokens."""
+        return None
+
+    def num_bytes(self) -> int:
+        """Size of the state's tensors."""
+        return self.state.num_bytes()
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Keep the rows that beam search chose."""
+        self.state = self.state.select(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every row, for several continuations of one prompt."""
+        rows = torch.arange(self.state.batch_size, device=self.state.position_b.device)
+        self.state = self.state.select(rows.repeat_interleave(repeats))
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep some rows."""
+        self.state = self.state.select(indices)
