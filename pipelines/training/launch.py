@@ -21,7 +21,7 @@ from typing import Any
 import ray
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from pipelines.errors import UserError
 from pipelines.stages.base import Resources
@@ -107,10 +107,6 @@ def _attempt(job: TrainJob) -> TrainFacts:
         raise
     except SystemExit:  # what Ray Train's handler of SIGINT makes of it
         raise KeyboardInterrupt from None
-    except TrainingFailedError as error:
-        if isinstance(error, WorkerGroupError):
-            raise
-        raise WorkerGroupError(str(error), {}) from error  # a preempted node
     finally:
         shutil.rmtree(ray_dir, ignore_errors=True)
     if result.return_value is None:
@@ -127,6 +123,7 @@ def _ray_train_environment(resources: Resources) -> Iterator[None]:
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
         "RAY_TRAIN_METRICS_ENABLED": "0",
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a preempted node is a lost worker to us
     }
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)

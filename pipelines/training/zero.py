@@ -198,8 +198,8 @@ def deepspeed_config(config: TrainStageConfig, num_workers: int, device: torch.d
     on_gpu = device.type == "cuda"
     zero: dict[str, Any] = {
         "stage": config.zero_stage,
-        # On the CPU a collective cannot overlap with computing on the same cores, and the copies into contiguous
-        # buckets cost more than they save; measured in docs/design/0021.
+        # On the CPU a collective cannot overlap with computing on the same cores, and contiguous buckets only add
+        # copies; none of these settings gains anything there (measured: docs/design/0021).
         "overlap_comm": on_gpu,
         "contiguous_gradients": on_gpu or config.zero_stage == 3,
         "reduce_scatter": on_gpu,

@@ -88,6 +88,14 @@ def _worker(rank: int, port: int, config_json: str, out: str) -> None:
             "goes_on_bitwise": all(torch.equal(resumed_end[key], end[key]) for key in end),
             "first_values": {key: end[key].flatten()[:3].tolist() for key in list(end)[:6]},
         }
+    config = TrainStageConfig.model_validate_json(config_json).model_copy(update={"precision": "bf16"})
+    batches = [torch.randint(0, 60, (2, 64), generator=generator.manual_seed(rank + i)) for i in range(4)]
+    trainer = zero.ZeroTrainer(BMojoLM(config.model), config, NUM_WORKERS, device)
+    results["bf16"] = {
+        "norms": _train(trainer, batches, lr=1e-2),
+        "dtypes": sorted({str(value.dtype) for value in _snapshot(trainer).values()}),
+        "parameter_dtypes": sorted({str(parameter.dtype) for parameter in trainer.model.parameters()}),
+    }
     if rank == 0:
         Path(out).write_text(json.dumps(results))
     torch.distributed.barrier()
@@ -130,3 +138,9 @@ def test_every_stage_takes_the_same_steps(by_stage: dict[str, Any], stage: int) 
     assert by_stage[str(stage)]["norms"] == pytest.approx(by_stage["0"]["norms"], rel=1e-4)
     for key, values in by_stage["0"]["first_values"].items():
         assert by_stage[str(stage)]["first_values"][key] == pytest.approx(values, rel=1e-3, abs=1e-5), key
+
+
+def test_bf16_leaves_parameters_and_moments_in_float32(by_stage: dict[str, Any]) -> None:
+    assert by_stage["bf16"]["parameter_dtypes"] == by_stage["bf16"]["dtypes"] == ["torch.float32"]
+    assert by_stage["bf16"]["norms"] == pytest.approx(by_stage["1"]["norms"], rel=0.1)
+    assert by_stage["bf16"]["norms"] != by_stage["1"]["norms"], "autocast must have changed something"
