@@ -1,9 +1,9 @@
 """The model's source as flat files that transformers can load from a model directory, without this package.
 
-transformers copies the files that `auto_map` names and the files these import by `from .name import ...`, all in one folder. So
-every module that they need, directly or not, becomes one file beside it: `bmojo/mixers/ring.py` becomes
-`bmojo_mixers_ring.py`, its imports rewritten, the rest as it stands. The files stay readable, as code that one is asked to
-trust should be.
+transformers copies the files that `auto_map` names and the files these import by `from .name import ...`, all in one
+folder. So every module that they need, directly or not, becomes one file beside it: `bmojo/mixers/ring.py` becomes
+`bmojo_mixers_ring.py`, its imports rewritten, the rest as it stands. The files stay readable, as code that one is asked
+to trust should be.
 """
 
 from __future__ import annotations
@@ -51,9 +51,13 @@ def _flattened(module: str) -> tuple[str, list[str]]:
         if isinstance(node, ast.Import):
             ours = [alias.name for alias in node.names if _is_ours(alias.name)]
             if ours:
-                raise ValueError(f"{module}, line {node.lineno}: write `from {ours[0]} import ...` instead of `import`.")
+                raise ValueError(
+                    f"{module}, line {node.lineno}: write `from {ours[0]} import ...` instead of `import`."
+                )
         elif node.level:
-            raise ValueError(f"{module}, line {node.lineno}: relative imports are not rewritten; import from the package.")
+            raise ValueError(
+                f"{module}, line {node.lineno}: relative imports are not rewritten; import from the package."
+            )
         elif node.module and _is_ours(node.module):
             statements, modules = _relative(node.module, node.names)
             indent = " " * node.col_offset

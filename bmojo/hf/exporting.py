@@ -1,10 +1,10 @@
 """A model directory as transformers expects it, and back. Needs no transformers.
 
-    config.json, generation_config.json      configuration, with auto_map naming the classes below
-    model.safetensors                        weights, `model.` before the names of BMojoLM
-    modeling_bmojo.py, configuration_bmojo.py, bmojo_*.py, kernels_*.py    the model's source (bmojo.hf.bundle)
-    tokenizer.json, tokenizer_config.json    the tokenizer
-    README.md                                how to load it
+config.json, generation_config.json      configuration, with auto_map naming the classes below
+model.safetensors                        weights, `model.` before the names of BMojoLM
+modeling_bmojo.py, configuration_bmojo.py, bmojo_*.py, kernels_*.py    the model's source (bmojo.hf.bundle)
+tokenizer.json, tokenizer_config.json    the tokenizer
+README.md                                how to load it
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ inputs = tokenizer(tokenizer.bos_token + "Once upon a time", return_tensors="pt"
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=100)[0]))
 ```
 
-A document began with the end-of-document token in training, so begin prompts with it, as above. Needs torch, safetensors and pydantic
-beside transformers. The state kept while decoding has a constant size unless there are layers of full attention, so there is no
-limit on the length of a text; `num_eidetic` in config.json may be raised to remember more.
+A document began with the end-of-document token in training, so begin prompts with it, as above. Needs torch, safetensors
+and pydantic beside transformers. The state kept while decoding has a constant size unless there are layers of full
+attention, so there is no limit on the length of a text; `num_eidetic` in config.json may be raised to remember more.
 """
 
 
@@ -51,8 +51,8 @@ def export_to_hf(model: BMojoLM, tokenizer_json: str | Path, directory: str | Pa
     """Write a directory for AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=True).
 
     Args:
-        tokenizer_json: the tokenizer.json of Hugging Face tokenizers; a tokenizer_config.json beside it says which token
-            ends a document.
+        tokenizer_json: the tokenizer.json of Hugging Face tokenizers; a tokenizer_config.json beside it says which
+            token ends a document.
         directory: new or empty.
     Raises: FileNotFoundError: no tokenizer there. FileExistsError: the directory holds something.
     """

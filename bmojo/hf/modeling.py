@@ -144,7 +144,8 @@ def _leading_padding(valid_bt: Tensor) -> Tensor:
     inside = bool(((columns < first_b[:, None]) | (columns >= end_b1) | valid_bt).all())
     if not inside or not bool(valid_bt.any(1).all()):
         raise ValueError(
-            "attention_mask: padding must be on the left or on the right of at least one token a row, not between tokens."
+            "attention_mask: padding must be on the left or on the right of at least one token a row, "
+            "not between tokens."
         )
     return first_b
 

@@ -18,7 +18,8 @@ from bmojo.hf.bundle import bundled_sources
 from data.config import PythonStdlibSource, TokenizerFields
 from data.tokenizer import train_tokenizer
 
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
+pytestmark = pytest.mark.usefixtures("hf_modules_cache")
 
 PATTERN = "(bmojo,mamba2,bmojo_f,swa)"
 TEXTS = ["def f(x):\n    return x + 1\n", "import os\n\nclass A:\n    pass\n" * 3, "x = 1\n"]
@@ -40,7 +41,9 @@ def make_model(pattern: str = PATTERN, **changes: object) -> BMojoLM:
 @pytest.fixture(scope="module")
 def tokenizer_json(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tokenizer")
-    train_tokenizer(TEXTS, TokenizerFields(source=PythonStdlibSource(kind="python_stdlib"), vocab_size=300)).save(folder)
+    train_tokenizer(TEXTS, TokenizerFields(source=PythonStdlibSource(kind="python_stdlib"), vocab_size=300)).save(
+        folder
+    )
     return folder / "tokenizer.json"
 
 
@@ -53,25 +56,10 @@ def exported(tmp_path_factory: pytest.TempPathFactory, tokenizer_json: Path) -> 
 
 
 @pytest.fixture(scope="module")
-def loaded(exported: tuple[BMojoLM, Path], tmp_path_factory: pytest.TempPathFactory):
+def loaded(exported: tuple[BMojoLM, Path], hf_modules_cache: None):
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(exported[1], trust_remote_code=True).eval()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def modules_cache(tmp_path_factory: pytest.TempPathFactory):
-    """Keep transformers' copies of model code out of the user's cache."""
-    from transformers import dynamic_module_utils
-    from transformers.utils import hub
-
-    cache = str(tmp_path_factory.mktemp("hf_modules"))
-    patch = pytest.MonkeyPatch()
-    patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", cache)
-    patch.setattr(hub, "HF_MODULES_CACHE", cache)
-    patch.setattr(sys, "path", [*sys.path])
-    yield
-    patch.undo()
 
 
 @pytest.fixture(scope="module")
@@ -267,7 +255,12 @@ assert not any(name.partition(".")[0] in ("bmojo", "kernels") for name in sys.mo
     environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
     environment.pop("PYTHONPATH", None)
     done = subprocess.run(
-        [sys.executable, "-c", values + script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", values + script],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     got = torch.load(tmp_path / "logits.pt")
