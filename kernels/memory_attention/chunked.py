@@ -8,6 +8,7 @@ Inside, heads come before time. n: batch x key/value heads, g: query heads a key
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-QUERY_TILE = 128
+QUERY_TILE = 64
+KEY_ALIGNMENT = 16  # a tile reads up to 15 keys more, masked, so that rows of scores start on cache lines
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,10 @@ class Geometry:
             for start in range(chunk_start, chunk_end, QUERY_TILE):
                 yield chunk, start, min(start + QUERY_TILE, chunk_end)
 
-    def keys(self, start: int, end: int, age: int) -> tuple[int, int]:
+    def keys(self, start: int, end: int, age: int, past_rows: int) -> tuple[int, int]:
         """Positions [first, last) some query of the tile reads; age: 0 for the window, W for the fading memory."""
-        first = max(-self.num_past, start - age - self.window_size + 1)
+        first = start - age - self.window_size + 1
+        first = max(-min(self.num_past, past_rows), first - first % KEY_ALIGNMENT)
         return first, max(first, end - age)
 
 
@@ -77,42 +80,70 @@ class MemoryAttention(torch.autograd.Function):
         ctx.save_for_backward(index_bjm, doc_ids_bt, *sets)
         ctx.geometry = geometry
         operands = Operands(sets, index_bjm, doc_ids_bt, geometry)
-        out_ngtp = torch.empty_like(operands.sets[0].q_ngtp)
+        out_bthp = torch.empty_like(sets[0])
         for chunk, start, end in geometry.tiles():
             tile_sets = operands.tile(chunk, start, end)
             probs = operands.probabilities(tile_sets, end - start)
-            out = torch.bmm(probs[0], tile_sets[0].v_nsp)
+            out_nrp = operands.scratch.bmm("out", probs[0], tile_sets[0].v_nsp)
             for prob, tile_set in zip(probs[1:], tile_sets[1:], strict=True):
-                out.baddbmm_(prob, tile_set.v_nsp)
-            out_ngtp[:, :, start:end] = out.view_as(out_ngtp[:, :, start:end])
-        return operands.time_first(out_ngtp, operands.group)
+                out_nrp.baddbmm_(prob, tile_set.v_nsp)
+            operands.put_rows(out_bthp, start, end, out_nrp)
+        return out_bthp
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         index_bjm, doc_ids_bt, *sets = ctx.saved_tensors
         geometry = ctx.geometry
         operands = Operands(tuple(sets), index_bjm, doc_ids_bt, geometry)
+        scratch = operands.scratch
         grads = {s.age: s.zeros_like() for s in operands.sets}
         grad_out_ngtp = operands.heads_first(grad_outputs[0], operands.group)
         for chunk, start, end in geometry.tiles():
             tile_sets = operands.tile(chunk, start, end)
+            sizes = [s.k_nsp.shape[1] for s in tile_sets]
             probs = operands.probabilities(tile_sets, end - start)
-            grad_out = rows_of(grad_out_ngtp, start, end)
-            grad_probs = torch.cat([torch.bmm(grad_out, s.v_nsp.transpose(1, 2)) for s in tile_sets], -1)
-            joined = torch.cat(probs, -1)
-            grad_scores = torch._softmax_backward_data(grad_probs, joined, -1, joined.dtype)
-            grad_parts = grad_scores.split([s.k_nsp.shape[1] for s in tile_sets], -1)
+            grad_out_nrp = rows_of(grad_out_ngtp, start, end)
+            n, r, _ = grad_out_nrp.shape
+            grad_scores = scratch.take("grad_scores", (n, r, sum(sizes)), operands.dtype)
+            for part, tile_set in zip(grad_scores.split(sizes, -1), tile_sets, strict=True):
+                part.copy_(scratch.bmm("product", grad_out_nrp, tile_set.v_nsp.transpose(1, 2)))
+            joined = scratch.take("scores", (n, r, sum(sizes)), operands.dtype)
+            softmax_backward(grad_scores, joined)
+            grad_parts = grad_scores.to(probs[0].dtype).split(sizes, -1)
             for tile_set, prob, ds in zip(tile_sets, probs, grad_parts, strict=True):
                 grad = grads[tile_set.age]
                 dq = grad.q_ngtp[:, :, start:end]
-                dq += torch.bmm(ds, tile_set.k_nsp).view_as(dq)
-                add_rows(grad.k_nsp, tile_set.rows, torch.bmm(ds.transpose(1, 2), tile_set.q_nrp))
-                add_rows(grad.v_nsp, tile_set.rows, torch.bmm(prob.transpose(1, 2), grad_out))
+                dq.add_(scratch.bmm("rows", ds, tile_set.k_nsp).view_as(dq))
+                add_rows(grad.k_nsp, tile_set.rows, scratch.bmm("rows", ds.transpose(1, 2), tile_set.q_nrp))
+                add_rows(grad.v_nsp, tile_set.rows, scratch.bmm("rows", prob.transpose(1, 2), grad_out_nrp))
         flat: list[Tensor | None] = []
         for grad in grads.values():
             dq = operands.time_first(grad.q_ngtp.mul_(operands.scale), operands.group)
             flat += [dq, operands.time_first(grad.k_nsp[:, None]), operands.time_first(grad.v_nsp[:, None])]
         return None, None, None, *flat
+
+
+class Scratch:
+    """Buffers that every tile of a call writes anew: fresh ones would cost more in page faults than the arithmetic."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.buffers: dict[str, Tensor] = {}
+
+    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        size = math.prod(shape)
+        buffer = self.buffers.get(name)
+        if buffer is None or buffer.numel() < size or buffer.dtype != dtype:
+            buffer = self.buffers[name] = torch.empty(size, dtype=dtype, device=self.device)
+        return buffer[:size].view(shape)
+
+    def bmm(self, name: str, a: Tensor, b: Tensor) -> Tensor:
+        return torch.bmm(a, b, out=self.take(name, (a.shape[0], a.shape[1], b.shape[2]), a.dtype))
+
+
+def softmax_backward(grad: Tensor, probs: Tensor) -> None:
+    """grad <- probs * (grad - sum(probs * grad)), in place."""
+    torch.ops.aten._softmax_backward_data.out(grad, probs, -1, probs.dtype, grad_input=grad)
 
 
 class Operands:
@@ -125,8 +156,11 @@ class Operands:
         doc_ids_bt: Tensor | None,
         geometry: Geometry,
     ) -> None:
-        self.geometry, self.doc_ids_bt = geometry, doc_ids_bt
+        self.geometry = geometry
+        self.doc_ids_bt = None if doc_ids_bt is None else doc_ids_bt.to(torch.int32)  # compares faster than int64
         q_bthp, k_bshp = tensors[:2]
+        self.scratch = Scratch(q_bthp.device)
+        self.gathered: tuple[int, Tensor, Tensor] | None = None
         self.batch, self.kv_heads = k_bshp.shape[0], k_bshp.shape[2]
         self.group = q_bthp.shape[2] // self.kv_heads
         self.scale = q_bthp.shape[-1] ** -0.5
@@ -139,7 +173,7 @@ class Operands:
             scaled = (
                 self.sets[0].q_ngtp
                 if i and q.data_ptr() == q_bthp.data_ptr()
-                else self.heads_first(q, self.group) * self.scale
+                else self.heads_first(q, self.group, self.scale)
             )
             self.sets.append(KeySet(scaled, self.heads_first(k)[:, 0], self.heads_first(v)[:, 0], age))
         if index_bjm is not None:
@@ -148,10 +182,16 @@ class Operands:
             self.index_jnm = index_njm.transpose(0, 1).contiguous()
             self.empty_slots = additive(index_bjm >= 0, self.dtype)
 
-    def heads_first(self, x_bshp: Tensor, group: int = 1) -> Tensor:
+    def heads_first(self, x_bshp: Tensor, group: int = 1, scale: float = 1.0) -> Tensor:
         """[b, s, h, p] to [n, g, s, p], contiguous."""
         b, s, h, p = x_bshp.shape
-        return x_bshp.transpose(1, 2).reshape(b * h // group, group, s, p).contiguous()
+        x_bhsp = torch.empty(b, h, s, p, dtype=x_bshp.dtype, device=x_bshp.device)
+        torch.mul(x_bshp.transpose(1, 2), scale, out=x_bhsp)
+        return x_bhsp.view(b * h // group, group, s, p)
+
+    def put_rows(self, into_bthp: Tensor, start: int, end: int, rows_nrp: Tensor) -> None:
+        by_head = rows_nrp.view(self.batch, self.kv_heads * self.group, end - start, -1)
+        into_bthp[:, start:end].copy_(by_head.transpose(1, 2))
 
     def time_first(self, x_ngsp: Tensor, group: int = 1) -> Tensor:
         n, _, s, p = x_ngsp.shape
@@ -163,18 +203,25 @@ class Operands:
         for key_set in self.sets:
             q_nrp = rows_of(key_set.q_ngtp, start, end)
             if key_set.age is None:
-                rows = self.index_jnm[chunk]
-                k, v = gather_rows(key_set.k_nsp, rows), gather_rows(key_set.v_nsp, rows)
-                found.append(TileSet(q_nrp, k, v, self._slots_mask(chunk, start, end), rows, None))
+                k, v = self._gather(key_set, chunk)
+                mask = self._slots_mask(chunk, start, end)
+                found.append(TileSet(q_nrp, k, v, mask, self.index_jnm[chunk], None))
                 continue
-            first, last = self.geometry.keys(start, end, key_set.age)
+            past = key_set.k_nsp.shape[1] - self.geometry.num_queries
+            first, last = self.geometry.keys(start, end, key_set.age, past)
             if first < last:
-                past = key_set.k_nsp.shape[1] - self.geometry.num_queries
                 keys = slice(first + past, last + past)
                 mask = self._band_mask(key_set.age, start, end, first, last)
                 k, v = key_set.k_nsp[:, keys], key_set.v_nsp[:, keys]
                 found.append(TileSet(q_nrp, k, v, mask, keys, key_set.age))
         return found
+
+    def _gather(self, key_set: KeySet, chunk: int) -> tuple[Tensor, Tensor]:
+        """The eidetic keys and values of a chunk, read once for all its tiles."""
+        if self.gathered is None or self.gathered[0] != chunk:
+            rows = self.index_jnm[chunk]
+            self.gathered = (chunk, gather_rows(key_set.k_nsp, rows), gather_rows(key_set.v_nsp, rows))
+        return self.gathered[1:]
 
     def _band_mask(self, age: int, start: int, end: int, first: int, last: int) -> Tensor:
         span = self.geometry.window_size
@@ -183,7 +230,7 @@ class Operands:
         if self.doc_ids_bt is None:
             return mask
         same = self.doc_ids_bt[:, start:end, None] == self.doc_ids_bt[:, None, first:last]
-        return mask.masked_fill(~same, float("-inf"))[:, None, None]
+        return torch.where(same, mask, float("-inf"))[:, None, None]
 
     def _slots_mask(self, chunk: int, start: int, end: int) -> Tensor:
         mask = self.empty_slots[:, None, None, None, chunk]
@@ -197,12 +244,13 @@ class Operands:
         """The softmax over all sets, as one slice [n, r, s] a set, in the values' dtype."""
         sizes = [s.k_nsp.shape[1] for s in tile_sets]
         n, r, _ = tile_sets[0].q_nrp.shape
-        scores = torch.empty(n, r, sum(sizes), dtype=self.dtype, device=tile_sets[0].q_nrp.device)
+        scores = self.scratch.take("scores", (n, r, sum(sizes)), self.dtype)
         parts = scores.view(self.batch, self.kv_heads, self.group, num_queries, -1).split(sizes, -1)
         for part, tile_set in zip(parts, tile_sets, strict=True):
-            product = torch.bmm(tile_set.q_nrp, tile_set.k_nsp.transpose(1, 2))
+            product = self.scratch.bmm("product", tile_set.q_nrp, tile_set.k_nsp.transpose(1, 2))
             torch.add(product.view_as(part), tile_set.mask, out=part)
-        return list(torch.softmax(scores, -1).to(tile_sets[0].v_nsp.dtype).split(sizes, -1))
+        torch.softmax(scores, -1, out=scores)
+        return list(scores.to(tile_sets[0].v_nsp.dtype).split(sizes, -1))
 
 
 def set_masses(
@@ -238,7 +286,8 @@ def rows_of(x_ngtp: Tensor, start: int, end: int) -> Tensor:
 
 
 def gather_rows(x_nsp: Tensor, rows_nm: Tensor) -> Tensor:
-    return x_nsp.reshape(-1, x_nsp.shape[-1])[rows_nm]
+    flat = x_nsp.view(-1, x_nsp.shape[-1])
+    return flat.index_select(0, rows_nm.flatten()).view(*rows_nm.shape, -1)
 
 
 def add_rows(into_nsp: Tensor, rows: slice | Tensor, grad_nmp: Tensor) -> None:
