@@ -206,6 +206,8 @@ class TrainLoop:
         for name, points in state.history.items():
             for step, point in points:  # what this run's journal already has, it skips
                 self._log(step, {name: point})
+        if self.rank == 0:
+            self.job.metrics.log_metrics(self.step, {"train/resumed_from_step": self.step})
         if state.num_workers == self.num_workers:
             rng.restore(resumed.rng(self.rank), self.device)
 

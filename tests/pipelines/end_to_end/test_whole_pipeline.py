@@ -1,0 +1,150 @@
+"""From raw text to the report through the command line, and everything a user then does with the run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.pipelines.end_to_end.tiny_pipeline import Finished, TinyPipeline, write_pipeline
+
+Pipeline = tuple[TinyPipeline, Finished]
+
+
+def test_the_run_ends_with_its_figures_and_the_report(finished_pipeline: Pipeline) -> None:
+    pipeline, finished = finished_pipeline
+    assert "bits per byte" in finished.output
+    assert "gzip -9" in finished.output
+    report = pipeline.artifact("report") / "report.html"
+    assert str(report) in finished.output.replace("\n", "")
+    html = report.read_text()
+    assert "Perplexity" in html
+    assert html.count("data:image/png") == 4
+
+
+def test_evaluation_agrees_with_what_training_saw(finished_pipeline: Pipeline) -> None:
+    pipeline, _ = finished_pipeline
+    train, evaluate = pipeline.record("train")["output"], pipeline.record("evaluate")["output"]
+    assert train["final_valid_loss"] < train["initial_valid_loss"]
+    assert evaluate["loss"] == pytest.approx(
+        train["final_valid_loss"], abs=0.2
+    )  # training reads the first batches only
+    assert evaluate["bits_per_byte"] < evaluate["untrained_bits_per_byte"]
+    assert evaluate["context_tokens"] == 4 * evaluate["seq_len"]
+
+
+def test_the_same_command_again_reuses_every_stage(finished_pipeline: Pipeline) -> None:
+    pipeline, _ = finished_pipeline
+    again = pipeline.run()
+    assert again.code == 0, again.output
+    assert again.output.count("reused") == 5
+    assert "running ..." not in again.output
+
+
+def test_a_change_of_evaluation_runs_evaluation_and_report_only(finished_pipeline: Pipeline) -> None:
+    pipeline, _ = finished_pipeline
+    planned = pipeline.bmojo("plan", str(pipeline.file), "evaluate.sample.seed=1")
+    table = [line.split() for line in planned.output.splitlines()[1:6]]
+    assert [row[0] for row in table if row[2:3] == ["reuse"]] == ["tokenizer", "tokens", "train"]
+    assert "evaluate   evaluate   run" in planned.output
+    assert "report     report     run" in planned.output
+    assert "sample.seed: 0 -> 1" in planned.output
+
+
+def test_logging_and_resources_can_change_without_running_anything_again(finished_pipeline: Pipeline) -> None:
+    pipeline, _ = finished_pipeline
+    planned = pipeline.bmojo("plan", str(pipeline.file), "train.log_every_steps=7", "tokens.resources.num_workers=1")
+    assert planned.output.count(" reuse ") == 5
+
+
+def test_status_and_list_know_the_run(finished_pipeline: Pipeline) -> None:
+    pipeline, _ = finished_pipeline
+    status = pipeline.bmojo("status", "--storage", str(pipeline.storage))
+    assert status.code == 0
+    assert "SUCCEEDED" in status.output
+    listed = pipeline.bmojo("list", "--storage", str(pipeline.storage))
+    assert "tiny-" in listed.output
+    assert "5/5" in listed.output
+
+
+def test_generate_streams_text_and_is_repeatable(finished_pipeline: Pipeline) -> None:
+    pipeline, _ = finished_pipeline
+    arguments = ("generate", "tiny", "--prompt", "ba", "--tokens", "12", "--storage", str(pipeline.storage))
+    first, second = pipeline.bmojo(*arguments), pipeline.bmojo(*arguments)
+    assert first.code == 0, first.output
+    assert first.output.startswith("ba")
+    assert first.output == second.output
+
+
+def test_resume_of_a_finished_run_reuses_it(finished_pipeline: Pipeline) -> None:
+    pipeline, _ = finished_pipeline
+    resumed = pipeline.bmojo("resume", "tiny", "--storage", str(pipeline.storage))
+    assert resumed.code == 0, resumed.output
+    assert resumed.output.count("reused") == 5
+
+
+def test_mlflow_holds_a_parent_and_a_child_per_stage(finished_pipeline: Pipeline) -> None:
+    import mlflow
+
+    pipeline, _ = finished_pipeline
+    client = mlflow.MlflowClient(f"sqlite:///{pipeline.storage}/mlflow/mlflow.db")
+    (experiment,) = client.search_experiments(filter_string="name = 'bmojo'")
+    runs = client.search_runs([experiment.experiment_id])
+    (parent,) = (run for run in runs if run.data.tags.get("bmojo.role") == "pipeline")
+    children = {run.data.tags["bmojo.stage"]: run for run in runs if run is not parent}
+    assert set(children) == {"tokenizer", "tokens", "train", "evaluate", "report"}
+    for child in children.values():
+        assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert child.info.status == "FINISHED"
+    train = children["train"]
+    assert train.data.params["model.d_model"] == "32"
+    assert [point.step for point in client.get_metric_history(train.info.run_id, "train/loss")] == list(range(1, 17))
+    assert children["tokens"].inputs.dataset_inputs
+    assert train.inputs.dataset_inputs
+    names = {item.path for item in client.list_artifacts(children["report"].info.run_id)}
+    assert {"report.html", "report.md", "loss.png"} <= names
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ([], "empty corpus"),
+        (['{"text": "a"}', "{nonsense"], "line 2"),
+        (['{"text": "a"}', '{"body": "b"}'], "'text'"),
+        (['{"text": 3}'], "text"),
+    ],
+)
+def test_a_bad_corpus_is_one_clear_screen(tmp_path: Path, lines: list[str], expected: str) -> None:
+    pipeline = write_pipeline(tmp_path)
+    (tmp_path / "corpus.jsonl").write_text("".join(line + "\n" for line in lines))
+    finished = pipeline.run()
+    assert finished.code == 1, finished.output
+    assert expected in finished.output
+    assert "corpus.jsonl" in finished.output or not lines
+    assert "Traceback" not in finished.output
+    assert not list(pipeline.storage.glob("artifacts/*/*/record.json"))
+
+
+def test_a_missing_corpus_writes_nothing(tmp_path: Path) -> None:
+    pipeline = write_pipeline(tmp_path)
+    (tmp_path / "corpus.jsonl").unlink()
+    finished = pipeline.run()
+    assert finished.code == 1
+    assert "corpus.jsonl" in finished.output
+    assert not pipeline.storage.exists()
+
+
+def test_a_storage_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    pipeline = write_pipeline(tmp_path)
+    (tmp_path / "file").write_text("not a directory")
+    finished = pipeline.run(f"storage={tmp_path}/file/runs")
+    assert finished.code == 1
+    assert "file/runs" in finished.output.replace("\n", "")
+    assert "Traceback" not in finished.output
+
+
+def test_the_schema_is_valid_json(finished_pipeline: Pipeline, tmp_path: Path) -> None:
+    pipeline, _ = finished_pipeline
+    assert pipeline.bmojo("schema", "-o", str(tmp_path / "schema.json")).code == 0
+    assert "stages" in json.loads((tmp_path / "schema.json").read_text())["properties"]
