@@ -41,9 +41,10 @@ inputs = tokenizer(tokenizer.bos_token + "Once upon a time", return_tensors="pt"
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=100)[0]))
 ```
 
-A document began with the end-of-document token in training, so begin prompts with it, as above. Needs torch, safetensors
-and pydantic beside transformers. The state kept while decoding has a constant size unless there are layers of full
-attention, so there is no limit on the length of a text; `num_eidetic` in config.json may be raised to remember more.
+A document began with the end-of-document token in training, so begin prompts with it, as above. Needs torch,
+safetensors and pydantic beside transformers. The state kept while decoding has a constant size unless there are layers
+of full attention, so there is no limit on the length of a text; `num_eidetic` in config.json may be raised to remember
+more.
 """
 
 
