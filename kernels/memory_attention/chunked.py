@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-QUERY_TILE = 64
+QUERY_TILE = 128
 KEY_ALIGNMENT = 16  # a tile reads up to 15 keys more, masked, so that rows of scores start on cache lines
 
 
@@ -175,7 +175,9 @@ class Operands:
                 if i and q.data_ptr() == q_bthp.data_ptr()
                 else self.heads_first(q, self.group, self.scale)
             )
-            self.sets.append(KeySet(scaled, self.heads_first(k)[:, 0], self.heads_first(v)[:, 0], age))
+            shared = bool(self.sets) and v.data_ptr() == tensors[2].data_ptr()  # slots may read the window's values
+            values = self.sets[0].v_nsp if shared else self.heads_first(v)[:, 0]
+            self.sets.append(KeySet(scaled, self.heads_first(k)[:, 0], values, age))
         if index_bjm is not None:
             offsets_n = torch.arange(self.batch * self.kv_heads, device=k_bshp.device) * tensors[-1].shape[1]
             index_njm = index_bjm.clamp_min(0).repeat_interleave(self.kv_heads, 0) + offsets_n[:, None, None]
