@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bmojo.pattern import MixerName, expand_pattern
 
-WINDOWED: frozenset[str] = frozenset({"swa", "bmojo_f", "bmojo"})
+ATTENDING: frozenset[str] = frozenset({"attention", "swa", "bmojo_f", "bmojo"})
+"""Mixers that use the attention fields."""
 
 
 class ModelConfig(BaseModel):
@@ -142,6 +143,8 @@ class ModelConfig(BaseModel):
 
     @model_validator(mode="after")
     def _heads_fit(self) -> ModelConfig:
+        if not ATTENDING & set(self.mixers):
+            return self
         if self.head_dim is None and self.d_model % self.num_heads:
             raise ValueError(
                 f"d_model={self.d_model} is not a multiple of num_heads={self.num_heads}; change one, or set head_dim."

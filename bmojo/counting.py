@@ -141,7 +141,8 @@ def _mamba2_flops(config: ModelConfig, expand: int) -> dict[str, float]:
     projections = config.d_model * (inner + conv + heads) + inner * config.d_model
     within = SSD_CHUNK * (groups * n + inner)
     across = 2 * inner * n
-    return {"ssm_projections": 2.0 * projections, "ssm_scan": 2.0 * (within + across)}
+    intervals = SSD_CHUNK * (SSD_CHUNK + 1) * heads
+    return {"ssm_projections": 2.0 * projections, "ssm_scan": 2.0 * (within + across + intervals)}
 
 
 def _state_bytes(config: ModelConfig, name: MixerName, seq_len: int) -> int:

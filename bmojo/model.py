@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bmojo.config import ModelConfig
+from bmojo.config import ATTENDING, ModelConfig
 from bmojo.layers import RMSNorm, RotaryTable, SwiGLU
 from bmojo.loss import linear_cross_entropy
 from bmojo.mixers import LayerMemory, MixerOutput, Sequence, build_mixer
@@ -136,7 +136,7 @@ class BMojoLM(nn.Module):
         return self.norm(x_btd), predictor_losses, memory
 
     def _rotary(self, position: Tensor) -> RotaryTable | None:
-        if not {"attention", "swa", "bmojo", "bmojo_f"} & set(self.config.mixers):
+        if not ATTENDING & set(self.config.mixers):
             return None
         precise = torch.promote_types(self.dtype, torch.float32)
         return RotaryTable(position, self.config.attention_head_dim, self.config.rope_theta, precise)

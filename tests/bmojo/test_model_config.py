@@ -71,7 +71,7 @@ def test_fields_that_the_pattern_does_not_use_are_not_checked():
 def test_vocab_size_comes_from_the_tokenizer_once():
     config = ModelConfig()
     assert config.with_vocab_size(100).vocab_size == 100
-    with pytest.raises(ValueError, match="model.vocab_size is 100 but the tokenizer has 101"):
+    with pytest.raises(ValueError, match=r"model.vocab_size is 100 but the tokenizer has 101"):
         config.with_vocab_size(100).with_vocab_size(101)
     with pytest.raises(ValueError, match="vocab_size is not set"):
         BMojoLM(config)
