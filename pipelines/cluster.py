@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,6 +15,10 @@ from pipelines.stages.base import StageConfig
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 OBJECT_STORE_BYTES = 256 * 2**20  # stages pass paths, never data, so little is needed
+LOOPBACK_ONLY = {  # for a cluster of this machine alone: nothing listens to the network
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # in spite of its name, on every system: the node's address is 127.0.0.1
+    "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",
+}
 PACKAGES = ("bmojo", "data", "kernels", "pipelines")
 
 
@@ -22,6 +27,9 @@ def ensure_cluster(config: ClusterConfig, stages: Iterable[StageConfig]) -> None
 
     Raises: UserError: the address cannot be reached, or Ray does not start here.
     """
+    if config.address == "local":
+        for name, value in LOOPBACK_ONLY.items():
+            os.environ.setdefault(name, value)  # before Ray is imported; its processes and workers inherit them
     import ray
 
     if ray.is_initialized():
@@ -53,7 +61,6 @@ def _start_local(num_cpus: int) -> None:
         num_cpus=num_cpus,
         include_dashboard=False,
         object_store_memory=OBJECT_STORE_BYTES,
-        _node_ip_address="127.0.0.1",  # nothing listens beyond this machine
         logging_level=logging.ERROR,
         log_to_driver=False,  # the run's own log files keep the workers' output
     )
