@@ -49,7 +49,7 @@ def inspect(
     except OSError as error:
         raise UserError(f"{folder}: {error.strerror}. Name a folder that can be written with --output.") from error
     for line in drawn.summary:
-        console.print(line, markup=False)
+        console.print(line, soft_wrap=True, markup=False)
     console.print(f"Wrote {folder / HTML} and {folder / PNG}.", soft_wrap=True, markup=False)
     if mlflow:
         problem = publish_inspection(trained.run, [folder / HTML, folder / PNG], f"inspect-{text.stem}")
