@@ -63,6 +63,11 @@ def _page(by_model: Records, name: str) -> str:
         "(0.5: like any token). Mass: share of attention at the queries. Kept or dropped: accuracy at queries whose "
         "value the layer held or not.",
         _memory_table(by_model),
+        "## What the queries read",
+        "Accuracy when the last layer's eidetic set is robbed, at test time, of the pairs or of the noise tokens "
+        "behind them. A noise token can stand for pairs: the first layer has written into it what its window and its "
+        "state-space model held at that time.",
+        _interventions_table(by_model),
         "## Every run",
         _runs_table(by_model),
     ]
@@ -122,6 +127,16 @@ def _mean_of(layers: list[dict[str, Any]], figure: str, kind: str) -> float:
 def _optional_mean(values: Iterable[float | None]) -> str:
     known = [value for value in values if value is not None]
     return f"{mean(known):.2f}" if known else "-"
+
+
+def _interventions_table(by_model: Records) -> str:
+    rows = []
+    for name, runs in by_model.items():
+        if runs[0]["interventions"]:
+            figures = [mean(run["interventions"][kind] for run in runs) for kind in ("without pairs", "without noise")]
+            whole = mean(run["curve"][-1]["accuracy"] for run in runs)
+            rows.append([name, *(f"{figure:.3f}" for figure in (whole, *figures))])
+    return _table(["model", "as it is", "without pairs", "without noise"], rows)
 
 
 def _runs_table(by_model: Records) -> str:

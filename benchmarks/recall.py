@@ -12,10 +12,12 @@ import json
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import count as count_from_zero
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -23,7 +25,9 @@ from benchmarks import _recall_report as recall_report
 from bmojo import BMojoLM, ModelConfig
 from bmojo.counting import count
 from bmojo.mixers import LayerMemory
+from bmojo.mixers import bmojo as bmojo_mixer
 from data.recall import RecallBatch, RecallConfig, recall_batch, recall_batches
+from kernels.innovation_select import innovation_select
 
 MODELS: dict[str, dict[str, Any]] = {
     "attention": {"pattern": "attention*2"},
@@ -103,6 +107,7 @@ def train(name: str, seed: int, settings: Settings) -> dict[str, Any]:
     return {
         "model": name, "seed": seed, "settings": asdict(settings), "curve": curve, "num_params": counts.num_params,
         "state_bytes": counts.state_bytes, "cpu_time_s": time.process_time() - started, "torch": torch.__version__,
+        "interventions": interventions(model, test, settings.num_pairs),
     }  # fmt: skip
 
 
@@ -135,6 +140,29 @@ def evaluate(model: BMojoLM, test: RecallBatch, num_pairs: int) -> dict[str, Any
         if memory.kept_position_bjm is not None:
             layer |= _kept_figures(memory, test, right_bq, 2 * num_pairs, model.config.chunk_size)
         figures["layers"].append(layer)
+    return figures
+
+
+def interventions(model: BMojoLM, test: RecallBatch, num_pairs: int) -> dict[str, float]:
+    """Accuracy when the last layer's eidetic set is robbed of a kind of token: what did the queries read there?"""
+    if model.config.mixers[-1] != "bmojo":
+        return {}
+    first_noise = 2 * num_pairs
+    robbed: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+        "without pairs": lambda index: index >= first_noise,
+        "without noise": lambda index: index < first_noise,
+    }
+    figures = {}
+    for name, allowed in robbed.items():
+        calls = count_from_zero()
+
+        def select(*args: Any, allowed: Any = allowed, calls: Any = calls, **kwargs: Any) -> torch.Tensor:
+            index_bjm = innovation_select(*args, **kwargs)
+            last = next(calls) == model.config.mixers.count("bmojo") - 1
+            return torch.where(allowed(index_bjm), index_bjm, -1) if last else index_bjm
+
+        with patch.object(bmojo_mixer, "innovation_select", select):
+            figures[name] = evaluate(model, test, num_pairs)["accuracy"]
     return figures
 
 
