@@ -35,7 +35,7 @@ class SwiGLU(nn.Module):
 
 
 class _RMSNorm(torch.autograd.Function):
-    """Keeps x and one number a row; the backward is written by hand to read x and the gradient as few times as can be."""
+    """Keeps x and one number a row; the backward by hand reads x and the gradient as few times as can be."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -86,7 +86,7 @@ class MemoryAttention(torch.autograd.Function):
             probs = operands.probabilities(tile_sets, end - start)
             out_nrp = operands.scratch.bmm("out", probs[0], tile_sets[0].v_nsp)
             for prob, tile_set in zip(probs[1:], tile_sets[1:], strict=True):
-                out_nrp.baddbmm_(prob, tile_set.v_nsp)
+                torch.baddbmm(out_nrp, prob, tile_set.v_nsp, out=out_nrp)
             operands.put_rows(out_bthp, start, end, out_nrp)
         return out_bthp
 
