@@ -17,6 +17,7 @@ from pydantic import Field, field_validator, model_validator
 from pipelines.engine.graph import validate_graph
 from pipelines.errors import ConfigError
 from pipelines.evaluation.config import EvaluateStageConfig
+from pipelines.exporting.config import ExportStageConfig
 from pipelines.reporting.config import ReportStageConfig
 from pipelines.stages.base import StageConfig, StrictConfig
 from pipelines.stages.tokenize import TokenizeStageConfig
@@ -24,7 +25,12 @@ from pipelines.stages.tokenizer import TokenizerStageConfig
 from pipelines.training.config import TrainStageConfig, check_train_against_tokenize
 
 AnyStageConfig = Annotated[
-    TokenizerStageConfig | TokenizeStageConfig | TrainStageConfig | EvaluateStageConfig | ReportStageConfig,
+    TokenizerStageConfig
+    | TokenizeStageConfig
+    | TrainStageConfig
+    | EvaluateStageConfig
+    | ReportStageConfig
+    | ExportStageConfig,
     Field(discriminator="kind"),
 ]
 
@@ -35,6 +41,7 @@ NEEDS_OF_KIND: dict[str, dict[str, tuple[int, int | None]]] = {
     "train": {"tokenize": (1, 1), "train": (0, 1)},
     "evaluate": {"train": (1, 1), "tokenize": (1, 1)},
     "report": {"train": (0, None), "evaluate": (1, None)},
+    "export": {"train": (1, 1)},
 }
 
 

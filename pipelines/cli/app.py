@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import typer
 
-from pipelines.cli import environment, models, running, runs
+from pipelines.cli import environment, export, inspect, models, running, runs
 from pipelines.cli.console import error_console
 from pipelines.errors import UserError
 
@@ -31,7 +31,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "delete": runs.delete,
         "sync": runs.sync,
     },
-    "Use a trained model": {"generate": models.generate},
+    "Use a trained model": {"generate": models.generate, "inspect": inspect.inspect, "export": export.export},
     "Environment": {"ui": environment.ui, "doctor": environment.doctor, "schema": environment.schema},
 }
 for panel, commands in COMMANDS.items():
