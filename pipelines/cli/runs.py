@@ -29,7 +29,7 @@ def status(run: RunArgument = None, storage: StorageOption = "runs") -> None:
     table = Table("stage", "kind", "status", "time", "artifact", box=None, pad_edge=False)
     for name, stage in state.stages.items():
         shown = "[green]reused[/]" if stage.reused else _styled(stage.status)
-        elapsed = "" if stage.reused else _elapsed(stage.started_at, stage.finished_at)
+        elapsed = _elapsed(stage.started_at, stage.finished_at)
         table.add_row(
             name, stage.kind, shown, elapsed, escape((stage.artifact or "").removeprefix(found.storage.url + "/"))
         )

@@ -25,6 +25,7 @@ from pipelines.engine.records import Artifacts, FinishedStage
 from pipelines.engine.runs import Run, RunInfo, RunState, StageState, Status, run_id_of, utc_now
 from pipelines.engine.stage_run import StageRun, note_reuse
 from pipelines.engine.storage import Storage
+from pipelines.errors import UserError
 from pipelines.stages.base import Stage, StageConfig, StageInput, StageOutput
 from pipelines.tracking.redact import redact
 from pipelines.tracking.run_tracking import RunTracking, TrackingOptions
@@ -121,6 +122,7 @@ class _Driver:
             started_at=utc_now(),
             stages={stage.name: StageState(kind=stage.kind, fingerprint=stage.fingerprint.digest) for stage in planned},
         )
+        self._earlier = _stages_before(run)
         self._inputs: dict[str, StageInput] = {}
         self._stop_seen = False
 
@@ -190,16 +192,17 @@ class _Driver:
 
     def _reuse(self, planned: PlannedStage, finished: FinishedStage) -> None:
         output = finished.output(self._kind(planned))
-        now = utc_now()
         with self._tracking.open_stage(planned.name) as journal:
             note_reuse(journal, planned, finished)
+        before = self._earlier.get(planned.name)
+        made_here = before is not None and before.artifact == finished.artifact.url
         self._change(
             planned,
             status=Status.SUCCEEDED,
             reused=True,
             artifact=finished.artifact.url,
-            started_at=now,
-            finished_at=now,
+            started_at=before.started_at if before and made_here else None,
+            finished_at=before.finished_at if before and made_here else None,
         )
         self._finished(planned, finished.artifact, output)
 
@@ -306,3 +309,11 @@ class _Driver:
 
     def _kind(self, planned: PlannedStage) -> Stage:
         return stage_of_kind(planned.kind, self._pipeline.kinds, planned.name)
+
+
+def _stages_before(run: Run) -> dict[str, StageState]:
+    """What an earlier drive of the run wrote of its stages: when it made what is now reused."""
+    try:
+        return run.state().stages
+    except UserError:  # the first drive, or one that died before it wrote a state
+        return {}
