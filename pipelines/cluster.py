@@ -8,10 +8,12 @@ import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from pipelines.config import ClusterConfig
 from pipelines.errors import UserError
 from pipelines.stages.base import StageConfig
+from pipelines.tracking.environment import TELEMETRY_OFF
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 OBJECT_STORE_BYTES = 256 * 2**20  # stages pass paths, never data, so little is needed
@@ -43,7 +45,8 @@ def ensure_cluster(config: ClusterConfig, stages: Iterable[StageConfig]) -> None
     except (ConnectionError, TimeoutError, OSError, RuntimeError, ValueError) as error:
         raise UserError(
             f"cluster.address={config.address}: no Ray cluster there or none could be started ({error}). "
-            "Check the address (`ray status` on the head node), or set cluster.address=local."
+            "Check the address and the token (`ray status` on the head node; RAY_AUTH_TOKEN or ~/.ray/auth_token here), or "
+            "set cluster.address=local."
         ) from error
 
 
@@ -69,9 +72,19 @@ def _start_local(num_cpus: int) -> None:
 def _join(address: str) -> None:
     import ray
 
-    on_this_machine = address == "auto"
-    runtime_env = None if on_this_machine else {"working_dir": str(REPOSITORY), "excludes": _not_shipped()}
+    if _has_token():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # a cluster started where a token exists asks for it
+
+    runtime_env: dict[str, Any] = {"env_vars": TELEMETRY_OFF}
+    if address != "auto":  # other machines get our packages; this one has them
+        runtime_env |= {"working_dir": str(REPOSITORY), "excludes": _not_shipped()}
     ray.init(address=address, runtime_env=runtime_env, logging_level=logging.ERROR, log_to_driver=False)
+
+
+def _has_token() -> bool:
+    """Whether Ray would find an authentication token on this machine. The token itself is left to Ray."""
+    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return bool(named) or (Path.home() / ".ray" / "auth_token").exists()
 
 
 def _not_shipped() -> list[str]:
