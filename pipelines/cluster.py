@@ -29,9 +29,8 @@ def ensure_cluster(config: ClusterConfig, stages: Iterable[StageConfig]) -> None
 
     Raises: UserError: the address cannot be reached, or Ray does not start here.
     """
-    if config.address == "local":
-        for name, value in LOOPBACK_ONLY.items():
-            os.environ.setdefault(name, value)  # before Ray is imported; its processes and workers inherit them
+    for name, value in _ray_environment(config).items():
+        os.environ.setdefault(name, value)  # Ray reads these once, when it is imported
     import ray
 
     if ray.is_initialized():
@@ -45,9 +44,16 @@ def ensure_cluster(config: ClusterConfig, stages: Iterable[StageConfig]) -> None
     except (ConnectionError, TimeoutError, OSError, RuntimeError, ValueError) as error:
         raise UserError(
             f"cluster.address={config.address}: no Ray cluster there or none could be started ({error}). "
-            "Check the address and the token (`ray status` on the head node; RAY_AUTH_TOKEN or ~/.ray/auth_token here), or "
-            "set cluster.address=local."
+            "Check the address (`ray status` on the head node) and the token (RAY_AUTH_TOKEN or ~/.ray/auth_token), "
+            "or set cluster.address=local."
         ) from error
+
+
+def _ray_environment(config: ClusterConfig) -> dict[str, str]:
+    if config.address == "local":
+        return LOOPBACK_ONLY
+    # A cluster started where a token exists asks for it, but Ray's clients send it only when told to.
+    return {"RAY_AUTH_MODE": "token"} if _has_token() else {}
 
 
 def _cpus_for(stages: Iterable[StageConfig]) -> int:
@@ -71,9 +77,6 @@ def _start_local(num_cpus: int) -> None:
 
 def _join(address: str) -> None:
     import ray
-
-    if _has_token():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # a cluster started where a token exists asks for it
 
     runtime_env: dict[str, Any] = {"env_vars": TELEMETRY_OFF}
     if address != "auto":  # other machines get our packages; this one has them

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="The pipeline's YAML file.", show_default=False)]
 EXIT_CODES = {"FAILED": 1, "RESUMABLE": 75, "CANCELLED": 130}  # 75: EX_TEMPFAIL, worth another try
+SYSTEM_METRICS = "system/"  # sampled by the clock; their steps say nothing of the stage's progress
 STATUS_STYLES = {"SUCCEEDED": "green", "FAILED": "red", "RESUMABLE": "yellow", "CANCELLED": "yellow", "RUNNING": "cyan"}
 
 
@@ -104,7 +105,7 @@ class ConsoleObserver(Observer):
 
     def on_metrics(self, stage: PlannedStage, step: int, values: Mapping[str, float]) -> None:
         """Move the bar."""
-        if self._stage is not None:
+        if self._stage is not None and not all(name.startswith(SYSTEM_METRICS) for name in values):
             self._stage.update(step, values)
 
     def on_stage_end(self, stage: PlannedStage, state: StageState) -> None:
