@@ -107,7 +107,8 @@ class _Rotate(torch.autograd.Function):
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     low, high = x.chunk(2, -1)
-    out = torch.empty_like(x)
+    # Heads ahead of time in memory, as attention reads them; the shape is x's all the same.
+    out = torch.empty_like(x.transpose(-3, -2), memory_format=torch.contiguous_format).transpose(-3, -2)
     out_low, out_high = out.chunk(2, -1)
     torch.mul(low, cos, out=out_low).addcmul_(high, sin, value=-1)
     torch.mul(high, cos, out=out_high).addcmul_(low, sin)

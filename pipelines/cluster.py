@@ -29,8 +29,9 @@ def ensure_cluster(config: ClusterConfig, stages: Iterable[StageConfig]) -> None
 
     Raises: UserError: the address cannot be reached, or Ray does not start here.
     """
-    for name, value in _ray_environment(config).items():
-        os.environ.setdefault(name, value)  # Ray reads these once, when it is imported
+    if config.address == "local":
+        for name, value in LOOPBACK_ONLY.items():
+            os.environ.setdefault(name, value)  # Ray reads these once, when it is imported
     import ray
 
     if ray.is_initialized():
@@ -44,16 +45,9 @@ def ensure_cluster(config: ClusterConfig, stages: Iterable[StageConfig]) -> None
     except (ConnectionError, TimeoutError, OSError, RuntimeError, ValueError) as error:
         raise UserError(
             f"cluster.address={config.address}: no Ray cluster there or none could be started ({error}). "
-            "Check the address (`ray status` on the head node) and the token (RAY_AUTH_TOKEN or ~/.ray/auth_token), "
-            "or set cluster.address=local."
+            "Check the address (`ray status` on the head node), or set cluster.address=local. A cluster that asks for a "
+            "token, as Ray's do where one exists, needs RAY_AUTH_MODE=token here, and the token in ~/.ray/auth_token."
         ) from error
-
-
-def _ray_environment(config: ClusterConfig) -> dict[str, str]:
-    if config.address == "local":
-        return LOOPBACK_ONLY
-    # A cluster started where a token exists asks for it, but Ray's clients send it only when told to.
-    return {"RAY_AUTH_MODE": "token"} if _has_token() else {}
 
 
 def _cpus_for(stages: Iterable[StageConfig]) -> int:
@@ -82,12 +76,6 @@ def _join(address: str) -> None:
     if address != "auto":  # other machines get our packages; this one has them
         runtime_env |= {"working_dir": str(REPOSITORY), "excludes": _not_shipped()}
     ray.init(address=address, runtime_env=runtime_env, logging_level=logging.ERROR, log_to_driver=False)
-
-
-def _has_token() -> bool:
-    """Whether Ray would find an authentication token on this machine. The token itself is left to Ray."""
-    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
-    return bool(named) or (Path.home() / ".ray" / "auth_token").exists()
 
 
 def _not_shipped() -> list[str]:

@@ -53,10 +53,6 @@ class KeySet:
     v_nsp: Tensor
     age: int | None  # None: eidetic, read by index
 
-    def zeros_like(self) -> KeySet:
-        zeros = torch.zeros_like
-        return KeySet(zeros(self.q_ngtp), zeros(self.k_nsp), zeros(self.v_nsp), self.age)
-
 
 @dataclass(frozen=True)
 class TileSet:
@@ -66,6 +62,7 @@ class TileSet:
     k_nsp: Tensor
     v_nsp: Tensor
     mask: Tensor  # broadcasts to [b, kv heads, g, tile, s]: 0, or -inf where a query may not look
+    masked: list[tuple[int, int]]  # the columns of the mask that are not all 0
     rows: slice | Tensor
     age: int | None
 
@@ -96,7 +93,7 @@ class MemoryAttention(torch.autograd.Function):
         geometry = ctx.geometry
         operands = Operands(tuple(sets), index_bjm, doc_ids_bt, geometry)
         scratch = operands.scratch
-        grads = {s.age: s.zeros_like() for s in operands.sets}
+        grads = operands.zero_grads()
         grad_out_ngtp = operands.heads_first(grad_outputs[0], operands.group)
         for chunk, start, end in geometry.tiles():
             tile_sets = operands.tile(chunk, start, end)
@@ -106,20 +103,25 @@ class MemoryAttention(torch.autograd.Function):
             n, r, _ = grad_out_nrp.shape
             grad_scores = scratch.take("grad_scores", (n, r, sum(sizes)), operands.dtype)
             for part, tile_set in zip(grad_scores.split(sizes, -1), tile_sets, strict=True):
-                part.copy_(scratch.bmm("product", grad_out_nrp, tile_set.v_nsp.transpose(1, 2)))
+                scratch.bmm_into(part, grad_out_nrp, tile_set.v_nsp.transpose(1, 2))
             joined = scratch.take("scores", (n, r, sum(sizes)), operands.dtype)
             softmax_backward(grad_scores, joined)
             grad_parts = grad_scores.to(probs[0].dtype).split(sizes, -1)
             for tile_set, prob, ds in zip(tile_sets, probs, grad_parts, strict=True):
                 grad = grads[tile_set.age]
                 dq = grad.q_ngtp[:, :, start:end]
-                dq.add_(scratch.bmm("rows", ds, tile_set.k_nsp).view_as(dq))
-                add_rows(grad.k_nsp, tile_set.rows, scratch.bmm("rows", ds.transpose(1, 2), tile_set.q_nrp))
-                add_rows(grad.v_nsp, tile_set.rows, scratch.bmm("rows", prob.transpose(1, 2), grad_out_nrp))
+                dq.add_(scratch.bmm("rows", ds, tile_set.k_nsp).view_as(dq), alpha=operands.scale)
+                add_product(grad.k_nsp, tile_set.rows, ds.transpose(1, 2), tile_set.q_nrp, operands.scale)
+                add_product(grad.v_nsp, tile_set.rows, prob.transpose(1, 2), grad_out_nrp)
         flat: list[Tensor | None] = []
-        for grad in grads.values():
-            dq = operands.time_first(grad.q_ngtp.mul_(operands.scale), operands.group)
-            flat += [dq, operands.time_first(grad.k_nsp[:, None]), operands.time_first(grad.v_nsp[:, None])]
+        for i, grad in enumerate(grads.values()):
+            shares_q = i > 0 and grad.q_ngtp is grads[0].q_ngtp
+            shares_v = i > 0 and grad.v_nsp is grads[0].v_nsp
+            flat += [
+                None if shares_q else operands.time_first(grad.q_ngtp, operands.group),
+                operands.time_first(grad.k_nsp[:, None]),
+                None if shares_v else operands.time_first(grad.v_nsp[:, None]),
+            ]
         return None, None, None, *flat
 
 
@@ -137,6 +139,13 @@ class Scratch:
             buffer = self.buffers[name] = torch.empty(size, dtype=dtype, device=self.device)
         return buffer[:size].view(shape)
 
+    def bmm_into(self, out: Tensor, a: Tensor, b: Tensor, scale: float = 1.0) -> None:
+        """out <- scale * a b, in the precision of out."""
+        if out.dtype == a.dtype:
+            torch.baddbmm(out, a, b, beta=0, alpha=scale, out=out)
+        else:
+            torch.mul(self.bmm("product", a, b), scale, out=out)
+
     def bmm(self, name: str, a: Tensor, b: Tensor) -> Tensor:
         return torch.bmm(a, b, out=self.take(name, (a.shape[0], a.shape[1], b.shape[2]), a.dtype))
 
@@ -147,7 +156,7 @@ def softmax_backward(grad: Tensor, probs: Tensor) -> None:
 
 
 class Operands:
-    """The inputs with heads ahead of time and queries scaled, and what each tile takes from them."""
+    """The inputs with heads ahead of time, and what each tile takes from them."""
 
     def __init__(
         self,
@@ -170,26 +179,30 @@ class Operands:
         for i in range(0, len(tensors), 3):
             q, k, v = tensors[i : i + 3]
             age = None if index_bjm is not None and i + 3 == len(tensors) else ages[i // 3]
-            scaled = (
-                self.sets[0].q_ngtp
-                if i and q.data_ptr() == q_bthp.data_ptr()
-                else self.heads_first(q, self.group, self.scale)
-            )
-            shared = bool(self.sets) and v.data_ptr() == tensors[2].data_ptr()  # slots may read the window's values
-            values = self.sets[0].v_nsp if shared else self.heads_first(v)[:, 0]
-            self.sets.append(KeySet(scaled, self.heads_first(k)[:, 0], values, age))
+            shares_q = bool(self.sets) and q.data_ptr() == q_bthp.data_ptr()
+            queries = self.sets[0].q_ngtp if shares_q else self.heads_first(q, self.group)
+            shares_v = bool(self.sets) and v.data_ptr() == tensors[2].data_ptr()  # slots read the window's values
+            values = self.sets[0].v_nsp if shares_v else self.heads_first(v)[:, 0]
+            self.sets.append(KeySet(queries, self.heads_first(k)[:, 0], values, age))
         if index_bjm is not None:
             offsets_n = torch.arange(self.batch * self.kv_heads, device=k_bshp.device) * tensors[-1].shape[1]
             index_njm = index_bjm.clamp_min(0).repeat_interleave(self.kv_heads, 0) + offsets_n[:, None, None]
             self.index_jnm = index_njm.transpose(0, 1).contiguous()
             self.empty_slots = additive(index_bjm >= 0, self.dtype)
 
-    def heads_first(self, x_bshp: Tensor, group: int = 1, scale: float = 1.0) -> Tensor:
-        """[b, s, h, p] to [n, g, s, p], contiguous."""
+    def zero_grads(self) -> dict[int | None, KeySet]:
+        """A buffer for each input, in the layout of the sets; sets that share an input share its buffer."""
+        buffers: dict[int, Tensor] = {}
+
+        def zeros(x: Tensor) -> Tensor:
+            return buffers.setdefault(x.data_ptr(), torch.zeros_like(x))
+
+        return {s.age: KeySet(zeros(s.q_ngtp), zeros(s.k_nsp), zeros(s.v_nsp), s.age) for s in self.sets}
+
+    def heads_first(self, x_bshp: Tensor, group: int = 1) -> Tensor:
+        """[b, s, h, p] to [n, g, s, p], contiguous; without a copy where it lies so in memory."""
         b, s, h, p = x_bshp.shape
-        x_bhsp = torch.empty(b, h, s, p, dtype=x_bshp.dtype, device=x_bshp.device)
-        torch.mul(x_bshp.transpose(1, 2), scale, out=x_bhsp)
-        return x_bhsp.view(b * h // group, group, s, p)
+        return x_bshp.transpose(1, 2).contiguous().view(b * h // group, group, s, p)
 
     def put_rows(self, into_bthp: Tensor, start: int, end: int, rows_nrp: Tensor) -> None:
         by_head = rows_nrp.view(self.batch, self.kv_heads * self.group, end - start, -1)
@@ -197,7 +210,7 @@ class Operands:
 
     def time_first(self, x_ngsp: Tensor, group: int = 1) -> Tensor:
         n, _, s, p = x_ngsp.shape
-        return x_ngsp.reshape(self.batch, n * group // self.batch, s, p).transpose(1, 2).contiguous()
+        return x_ngsp.view(self.batch, n * group // self.batch, s, p).transpose(1, 2)
 
     def tile(self, chunk: int, start: int, end: int) -> list[TileSet]:
         """What the tile's queries read, in the order of the sets; sets that reach no key yet are left out."""
@@ -207,7 +220,7 @@ class Operands:
             if key_set.age is None:
                 k, v = self._gather(key_set, chunk)
                 mask = self._slots_mask(chunk, start, end)
-                found.append(TileSet(q_nrp, k, v, mask, self.index_jnm[chunk], None))
+                found.append(TileSet(q_nrp, k, v, mask, [(0, k.shape[1])], self.index_jnm[chunk], None))
                 continue
             past = key_set.k_nsp.shape[1] - self.geometry.num_queries
             first, last = self.geometry.keys(start, end, key_set.age, past)
@@ -215,7 +228,8 @@ class Operands:
                 keys = slice(first + past, last + past)
                 mask = self._band_mask(key_set.age, start, end, first, last)
                 k, v = key_set.k_nsp[:, keys], key_set.v_nsp[:, keys]
-                found.append(TileSet(q_nrp, k, v, mask, keys, key_set.age))
+                masked = self._masked_columns(key_set.age, start, end, first, last)
+                found.append(TileSet(q_nrp, k, v, mask, masked, keys, key_set.age))
         return found
 
     def _gather(self, key_set: KeySet, chunk: int) -> tuple[Tensor, Tensor]:
@@ -234,6 +248,14 @@ class Operands:
         same = self.doc_ids_bt[:, start:end, None] == self.doc_ids_bt[:, None, first:last]
         return torch.where(same, mask, float("-inf"))[:, None, None]
 
+    def _masked_columns(self, age: int, start: int, end: int, first: int, last: int) -> list[tuple[int, int]]:
+        """Without documents, keys too old for the last query and too young for the first; with them, maybe any."""
+        old = max(0, end - age - self.geometry.window_size - first)
+        young = min(last, start - age + 1) - first
+        if self.doc_ids_bt is not None or old >= young:
+            return [(0, last - first)]
+        return [(begin, stop) for begin, stop in ((0, old), (young, last - first)) if begin < stop]
+
     def _slots_mask(self, chunk: int, start: int, end: int) -> Tensor:
         mask = self.empty_slots[:, None, None, None, chunk]
         if self.doc_ids_bt is None:
@@ -247,10 +269,15 @@ class Operands:
         sizes = [s.k_nsp.shape[1] for s in tile_sets]
         n, r, _ = tile_sets[0].q_nrp.shape
         scores = self.scratch.take("scores", (n, r, sum(sizes)), self.dtype)
-        parts = scores.view(self.batch, self.kv_heads, self.group, num_queries, -1).split(sizes, -1)
-        for part, tile_set in zip(parts, tile_sets, strict=True):
-            product = self.scratch.bmm("product", tile_set.q_nrp, tile_set.k_nsp.transpose(1, 2))
-            torch.add(product.view_as(part), tile_set.mask, out=part)
+        by_head = scores.view(self.batch, self.kv_heads, self.group, num_queries, -1)
+        first = 0
+        for size, tile_set in zip(sizes, tile_sets, strict=True):
+            self.scratch.bmm_into(
+                scores[..., first : first + size], tile_set.q_nrp, tile_set.k_nsp.transpose(1, 2), self.scale
+            )
+            for begin, end in tile_set.masked:
+                by_head[..., first + begin : first + end] += tile_set.mask[..., begin:end]
+            first += size
         torch.softmax(scores, -1, out=scores)
         return list(scores.to(tile_sets[0].v_nsp.dtype).split(sizes, -1))
 
@@ -292,8 +319,10 @@ def gather_rows(x_nsp: Tensor, rows_nm: Tensor) -> Tensor:
     return flat.index_select(0, rows_nm.flatten()).view(*rows_nm.shape, -1)
 
 
-def add_rows(into_nsp: Tensor, rows: slice | Tensor, grad_nmp: Tensor) -> None:
+def add_product(into_nsp: Tensor, rows: slice | Tensor, a: Tensor, b: Tensor, scale: float = 1.0) -> None:
+    """into[rows] += scale * a b."""
     if isinstance(rows, slice):
-        into_nsp[:, rows] += grad_nmp
+        target = into_nsp[:, rows]
+        torch.baddbmm(target, a, b, alpha=scale, out=target)
     else:
-        into_nsp.view(-1, into_nsp.shape[-1]).index_add_(0, rows.flatten(), grad_nmp.flatten(0, 1))
+        into_nsp.view(-1, into_nsp.shape[-1]).index_add_(0, rows.flatten(), torch.bmm(a, b).flatten(0, 1), alpha=scale)
