@@ -45,8 +45,8 @@ def ensure_cluster(config: ClusterConfig, stages: Iterable[StageConfig]) -> None
     except (ConnectionError, TimeoutError, OSError, RuntimeError, ValueError) as error:
         raise UserError(
             f"cluster.address={config.address}: no Ray cluster there or none could be started ({error}). "
-            "Check the address (`ray status` on the head node), or set cluster.address=local. A cluster that asks for a "
-            "token, as Ray's do where one exists, needs RAY_AUTH_MODE=token here, and the token in ~/.ray/auth_token."
+            "Check the address (`ray status` on the head node), or set cluster.address=local. A cluster that asks for "
+            "a token, as Ray's do where one exists, needs RAY_AUTH_MODE=token here and the token in ~/.ray/auth_token."
         ) from error
 
 
