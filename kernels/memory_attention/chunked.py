@@ -192,12 +192,17 @@ class Operands:
 
     def zero_grads(self) -> dict[int | None, KeySet]:
         """A buffer for each input, in the layout of the sets; sets that share an input share its buffer."""
-        buffers: dict[int, Tensor] = {}
-
-        def zeros(x: Tensor) -> Tensor:
-            return buffers.setdefault(x.data_ptr(), torch.zeros_like(x))
-
-        return {s.age: KeySet(zeros(s.q_ngtp), zeros(s.k_nsp), zeros(s.v_nsp), s.age) for s in self.sets}
+        first, zeros = self.sets[0], torch.zeros_like
+        q_grad, v_grad = zeros(first.q_ngtp), zeros(first.v_nsp)
+        return {
+            s.age: KeySet(
+                q_grad if s.q_ngtp is first.q_ngtp else zeros(s.q_ngtp),
+                zeros(s.k_nsp),
+                v_grad if s.v_nsp is first.v_nsp else zeros(s.v_nsp),
+                s.age,
+            )
+            for s in self.sets
+        }
 
     def heads_first(self, x_bshp: Tensor, group: int = 1) -> Tensor:
         """[b, s, h, p] to [n, g, s, p], contiguous; without a copy where it lies so in memory."""

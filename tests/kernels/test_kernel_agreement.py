@@ -221,3 +221,8 @@ def test_gradients_pass_gradcheck(path):
         assert torch.autograd.gradcheck(
             lambda x, w: causal_conv1d(x, w)[0], (x[0].detach().flatten(2)[..., :2].requires_grad_(), weight)
         )
+
+
+def test_memory_attention_takes_one_tensor_for_several_arguments():
+    x = normal(2, 9, 2, 4, dtype=torch.float64)
+    assert_agree(lambda x: memory_attention(x, x, x, (x, x), window_size=3), [x])
