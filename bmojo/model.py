@@ -199,7 +199,7 @@ class BMojoLM(nn.Module):
     # Parameters
 
     def init_weights(self, seed: int) -> None:
-        """Set every parameter as the table above says, from `seed` alone; on the meta device there is nothing to set."""
+        """Set every parameter as the table above says, from `seed` alone; a no-op on the meta device."""
         if self.embedding.weight.is_meta:
             return
         generator = torch.Generator(device=self.embedding.weight.device).manual_seed(seed)

@@ -77,8 +77,8 @@ class Attention(Mixer):
         return self.out_proj(out_bhp.flatten(-2))
 
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> LayerState:
-        shape = (batch_size, self.window_size or 0, self.projections.kv_heads, self.projections.head_dim)
-        return {name: torch.zeros(shape, dtype=dtype, device=device) for name in ("k", "v")}
+        kv = (self.projections.kv_heads, self.projections.head_dim)
+        return {name: ring.zeros(batch_size, self.window_size or 0, *kv, dtype, device) for name in ("k", "v")}
 
 
 def _grow(state: LayerState, num_tokens: int) -> None:

@@ -135,11 +135,11 @@ class BMojo(Mixer):
 
         recent = config.window_size + (config.chunk_size if self.innovation is not None else 0)
         state = {f"ssm.{name}": x for name, x in self.ssm.init_state(batch_size, device, dtype).items()}
-        state |= {"k": zeros(recent, *kv), "v": zeros(recent, *kv)}
-        state |= {"fk": zeros(2 * config.window_size, *kv), "fv": zeros(2 * config.window_size, *kv)}
+        sizes = {"k": recent, "v": recent, "fk": 2 * config.window_size, "fv": 2 * config.window_size}
+        state |= {name: ring.zeros(batch_size, size, *kv, dtype, device) for name, size in sizes.items()}
         if self.innovation is not None:
             slots = self.num_eidetic
-            state |= {"slot_k": zeros(slots, *kv), "slot_v": zeros(slots, *kv)}
+            state |= {name: ring.zeros(batch_size, slots, *kv, dtype, device) for name in ("slot_k", "slot_v")}
             state |= {"slot_log_e": zeros(slots, dtype=precise), "log_e": zeros(recent, dtype=precise)}
             state["slot_position"] = torch.full((batch_size, slots), -1, dtype=torch.long, device=device)
             state["y"] = zeros(config.innovation_taps, config.d_model)

@@ -9,6 +9,11 @@ from torch.nn import functional as F
 NEG_INF = float("-inf")
 
 
+def zeros(batch_size: int, size: int, heads: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """An empty ring [b, r, h, p]; heads lie ahead of slots in memory, so that attention reads it without a copy."""
+    return torch.zeros(batch_size, heads, size, head_dim, dtype=dtype, device=device).transpose(1, 2)
+
+
 def in_order(ring_br: Tensor, next_position: int) -> Tensor:
     """The r rows before `next_position`, oldest first (rows of negative positions hold nothing)."""
     return ring_br.roll(-(next_position % ring_br.shape[1]), 1)
