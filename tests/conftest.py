@@ -16,6 +16,7 @@ def ray_cluster() -> Iterator[None]:
     """One small Ray cluster for the whole test session."""
     import ray
 
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    # "local": never join a cluster that the developer happens to have running.
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False)
     yield
     ray.shutdown()
