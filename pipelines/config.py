@@ -105,6 +105,8 @@ class PipelineConfig(StrictConfig):
                 self._check_needed_kinds(name, stage)
                 if isinstance(stage, TrainStageConfig):
                     self._check_train(stage)
+                if isinstance(stage, EvaluateStageConfig):
+                    self._check_evaluate(name, stage)
                 if isinstance(stage, ReportStageConfig):
                     self._check_report(name, stage)
         except ConfigError as error:
@@ -138,6 +140,15 @@ class PipelineConfig(StrictConfig):
             tokenize = self.stages[needed]
             if isinstance(tokenize, TokenizeStageConfig):
                 check_train_against_tokenize(stage, tokenize)
+
+    def _check_evaluate(self, name: str, stage: StageConfig) -> None:
+        for needed in stage.needs:
+            tokenize = self.stages[needed]
+            if isinstance(tokenize, TokenizeStageConfig) and not tokenize.validation_fraction:
+                raise ConfigError(
+                    f"stages.{needed}.validation_fraction: is 0, so {name!r} has nothing to evaluate on. "
+                    "Set it above 0 (0.01 keeps a hundredth of the documents)."
+                )
 
     def _check_report(self, name: str, stage: StageConfig) -> None:
         """A report shows a model's training beside its evaluation."""

@@ -25,7 +25,7 @@ PROGRESS_METRICS: dict[str, tuple[str, dict[str, str]]] = {
         "train/max_steps",
         {"train/loss": "loss {:.3f}", "valid/loss": "valid {:.3f}", "train/tokens_per_s": "{:,.0f} tokens/s"},
     ),
-    "evaluate": ("evaluate/tokens_total", {}),
+    "evaluate": ("evaluate/tasks_total", {}),
 }
 LOG_EVERY_S = 15.0
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gzip
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,11 @@ class Score:
     nll_nats: float
     num_tokens: int
     num_bytes: int
+
+    def __add__(self, other: Score) -> Score:
+        return Score(
+            self.nll_nats + other.nll_nats, self.num_tokens + other.num_tokens, self.num_bytes + other.num_bytes
+        )
 
     @property
     def loss(self) -> float:
@@ -42,68 +47,38 @@ class Score:
 
 
 @torch.inference_mode()
-def score_batches(
-    model: BMojoLM,
-    batches: Iterable[TokenBatch],
-    token_num_bytes: np.ndarray,
-    on_tokens: Callable[[int], None] = lambda num_tokens: None,
-) -> Score:
+def score_batches(model: BMojoLM, batches: Iterable[TokenBatch], token_num_bytes: np.ndarray) -> Score:
     """Score packed sequences, documents kept apart.
 
-    Args:
-        token_num_bytes: bytes each token id stands for; ids past its end (padding of the vocabulary) stand for none.
-        on_tokens: told after each batch how many tokens are done, for progress.
+    Args: token_num_bytes: bytes each token id stands for.
     Raises: ValueError: there is no target at all.
     """
     device = next(model.parameters()).device
     num_bytes_of = torch.as_tensor(token_num_bytes, dtype=torch.int64)
-    nll_nats, num_tokens, num_bytes = 0.0, 0, 0
+    total = Score(0.0, 0, 0)
     for batch in batches:
-        targets_bt = batch.targets_bt
         output = model(
-            batch.tokens_bt.to(device), targets_bt.to(device), batch.doc_ids_bt.to(device), token_losses=True
+            batch.tokens_bt.to(device), batch.targets_bt.to(device), batch.doc_ids_bt.to(device), token_losses=True
         )
-        scored = targets_bt[targets_bt >= 0]
-        nll_nats += output.nll_bt.double().sum().item()
-        num_tokens += scored.numel()
-        num_bytes += int(num_bytes_of[scored].sum())
-        on_tokens(num_tokens)
-    if not num_tokens:
+        scored = batch.targets_bt[batch.targets_bt >= 0]
+        total += Score(output.nll_bt.double().sum().item(), scored.numel(), int(num_bytes_of[scored].sum()))
+    if not total.num_tokens:
         raise ValueError("no validation token to score: the validation split is empty.")
-    return Score(nll_nats, num_tokens, num_bytes)
-
-
-@dataclass(frozen=True)
-class PositionCurve:
-    """Mean loss by position: bin i covers positions bin_ends[i-1] (0 at first) to bin_ends[i], exclusive."""
-
-    bin_ends: tuple[int, ...]
-    loss: tuple[float, ...]  # nats a token
-    num_windows: int
+    return total
 
 
 @torch.inference_mode()
-def score_by_position(
-    model: BMojoLM,
-    windows: Sequence[np.ndarray],
-    bin_ends: Sequence[int],
-    on_window: Callable[[int], None] = lambda num_windows: None,
-) -> PositionCurve:
-    """Mean loss in each stretch of the context, over windows of equal length that each begin with an empty memory.
+def score_by_position(model: BMojoLM, window: np.ndarray, bin_ends: Sequence[int]) -> np.ndarray:
+    """Sum of the losses in each stretch of the context, of a text that begins with an empty memory.
 
     Args:
-        windows: token ids, one more than the last of `bin_ends` each.
+        window: token ids, one more than the last of `bin_ends`.
+        bin_ends: bin i covers the positions from bin_ends[i-1] (0 at first) to bin_ends[i], exclusive.
     """
     device = next(model.parameters()).device
-    edges = [0, *bin_ends]
-    totals = np.zeros(len(bin_ends))
-    for index, window in enumerate(windows):
-        tokens_1t = torch.as_tensor(window.astype(np.int64), device=device)[None]
-        nll_t = model(tokens_1t[:, :-1], tokens_1t[:, 1:], token_losses=True).nll_bt[0].double().cpu().numpy()
-        totals += [nll_t[start:end].sum() for start, end in zip(edges, bin_ends, strict=False)]
-        on_window(index + 1)
-    lengths = np.diff(edges)
-    return PositionCurve(tuple(bin_ends), tuple(totals / lengths / len(windows)), len(windows))
+    tokens_1t = torch.as_tensor(window.astype(np.int64), device=device)[None]
+    nll_t = model(tokens_1t[:, :-1], tokens_1t[:, 1:], token_losses=True).nll_bt[0].double().cpu().numpy()
+    return np.array([nll_t[start:end].sum() for start, end in zip([0, *bin_ends], bin_ends, strict=False)])
 
 
 def long_windows(documents: Iterable[np.ndarray], window_tokens: int, max_windows: int) -> list[np.ndarray]:
@@ -142,13 +117,3 @@ def gzip_bits_per_byte(documents: Iterable[bytes]) -> float:
     if not raw:
         raise ValueError("no byte to compress: the validation split is empty.")
     return 8 * compressed / raw
-
-
-def take_tokens(batches: Iterable[TokenBatch], max_tokens: int | None) -> Iterator[TokenBatch]:
-    """Whole batches until at least `max_tokens` targets are there; all of them for None."""
-    num_tokens = 0
-    for batch in batches:
-        yield batch
-        num_tokens += int((batch.targets_bt >= 0).sum())
-        if max_tokens is not None and num_tokens >= max_tokens:
-            return

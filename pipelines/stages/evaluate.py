@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
 from pipelines.evaluation.config import EvaluateStageConfig
-from pipelines.stages.base import StageConfig, StageContext, StageInput, StageOutput
+from pipelines.stages.base import StageConfig, StageContext, StageOutput
+from pipelines.stages.tokenizer import TOKENIZER_FOLDER
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from bmojo import BMojoLM
-    from data.tokenizer import Tokenizer
-    from pipelines.engine.artifact import ArtifactDir
-    from pipelines.evaluation.scoring import PositionCurve
-    from pipelines.tracking.remote import RemoteJournal
+    from pipelines.evaluation.work import Subject
+
+BATCHES_A_TASK = 4
 
 
 class SampleText(StageOutput):
@@ -48,7 +49,7 @@ class EvaluateOutput(StageOutput):
 
 
 class EvaluateStage:
-    """Scores in one Ray task; nothing is kept between attempts, since it takes seconds to minutes."""
+    """Spread over Ray tasks; nothing is kept between attempts, since it takes seconds to minutes."""
 
     kind: ClassVar[str] = "evaluate"
     code_version: ClassVar[int] = 1
@@ -60,20 +61,133 @@ class EvaluateStage:
 
     def run(self, config: EvaluateStageConfig, context: StageContext) -> EvaluateOutput:
         """Evaluate the train stage it needs on the tokenize stage it needs."""
-        import ray
-
-        from pipelines.tracking.remote import remote_journal
+        from pipelines.evaluation import work
 
         (trained,) = context.inputs_of("train")
         (tokens,) = context.inputs_of("tokenize")
-        resources = config.resources
-        task = ray.remote(num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker)(_evaluate)
-        with remote_journal(context.journal) as journal:
-            output: EvaluateOutput = ray.get(task.remote(config, trained, tokens, context.artifact, journal))
+        trained_output: Any = trained.output
+        tokens_output: Any = tokens.output
+        subject = work.Subject(
+            trained.artifact, trained_output.model, tokens.artifact, TOKENIZER_FOLDER, config.resources
+        )
+        windows, bin_ends = _windows(config, subject, tokens_output)
+        results = _Work(config, subject, tokens_output, windows, bin_ends).run(context)
+        output = _output(config, tokens_output, results, bin_ends)
         context.artifact.write_json("results.json", output.model_dump(mode="json"))
         context.journal.log_metrics(0, _headline_metrics(output))
         context.journal.log_artifact("results.json")
         return output
+
+
+class _Work:
+    """The tasks of an evaluation, by name, and their results in the order of the tasks."""
+
+    def __init__(
+        self, config: EvaluateStageConfig, subject: Subject, tokens: Any, windows: list[np.ndarray], bin_ends: list[int]
+    ) -> None:
+        from pipelines.evaluation import work
+
+        self._resources = config.resources
+        self._calls: list[tuple[str, Callable[..., Any], tuple[Any, ...]]] = []
+        subjects = {"trained": subject}
+        if config.baselines:
+            subjects["untrained"] = replace(subject, untrained=True)
+            self._calls.append(("gzip", work.gzip_bits_per_byte, (subject,)))
+        num_batches = _num_batches(config, tokens)
+        for prompt in config.sample.prompts:
+            self._calls.append(("sample", work.sample_text, (subject, prompt, config.sample)))
+        for window in windows:
+            self._calls.append(("window", work.score_window, (subject, window, tuple(bin_ends))))
+        for name, scored in subjects.items():
+            for start in range(0, num_batches, BATCHES_A_TASK):
+                stop = min(start + BATCHES_A_TASK, num_batches)
+                self._calls.append((name, work.score_batches, (scored, config.batch_size, start, stop)))
+
+    def run(self, context: StageContext) -> dict[str, list[Any]]:
+        """Do all of it."""
+        done: dict[int, Any] = {}
+        context.journal.log_metrics(0, {"evaluate/tasks_total": len(self._calls)})
+        for index, result in self._results():
+            done[index] = result
+            context.journal.log_metrics(len(done), {"evaluate/tasks_done": len(done)})
+        by_name: dict[str, list[Any]] = {name: [] for name in ("trained", "untrained", "gzip", "window", "sample")}
+        for index, (name, _, _) in enumerate(self._calls):
+            by_name[name].append(done[index])
+        return by_name
+
+    def _results(self) -> Iterator[tuple[int, Any]]:
+        from pipelines.stages.tasks import run_tasks
+
+        calls = [(index, function, arguments) for index, (_, function, arguments) in enumerate(self._calls)]
+        return run_tasks(_numbered, calls, self._resources)
+
+
+def _numbered(index: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[int, Any]:
+    """Runs as a Ray task."""
+    return index, function(*arguments)
+
+
+def _num_batches(config: EvaluateStageConfig, tokens: Any) -> int:
+    """Batches of the validation split that are scored."""
+    num_samples = tokens.num_valid_samples
+    if config.max_tokens is not None:
+        num_samples = min(num_samples, -(-config.max_tokens // tokens.seq_len))
+    return -(-num_samples // config.batch_size)
+
+
+def _windows(config: EvaluateStageConfig, subject: Subject, tokens: Any) -> tuple[list[np.ndarray], list[int]]:
+    """Stretches of `context_multiple` training lengths, or as long as documents allow, and the bins of positions."""
+    import numpy as np
+
+    from data.shards import read_token_documents
+    from pipelines.evaluation import scoring
+    from pipelines.evaluation.work import SPLIT
+
+    # As in training, a document begins with the end-of-document token.
+    documents = [np.concatenate(([tokens.eod_id], ids)) for ids in read_token_documents(subject.shards(), SPLIT)]
+    for multiple in range(config.context_multiple, 0, -1):
+        context_tokens = multiple * tokens.seq_len
+        windows = scoring.long_windows(documents, context_tokens, config.context_windows)
+        if windows:
+            return windows, scoring.position_bins(tokens.seq_len, context_tokens)
+    return [], []
+
+
+def _output(
+    config: EvaluateStageConfig, tokens: Any, results: dict[str, list[Any]], bin_ends: list[int]
+) -> EvaluateOutput:
+    import numpy as np
+
+    score = _total(results["trained"])
+    num_windows = len(results["window"])
+    if num_windows:
+        losses = sum(results["window"]) / np.diff([0, *bin_ends]) / num_windows
+    else:
+        losses = np.zeros(0)
+    return EvaluateOutput(
+        seq_len=tokens.seq_len,
+        num_documents=tokens.num_valid_documents,
+        num_tokens=score.num_tokens,
+        num_bytes=score.num_bytes,
+        loss=score.loss,
+        perplexity=score.perplexity,
+        bits_per_byte=score.bits_per_byte,
+        untrained_bits_per_byte=_total(results["untrained"]).bits_per_byte if config.baselines else None,
+        gzip_bits_per_byte=results["gzip"][0] if config.baselines else None,
+        context_tokens=bin_ends[-1] if bin_ends else 0,
+        num_windows=num_windows,
+        position_bin_ends=tuple(bin_ends),
+        position_loss=tuple(losses.tolist()),
+        samples=tuple(
+            SampleText(prompt=prompt, text=text)
+            for prompt, text in zip(config.sample.prompts, results["sample"], strict=True)
+        ),
+    )
+
+
+def _total(scores: list[Any]) -> Any:
+    first, *others = scores
+    return sum(others, start=first)
 
 
 def _headline_metrics(output: EvaluateOutput) -> dict[str, float]:
@@ -85,100 +199,3 @@ def _headline_metrics(output: EvaluateOutput) -> dict[str, float]:
         "eval/gzip_bits_per_byte": output.gzip_bits_per_byte,
     }
     return {name: value for name, value in figures.items() if value is not None}
-
-
-def _evaluate(
-    config: EvaluateStageConfig, trained: StageInput, tokens: StageInput, artifact: ArtifactDir, journal: RemoteJournal
-) -> EvaluateOutput:
-    """Runs as a Ray task."""
-    import math
-
-    import torch
-
-    from bmojo import BMojoLM
-    from bmojo.checkpoint_io import load_pretrained
-    from data.shards import read_token_batches, read_token_documents
-    from data.tokenizer import load_tokenizer
-    from pipelines.evaluation import scoring
-
-    torch.set_num_threads(max(1, math.ceil(config.resources.cpus_per_worker)))
-    device = torch.device("cuda" if config.resources.gpus_per_worker else "cpu")
-    model = load_pretrained(trained.artifact.fetch("model")).to(device).eval()
-    shards = tokens.artifact.fetch()
-    tokenizer = load_tokenizer(shards / "tokenizer")
-    seq_len: int = tokens.output.seq_len  # type: ignore[attr-defined]
-
-    batches = list(scoring.take_tokens(read_token_batches(shards, "valid", config.batch_size), config.max_tokens))
-    total = sum(int((batch.targets_bt >= 0).sum()) for batch in batches) * (2 if config.baselines else 1)
-    journal.log_metrics(0, {"evaluate/tokens_total": total})
-
-    def tell(num_tokens: int) -> None:
-        journal.log_metrics(num_tokens, {"evaluate/tokens_done": num_tokens})
-
-    score = scoring.score_batches(model, batches, tokenizer.token_num_bytes, tell)
-    documents = list(read_token_documents(shards, "valid"))
-    untrained_bits_per_byte = gzip_bits_per_byte = None
-    if config.baselines:
-        untrained = BMojoLM(model.config)
-        untrained.init_weights(seed=0)
-        untrained_score = scoring.score_batches(
-            untrained.to(device).eval(), batches, tokenizer.token_num_bytes, lambda done: tell(score.num_tokens + done)
-        )
-        untrained_bits_per_byte = untrained_score.bits_per_byte
-        gzip_bits_per_byte = scoring.gzip_bits_per_byte(tokenizer.decode(document) for document in documents)
-
-    curve, context_tokens = _position_curve(config, model, documents, tokenizer.eod_id, seq_len)
-    samples = tuple(
-        SampleText(prompt=prompt, text=_sample(config, model, tokenizer, prompt)) for prompt in config.sample.prompts
-    )
-    return EvaluateOutput(
-        seq_len=seq_len,
-        num_documents=len(documents),
-        num_tokens=score.num_tokens,
-        num_bytes=score.num_bytes,
-        loss=score.loss,
-        perplexity=score.perplexity,
-        bits_per_byte=score.bits_per_byte,
-        untrained_bits_per_byte=untrained_bits_per_byte,
-        gzip_bits_per_byte=gzip_bits_per_byte,
-        context_tokens=context_tokens,
-        num_windows=curve.num_windows if curve else 0,
-        position_bin_ends=curve.bin_ends if curve else (),
-        position_loss=curve.loss if curve else (),
-        samples=samples,
-    )
-
-
-def _position_curve(
-    config: EvaluateStageConfig, model: BMojoLM, documents: list[np.ndarray], eod_id: int, seq_len: int
-) -> tuple[PositionCurve | None, int]:
-    """The curve up to `context_multiple` training lengths, or as far as there are long enough documents."""
-    import numpy as np
-
-    from pipelines.evaluation import scoring
-
-    documents = [np.concatenate(([eod_id], document)) for document in documents]  # as each began in training
-
-    for multiple in range(config.context_multiple, 0, -1):
-        windows = scoring.long_windows(documents, multiple * seq_len, config.context_windows)
-        if windows:
-            bins = scoring.position_bins(seq_len, multiple * seq_len)
-            return scoring.score_by_position(model, windows, bins), multiple * seq_len
-    return None, 0
-
-
-def _sample(config: EvaluateStageConfig, model: BMojoLM, tokenizer: Tokenizer, prompt: str) -> str:
-    from pipelines.evaluation.sampling import continue_text
-
-    sample = config.sample
-    pieces = continue_text(
-        model,
-        tokenizer,
-        prompt,
-        max_new_tokens=sample.max_new_tokens,
-        temperature=sample.temperature,
-        top_k=sample.top_k,
-        top_p=sample.top_p,
-        seed=sample.seed,
-    )
-    return "".join(pieces)
