@@ -67,6 +67,7 @@ class EvaluateStage:
         (tokens,) = context.inputs_of("tokenize")
         trained_output: Any = trained.output
         tokens_output: Any = tokens.output
+        context.journal.log_dataset(tokens.name, tokens_output.valid_sha256, tokens.artifact.url, context="eval")
         subject = work.Subject(
             trained.artifact, trained_output.model, tokens.artifact, TOKENIZER_FOLDER, config.resources
         )

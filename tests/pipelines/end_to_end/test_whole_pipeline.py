@@ -102,6 +102,7 @@ def test_mlflow_holds_a_parent_and_a_child_per_stage(finished_pipeline: Pipeline
     assert [point.step for point in client.get_metric_history(train.info.run_id, "train/loss")] == list(range(1, 17))
     assert children["tokens"].inputs.dataset_inputs
     assert train.inputs.dataset_inputs
+    assert children["evaluate"].inputs.dataset_inputs
     names = {item.path for item in client.list_artifacts(children["report"].info.run_id)}
     assert {"report.html", "report.md", "loss.png"} <= names
 

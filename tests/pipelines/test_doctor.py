@@ -1,0 +1,35 @@
+"""`bmojo doctor` finds what is wrong and says what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipelines import doctor
+
+
+def test_this_environment_passes(tmp_path: Path) -> None:
+    checks = {check.name: check for check in doctor.run_checks(str(tmp_path))}
+    assert not [check for check in checks.values() if check.verdict == "error"]
+    assert checks["ray"].found
+
+
+def test_a_storage_that_cannot_be_written_is_an_error() -> None:
+    (check,) = (check for check in doctor.run_checks("/proc/nowhere") if check.name == "storage")
+    assert check.verdict == "error"
+    assert "storage" in check.advice
+
+
+def test_a_missing_package_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "REQUIRED", ("no-such-package",))
+    (check,) = (check for check in doctor.run_checks() if check.name == "no-such-package")
+    assert check.verdict == "error"
+    assert "make install" in check.advice
+
+
+def test_an_untested_version_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_tested_versions", lambda: {"pydantic": "0.0.1"})
+    (check,) = (check for check in doctor.run_checks() if check.name == "pydantic")
+    assert check.verdict == "warning"
+    assert "0.0.1" in check.advice
