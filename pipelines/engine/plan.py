@@ -11,7 +11,7 @@ from pipelines.engine.fingerprint import Fingerprint, InputIdentity, differences
 from pipelines.engine.graph import topological_order
 from pipelines.engine.records import Artifacts, FinishedStage
 from pipelines.engine.storage import Storage
-from pipelines.errors import ConfigError
+from pipelines.errors import ConfigError, UserError
 from pipelines.stages.base import Stage, StageConfig
 
 
@@ -71,6 +71,8 @@ def _content(stage: Stage, config: StageConfig, name: str) -> str | None:
         return stage.content_identity(config)
     except FileNotFoundError as error:
         raise ConfigError(f"stages.{name}: {error}. Correct the path, or put the file there.") from error
+    except UserError as error:
+        raise ConfigError(f"stages.{name}: {error}") from error
 
 
 def _plan_one(name: str, config: StageConfig, fingerprint: Fingerprint, artifacts: Artifacts) -> PlannedStage:
