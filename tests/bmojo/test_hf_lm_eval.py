@@ -13,8 +13,6 @@ from bmojo.hf import export_to_hf
 from data.config import PythonStdlibSource, TokenizerFields
 from data.tokenizer import Tokenizer, train_tokenizer
 
-pytest.importorskip("lm_eval.models.huggingface", reason="lm-eval's hf model type needs accelerate")
-
 QUESTIONS = [("The sky is", "blue", "green"), ("A very much longer question about grass, which is", "green", "red")]
 CHOICE_TASK = """
 task: tiny_choice
