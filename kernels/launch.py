@@ -1,0 +1,51 @@
+"""One call of a Triton kernel as a value: run on a GPU or in Triton's interpreter, or compiled for some other target.
+
+Operators plan their launches from shapes alone, so the same plan that runs is the one that `kernel-report` compiles, on
+a machine without a GPU, with the argument types and alignments of the real call.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel, its grid and its arguments.
+
+    kernel: what `triton.jit` returned.  grid: programs along x, y, z.
+    args: tensors (meta tensors where it is only compiled), integers, floats and None, by parameter name.
+    constants: `tl.constexpr` parameters, by name.
+    flops, bytes: what the call computes in matrix products, and must move to and from memory, by formula.
+    """
+
+    kernel: Any
+    grid: tuple[int, ...]
+    args: dict[str, Any]
+    constants: dict[str, Any] = field(default_factory=dict)
+    num_warps: int = 4
+    num_stages: int = 2
+    flops: int = 0
+    bytes: int = 0
+
+    @property
+    def name(self) -> str:
+        """The kernel's function name."""
+        return str(self.kernel.__name__)
+
+    def run(self) -> None:
+        """Launch on the current stream of the tensors' device."""
+        self.kernel[self.grid](**self.args, **self.constants, num_warps=self.num_warps, num_stages=self.num_stages)
+
+    def compile(self, target: Any) -> Any:
+        """Compile for a `GPUTarget` without a device, specialised on alignment just as the real call would be."""
+        from triton.compiler import ASTSource, compile, make_backend
+        from triton.runtime.jit import create_function_from_signature
+
+        backend = make_backend(target)
+        bind = create_function_from_signature(self.kernel.signature, self.kernel.params, backend)
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        bound, specialization, _ = bind(**self.args, **self.constants, **options)
+        parsed, signature, constexprs, attrs = self.kernel._pack_args(backend, options, bound, specialization, options)
+        return compile(ASTSource(self.kernel, signature, constexprs, attrs), target=target, options=parsed.__dict__)
