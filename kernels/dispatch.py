@@ -1,37 +1,62 @@
 """Which implementation of an operator runs: the one rule.
 
-`torch` (chunked, plain torch) everywhere, unless the environment variable BMOJO_KERNELS or `use(...)` asks for
-`reference`, the slow definitions that tests compare with.
+`triton` for tensors on a CUDA or ROCm device, `torch` (chunked, plain torch) elsewhere, unless the environment variable
+BMOJO_KERNELS or `use(...)` asks for one of PATHS: `reference` is the slow definitions that tests compare with.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 
-PATHS = ("reference", "torch")
+from torch import Tensor
 
-_forced: ContextVar[str | None] = ContextVar("kernels_path", default=None)
+PATHS = ("reference", "torch", "triton")
+
+_forced: str | None = None
 
 
-def chosen() -> str:
-    """The path in force. Raises: ValueError: BMOJO_KERNELS names no path."""
-    return _forced.get() or _checked(os.environ.get("BMOJO_KERNELS", "torch"))
+def chosen(x: Tensor) -> str:
+    """The path for an operator whose input is x.
+
+    Raises: ValueError: BMOJO_KERNELS names no path. RuntimeError: it asks for triton where that cannot run.
+    """
+    asked = _forced or _checked(os.environ.get("BMOJO_KERNELS"))
+    if asked is None:
+        return "triton" if x.is_cuda and _has_triton() else "torch"
+    if asked == "triton":
+        _require_triton(x)
+    return asked
 
 
 @contextmanager
 def use(path: str) -> Iterator[None]:
     """Force a path within a `with` block, for tests."""
-    token = _forced.set(_checked(path))
+    global _forced
+    before, _forced = _forced, _checked(path)
     try:
         yield
     finally:
-        _forced.reset(token)
+        _forced = before
 
 
-def _checked(path: str) -> str:
-    if path not in PATHS:
+def _checked(path: str | None) -> str | None:
+    if path is not None and path not in PATHS:
         raise ValueError(f"kernel path {path!r} does not exist; set BMOJO_KERNELS to one of {', '.join(PATHS)}.")
     return path
+
+
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _require_triton(x: Tensor) -> None:
+    if not _has_triton():
+        raise RuntimeError("BMOJO_KERNELS=triton, but triton is not installed: pip install triton, or use torch.")
+    if not x.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+        raise RuntimeError(
+            f"BMOJO_KERNELS=triton, but the tensors are on {x.device.type!r}. Triton needs a CUDA or ROCm device; to try "
+            "the kernels slowly on CPU set TRITON_INTERPRET=1 before Python starts, or use BMOJO_KERNELS=torch."
+        )

@@ -26,7 +26,7 @@ def causal_conv1d(
     """
     if initial_btd is not None and doc_ids_bt is not None:
         raise ValueError("causal_conv1d continues one document: give initial_btd or doc_ids_bt, not both.")
-    if dispatch.chosen() == "reference":
+    if dispatch.chosen(x_btd) == "reference":
         return causal_conv1d_reference(x_btd, weight_dk, initial_btd, doc_ids_bt)
     y_btd: Tensor = CausalConv1d.apply(x_btd, weight_dk, initial_btd, doc_ids_bt)
     past = weight_dk.shape[1] - 1

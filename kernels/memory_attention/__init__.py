@@ -51,7 +51,7 @@ def memory_attention(
         raise ValueError(f"index_bjm has {eidetic[3].shape[1]} chunks of {chunk_size} for {num_queries} queries.")
     if eidetic is not None and eidetic[3].shape[2] == 0:
         eidetic = None
-    if dispatch.chosen() == "reference":
+    if dispatch.chosen(q_bthp) == "reference":
         return memory_attention_reference(
             q_bthp, k_bshp, v_bshp, fading, eidetic,
             window_size=window_size, chunk_size=chunk_size, doc_ids_bt=doc_ids_bt, num_past=num_past,

@@ -31,6 +31,6 @@ def selective_scan(
         doc_ids_bt: document of each position: the state starts from zero with each. None: one document.
     Returns: y_bti in the dtype of x; the final state_bin in float32 (float64 for float64 inputs).
     """
-    scan = selective_scan_reference if dispatch.chosen() == "reference" else selective_scan_chunked
+    scan = selective_scan_reference if dispatch.chosen(x_bti) == "reference" else selective_scan_chunked
     with torch.autocast(x_bti.device.type, enabled=False):
         return scan(x_bti, dt_bti, A_in, B_btn, C_btn, D_i, initial_bin, doc_ids_bt)

@@ -34,6 +34,6 @@ def ssd_scan(
     """
     if x_bthp.shape[2] % B_btgn.shape[2]:
         raise ValueError(f"{x_bthp.shape[2]} heads are not a multiple of the {B_btgn.shape[2]} groups of B and C.")
-    scan = ssd_scan_reference if dispatch.chosen() == "reference" else ssd_scan_chunked
+    scan = ssd_scan_reference if dispatch.chosen(x_bthp) == "reference" else ssd_scan_chunked
     with torch.autocast(x_bthp.device.type, enabled=False):
         return scan(x_bthp, dt_bth, A_h, B_btgn, C_btgn, D_h, initial_bhpn, doc_ids_bt)
