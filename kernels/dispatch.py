@@ -57,6 +57,6 @@ def _require_triton(x: Tensor) -> None:
         raise RuntimeError("BMOJO_KERNELS=triton, but triton is not installed: pip install triton, or use torch.")
     if not x.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
         raise RuntimeError(
-            f"BMOJO_KERNELS=triton, but the tensors are on {x.device.type!r}. Triton needs a CUDA or ROCm device; to try "
-            "the kernels slowly on CPU set TRITON_INTERPRET=1 before Python starts, or use BMOJO_KERNELS=torch."
+            f"BMOJO_KERNELS=triton, but the tensors are on {x.device.type!r}. Triton needs a CUDA or ROCm device; to "
+            "try the kernels slowly on CPU set TRITON_INTERPRET=1 before Python starts, or use BMOJO_KERNELS=torch."
         )

@@ -48,7 +48,8 @@ def innovation_select(
             f"{num_queries} queries from position {start} cross a chunk boundary (chunk_size={chunk_size}); "
             "split them there."
         )
-    select = innovation_select_reference if dispatch.chosen(log_innovation_bs) == "reference" else innovation_select_chunked
+    by_definition = dispatch.chosen(log_innovation_bs) == "reference"
+    select = innovation_select_reference if by_definition else innovation_select_chunked
     return select(
         log_innovation_bs, position_bs, num_queries=num_queries, chunk_size=chunk_size, window_size=window_size,
         num_eidetic=num_eidetic, tau=tau, doc_ids_bs=doc_ids_bs, start=start, num_slots=num_slots,
