@@ -4,10 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 .DEFAULT_GOAL := help
-.PHONY: help quickstart install test test-slow lint format types bench lock clean
+.PHONY: help quickstart install test test-slow lint format types bench kernel-report lock clean
 
 help:  ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 install: $(STAMP)  ## Create .venv and install everything at the tested versions
 
@@ -44,6 +44,9 @@ types: install  ## mypy
 
 bench: install  ## List the benchmarks; each runs as `python -m benchmarks.NAME`
 	@$(BIN)/python -m benchmarks
+
+kernel-report: install  ## Compile every GPU kernel without a GPU: registers, spills, occupancy, rooflines
+	$(BIN)/python -m kernels.report
 
 lock: install  ## Write the versions that are installed now to constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable | grep -v ' @ ' > constraints.txt

@@ -1,0 +1,33 @@
+"""The launches to compile: what each operator's `report_cases` plans, on tensors that hold no memory."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from kernels.launch import Launch
+
+KERNELS = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Case:
+    """The launches of one call, in order."""
+
+    operator: str
+    name: str
+    launches: tuple[Launch, ...]
+
+
+def operators() -> list[str]:
+    """Folders of kernels/ that have a Triton path."""
+    return sorted(file.parent.name for file in KERNELS.glob("*/triton_op.py"))
+
+
+def cases(operator: str, arch: str) -> Iterator[Case]:
+    """What the operator runs at its representative sizes with its default configuration for an architecture."""
+    module = importlib.import_module(f"kernels.{operator}.triton_op")
+    for name, launches in module.report_cases(arch):
+        yield Case(operator, name, tuple(launches))

@@ -1,0 +1,122 @@
+"""The report as Markdown and JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import platform
+import subprocess
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from kernels.report.compiled import ptxas_tool
+from kernels.report.rows import Row
+from kernels.report.targets import TARGETS, Target
+
+COLUMNS = (
+    "case | kernel | warps x stages | registers | spilled, B | shared, KiB | blocks (warps) a processor | limited by | "
+    "matrix instructions | programs | GFLOP | MB | FLOP/B | roofline, µs"
+)
+ALIGNMENT = "--- | --- | --- | --: | --: | --: | --: | --- | --- | --: | --: | --: | --: | --:"
+EXPLANATION = """\
+Compiled ahead of time: nothing here ran on a GPU and no speed is claimed. Registers and spilled bytes are a thread's,
+as `ptxas -v` (NVIDIA) and the assembly's metadata (AMD, accumulators included) state them; shared memory is a block's.
+Blocks and warps on a processor (SM, CU) are what its registers, shared memory and schedulers have room for, by formula.
+Matrix instructions are counted as they stand in the code. GFLOP (matrix products only) and MB (to and from memory) are
+a call's, by formula; the roofline is the longer of the two at the device's peaks: no kernel goes below it."""
+
+
+def environment() -> dict[str, str]:
+    """What the figures depend on."""
+    import torch
+    import triton
+
+    return {
+        "date": datetime.date.today().isoformat(),
+        "commit": _commit(),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "ptxas": ptxas_tool(TARGETS["sm_90"]).version,
+        "ptxas-blackwell": ptxas_tool(TARGETS["sm_100"]).version,
+        "python": platform.python_version(),
+    }
+
+
+def as_json(rows: Sequence[Row], where: dict[str, str]) -> str:
+    used = {row.target for row in rows}
+    document: dict[str, Any] = {
+        **where,
+        "targets": [dataclasses.asdict(target) for name, target in TARGETS.items() if name in used],
+        "rows": [dataclasses.asdict(row) for row in rows],
+    }
+    return json.dumps(document, indent=1) + "\n"
+
+
+def as_markdown(rows: Sequence[Row], where: dict[str, str], title: str, notes: str = "") -> str:
+    """One section a target, one table an operator, one line a kernel and case."""
+    versions = ", ".join(f"{name} {value}" for name, value in where.items() if name != "date")
+    parts = [f"# {title} ({where['date']})", versions, EXPLANATION, *([notes] if notes else []), _target_table()]
+    for name, of_target in groupby(rows, key=lambda row: row.target):
+        target = TARGETS[name]
+        parts.append(f"## {name} ({target.device})")
+        for operator, of_operator in groupby(of_target, key=lambda row: row.operator):
+            lines = [_line(row, target) for row in of_operator]
+            parts.append("\n".join([f"**{operator}**\n", f"| {COLUMNS} |", f"| {ALIGNMENT} |", *lines]))
+    return "\n\n".join(parts) + "\n"
+
+
+def write(folder: Path, name: str, markdown: str, document: str) -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {folder / f"{name}.md": markdown, folder / f"{name}.json": document}
+    for file, text in files.items():
+        file.write_text(text, encoding="utf-8")
+    return list(files)
+
+
+def _line(row: Row, target: Target) -> str:
+    start = f"| {row.case} | `{row.kernel}` | {row.num_warps} x {row.num_stages}"
+    if row.code is None or row.occupancy is None:
+        reason = row.error.splitlines()[0].replace("|", "\\|")
+        return f"{start} | does not compile: {reason} |"
+    code, fit = row.code, row.occupancy
+    instructions = ", ".join(f"{count} {name}" for name, count in code.matrix_instructions.items()) or "none"
+    cells = [
+        start, code.registers, code.spilled_bytes, f"{code.shared_bytes / 1024:.1f}", f"{fit.blocks} ({fit.warps})",
+        fit.limited_by, instructions, f"{row.programs:,}", f"{row.flops / 1e9:,.1f}", f"{row.bytes / 1e6:,.1f}",
+        f"{row.intensity:.0f}", f"{row.roofline_s * 1e6:,.1f}",
+    ]  # fmt: skip
+    return " | ".join(map(str, cells)) + " |"
+
+
+def _target_table() -> str:
+    lines = [
+        "| target | registers | warps | blocks | shared, KiB (a block) | device | bf16 TFLOP/s | TB/s | sources |",
+        "| --- | --: | --: | --: | --: | --- | --: | --: | --- |",
+    ]
+    lines += [
+        f"| {target.name} | {4 * target.registers_per_partition:,} | {target.max_warps} | {target.max_blocks} | "
+        f"{target.shared_bytes // 1024} ({target.max_shared_bytes // 1024}) | {target.device} | "
+        f"{target.peak_flops / 1e12:,.1f} | {target.peak_bytes / 1e12:.2f} | "
+        f"{target.limits_source}; {target.peaks_source} |"
+        for target in TARGETS.values()
+    ]
+    return "\n".join(lines)
+
+
+def _commit() -> str:
+    """The checkout's commit, marked where files differ from it."""
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
+    try:
+        done = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip()
+
+
+def in_order(rows: Iterable[Row]) -> list[Row]:
+    """Rows in the order of the page: by target, then operator."""
+    order = list(TARGETS)
+    return sorted(rows, key=lambda row: (order.index(row.target), row.operator))
