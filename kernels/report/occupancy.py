@@ -28,7 +28,7 @@ def occupancy(code: Code, target: Target) -> Occupancy:
         "warps": target.max_warps // code.num_warps,
         "blocks": target.max_blocks if code.num_warps > 1 or target.backend == "cuda" else target.max_warps,
         "registers": warps_that_fit // warps_held if code.registers <= target.max_registers else 0,
-        "shared memory": target.shared_bytes // shared_bytes if shared_bytes else target.max_blocks,
+        "shared memory": target.shared_bytes // shared_bytes if shared_bytes else target.max_warps,
     }
     if code.tensor_memory_columns:
         limits["tensor memory"] = target.tensor_memory_columns // code.tensor_memory_columns
