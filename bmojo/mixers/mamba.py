@@ -11,7 +11,7 @@ from bmojo.layers import RotaryTable
 from bmojo.mixers.base import Mixer, MixerOutput, Sequence
 from bmojo.mixers.mamba2 import init_dt_bias
 from bmojo.state import LayerState
-from kernels.causal_conv1d import causal_conv1d
+from kernels.causal_conv1d import causal_conv1d, causal_conv1d_step
 from kernels.selective_scan import selective_scan
 
 
@@ -60,9 +60,7 @@ class Mamba(Mixer):
 
     def step(self, u_bd: Tensor, position_b: Tensor, rotary: RotaryTable | None, state: LayerState) -> Tensor:
         x_bi, z_bi = self.in_proj(u_bd).chunk(2, -1)
-        taps_bki = torch.cat([state["conv"].to(x_bi.dtype), x_bi[:, None]], 1)
-        state["conv"].copy_(taps_bki[:, 1:])
-        x_bi = F.silu((taps_bki * self.conv_weight.t()).sum(1))
+        x_bi = causal_conv1d_step(x_bi, self.conv_weight, state["conv"])
         dt_bi, B_bn, C_bn = self._selection(x_bi)
         ssm = state["ssm"]
         decay_bin = torch.exp(dt_bi[..., None] * -torch.exp(self.A_log)).to(ssm.dtype)

@@ -12,7 +12,7 @@ from bmojo.config import ModelConfig
 from bmojo.layers import RMSNorm, RotaryTable
 from bmojo.mixers.base import Mixer, MixerOutput, Sequence
 from bmojo.state import LayerState
-from kernels.causal_conv1d import causal_conv1d
+from kernels.causal_conv1d import causal_conv1d, causal_conv1d_step
 from kernels.ssd_scan import ssd_scan
 
 
@@ -59,9 +59,7 @@ class Mamba2(Mixer):
 
     def step(self, u_bd: Tensor, position_b: Tensor, rotary: RotaryTable | None, state: LayerState) -> Tensor:
         z_bi, conv_in_bc, dt_bh = self._project(u_bd)
-        taps_bkc = torch.cat([state["conv"].to(conv_in_bc.dtype), conv_in_bc[:, None]], 1)
-        state["conv"].copy_(taps_bkc[:, 1:])
-        conv_out_bc = F.silu((taps_bkc * self.conv_weight.t()).sum(1))
+        conv_out_bc = causal_conv1d_step(conv_in_bc, self.conv_weight, state["conv"])
         x_bhp, B_bgn, C_bgn = self._split(conv_out_bc)
         heads_a_group = self.num_heads // self.num_groups
         ssm = state["ssm"]

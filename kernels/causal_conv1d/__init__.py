@@ -7,9 +7,9 @@ from torch import Tensor
 
 from kernels import dispatch
 from kernels.causal_conv1d.reference import causal_conv1d_reference
-from kernels.causal_conv1d.shifted import CausalConv1d
+from kernels.causal_conv1d.shifted import CausalConv1d, shifted_step
 
-__all__ = ["causal_conv1d", "causal_conv1d_reference"]
+__all__ = ["causal_conv1d", "causal_conv1d_reference", "causal_conv1d_step"]
 
 
 def causal_conv1d(
@@ -26,12 +26,32 @@ def causal_conv1d(
     """
     if initial_btd is not None and doc_ids_bt is not None:
         raise ValueError("causal_conv1d continues one document: give initial_btd or doc_ids_bt, not both.")
-    if dispatch.chosen(x_btd) == "reference":
+    path = dispatch.chosen(x_btd)
+    if path == "reference":
         return causal_conv1d_reference(x_btd, weight_dk, initial_btd, doc_ids_bt)
-    y_btd: Tensor = CausalConv1d.apply(x_btd, weight_dk, initial_btd, doc_ids_bt)
+    if path == "triton":
+        from kernels.causal_conv1d.triton_op import causal_conv1d_triton
+
+        y_btd = causal_conv1d_triton(x_btd, weight_dk, initial_btd, doc_ids_bt)
+    else:
+        y_btd = CausalConv1d.apply(x_btd, weight_dk, initial_btd, doc_ids_bt)
     past = weight_dk.shape[1] - 1
     tail_btd = x_btd.detach()[:, -past:]
     if tail_btd.shape[1] < past:
         zeros = x_btd.new_zeros(x_btd.shape[0], past, x_btd.shape[2])
         tail_btd = torch.cat([zeros if initial_btd is None else initial_btd.to(x_btd.dtype), tail_btd], 1)[:, -past:]
     return y_btd, tail_btd
+
+
+def causal_conv1d_step(x_bd: Tensor, weight_dk: Tensor, state_bkd: Tensor) -> Tensor:
+    """The next output of each row, for decoding. No gradient passes.
+
+    Args:
+        state_bkd: the last K - 1 inputs, oldest first; x_bd is added in place and the oldest goes.
+    Returns: y_bd, in the wider dtype of x and weight.
+    """
+    if dispatch.chosen(x_bd) == "triton":
+        from kernels.causal_conv1d.triton_op import causal_conv1d_step_triton
+
+        return causal_conv1d_step_triton(x_bd, weight_dk, state_bkd)
+    return shifted_step(x_bd, weight_dk, state_bkd)

@@ -46,6 +46,13 @@ class CausalConv1d(torch.autograd.Function):
         return grad_x, grad_weight_kd.t(), None, None
 
 
+def shifted_step(x_bd: Tensor, weight_dk: Tensor, state_bkd: Tensor) -> Tensor:
+    """See kernels.causal_conv1d_step."""
+    taps_bkd = torch.cat([state_bkd.to(x_bd.dtype), x_bd[:, None]], 1)
+    state_bkd.copy_(taps_bkd[:, 1:])
+    return torch.nn.functional.silu((taps_bkd * weight_dk.t()).sum(1))
+
+
 def shifted(x_btd: Tensor, lag: int, doc_ids_bt: Tensor | None) -> Tensor:
     """x of `lag` positions earlier, zero where that is another document."""
     earlier = x_btd[:, :-lag]
