@@ -7,4 +7,7 @@ occupancy.py    how many blocks fit on a processor, and what limits them
 rows.py         a launch, its code, and its roofline
 check.py        facts that must hold
 table.py        the rows as Markdown and JSON
+recorder.py     the launches another library would make, without running any
+peers.py        flash-linear-attention's kernels, compiled like ours
+comparison.py   the page that sets the two side by side
 """

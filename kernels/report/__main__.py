@@ -22,6 +22,7 @@ examples:
   python -m kernels.report --operator ssd_scan --arch sm_90 --json
                                                        one operator on one target, as JSON on standard output
   python -m kernels.report --check --arch sm_90        verify only: exit status 1 and a list if a fact is violated
+  python -m kernels.report --peers                     flash-linear-attention's kernels at the same sizes
 
 what --check verifies:
   every kernel compiles; no bytes are spilled on sm_90; a kernel that claims FLOPs has matrix instructions, and none of
@@ -33,10 +34,14 @@ A kernel compiles in 1 to 20 seconds on one core; Triton keeps what it compiled 
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    problem = _not_possible()
+    problem = _not_possible(options)
     if problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
+    if options.peers:
+        from kernels.report import peers
+
+        return peers.report(options.arch, options.operator, options.output)
     compiled = [compile_cases(_cases(options, arch), TARGETS[arch], _tell) for arch in options.arch]
     rows = table.in_order(chain.from_iterable(compiled))
     problems = violations(rows)
@@ -73,7 +78,7 @@ def _tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _not_possible() -> str:
+def _not_possible(options: argparse.Namespace) -> str:
     """What keeps the report from being made, and what to do about it."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         return "TRITON_INTERPRET=1 turns the compiler off. Unset it: env -u TRITON_INTERPRET python -m kernels.report"
@@ -81,6 +86,8 @@ def _not_possible() -> str:
         import triton  # noqa: F401
     except ImportError:
         return "triton is not installed: pip install triton (it comes with torch on Linux)."
+    if options.peers and (options.check or options.json):
+        return "--peers writes a page of its own; leave out --check and --json."
     return ""
 
 
@@ -95,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, default=OUTPUT, help="folder for report.md and report.json")
     parser.add_argument("--json", action="store_true", help="print JSON instead of writing files")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a fact below is violated")
+    parser.add_argument("--peers", action="store_true", help="other libraries' kernels instead: peers.md, peers.json")
     return parser
 
 

@@ -61,14 +61,14 @@ def _row(case: Case, launch: Launch, target: Target) -> Row:
         error = f"{type(failure).__name__}: {failure}"
     return Row(
         target=target.name, operator=case.operator, case=case.name, kernel=launch.name,
-        constants={name: _plain(value) for name, value in launch.constants.items()},
+        constants={name: plain(value) for name, value in launch.constants.items()},
         num_warps=launch.num_warps, num_stages=launch.num_stages, programs=math.prod(launch.grid),
         flops=launch.flops, bytes=launch.bytes, roofline_s=target.roofline_s(launch.flops, launch.bytes),
         code=code, occupancy=occupancy(code, target) if code else None, error=error,
     )  # fmt: skip
 
 
-def _plain(value: object) -> int | float | bool | str | None:
+def plain(value: object) -> int | float | bool | str | None:
     return value if isinstance(value, int | float | bool | str | None) else str(value)
 
 

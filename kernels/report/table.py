@@ -12,7 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from kernels.report.compiled import ptxas_tool
+from kernels.report.compiled import Code, ptxas_tool
 from kernels.report.rows import Row
 from kernels.report.targets import TARGETS, Target
 
@@ -79,16 +79,22 @@ def write(folder: Path, name: str, markdown: str, document: str) -> list[Path]:
 def _line(row: Row, target: Target) -> str:
     start = f"| {row.case} | `{row.kernel}` | {row.num_warps} x {row.num_stages}"
     if row.code is None or row.occupancy is None:
-        reason = row.error.splitlines()[0].replace("|", "\\|")
-        return f"{start} | does not compile: {reason} |"
+        return f"{start} | {failure(row.error)} |"
     code, fit = row.code, row.occupancy
-    instructions = ", ".join(f"{count} {name}" for name, count in code.matrix_instructions.items()) or "none"
     cells = [
         start, code.registers, code.spilled_bytes, f"{code.shared_bytes / 1024:.1f}", f"{fit.blocks} ({fit.warps})",
-        fit.limited_by, instructions, f"{row.programs:,}", f"{row.flops / 1e9:,.1f}", f"{row.bytes / 1e6:,.1f}",
+        fit.limited_by, instructions(code), f"{row.programs:,}", f"{row.flops / 1e9:,.1f}", f"{row.bytes / 1e6:,.1f}",
         f"{row.intensity:.0f}", f"{row.roofline_s * 1e6:,.1f}",
     ]  # fmt: skip
     return " | ".join(map(str, cells)) + " |"
+
+
+def instructions(code: Code) -> str:
+    return ", ".join(f"{count} {name}" for name, count in code.matrix_instructions.items()) or "none"
+
+
+def failure(error: str) -> str:
+    return "does not compile: " + error.partition("\n")[0].replace("|", "\\|")
 
 
 def _target_table() -> str:

@@ -38,6 +38,7 @@ class Target:
     shared_unit: int
     tensor_memory_columns: int
     device: str
+    processors: int
     peak_flops: float
     peak_bytes: float
     limits_source: str
@@ -61,7 +62,7 @@ _TARGETS = (
         max_warps=64, max_blocks=32, registers_per_partition=16384, register_unit=8, max_registers=255,
         shared_bytes=164 * KIB, max_shared_bytes=163 * KIB, reserved_shared_bytes=KIB, shared_unit=128,
         tensor_memory_columns=0,
-        device="A100 SXM 80 GB", peak_flops=312e12, peak_bytes=2.039e12,
+        device="A100 SXM 80 GB", processors=108, peak_flops=312e12, peak_bytes=2.039e12,
         limits_source=_CUDA, peaks_source="NVIDIA A100 data sheet (2021)",
     ),
     Target(
@@ -69,7 +70,7 @@ _TARGETS = (
         max_warps=64, max_blocks=32, registers_per_partition=16384, register_unit=8, max_registers=255,
         shared_bytes=228 * KIB, max_shared_bytes=227 * KIB, reserved_shared_bytes=KIB, shared_unit=128,
         tensor_memory_columns=0,
-        device="H100 SXM", peak_flops=989.4e12, peak_bytes=3.35e12,
+        device="H100 SXM", processors=132, peak_flops=989.4e12, peak_bytes=3.35e12,
         limits_source=_CUDA, peaks_source="NVIDIA H100 architecture white paper and data sheet (2023)",
     ),
     Target(
@@ -77,7 +78,7 @@ _TARGETS = (
         max_warps=64, max_blocks=32, registers_per_partition=16384, register_unit=8, max_registers=255,
         shared_bytes=228 * KIB, max_shared_bytes=227 * KIB, reserved_shared_bytes=KIB, shared_unit=128,
         tensor_memory_columns=512,
-        device="B200 (HGX)", peak_flops=2.25e15, peak_bytes=8e12,
+        device="B200 (HGX)", processors=148, peak_flops=2.25e15, peak_bytes=8e12,
         limits_source=_CUDA + "; tensor memory: PTX ISA, tcgen05",
         peaks_source="NVIDIA Blackwell data sheet (2024): HGX B200, an eighth, without sparsity",
     ),
@@ -86,7 +87,7 @@ _TARGETS = (
         max_warps=32, max_blocks=16, registers_per_partition=32768, register_unit=8, max_registers=512,
         shared_bytes=64 * KIB, max_shared_bytes=64 * KIB, reserved_shared_bytes=0, shared_unit=512,
         tensor_memory_columns=0,
-        device="MI300X", peak_flops=1307.4e12, peak_bytes=5.3e12,
+        device="MI300X", processors=304, peak_flops=1307.4e12, peak_bytes=5.3e12,
         limits_source="AMD CDNA 3 ISA; LLVM AMDGPUBaseInfo.cpp (8 waves a SIMD, 16 barriers a CU)",
         peaks_source="AMD Instinct MI300X data sheet (2023)",
     ),

@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from kernels.report import __main__ as command
-from kernels.report import table
+from kernels.report import comparison, table
 from kernels.report.cases import operators
 from kernels.report.check import violations
+from kernels.report.comparison import PeerRow
 from kernels.report.compiled import Code, amd_registers, matrix_instructions, ptxas_registers
 from kernels.report.occupancy import Occupancy, occupancy
 from kernels.report.rows import Row
@@ -62,6 +63,34 @@ print(as_json(rows, {}))
 """
 
 
+AUTOTUNED = """
+import torch, triton, triton.language as tl
+from kernels.report.recorder import pretended, recorded
+from kernels.report.targets import TARGETS
+
+@triton.autotune([triton.Config({"block": b}, num_warps=w) for b in (64, 128) for w in (2, 4)], key=["n"])
+@triton.heuristics({"even": lambda args: args["n"] % args["block"] == 0})
+@triton.jit
+def copy(a, b, n, block: tl.constexpr, even: tl.constexpr):
+    i = tl.program_id(0) * block + tl.arange(0, block)
+    tl.store(b + i, tl.load(a + i, mask=i < n), mask=i < n)
+
+target = TARGETS["gfx942"]
+a, b = torch.empty(192, device="meta"), torch.empty(192, device="meta")
+with pretended(target), recorded(target) as calls:
+    assert triton.runtime.driver.active.get_current_target().arch == "gfx942"
+    assert torch.cuda.get_device_name(0) == "MI300X"
+    copy[lambda meta: (triton.cdiv(192, meta["block"]),)](a, b, 192)
+    copy.fn.fn[(3,)](a, b=b, n=192, block=64, even=True, num_warps=1, num_stages=5)
+tuned, plain = calls
+assert [(x.grid, x.constants["block"], x.constants["even"], x.num_warps, x.num_stages) for x in tuned] == [
+    ((3,), 64, True, 2, 3), ((3,), 64, True, 4, 3), ((2,), 128, False, 2, 3), ((2,), 128, False, 4, 3)]
+assert (plain[0].grid, plain[0].num_warps, plain[0].num_stages, plain[0].bytes) == ((3,), 1, 5, 2 * 192 * 4)
+assert set(plain[0].args) == {"a", "b", "n"}
+assert "amdgcn" in tuned[2].compile(target.triton_target()).asm
+"""
+
+
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     outside = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | environment
     outside["PYTHONPATH"] = str(ROOT)
@@ -103,6 +132,24 @@ def test_a_matrix_product_is_compiled_for_every_target(tmp_path):
     assert [row["code"]["scalar_products"] for row in float32] == [1, 1, 1, 0]  # AMD multiplies float32 matrices too
     assert bf16[2]["code"]["tensor_memory_columns"] == 64
     assert all(row["code"] is None and row["error"] for row in failed)
+
+
+def test_another_librarys_launches_are_recorded_in_every_configuration(tmp_path):
+    script = tmp_path / "autotuned.py"
+    script.write_text(AUTOTUNED)
+    done = run(str(script))
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_comparison_marks_where_ours_takes_more():
+    def row(library: str, **fields: object) -> PeerRow:
+        return PeerRow("sm_90", "op", library, "forward", "kernel", 4, 1, {}, 4, 2, 10**6, CODE, **fields)
+
+    worse = dataclasses.replace(row("ours"), code=dataclasses.replace(CODE, registers=200))
+    page = comparison.as_markdown([worse, row("fla"), row("fla")], {"date": "2026-01-02", "fla-core": "0.6"})
+    assert "| sm_90 | op | forward | 1 / 2 | 1 / 2 | **200 / 128** | 0 / 0 | 0.0 / 0.0 |" in page
+    assert "| forward | fla | `kernel` | 4 (1) | 4 x 2 | 128 | 0 | 0.0 | 4 (16) | 4 wgmma.mma_async | 1.0 |" in page
+    assert comparison.from_json(json.loads(json.dumps(dataclasses.asdict(worse)))) == worse
 
 
 def test_occupancy_is_what_the_vendors_formulas_give():
@@ -184,6 +231,11 @@ def test_the_command_refuses_what_cannot_work(monkeypatch, capsys):
     assert command.main(["--check"]) == 2
     assert "Unset it: env -u TRITON_INTERPRET" in capsys.readouterr().err
     monkeypatch.delenv("TRITON_INTERPRET")
+    assert command.main(["--peers", "--check"]) == 2
+    assert "leave out --check" in capsys.readouterr().err
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert command.main(["--peers"]) == 2
+    assert "pip install -e '.[bench]'" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         command.main(["--arch", "sm_70"])
     assert "invalid choice: 'sm_70'" in capsys.readouterr().err

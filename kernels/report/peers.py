@@ -1,0 +1,153 @@
+"""flash-linear-attention's kernels, recorded at the sizes of our report cases and compiled like ours.
+
+Which configuration its autotuner would take is known on a GPU only. All are compiled; the row is one without spills,
+and of these the one that takes the least shared memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kernels.launch import Launch
+from kernels.report import comparison, table
+from kernels.report.cases import cases
+from kernels.report.comparison import PeerRow
+from kernels.report.compiled import Code, compile_launch
+from kernels.report.recorder import operand_bytes, pretended, recorded
+from kernels.report.rows import plain
+from kernels.report.targets import TARGETS, Target
+
+BATCH, TOKENS = 8, 4096  # as in the operators' report cases
+OPERATORS = ("causal_conv1d", "memory_attention", "ssd_scan")
+NOT_INSTALLED = """\
+error: flash-linear-attention's kernels are not installed, so there is nothing to compare with. Install them:
+    pip install -e '.[bench]'"""
+
+Call = Callable[[], Tensor]
+
+
+def report(architectures: Sequence[str], operators: Sequence[str], folder: Path) -> int:
+    """Write peers.md and peers.json; a process for each target, because the peer asks for its device when imported."""
+    if importlib.util.find_spec("fla") is None:
+        print(NOT_INSTALLED, file=sys.stderr)
+        return 2
+    rows: list[PeerRow] = []
+    for arch in architectures:
+        command = [sys.executable, "-m", "kernels.report.peers", arch, *(set(operators) & set(OPERATORS))]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            return done.returncode
+        rows += [comparison.from_json(row) for row in json.loads(done.stdout)]
+    where = table.environment() | {"fla-core": importlib.metadata.version("fla-core")}
+    document = json.dumps({**where, "rows": [dataclasses.asdict(row) for row in rows]}, indent=1) + "\n"
+    for file in table.write(folder, "peers", comparison.as_markdown(rows, where), document):
+        print(file)
+    return 0
+
+
+def main(arch: str, *operators: str) -> None:
+    """Compile ours and the peer's for one target and print the rows as JSON."""
+    target = TARGETS[arch]
+    rows = list(_ours(target, operators))
+    os.environ["FLA_CACHE_MODE"] = "disabled"  # configurations are the autotuner's, not those of a cache
+    with pretended(target):
+        calls = peer_calls(target)
+        for operator in operators:
+            for size, call in calls[operator]():
+                rows += _theirs(target, operator, size, call)
+    print(json.dumps([dataclasses.asdict(row) for row in rows]))
+
+
+def peer_calls(target: Target) -> dict[str, Callable[[], Iterator[tuple[str, Call]]]]:
+    """Sizes and calls of the peer, by operator. Imported here: the device is pretended by now."""
+    import fla.utils.hardware
+    from fla.modules.causal_conv1d import causal_conv1d
+    from fla.ops.attn import parallel_attn
+    from fla.ops.simple_gla import chunk_simple_gla
+
+    # Looked up by the tensor's device index, which is None for a meta tensor.
+    fla.utils.hardware.get_all_max_shared_mem = lambda: defaultdict(lambda: target.max_shared_bytes)
+
+    def conv() -> Iterator[tuple[str, Call]]:
+        weight_dk = torch.empty(4096, 4, dtype=torch.bfloat16, device="meta", requires_grad=True)
+        yield "", lambda: causal_conv1d(_leaf(4096), weight_dk, activation="silu")[0]
+
+    def attention() -> Iterator[tuple[str, Call]]:
+        for p in (64, 128):
+            q, k, v = _leaf(16, p), _leaf(4, p), _leaf(4, p)
+            yield f", head_dim {p}", lambda q=q, k=k, v=v: parallel_attn(q, k, v, window_size=512)  # type: ignore[misc]
+
+    def scan() -> Iterator[tuple[str, Call]]:
+        decay_bth = torch.empty(BATCH, TOKENS, 32, device="meta", requires_grad=True)
+        for n in (64, 128):
+            q, k, v = _leaf(32, n), _leaf(32, n), _leaf(32, 64)
+            yield f", d_state {n}", lambda q=q, k=k, v=v: chunk_simple_gla(q, k, v, decay_bth)[0]  # type: ignore[misc]
+
+    return {"causal_conv1d": conv, "memory_attention": attention, "ssd_scan": scan}
+
+
+def _ours(target: Target, operators: Sequence[str]) -> Iterator[PeerRow]:
+    for operator in operators:
+        for case in cases(operator, target.name):
+            yield from (_best(target, operator, "ours", case.name, [launch]) for launch in case.launches)
+
+
+def _theirs(target: Target, operator: str, size: str, call: Call) -> Iterator[PeerRow]:
+    """Forward and backward; each kernel in all the configurations that would be tried."""
+    with recorded(target) as calls:
+        out = call()
+        forward = list(calls)
+        out.backward(torch.empty_like(out))
+        backward = calls[len(forward) :]
+    for name, passes in (("forward", forward), ("backward", backward)):
+        yield from (_best(target, operator, "fla", name + size, tried) for tried in passes)
+
+
+def _best(target: Target, operator: str, library: str, case: str, tried: list[Launch]) -> PeerRow:
+    results = [_compile(launch, target) for launch in tried]
+    codes = [result for result in results if isinstance(result, Code)]
+    spilling = sum(code.spilled_bytes > 0 for code in codes)
+    best = min(range(len(tried)), key=lambda i: _rank(results[i], target))
+    launch, result = tried[best], results[best]
+    row = PeerRow(
+        target=target.name, operator=operator, library=library, case=case, kernel=launch.name, tried=len(tried),
+        spilling=spilling, constants={name: plain(value) for name, value in launch.constants.items()},
+        num_warps=launch.num_warps, num_stages=launch.num_stages, bytes=operand_bytes(launch.args),
+        code=result if isinstance(result, Code) else None, error="" if isinstance(result, Code) else result,
+    )  # fmt: skip
+    print(f"{row.label}: {len(tried)} configurations, {spilling} spill", file=sys.stderr, flush=True)
+    return row
+
+
+def _rank(result: Code | str, target: Target) -> tuple[int, int, int]:
+    """Lower is shown: what compiles and fits, spills least, takes the least shared memory."""
+    if not isinstance(result, Code):
+        return 2, 0, 0
+    return int(result.shared_bytes > target.max_shared_bytes), result.spilled_bytes, result.shared_bytes
+
+
+def _compile(launch: Launch, target: Target) -> Code | str:
+    try:
+        return compile_launch(launch, target)
+    except Exception as failure:  # one configuration of many; the table says so where none compiles
+        return f"{type(failure).__name__}: {failure}"
+
+
+def _leaf(*shape: int) -> Tensor:
+    return torch.empty(BATCH, TOKENS, *shape, dtype=torch.bfloat16, device="meta", requires_grad=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
