@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from bmojo import fused
+
 IGNORED = -100
 CHUNK_LOGITS = 1 << 22  # logits held at a time
 
@@ -26,9 +28,8 @@ def linear_cross_entropy(hidden_sd: Tensor, weight_vd: Tensor, target_s: Tensor,
     if torch.is_autocast_enabled(hidden_sd.device.type):
         hidden_sd = hidden_sd.to(torch.get_autocast_dtype(hidden_sd.device.type))
     with torch.autocast(hidden_sd.device.type, enabled=False):
-        loss, nll_s, num_targets = _LinearCrossEntropy.apply(
-            hidden_sd, weight_vd.to(hidden_sd.dtype), target_s, z_loss_weight
-        )
+        compute = fused.LinearCrossEntropy if fused.serves_loss(hidden_sd) else _LinearCrossEntropy
+        loss, nll_s, num_targets = compute.apply(hidden_sd, weight_vd.to(hidden_sd.dtype), target_s, z_loss_weight)
     return LossOutput(loss, nll_s.float(), num_targets)
 
 
