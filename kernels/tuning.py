@@ -1,15 +1,30 @@
-"""Which tile sizes, warps and pipeline stages a Triton kernel is launched with."""
+"""Which tile sizes, warps and pipeline stages a Triton kernel is launched with.
+
+The first of an operator's candidates, unless BMOJO_AUTOTUNE=1: then each is timed once on the GPU, and what was fastest
+is remembered, in memory and in a file of the user's cache folder, for that device and version of Triton.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import functools
+import json
+import logging
+import os
+import re
+import tempfile
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
 from kernels.launch import Launch
 
+logger = logging.getLogger(__name__)
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
+UNREADABLE = (OSError, ValueError, TypeError, AttributeError)  # what a file that is missing or corrupt may raise
 INTERPRETER = "interpreter"  # small tiles, so that small shapes still cross tile borders
 
 
@@ -43,12 +58,86 @@ def choose(
 
     Args:
         operator, arch, key: what a tuned choice is remembered under; key: the sizes and dtypes that matter.
-        plan: the launches of a call with one candidate, to time it.
+        plan: the launches of a call with one candidate, to time it: they run many times over.
     """
-    return candidates[0]
+    if len(candidates) == 1 or arch == INTERPRETER or os.environ.get("BMOJO_AUTOTUNE") != "1":
+        return candidates[0]
+    name = f"{operator} {arch} {key!r}"
+    known = _remembered()
+    if known.get(name) not in candidates:
+        known[name] = _fastest(candidates, plan)
+        _write(known)
+        logger.info("%s: of %d configurations %s is the fastest", name, len(candidates), known[name])
+    return known[name]
 
 
 def require(condition: bool, message: str) -> None:
     """Raise ValueError with the limit a call exceeds."""
     if not condition:
         raise ValueError(message)
+
+
+def _fastest(candidates: Sequence[Config], plan: Callable[[Config], Sequence[Launch]]) -> Config:
+    """The candidate whose launches take least time; the first where none fits, whose own launch then says why."""
+    from triton.runtime.errors import OutOfResources
+
+    times_ms: dict[int, float] = {}
+    for index, candidate in enumerate(candidates):
+        try:
+            times_ms[index] = _time_ms(plan(candidate))
+        except OutOfResources as error:
+            logger.info("%s does not fit: %s", candidate, error)
+    return candidates[min(times_ms, key=lambda index: times_ms[index], default=0)]
+
+
+def _time_ms(launches: Sequence[Launch]) -> float:
+    from triton.testing import do_bench
+
+    def call() -> None:
+        for launch in launches:
+            launch.run()
+
+    return float(do_bench(call, return_mode="median"))
+
+
+@functools.cache
+def _remembered() -> dict[str, Config]:
+    """Choices made on this device before, by this process or another; a file that cannot be read counts as none."""
+    file = _cache_file()
+    try:
+        return _read(file)
+    except FileNotFoundError:
+        return {}
+    except UNREADABLE as error:
+        logger.warning("the tuned configurations in %s are not used (%s); new ones replace them.", file, error)
+        return {}
+
+
+def _read(file: Path) -> dict[str, Config]:
+    return {name: Config(**config) for name, config in json.loads(file.read_text(encoding="utf-8")).items()}
+
+
+def _write(known: Mapping[str, Config]) -> None:
+    """Add to the file, and all at once, so that another process never reads half of it."""
+    file = _cache_file()
+    with contextlib.suppress(*UNREADABLE):
+        known = {**_read(file), **known}
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=file.name, delete=False) as part:
+            json.dump({name: dataclasses.asdict(config) for name, config in known.items()}, part, indent=1)
+        os.replace(part.name, file)
+    except OSError as error:
+        logger.warning("tuned configurations cannot be kept in %s (%s); they are tuned again next time.", file, error)
+
+
+def _cache_file() -> Path:
+    import triton
+
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "bmojo")
+    device = re.sub(r"[^\w.-]+", "-", _device_name())
+    return folder / f"tuning-{device}-{triton.__version__}.json"
+
+
+def _device_name() -> str:
+    return torch.cuda.get_device_name()
