@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from bmojo.config import ModelConfig
+from kernels.innovation_select import innovation_scores
 
-EPS = 1e-6
 LOWEST = 1e-30  # keeps the logarithm finite where a prediction is perfect
 
 
@@ -26,9 +26,9 @@ class InnovationScore(nn.Module):
         if config.innovation_predictor == "learned":
             self.predictor = nn.Parameter(weight_kd)
 
-    def exponential_average(self) -> Tensor:
+    def exponential_average(self, device: torch.device | None = None) -> Tensor:
         """w_1 .. w_K, proportional to decay^j and summing to 1."""
-        weight_k = self.decay ** torch.arange(1, self.taps + 1, dtype=torch.float64)
+        weight_k = self.decay ** torch.arange(1, self.taps + 1, dtype=torch.float64, device=device)
         return (weight_k / weight_k.sum()).float()
 
     def init_predictor(self) -> None:
@@ -41,27 +41,9 @@ class InnovationScore(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Scores e_bt (without gradient) of outputs that follow the K outputs `past_bkd`; and the predictor's errors
         e_bt, the same numbers, through which only a learned predictor gets a gradient."""
-        y_btd = y_btd.detach()
-        y_btd = y_btd.to(torch.promote_types(y_btd.dtype, torch.float32))
-        residual_btd = y_btd - self._predict(y_btd, past_bkd, doc_ids_bt)
-        errors_bt = residual_btd.square().sum(-1) / (y_btd.square().sum(-1) + EPS)
+        weight_kd = self.exponential_average(y_btd.device)[:, None] if self.predictor is None else self.predictor
+        errors_bt = innovation_scores(y_btd.detach(), weight_kd, past_bkd, doc_ids_bt)
         return errors_bt.detach(), errors_bt
-
-    def _predict(self, y_btd: Tensor, past_bkd: Tensor | None, doc_ids_bt: Tensor | None) -> Tensor:
-        t, taps = y_btd.shape[1], self.taps
-        past_bkd = y_btd.new_zeros(y_btd.shape[0], taps, y_btd.shape[2]) if past_bkd is None else past_bkd
-        extended = torch.cat([past_bkd.to(y_btd.dtype), y_btd], 1)
-        weight = self.exponential_average() if self.predictor is None else self.predictor
-        weight = weight.to(device=y_btd.device, dtype=y_btd.dtype)
-        yhat_btd = torch.zeros_like(y_btd)
-        for lag in range(1, taps + 1):
-            earlier = extended[:, taps - lag : taps - lag + t]
-            if doc_ids_bt is not None and lag < t:
-                same = torch.zeros(doc_ids_bt.shape, dtype=y_btd.dtype, device=y_btd.device)
-                same[:, lag:] = (doc_ids_bt[:, lag:] == doc_ids_bt[:, :-lag]).to(y_btd.dtype)
-                earlier = earlier * same[..., None]
-            yhat_btd = yhat_btd + earlier * weight[lag - 1]
-        return yhat_btd
 
 
 def random_rank(position: Tensor) -> Tensor:

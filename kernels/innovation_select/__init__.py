@@ -5,10 +5,41 @@ from __future__ import annotations
 from torch import Tensor
 
 from kernels import dispatch
-from kernels.innovation_select.chunked import innovation_select_chunked, keep_best
-from kernels.innovation_select.reference import innovation_select_reference
+from kernels.innovation_select.chunked import innovation_select_chunked, stable_best
+from kernels.innovation_select.reference import innovation_scores_reference, innovation_select_reference
+from kernels.innovation_select.scores import innovation_scores_shifted
 
-__all__ = ["innovation_select", "innovation_select_reference", "keep_best"]
+__all__ = [
+    "innovation_scores",
+    "innovation_scores_reference",
+    "innovation_select",
+    "innovation_select_reference",
+    "keep_best",
+]
+
+
+def innovation_scores(
+    y_btd: Tensor, weight_kd: Tensor, past_bkd: Tensor | None = None, doc_ids_bt: Tensor | None = None
+) -> Tensor:
+    """e_i = |y_i - yhat_i|^2 / (|y_i|^2 + eps),  yhat_i = sum_{j=1..K} weight_j * y_{i-j}, within a document.
+
+    Args:
+        y_btd: outputs to be predicted; no gradient passes to them.
+        weight_kd: weights of the K outputs before, nearest first, of each channel or [K, 1] for all alike.
+        past_bkd: the K outputs before the first; zeros where None. Passes no gradient. Not with doc_ids_bt.
+        doc_ids_bt: document of each position; None: one.
+    Returns: float32 [b, t] (float64 for float64 outputs), with a gradient to weight_kd.
+    Raises: ValueError: past_bkd and doc_ids_bt together.
+    """
+    if past_bkd is not None and doc_ids_bt is not None:
+        raise ValueError("innovation_scores continues one document: give past_bkd or doc_ids_bt, not both.")
+    path = dispatch.chosen(y_btd)
+    if path == "triton":
+        from kernels.innovation_select.triton_scores import innovation_scores_triton
+
+        return innovation_scores_triton(y_btd, weight_kd, past_bkd, doc_ids_bt)
+    score = innovation_scores_reference if path == "reference" else innovation_scores_shifted
+    return score(y_btd, weight_kd, past_bkd, doc_ids_bt)
 
 
 def innovation_select(
@@ -48,9 +79,28 @@ def innovation_select(
             f"{num_queries} queries from position {start} cross a chunk boundary (chunk_size={chunk_size}); "
             "split them there."
         )
-    by_definition = dispatch.chosen(log_innovation_bs) == "reference"
-    select = innovation_select_reference if by_definition else innovation_select_chunked
+    path = dispatch.chosen(log_innovation_bs)
+    if path == "triton":
+        from kernels.innovation_select.triton_op import innovation_select_triton as select
+    elif path == "reference":
+        select = innovation_select_reference
+    else:
+        select = innovation_select_chunked
     return select(
         log_innovation_bs, position_bs, num_queries=num_queries, chunk_size=chunk_size, window_size=window_size,
         num_eidetic=num_eidetic, tau=tau, doc_ids_bs=doc_ids_bs, start=start, num_slots=num_slots,
     )  # fmt: skip
+
+
+def keep_best(
+    log_innovation_bc: Tensor, age_bc: Tensor, valid_bc: Tensor, num_eidetic: int, tau: float | None
+) -> Tensor:
+    """Indices [b, m] of the best candidates, best first, invalid ones last.
+
+    Candidates that tie keep their order, which must be by position. age_bc: position relative to the update, <= 0.
+    """
+    if dispatch.chosen(log_innovation_bc) == "triton":
+        from kernels.innovation_select.triton_op import keep_best_triton
+
+        return keep_best_triton(log_innovation_bc, age_bc, valid_bc, num_eidetic, tau)
+    return stable_best(log_innovation_bc, age_bc, valid_bc, num_eidetic, tau)

@@ -48,19 +48,16 @@ def innovation_select_chunked(
                     here = boundary - first_position + num_slots
                     valid_bc = valid_bc & (doc_ids_bs.gather(1, rows_bc) == doc_ids_bs[:, here : here + 1])
                 innovation_bc = log_innovation_bs.gather(1, rows_bc)
-                order_bm = keep_best(innovation_bc, position_bc - boundary, valid_bc, num_eidetic, tau)
+                order_bm = stable_best(innovation_bc, position_bc - boundary, valid_bc, num_eidetic, tau)
                 kept_bm = torch.where(valid_bc, candidates_bc, -1).gather(1, order_bm)
         sets.append(kept_bm)
     return torch.stack(sets, 1)
 
 
-def keep_best(
+def stable_best(
     log_innovation_bc: Tensor, age_bc: Tensor, valid_bc: Tensor, num_eidetic: int, tau: float | None
 ) -> Tensor:
-    """Indices [b, m] of the best candidates, best first, invalid ones last.
-
-    Candidates that tie keep their order, which must be by position. age_bc: position relative to the update, <= 0.
-    """
+    """See kernels.innovation_select.keep_best."""
     rank_bc = log_innovation_bc if tau is None else log_innovation_bc + age_bc / tau
     rank_bc = rank_bc.masked_fill(~valid_bc, NEG_INF)
     return rank_bc.sort(dim=1, descending=True, stable=True).indices[:, :num_eidetic]

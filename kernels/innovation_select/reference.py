@@ -1,9 +1,33 @@
-"""The meaning of the eidetic set: for every chunk, rank all candidates anew and keep the best M."""
+"""The meaning of the eidetic set: a score for every position, and for every chunk the best M of all candidates."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from kernels.innovation_select.scores import EPS
+
+
+def innovation_scores_reference(
+    y_btd: Tensor, weight_kd: Tensor, past_bkd: Tensor | None = None, doc_ids_bt: Tensor | None = None
+) -> Tensor:
+    """See kernels.innovation_select.innovation_scores."""
+    y_btd = y_btd.detach().to(torch.promote_types(y_btd.dtype, torch.float32))
+    taps = weight_kd.shape[0]
+    past_bkd = y_btd.new_zeros(y_btd.shape[0], taps, y_btd.shape[2]) if past_bkd is None else past_bkd
+    extended = torch.cat([past_bkd.detach().to(y_btd.dtype), y_btd], 1)
+    scores = []
+    for i in range(y_btd.shape[1]):
+        predicted_bd = torch.zeros_like(y_btd[:, i])
+        for lag in range(1, taps + 1):
+            earlier_bd = extended[:, taps + i - lag]
+            if doc_ids_bt is not None:
+                same_b = doc_ids_bt[:, i] == doc_ids_bt[:, i - lag] if i >= lag else torch.zeros_like(doc_ids_bt[:, i])
+                earlier_bd = torch.where(same_b.bool()[:, None], earlier_bd, 0)
+            predicted_bd = predicted_bd + earlier_bd * weight_kd[lag - 1].to(y_btd.dtype)
+        error_b = (y_btd[:, i] - predicted_bd).square().sum(-1)
+        scores.append(error_b / (y_btd[:, i].square().sum(-1) + EPS))
+    return torch.stack(scores, 1)
 
 
 def innovation_select_reference(

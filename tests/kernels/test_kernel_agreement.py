@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kernels import dispatch
 from kernels.causal_conv1d import causal_conv1d
-from kernels.innovation_select import innovation_select
+from kernels.innovation_select import innovation_scores, innovation_select
 from kernels.memory_attention import attention_mass, memory_attention
 from kernels.selective_scan import selective_scan
 from kernels.ssd_scan import ssd_scan
@@ -149,6 +149,15 @@ def test_attention_mass_sums_to_one_and_is_zero_where_nothing_can_be_read():
     assert (mass[:, :8, 1:] == 0).all()
     assert (mass[:, :24, 2] == 0).all()
     assert (mass[:, 24:] > 0).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("past", ["none", "documents", "past"])
+@pytest.mark.parametrize(("t", "taps"), [(1, 4), (3, 4), (40, 2)])
+def test_innovation_scores(t, taps, past, dtype):
+    y, before = normal(2, t, 5, dtype=dtype), normal(2, taps, 5, dtype=dtype, seed=2) if past == "past" else None
+    docs = documents(2, t) if past == "documents" else None
+    assert_agree(lambda weight: innovation_scores(y, weight, before, docs), [normal(taps, 5, dtype=dtype, seed=1)])
 
 
 @pytest.mark.parametrize("tau", [None, 3.0])

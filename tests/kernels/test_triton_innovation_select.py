@@ -1,0 +1,180 @@
+"""Triton's scores, selection and merge step, in the interpreter, against the reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels import dispatch
+from kernels.innovation_select import innovation_scores, innovation_select, keep_best, triton_op, triton_scores
+
+pytestmark = pytest.mark.usefixtures("nan_memory")
+
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-6, torch.bfloat16: 2e-6}  # y is exact in float32; see README.md
+
+
+def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def documents(batch: int, t: int, share: float = 0.1) -> Tensor:
+    starts = torch.rand(batch, t, generator=torch.Generator().manual_seed(t)) < share
+    return starts.cumsum(1)
+
+
+def score(path: str, y: Tensor, weight: Tensor, past: Tensor | None, docs: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Scores, and the weight's gradient for a random cotangent."""
+    weight = weight.clone().requires_grad_()
+    with dispatch.use(path):
+        error = innovation_scores(y, weight, past, docs)
+    (grad,) = torch.autograd.grad(error, weight, normal(*error.shape, dtype=error.dtype, seed=9))
+    return error, grad
+
+
+@pytest.mark.parametrize("past", ["none", "documents", "past"])
+@pytest.mark.parametrize(
+    ("t", "d", "taps", "per_channel"),
+    [(1, 4, 4, True), (3, 5, 4, False), (8, 4, 1, True), (21, 6, 3, True), (70, 5, 2, False)],
+)
+def test_scores_and_the_gradient_of_the_weights(t, d, taps, per_channel, past):
+    y, weight = normal(2, t, d), normal(taps, d if per_channel else 1, seed=1)
+    before = normal(2, taps, d, seed=2) if past == "past" else None
+    docs = documents(2, t, 0.2) if past == "documents" else None
+    got = score("triton", y, weight, before, docs)
+    want = score("reference", y.double(), weight.double(), None if before is None else before.double(), docs)
+    for value, exact in zip(got, want, strict=True):
+        assert value.shape == exact.shape
+        assert value.dtype == torch.float32
+        assert (value.double() - exact).abs().max() <= TOLERANCE[torch.float32] * max(1.0, exact.abs().max().item())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_scores_of_half_precision_rows_in_a_slice(dtype):
+    y, weight = normal(2, 11, 9, dtype=dtype)[..., 2:8], normal(3, 6, dtype=dtype, seed=1)
+    error, grad = score("triton", y, weight, None, None)
+    exact, exact_grad = score("reference", y.double(), weight.double(), None, None)
+    assert error.dtype == torch.float32
+    assert (error.double() - exact).abs().max() <= TOLERANCE[dtype] * exact.abs().max()
+    assert grad.dtype == dtype
+    assert (grad.double() - exact_grad).abs().max() <= 2**-7 * exact_grad.abs().max()
+
+
+def test_scores_of_a_document_are_its_own_even_beside_nan():
+    y, weight = normal(1, 12, 4), normal(2, 4, seed=1)
+    docs = torch.tensor([0] * 5 + [1] * 7)[None]
+    with dispatch.use("triton"):
+        want = innovation_scores(y, weight, None, docs)
+        y[:, :5] = float("nan")
+        assert torch.equal(innovation_scores(y, weight, None, docs)[:, 5:], want[:, 5:])
+
+
+@pytest.mark.parametrize("tau", [None, 3.3])
+@pytest.mark.parametrize("with_documents", [False, True])
+@pytest.mark.parametrize(
+    ("t", "w", "c", "m"), [(1, 3, 2, 2), (30, 5, 3, 4), (30, 5, 5, 100), (64, 16, 8, 1), (50, 7, 1, 6), (90, 9, 9, 5)]
+)
+def test_selection_is_the_definition(t, w, c, m, with_documents, tau):
+    scores = (normal(2, t, dtype=torch.float64) * 3).round()  # rounded: ties are common
+    if tau is not None:
+        scores = scores + normal(2, t, dtype=torch.float64, seed=1)  # a sum of floats ties or not by rounding
+    options = {"num_queries": t, "chunk_size": c, "window_size": w, "num_eidetic": m, "tau": tau}
+    docs = documents(2, t) if with_documents else None
+    position = torch.arange(t).expand(2, -1)
+    got, want = (
+        _select(path, scores.float(), position, doc_ids_bs=docs, **options) for path in ("triton", "reference")
+    )
+    assert got.dtype == torch.int64
+    assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("tau", [None, 8.0])
+def test_ties_go_to_the_earlier_position(tau):
+    """With forgetting, scores that fall by 1 / tau a position all rank alike, and 1 / 8 is exact."""
+    t = 40
+    scores = torch.zeros(1, t) if tau is None else -torch.arange(t)[None] / tau
+    options = {"num_queries": t, "chunk_size": 4, "window_size": 6, "num_eidetic": 3, "tau": tau}
+    index = _select("triton", scores, torch.arange(t)[None], **options)
+    assert index[0, -1].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("start", [12, 13, 14])
+@pytest.mark.parametrize("num_slots", [0, 3])
+def test_selection_goes_on_from_kept_slots(start, num_slots):
+    w, c, m, total = 7, 4, 5, 40
+    scores, position = normal(1, total), torch.arange(total).expand(1, -1)
+    whole = _select("reference", scores, position, num_queries=total, chunk_size=c, window_size=w, num_eidetic=m)
+    kept = whole[0, (start - 1) // c, :num_slots]
+    past = torch.arange(start - w - c, start)
+    count = total - start if start % c == 0 else c - start % c
+    rows = torch.cat([kept, past.clamp_min(-1), torch.arange(start, start + count)])
+    options = {"num_queries": count, "chunk_size": c, "window_size": w, "num_eidetic": m, "start": start}
+    got, want = (
+        _select(path, scores[:, rows.clamp_min(0)], rows[None], num_slots=num_slots, tau=20.0, **options)
+        for path in ("triton", "reference")
+    )
+    assert torch.equal(got, want)
+
+
+def test_slots_of_another_document_are_given_up():
+    position = torch.tensor([[0, 1, -1, *range(8, 20)]])
+    docs = torch.tensor([[0, 1, 1] + [1] * 12])
+    options = {"num_queries": 8, "chunk_size": 4, "window_size": 4, "num_eidetic": 4, "start": 12, "num_slots": 3}
+    scores = normal(1, 15)
+    got, want = (_select(path, scores, position, doc_ids_bs=docs, **options) for path in ("triton", "reference"))
+    assert torch.equal(got, want)
+    assert 1 in got
+    assert 0 not in got
+
+
+@pytest.mark.parametrize("tau", [None, 3.3])
+@pytest.mark.parametrize(("candidates", "m"), [(1, 1), (7, 3), (16, 16), (50, 12), (5, 9)])
+def test_merge_step_is_a_stable_sort(candidates, m, tau):
+    log_e = (normal(3, candidates) * 2).round()
+    age = torch.arange(-candidates, 0).expand(3, -1)
+    if tau is not None:
+        log_e = log_e + normal(3, candidates, seed=1)
+    valid = normal(3, candidates, seed=2) > -0.5
+    best = []
+    for path in ("triton", "torch"):
+        with dispatch.use(path):
+            best.append(keep_best(log_e, age, valid, m, tau))
+    assert torch.equal(*best)
+
+
+def _select(path: str, scores: Tensor, position: Tensor, **options: object) -> Tensor:
+    with dispatch.use(path):
+        return innovation_select(scores, position, **options)
+
+
+def test_no_slots_no_index():
+    index = _select(
+        "triton", normal(1, 9), torch.arange(9)[None], num_queries=9, chunk_size=2, window_size=3, num_eidetic=0
+    )
+    assert index.shape == (1, 5, 0)
+
+
+def test_operators_pass_opcheck():
+    y, weight, docs = normal(2, 5, 3), normal(2, 3, seed=1).requires_grad_(), documents(2, 5)
+    torch.library.opcheck(triton_scores.innovation_scores_op, (y, weight, None, docs))
+    backward = (y, weight.detach(), normal(2, 2, 3), None, normal(2, 5).exp(), normal(2, 5))
+    torch.library.opcheck(triton_scores.innovation_scores_backward_op, backward)
+    scores, position = normal(2, 9), torch.arange(9).expand(2, -1).contiguous()
+    torch.library.opcheck(triton_op.innovation_select_op, (scores, position, None, 9, 3, 4, 2, 5.0, 0, 0))
+    torch.library.opcheck(triton_op.keep_best_op, (scores, position, position > 2, 4, None))
+
+
+def test_limits_are_named():
+    options = {"num_queries": 9, "chunk_size": 3, "window_size": 3, "num_eidetic": 2}
+    position = torch.arange(9)[None]
+    with pytest.raises(ValueError, match=r"float32 and float64, not torch\.float16"):
+        _select("triton", normal(1, 9, dtype=torch.float16), position, **options)
+    with pytest.raises(ValueError, match="at most 4096 rows at a time, but num_eidetic is 4097"):
+        _select("triton", normal(1, 9), position, **{**options, "num_eidetic": 4097})
+    with dispatch.use("triton"):
+        with pytest.raises(ValueError, match=r"bfloat16, float16 and float32, not torch\.float64"):
+            innovation_scores(normal(1, 3, 2, dtype=torch.float64), normal(2, 2))
+        with pytest.raises(ValueError, match="at most 16 taps, not 17"):
+            innovation_scores(normal(1, 3, 2), normal(17, 2))
+    with pytest.raises(ValueError, match="give past_bkd or doc_ids_bt, not both"):
+        innovation_scores(normal(1, 3, 2), normal(2, 2), normal(1, 2, 2), torch.zeros(1, 3))
