@@ -161,9 +161,10 @@ def as_markdown(measurements: Sequence[Measurement], where: dict[str, str]) -> s
     versions = ", ".join(f"{name} {value}" for name, value in where.items() if name not in ("date", "device"))
     lines = [
         f"# Kernels on {where['device']} ({where['date']})\n",
-        f"Command: `python -m benchmarks.kernels --device cuda`. {versions}. bfloat16. Results agreed with the",
-        "reference first. Median of single calls, L2 cache flushed before each, and 10th to 90th percentile; a ratio above",
-        "1: ours is faster. flex_attention is compiled; joining its keys and making its mask are not timed.\n",
+        f"Command: `python -m benchmarks.kernels --device cuda`. {versions}. bfloat16.",
+        "Results agreed with the reference first. Median of single calls, the L2 cache flushed before each, and the 10th",
+        "to 90th percentile; a ratio above 1: ours is faster. flex_attention is compiled; joining its keys and making its",
+        "mask are not timed.\n",
         "| operator | case | pass | implementation | ms | 10 % .. 90 % | ours is x times as fast | note |",
         "| --- | --- | --- | --- | --: | --- | --: | --- |",
     ]
