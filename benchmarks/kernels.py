@@ -31,6 +31,12 @@ NO_GPU = """\
 error: there is no GPU here ({reason}), and times of Triton kernels on anything else mean nothing.
   Without one there are `make kernel-report` (registers, spills, rooflines) and `python -m pytest tests/kernels`."""
 
+METHOD = """\
+Results agreed with the reference first. Times are of single calls, the L2 cache flushed before each: the median, and
+the 10th to 90th percentile. A ratio above 1: ours is faster. flex_attention is compiled; joining its keys and making
+its mask are not timed.
+"""
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -162,9 +168,7 @@ def as_markdown(measurements: Sequence[Measurement], where: dict[str, str]) -> s
     lines = [
         f"# Kernels on {where['device']} ({where['date']})\n",
         f"Command: `python -m benchmarks.kernels --device cuda`. {versions}. bfloat16.",
-        "Results agreed with the reference first. Median of single calls, the L2 cache flushed before each, and the 10th",
-        "to 90th percentile; a ratio above 1: ours is faster. flex_attention is compiled; joining its keys and making its",
-        "mask are not timed.\n",
+        METHOD,
         "| operator | case | pass | implementation | ms | 10 % .. 90 % | ours is x times as fast | note |",
         "| --- | --- | --- | --- | --: | --- | --: | --- |",
     ]
