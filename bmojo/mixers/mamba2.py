@@ -13,7 +13,7 @@ from bmojo.layers import RMSNorm, RotaryTable
 from bmojo.mixers.base import Mixer, MixerOutput, Sequence
 from bmojo.state import LayerState
 from kernels.causal_conv1d import causal_conv1d, causal_conv1d_step
-from kernels.ssd_scan import ssd_scan
+from kernels.ssd_scan import ssd_scan, ssd_step
 
 
 class Mamba2(Mixer):
@@ -61,13 +61,7 @@ class Mamba2(Mixer):
         z_bi, conv_in_bc, dt_bh = self._project(u_bd)
         conv_out_bc = causal_conv1d_step(conv_in_bc, self.conv_weight, state["conv"])
         x_bhp, B_bgn, C_bgn = self._split(conv_out_bc)
-        heads_a_group = self.num_heads // self.num_groups
-        ssm = state["ssm"]
-        B_bhn, C_bhn = (m.to(ssm.dtype).repeat_interleave(heads_a_group, 1) for m in (B_bgn, C_bgn))
-        decay_bh = torch.exp(dt_bh * -torch.exp(self.A_log)).to(ssm.dtype)
-        xdt_bhp = (x_bhp * dt_bh[..., None]).to(ssm.dtype)
-        ssm.mul_(decay_bh[..., None, None]).add_(xdt_bhp[..., None] * B_bhn[..., None, :])
-        y_bhp = (ssm @ C_bhn[..., None])[..., 0] + self.D[:, None] * x_bhp
+        y_bhp = ssd_step(x_bhp, dt_bh, -torch.exp(self.A_log), B_bgn, C_bgn, self.D, state["ssm"])
         return self._gated_out(y_bhp.to(u_bd.dtype).flatten(-2), z_bi)
 
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> LayerState:

@@ -1,0 +1,197 @@
+"""The Triton scan and its decoding step, in the interpreter, against the reference in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels import dispatch
+from kernels.ssd_scan import ssd_scan, ssd_step, triton_op, triton_plan
+
+pytestmark = pytest.mark.usefixtures("nan_memory")
+
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}  # relative RMSE; see README.md
+INPUTS = ("x", "dt", "A", "B", "C", "D", "initial")
+
+
+def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def documents(batch: int, t: int) -> Tensor:
+    starts = torch.rand(batch, t, generator=torch.Generator().manual_seed(t)) < 0.1
+    return starts.cumsum(1)
+
+
+def scan_inputs(
+    t: int, h: int, g: int, p: int, n: int, *, with_initial: bool = True, dtype: torch.dtype = torch.float32, b: int = 2
+) -> list[Tensor | None]:
+    return [
+        normal(b, t, h, p, dtype=dtype),
+        normal(b, t, h, seed=1).exp() * 0.1,
+        -normal(h).exp(),
+        normal(b, t, g, n, dtype=dtype, seed=2),
+        normal(b, t, g, n, dtype=dtype, seed=3),
+        normal(h, seed=4),
+        normal(b, h, p, n, seed=5) if with_initial else None,
+    ]
+
+
+def run(
+    path: str, inputs: list[Tensor | None], docs: Tensor | None = None, dtype: torch.dtype | None = None
+) -> dict[str, Tensor]:
+    """Outputs and the gradient of every input, computed in `dtype`, or in the inputs' own."""
+    leaves = [None if x is None else x.to(dtype or x.dtype, copy=True).requires_grad_() for x in inputs]
+    with dispatch.use(path):
+        y, final = ssd_scan(*leaves, docs)
+    cotangents = [normal(*y.shape, dtype=inputs[0].dtype, seed=8).to(y.dtype), normal(*final.shape, seed=9).to(final)]
+    given = {f"d{name}": x for name, x in zip(INPUTS, leaves, strict=True) if x is not None}
+    grads = torch.autograd.grad([y, final], list(given.values()), cotangents)
+    return {"y": y.detach(), "final": final.detach(), **dict(zip(given, grads, strict=True))}
+
+
+def assert_agrees(inputs: list[Tensor | None], docs: Tensor | None = None) -> None:
+    got, want = run("triton", inputs, docs), run("reference", inputs, docs, torch.float64)
+    dtypes = {f"d{name}": x.dtype for name, x in zip(INPUTS, inputs, strict=True) if x is not None}
+    dtypes |= {"y": inputs[0].dtype, "final": torch.float32}
+    for name, value in got.items():
+        assert value.dtype == dtypes[name], name
+        assert value.shape == want[name].shape, name
+        error = (value.double() - want[name]).norm() / want[name].norm().clamp_min(1e-3)
+        assert error <= TOLERANCE[inputs[0].dtype], name
+
+
+@pytest.mark.parametrize("with_documents", [False, True])
+@pytest.mark.parametrize("with_initial", [False, True])
+@pytest.mark.parametrize(("t", "h", "g"), [(1, 2, 1), (16, 3, 3), (33, 2, 1)])
+def test_outputs_and_gradients_match_the_reference(t, h, g, with_initial, with_documents):
+    inputs = scan_inputs(t, h, g, 4, 8, with_initial=with_initial)
+    assert_agrees(inputs, documents(2, t) if with_documents else None)
+
+
+@pytest.mark.parametrize("heads", ["in turn", "in parallel"])
+def test_several_tiles_of_channels_and_states_and_heads_of_a_group(heads, monkeypatch):
+    monkeypatch.setattr(triton_plan, "MIN_PROGRAMS", 0 if heads == "in turn" else 10**6)
+    assert_agrees(scan_inputs(21, 4, 2, 20, 24), documents(2, 21))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype):
+    assert_agrees(scan_inputs(33, 2, 1, 16, 16, dtype=dtype), documents(2, 33))
+
+
+def test_parts_of_one_projection_and_transposed_layouts_are_read_right():
+    inputs = scan_inputs(18, 2, 1, 4, 8)
+    packed = torch.cat([inputs[0].flatten(2), inputs[3].flatten(2), inputs[4].flatten(2)], -1)
+    x, B, C = packed.split([8, 8, 8], -1)
+    views = [x.unflatten(-1, (2, 4)), *inputs[1:3], B.unflatten(-1, (1, 8)), C.unflatten(-1, (1, 8)), *inputs[5:]]
+    transposed = [
+        None if m is None else m.transpose(0, -1).contiguous().transpose(0, -1) if m.dim() > 1 else m for m in inputs
+    ]
+    with dispatch.use("triton"):
+        want = ssd_scan(*inputs)
+        for given in (views, transposed):
+            for got, wanted in zip(ssd_scan(*given), want, strict=True):
+                assert torch.equal(got, wanted)
+
+
+def test_documents_do_not_feel_each_other_to_the_last_bit():
+    docs = torch.tensor([0] * 5 + [1] * 23 + [2] * 9).expand(2, -1)
+    inputs = scan_inputs(37, 2, 1, 4, 8, with_initial=False)
+    others = scan_inputs(37, 2, 1, 4, 8, with_initial=False)
+    inside = torch.zeros(37, dtype=torch.bool)
+    inside[5:28] = True
+    for i in (0, 1, 3, 4):
+        others[i] = torch.where(inside.view(1, -1, *[1] * (inputs[i].dim() - 2)), inputs[i], 1000 * others[i].abs())
+    got, want = run("triton", others, docs), run("triton", inputs, docs)
+    for name in ("y", "dx", "ddt", "dB", "dC"):
+        assert torch.equal(got[name][:, inside], want[name][:, inside]), name
+        assert not torch.equal(got[name], want[name]), name
+
+
+def test_gradients_are_bitwise_the_same_every_time():
+    inputs = scan_inputs(20, 4, 1, 4, 8)
+    first, second = run("triton", inputs), run("triton", inputs)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_loss_of_the_final_state_alone_and_of_y_alone():
+    inputs = scan_inputs(18, 2, 1, 4, 8)
+    for index in (0, 1):
+        grads = []
+        for path in ("triton", "reference"):
+            leaves = [m.clone().requires_grad_() for m in inputs]
+            with dispatch.use(path):
+                ssd_scan(*leaves)[index].sum().backward()
+            grads.append([torch.zeros_like(m) if m.grad is None else m.grad for m in leaves])
+        for got, want in zip(*grads, strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("with_documents", [False, True])
+def test_operators_pass_opcheck(with_documents):
+    docs = documents(2, 18) if with_documents else None
+    inputs = scan_inputs(18, 2, 1, 4, 8, with_initial=not with_documents)
+    leaves = [m if m is None else m.clone().requires_grad_() for m in inputs]
+    torch.library.opcheck(triton_op.ssd_scan_op, (*leaves, docs))
+    cotangents = (normal(2, 18, 2, 4, seed=6), normal(2, 2, 4, 8, seed=7))
+    torch.library.opcheck(triton_op.ssd_scan_backward_op, (*cotangents, *inputs, docs))
+
+
+def step_inputs(dtype: torch.dtype) -> list[Tensor]:
+    x, dt, A, B, C, D, state = scan_inputs(1, 4, 2, 20, 24, dtype=dtype)
+    return [x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], D, state]
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+def test_a_step_matches_the_reference(dtype):
+    *inputs, state = step_inputs(dtype)
+    wanted_state, got_state = state.double(), state.clone()
+    with dispatch.use("reference"):
+        want = ssd_step(*(m.double() for m in inputs), wanted_state)
+    with dispatch.use("triton"):
+        got = ssd_step(*inputs, got_state)
+    assert got.dtype == dtype
+    assert (got.double() - want).norm() <= TOLERANCE[dtype] * want.norm()
+    assert (got_state.double() - wanted_state).norm() <= TOLERANCE[torch.float32] * wanted_state.norm()
+
+
+@pytest.mark.parametrize("path", ["torch", "triton"])
+def test_steps_are_the_scan(path):
+    x, dt, A, B, C, D, state = scan_inputs(5, 4, 2, 4, 8)
+    with dispatch.use(path):
+        want, final = ssd_scan(x, dt, A, B, C, D, state)
+        got = [ssd_step(x[:, i], dt[:, i], A, B[:, i], C[:, i], D, state) for i in range(5)]
+    torch.testing.assert_close(torch.stack(got, 1), want, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(state, final, rtol=1e-5, atol=1e-5)
+
+
+def test_the_step_passes_opcheck():
+    torch.library.opcheck(triton_op.ssd_step_op, tuple(step_inputs(torch.float32)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dtype": torch.float64}, "float16 and float32, not torch.float64"),
+        ({"p": 160}, "head_dim up to 128, not 160"),
+        ({"n": 300}, "d_state up to 256, not 300"),
+    ],
+)
+def test_limits_are_named(change, message):
+    sizes = {"t": 2, "h": 2, "g": 1, "p": 4, "n": 8, **change}
+    with dispatch.use("triton"), pytest.raises(ValueError, match=message):
+        ssd_scan(*scan_inputs(**sizes))
+
+
+def test_heads_must_be_a_multiple_of_the_groups():
+    with dispatch.use("triton"), pytest.raises(ValueError, match="3 heads are not a multiple of the 2 groups"):
+        ssd_scan(*scan_inputs(2, 3, 2, 4, 8))
+
+
+def test_a_step_refuses_a_state_it_cannot_update_in_place():
+    *inputs, state = step_inputs(torch.float32)
+    for unfit in (state.double(), state.transpose(0, 1).contiguous().transpose(0, 1)):
+        with dispatch.use("triton"), pytest.raises(ValueError, match="contiguous float32 state in place"):
+            ssd_step(*inputs, unfit)
