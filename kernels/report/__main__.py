@@ -58,8 +58,7 @@ def _cases(options: argparse.Namespace, arch: str) -> list[Case]:
 
 def _write(rows: Sequence[Row], folder: Path) -> None:
     where = table.environment()
-    markdown = table.as_markdown(rows, where, "Kernels, compiled ahead of time")
-    for file in table.write(folder, "report", markdown, table.as_json(rows, where)):
+    for file in table.write(folder, "report", table.as_markdown(rows, where), table.as_json(rows, where)):
         print(file)
 
 

@@ -37,11 +37,6 @@ class Row:
     def label(self) -> str:
         return f"{self.target} {self.operator}: {self.case}: {self.kernel}"
 
-    @property
-    def intensity(self) -> float:
-        """FLOPs a byte."""
-        return self.flops / self.bytes if self.bytes else 0.0
-
 
 def compile_cases(cases: Iterable[Case], target: Target, tell: Callable[[str], None]) -> Iterator[Row]:
     """Compile every launch; `tell` gets a line when each is done."""

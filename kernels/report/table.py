@@ -55,15 +55,17 @@ def as_json(rows: Sequence[Row], where: dict[str, str]) -> str:
     return json.dumps(document, indent=1) + "\n"
 
 
-def as_markdown(rows: Sequence[Row], where: dict[str, str], title: str, notes: str = "") -> str:
-    """One section a target, one table an operator, one line a kernel and case."""
+def as_markdown(rows: Sequence[Row], where: dict[str, str]) -> str:
+    """A section for each target, a table for each operator, a line for each kernel of a case and their sum."""
     versions = ", ".join(f"{name} {value}" for name, value in where.items() if name != "date")
-    parts = [f"# {title} ({where['date']})", versions, EXPLANATION, *([notes] if notes else []), _target_table()]
+    title = f"# Kernels, compiled ahead of time ({where['date']})"
+    parts = [title, versions, EXPLANATION, _target_table()]
     for name, of_target in groupby(rows, key=lambda row: row.target):
         target = TARGETS[name]
         parts.append(f"## {name} ({target.device})")
         for operator, of_operator in groupby(of_target, key=lambda row: row.operator):
-            lines = [_line(row, target) for row in of_operator]
+            calls = [list(of_call) for _, of_call in groupby(of_operator, key=lambda row: row.case)]
+            lines = [line for of_call in calls for line in _call_lines(of_call, target)]
             parts.append("\n".join([f"**{operator}**\n", f"| {COLUMNS} |", f"| {ALIGNMENT} |", *lines]))
     return "\n\n".join(parts) + "\n"
 
@@ -76,6 +78,17 @@ def write(folder: Path, name: str, markdown: str, document: str) -> list[Path]:
     return list(files)
 
 
+def _call_lines(rows: Sequence[Row], target: Target) -> list[str]:
+    """A line a launch, and what they come to where there are several."""
+    lines = [_line(row, target) for row in rows]
+    if len(rows) > 1:
+        flops, num_bytes = sum(row.flops for row in rows), sum(row.bytes for row in rows)
+        roofline_s = sum(row.roofline_s for row in rows)
+        start = f"| {rows[0].case} | *all {len(rows)} launches*" + " |" * 9
+        lines.append(f"{start} {' | '.join(_work(flops, num_bytes, roofline_s))} |")
+    return lines
+
+
 def _line(row: Row, target: Target) -> str:
     start = f"| {row.case} | `{row.kernel}` | {row.num_warps} x {row.num_stages}"
     if row.code is None or row.occupancy is None:
@@ -83,10 +96,14 @@ def _line(row: Row, target: Target) -> str:
     code, fit = row.code, row.occupancy
     cells = [
         start, code.registers, code.spilled_bytes, f"{code.shared_bytes / 1024:.1f}", f"{fit.blocks} ({fit.warps})",
-        fit.limited_by, instructions(code), f"{row.programs:,}", f"{row.flops / 1e9:,.1f}", f"{row.bytes / 1e6:,.1f}",
-        f"{row.intensity:.0f}", f"{row.roofline_s * 1e6:,.1f}",
+        fit.limited_by, instructions(code), f"{row.programs:,}", *_work(row.flops, row.bytes, row.roofline_s),
     ]  # fmt: skip
     return " | ".join(map(str, cells)) + " |"
+
+
+def _work(flops: int, num_bytes: int, roofline_s: float) -> list[str]:
+    intensity = flops / num_bytes if num_bytes else 0.0
+    return [f"{flops / 1e9:,.1f}", f"{num_bytes / 1e6:,.1f}", f"{intensity:.0f}", f"{roofline_s * 1e6:,.1f}"]
 
 
 def instructions(code: Code) -> str:

@@ -214,13 +214,14 @@ def test_check_tells_of_a_kernel_that_does_not_compile():
 
 def test_the_page_has_a_line_a_kernel_and_case_and_names_its_sources():
     failed = dataclasses.replace(ROW, kernel="broken", code=None, occupancy=None, error="E: a|b\nmore")
-    page = table.as_markdown([ROW, failed], {"date": "2026-01-02", "torch": "2"}, "Kernels")
-    assert "# Kernels (2026-01-02)" in page
+    page = table.as_markdown([ROW, failed], {"date": "2026-01-02", "torch": "2"})
+    assert "# Kernels, compiled ahead of time (2026-01-02)" in page
     assert (
         "| forward | `kernel` | 4 x 2 | 128 | 0 | 0.0 | 4 (16) | registers | 4 wgmma.mma_async | 64 | 1.0 | 1.0 |"
         in page
     )
     assert "| forward | `broken` | 4 x 2 | does not compile: E: a\\|b |" in page
+    assert "| forward | *all 2 launches* | | | | | | | | | 2.0 | 2.0 | 1000 | 2.0 |" in page
     for target in TARGETS.values():
         assert target.peaks_source in page
     assert json.loads(table.as_json([ROW], {}))["rows"][0]["code"]["registers"] == 128
