@@ -10,7 +10,7 @@ from bmojo.layers import RMSNorm, RotaryTable
 from bmojo.mixers import ring
 from bmojo.mixers.base import Mixer, MixerOutput, Sequence
 from bmojo.state import LayerState
-from kernels.memory_attention import memory_attention
+from kernels.memory_attention import memory_attention, memory_attention_step
 
 
 class Projections(nn.Module):
@@ -72,8 +72,9 @@ class Attention(Mixer):
             _grow(state, int(position_b.max()) + 1)
         ring.write(state["k"], position_b, k)
         ring.write(state["v"], position_b, v)
-        age_bs = ring.ages(state["k"], position_b)
-        out_bhp = ring.attend([(q, state["k"], state["v"], age_bs <= position_b[:, None])])
+        out_bhp = memory_attention_step(
+            q, state["k"], state["v"], window_size=state["k"].shape[1], position_b=position_b
+        )
         return self.out_proj(out_bhp.flatten(-2))
 
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> LayerState:

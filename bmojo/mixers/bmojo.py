@@ -21,7 +21,7 @@ from bmojo.mixers.innovation import LOWEST, InnovationScore, position_in_documen
 from bmojo.mixers.mamba2 import Mamba2
 from bmojo.state import LayerState
 from kernels.innovation_select import innovation_select, keep_best
-from kernels.memory_attention import attention_mass, memory_attention
+from kernels.memory_attention import attention_mass, memory_attention, memory_attention_step
 
 
 @dataclass(frozen=True)
@@ -102,28 +102,25 @@ class BMojo(Mixer):
 
     def step(self, u_bd: Tensor, position_b: Tensor, rotary: RotaryTable | None, state: LayerState) -> Tensor:
         assert rotary is not None
-        window_size = self.config.window_size
         y_bd = self.ssm.step(u_bd, position_b, rotary, ssm_state(state))
         q_bhp = self.projections.queries(u_bd)
         k, v = self.projections.keys_values(u_bd)
         fading_k, fading_v = self.projections.keys_values(y_bd, self.fading_kv_proj)
         for name, value in (("k", rotary.rotate(k)), ("v", v), ("fk", rotary.rotate(fading_k)), ("fv", fading_v)):
             ring.write(state[name], position_b, value)
-        near_bs, far_bs = ring.ages(state["k"], position_b), ring.ages(state["fk"], position_b)
-        seen_b1 = position_b[:, None]
-        q_near = rotary.rotate(q_bhp)
-        sets = [
-            (q_near, state["k"], state["v"], (near_bs < window_size) & (near_bs <= seen_b1)),
-            (q_near, state["fk"], state["fv"], (far_bs >= window_size) & (far_bs <= seen_b1)),
-        ]
+        eidetic = None
         if self.innovation is not None:
             innovation_b1, _ = self.innovation(y_bd[:, None], state["y"])
             ring.write(state["log_e"], position_b, self._rank(innovation_b1[:, 0], position_b))
             state["y"].copy_(torch.cat([state["y"][:, 1:], y_bd[:, None].to(state["y"].dtype)], 1))
             if bool((position_b % self.config.chunk_size == 0).any()):
                 self._update_slots(state, position_b)
-            sets.append((self._at_slot_distance(q_bhp), state["slot_k"], state["slot_v"], state["slot_position"] >= 0))
-        return self.out_proj(ring.attend(sets).flatten(-2))
+            eidetic = (self._at_slot_distance(q_bhp), state["slot_k"], state["slot_v"], state["slot_position"])
+        out_bhp = memory_attention_step(
+            rotary.rotate(q_bhp), state["k"], state["v"], (state["fk"], state["fv"]), eidetic,
+            window_size=self.config.window_size, position_b=position_b,
+        )  # fmt: skip
+        return self.out_proj(out_bhp.flatten(-2))
 
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> LayerState:
         config = self.config

@@ -8,8 +8,9 @@ from torch import Tensor
 from kernels import dispatch
 from kernels.memory_attention.chunked import Geometry, MemoryAttention, set_masses
 from kernels.memory_attention.reference import memory_attention_reference
+from kernels.memory_attention.step import memory_attention_step_torch
 
-__all__ = ["attention_mass", "memory_attention", "memory_attention_reference"]
+__all__ = ["attention_mass", "memory_attention", "memory_attention_reference", "memory_attention_step"]
 
 
 def memory_attention(
@@ -51,7 +52,15 @@ def memory_attention(
         raise ValueError(f"index_bjm has {eidetic[3].shape[1]} chunks of {chunk_size} for {num_queries} queries.")
     if eidetic is not None and eidetic[3].shape[2] == 0:
         eidetic = None
-    if dispatch.chosen(q_bthp) == "reference":
+    path = dispatch.chosen(q_bthp)
+    if path == "triton":
+        from kernels.memory_attention.triton_op import memory_attention_triton
+
+        return memory_attention_triton(
+            q_bthp, k_bshp, v_bshp, fading, eidetic,
+            window_size=window_size, chunk_size=chunk_size, doc_ids_bt=doc_ids_bt, num_past=num_past,
+        )  # fmt: skip
+    if path == "reference":
         return memory_attention_reference(
             q_bthp, k_bshp, v_bshp, fading, eidetic,
             window_size=window_size, chunk_size=chunk_size, doc_ids_bt=doc_ids_bt, num_past=num_past,
@@ -61,6 +70,34 @@ def memory_attention(
     sets = _flat_sets(q_bthp, k_bshp, v_bshp, fading, eidetic)
     out: Tensor = MemoryAttention.apply(index_bjm, doc_ids_bt, geometry, *sets)
     return out
+
+
+def memory_attention_step(
+    q_bhp: Tensor,
+    k_brhp: Tensor,
+    v_brhp: Tensor,
+    fading: tuple[Tensor, Tensor] | None = None,
+    eidetic: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
+    *,
+    window_size: int,
+    position_b: Tensor,
+) -> Tensor:
+    """Attend from one query a row to the decoding state's three sets, under one softmax. Without a gradient on a GPU.
+
+    Keys and values of positions lie in ring buffers, position i in slot i mod r; position_b is the newest one there.
+
+    Args:
+        q_bhp: queries, rotated to position_b.  k_brhp, v_brhp: ring buffers of the window, keys rotated.
+        fading: (k_brhp, v_brhp), ring buffers likewise, read at the window_size positions before the window.
+        eidetic: (q_bhp, k_bmhp, v_bmhp, position_bm): queries and keys rotated for the constant distance of the slots,
+            and the position each slot holds, -1 marking an empty one.
+        window_size: positions a query sees in the window, its own included [W]; no more than the ring holds are read.
+    Returns: [b, h, p] in the dtype of q; the softmax is in float32 (float64 for float64 inputs).
+    """
+    step = memory_attention_step_torch
+    if dispatch.chosen(q_bhp) == "triton":
+        from kernels.memory_attention.triton_step import memory_attention_step_triton as step
+    return step(q_bhp, k_brhp, v_brhp, fading, eidetic, window_size=window_size, position_b=position_b)
 
 
 @torch.no_grad()
