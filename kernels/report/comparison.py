@@ -14,9 +14,10 @@ from kernels.report.targets import TARGETS, Target
 NOTES = """\
 The peer is fla-core {version}. Its public functions were called on tensors without memory while Triton was told that
 the target's device is there: kernels, arguments and configurations are those its own host code chooses. Every
-configuration that its autotuner would try was compiled ("tried", and how many of them spill); the row is one without
-spills and, of these, with the least shared memory: which is fastest a GPU must tell. MB is the least traffic a launch
-can have, every tensor argument moved once, counted alike for both. Nothing here ran on a GPU.
+configuration that its autotuner would try was compiled ("tried", and how many of them spill; in brackets the range of
+all); the row is one that fits and spills least, and of these the one with which most warps share a processor: which is
+fastest a GPU must tell. MB is the least traffic a launch can have, every tensor argument moved once, counted alike for
+both. Nothing here ran on a GPU. Where ours takes more, README.md says why.
 
 - `ssd_scan` beside `chunk_simple_gla`: 32 heads of 64 channels. simple_gla has no groups, so B and C come repeated for
   each head; it multiplies by neither dt nor D, and what does so around it is not counted.
@@ -31,7 +32,10 @@ HEADER = """\
 
 @dataclasses.dataclass(frozen=True)
 class PeerRow:
-    """A kernel of a call in one configuration.  tried, spilling: how many configurations there were, and spilled."""
+    """A kernel of a call in one configuration.
+
+    tried, spilling: how many configurations there were, and spilled.  registers, shared_bytes: their least and most.
+    """
 
     target: str
     operator: str
@@ -40,6 +44,8 @@ class PeerRow:
     kernel: str
     tried: int
     spilling: int
+    registers: tuple[int, int]
+    shared_bytes: tuple[int, int]
     constants: dict[str, Any]
     num_warps: int
     num_stages: int
@@ -83,7 +89,8 @@ def calls_table(rows: Sequence[PeerRow]) -> str:
 
 def from_json(row: dict[str, Any]) -> PeerRow:
     code = row["code"]
-    return PeerRow(**{**row, "code": Code(**code) if code else None})
+    ranges = {name: tuple(row[name]) for name in ("registers", "shared_bytes")}
+    return PeerRow(**{**row, **ranges, "code": Code(**code) if code else None})
 
 
 def _pairs(ours: Sequence[PeerRow], theirs: Sequence[PeerRow]) -> list[str]:
@@ -107,8 +114,13 @@ def _line(row: PeerRow, target: Target) -> str:
     if row.code is None:
         return start + table.failure(row.error) + " |"
     code, fit = row.code, occupancy(row.code, target)
+    registers, shared = f"{code.registers}", f"{code.shared_bytes / 1024:.1f}"
+    if row.tried > 1:
+        least, most = row.shared_bytes
+        registers += " ({} .. {})".format(*row.registers)
+        shared += f" ({least / 1024:.1f} .. {most / 1024:.1f})"
     cells = [
-        code.registers, code.spilled_bytes, f"{code.shared_bytes / 1024:.1f}", f"{fit.blocks} ({fit.warps})",
+        registers, code.spilled_bytes, shared, f"{fit.blocks} ({fit.warps})",
         table.instructions(code), f"{row.bytes / 1e6:,.1f}",
     ]  # fmt: skip
     return start + " | ".join(map(str, cells)) + " |"

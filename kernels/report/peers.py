@@ -1,7 +1,7 @@
 """flash-linear-attention's kernels, recorded at the sizes of our report cases and compiled like ours.
 
-Which configuration its autotuner would take is known on a GPU only. All are compiled; the row is one without spills,
-and of these the one that takes the least shared memory.
+Which configuration its autotuner would take is known on a GPU only. All are compiled; the row is one that fits and
+spills least, and of these the one with which most warps share a processor.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -25,6 +25,7 @@ from kernels.report import comparison, table
 from kernels.report.cases import cases
 from kernels.report.comparison import PeerRow
 from kernels.report.compiled import Code, compile_launch
+from kernels.report.occupancy import occupancy
 from kernels.report.recorder import operand_bytes, pretended, recorded
 from kernels.report.rows import plain
 from kernels.report.targets import TARGETS, Target
@@ -118,24 +119,32 @@ def _theirs(target: Target, operator: str, size: str, call: Call) -> Iterator[Pe
 def _best(target: Target, operator: str, library: str, case: str, tried: list[Launch]) -> PeerRow:
     results = [_compile(launch, target) for launch in tried]
     codes = [result for result in results if isinstance(result, Code)]
-    spilling = sum(code.spilled_bytes > 0 for code in codes)
     best = min(range(len(tried)), key=lambda i: _rank(results[i], target))
     launch, result = tried[best], results[best]
     row = PeerRow(
         target=target.name, operator=operator, library=library, case=case, kernel=launch.name, tried=len(tried),
-        spilling=spilling, constants={name: plain(value) for name, value in launch.constants.items()},
+        spilling=sum(code.spilled_bytes > 0 for code in codes),
+        registers=_range(code.registers for code in codes),
+        shared_bytes=_range(code.shared_bytes for code in codes),
+        constants={name: plain(value) for name, value in launch.constants.items()},
         num_warps=launch.num_warps, num_stages=launch.num_stages, bytes=operand_bytes(launch.args),
         code=result if isinstance(result, Code) else None, error="" if isinstance(result, Code) else result,
     )  # fmt: skip
-    print(f"{row.label}: {len(tried)} configurations, {spilling} spill", file=sys.stderr, flush=True)
+    print(f"{row.label}: {row.tried} configurations, {row.spilling} spill", file=sys.stderr, flush=True)
     return row
 
 
 def _rank(result: Code | str, target: Target) -> tuple[int, int, int]:
-    """Lower is shown: what compiles and fits, spills least, takes the least shared memory."""
+    """Lower is shown: what compiles and fits, spills least, leaves room for most warps."""
     if not isinstance(result, Code):
         return 2, 0, 0
-    return int(result.shared_bytes > target.max_shared_bytes), result.spilled_bytes, result.shared_bytes
+    warps = occupancy(result, target).warps
+    return int(warps == 0), result.spilled_bytes, -warps
+
+
+def _range(numbers: Iterable[int]) -> tuple[int, int]:
+    known = sorted(numbers) or [0]
+    return known[0], known[-1]
 
 
 def _compile(launch: Launch, target: Target) -> Code | str:

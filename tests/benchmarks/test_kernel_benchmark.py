@@ -50,6 +50,7 @@ def test_the_gate_tells_of_nan():
     assert not benchmark.relative_error(torch.tensor([float("nan")]), torch.ones(1)) <= 1
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
 def test_flex_attention_with_its_mask_computes_the_same_and_sdpa_runs():
     exact, slots = tiny("memory_attention")
     flex, sdpa = exact.peers

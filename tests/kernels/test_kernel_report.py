@@ -142,13 +142,15 @@ def test_another_librarys_launches_are_recorded_in_every_configuration(tmp_path)
 
 
 def test_the_comparison_marks_where_ours_takes_more():
-    def row(library: str, **fields: object) -> PeerRow:
-        return PeerRow("sm_90", "op", library, "forward", "kernel", 4, 1, {}, 4, 2, 10**6, CODE, **fields)
+    def row(library: str, tried: int) -> PeerRow:
+        return PeerRow(
+            "sm_90", "op", library, "forward", "kernel", tried, 1, (64, 255), (0, 2048), {}, 4, 2, 10**6, CODE
+        )
 
-    worse = dataclasses.replace(row("ours"), code=dataclasses.replace(CODE, registers=200))
-    page = comparison.as_markdown([worse, row("fla"), row("fla")], {"date": "2026-01-02", "fla-core": "0.6"})
+    worse = dataclasses.replace(row("ours", 1), code=dataclasses.replace(CODE, registers=200))
+    page = comparison.as_markdown([worse, row("fla", 4), row("fla", 4)], {"date": "2026-01-02", "fla-core": "0.6"})
     assert "| sm_90 | op | forward | 1 / 2 | 1 / 2 | **200 / 128** | 0 / 0 | 0.0 / 0.0 |" in page
-    assert "| forward | fla | `kernel` | 4 (1) | 4 x 2 | 128 | 0 | 0.0 | 4 (16) | 4 wgmma.mma_async | 1.0 |" in page
+    assert "| fla | `kernel` | 4 (1) | 4 x 2 | 128 (64 .. 255) | 0 | 0.0 (0.0 .. 2.0) | 4 (16) |" in page
     assert comparison.from_json(json.loads(json.dumps(dataclasses.asdict(worse)))) == worse
 
 
