@@ -34,8 +34,7 @@ class SwiGLU(nn.Module):
         self.down_proj = nn.Linear(d_ff, d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        compute = fused.gated_product if fused.serves(x) else _GatedProduct.apply
-        return self.down_proj(compute(self.gate_up_proj(x)))
+        return self.down_proj(_gated_product(self.gate_up_proj(x)))
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -59,6 +58,15 @@ class _RMSNorm(torch.autograd.Function):
         share = (product @ weight)[..., None].div_(-x.shape[-1])
         grad_x = (grad * weight).addcmul_(normed, share).mul_(inverse)
         return grad_x, grad_weight, None
+
+
+def _gated_product(gate_up: Tensor) -> Tensor:
+    """By hand, but for a compiler, which derives and fuses by itself and does not follow results written into views."""
+    if torch.compiler.is_compiling():
+        gate, up = gate_up.chunk(2, -1)
+        return F.silu(gate) * up
+    product: Tensor = (fused.gated_product if fused.serves(gate_up) else _GatedProduct.apply)(gate_up)
+    return product
 
 
 class _GatedProduct(torch.autograd.Function):
@@ -93,7 +101,11 @@ class RotaryTable:
     def rotate(self, x: Tensor, inverse: bool = False) -> Tensor:
         """Rotate the pairs (i, i + p/2) of x [..., h, p], whose leading dimensions broadcast with the table's."""
         cos, sin = self.cos[..., None, :], self.sin[..., None, :]
-        rotated: Tensor = _Rotate.apply(x, cos, -sin if inverse else sin)
+        sin = -sin if inverse else sin
+        if torch.compiler.is_compiling():  # as in _gated_product
+            low, high = x.chunk(2, -1)
+            return torch.cat([low * cos - high * sin, high * cos + low * sin], -1).to(x.dtype)
+        rotated: Tensor = _Rotate.apply(x, cos, sin)
         return rotated
 
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from torch import Tensor
 
 PATHS = ("reference", "torch", "triton")
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 _forced: str | None = None
 
@@ -25,7 +26,7 @@ def chosen(x: Tensor) -> str:
     """
     asked = _forced or _checked(os.environ.get("BMOJO_KERNELS"))
     if asked is None:
-        return "triton" if x.is_cuda and _has_triton() else "torch"
+        return "triton" if x.is_cuda and HAS_TRITON else "torch"
     if asked == "triton":
         _require_triton(x)
     return asked
@@ -48,12 +49,8 @@ def _checked(path: str | None) -> str | None:
     return path
 
 
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
-
-
 def _require_triton(x: Tensor) -> None:
-    if not _has_triton():
+    if not HAS_TRITON:
         raise RuntimeError("BMOJO_KERNELS=triton, but triton is not installed: pip install triton, or use torch.")
     if not x.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
         raise RuntimeError(

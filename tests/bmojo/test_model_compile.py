@@ -1,0 +1,35 @@
+"""The whole model is one graph to torch.compile, and computes what it computes without."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from model_family import build, random_tokens, small_config
+from torch import Tensor, nn
+
+from kernels import dispatch
+
+PATTERNS = {"torch": "swa,mamba2,attention,mamba", "triton": "bmojo,bmojo_f,swa,mamba2,attention,mamba"}
+
+
+def loss_and_gradients(call: nn.Module, model: nn.Module, tokens: Tensor, docs: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    loss = call(tokens, tokens, docs).loss
+    loss.backward()
+    return {"loss": loss.detach()} | {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("path", PATTERNS)
+def test_the_whole_model_compiles_without_a_graph_break(path):
+    config = small_config(pattern=PATTERNS[path], window_size=4, innovation_predictor="learned", d_ff=8)
+    model = build(config, dtype=torch.float32)
+    tokens, docs = random_tokens(2, 8), torch.tensor([[0] * 5 + [1] * 3, [0] * 8])
+    with dispatch.use(path):
+        eager = loss_and_gradients(model, model, tokens, docs)
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        got = loss_and_gradients(compiled, model, tokens, docs)
+    assert got.keys() == eager.keys()
+    for name, value in eager.items():
+        torch.testing.assert_close(
+            got[name], value, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
+        )
