@@ -11,7 +11,8 @@ NO_SPILLS = ("sm_90",)  # elsewhere spills are reported, not refused
 
 
 def violations(rows: Iterable[Row]) -> list[str]:
-    return [f"{row.label}: {problem}" for row in rows for problem in _problems(row)]
+    """Each once, where a call launches the same code several times."""
+    return list(dict.fromkeys(f"{row.label}: {problem}" for row in rows for problem in _problems(row)))
 
 
 def _problems(row: Row) -> Iterator[str]:

@@ -203,7 +203,8 @@ def test_what_compilers_print_is_read():
 )
 def test_check_tells_of_each_violated_fact(code, problem):
     assert violations([ROW]) == []
-    (found,) = violations([ROW, dataclasses.replace(ROW, code=dataclasses.replace(CODE, **code))])
+    wrong = dataclasses.replace(ROW, code=dataclasses.replace(CODE, **code))
+    (found,) = violations([ROW, wrong, wrong])
     assert found.startswith("sm_90 op: forward: kernel: ")
     assert problem in found
 
