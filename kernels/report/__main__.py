@@ -69,10 +69,7 @@ def _verdict(rows: Sequence[Row], problems: Sequence[str]) -> int:
     for problem in problems:
         print(f"- {problem}", file=sys.stderr)
     targets = ", ".join(dict.fromkeys(row.target for row in rows))
-    print(
-        f"{len(rows)} kernels compiled for {targets}: {len(problems) or 'no'} {'fact' if len(problems) == 1 else 'facts'} violated.",
-        file=sys.stderr,
-    )
+    print(f"{len(rows)} kernels compiled for {targets}; facts violated: {len(problems)}.", file=sys.stderr)
     return int(bool(problems))
 
 
