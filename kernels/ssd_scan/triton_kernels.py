@@ -2,7 +2,8 @@
 
 A chunk of CHUNK positions is one tile. Names as in chunked.py: cum is the sum of dt A from where the chunk or the
 document begins; decay[t, s] = exp(cum[t] - cum[s]), reach[t] = exp(cum[t]) and to_end[s] = exp(cum[last] - cum[s])
-are 0 between documents. cum and dt are padded to whole chunks with dt = 0, so that only x, B, C and dy need masks.
+are 0 between documents. cum, dt, reach and to_end are laid out [b, h, t], padded to whole chunks with dt = 0, so that
+only x, B, C and dy need masks. begin [b, t]: where in its chunk a position's document begins, -1: before the chunk.
 """
 
 from __future__ import annotations
@@ -14,20 +15,12 @@ from kernels.triton_math import dot
 
 
 @triton.jit
-def same_document(doc_ids_ptr, position, other, t):
-    """Whether positions (the last one stands for those beyond t) are of one document; broadcasts."""
-    if doc_ids_ptr is None:
-        same = (position >= 0) & (other >= 0)
-    else:
-        doc = tl.load(doc_ids_ptr + tl.minimum(position, t - 1)).to(tl.int32)
-        same = doc == tl.load(doc_ids_ptr + tl.minimum(other, t - 1)).to(tl.int32)
-    return same
-
-
-@triton.jit
-def decay(kept, exponent):
-    """exp(exponent) where kept, else 0: an exponent between documents may be of any size."""
-    return tl.exp(tl.where(kept, exponent, float("-inf")))
+def decay_between(later, earlier, cum_later, cum_earlier, begin_ptr):
+    """decay[later, earlier] of positions in a chunk; broadcasts."""
+    kept = earlier <= later
+    if begin_ptr is not None:
+        kept = kept & (earlier >= tl.load(begin_ptr + later))
+    return tl.exp(tl.where(kept, cum_later - cum_earlier, float("-inf")))
 
 
 @triton.jit
@@ -55,40 +48,53 @@ def ssd_decays_kernel(
     dt_ptr,  # [b, t, h]
     A_ptr,
     doc_ids_ptr,
-    cum_ptr,  # [b, h, padded t]
+    cum_ptr,
     dt_bht_ptr,
+    reach_ptr,
+    to_end_ptr,
+    begin_ptr,
     t,
     h,
     padded_t,
     CHUNK: tl.constexpr,
 ):
-    """cum and dt of one head and chunk.
+    """Every sum over one head and chunk that the other kernels read.
 
     Every position sums its own interval, terms outside it replaced by zeros: no number of another document enters, and
     all sums round through one tree, so cum never grows with t where dt A <= 0.
     """
     chunk, head = tl.program_id(0) // h, tl.program_id(0) % h
-    batch = tl.program_id(1).to(tl.int64)
-    position = chunk * CHUNK + tl.arange(0, CHUNK)
-    dt = tl.load(dt_ptr + (batch * t + position) * h + head, mask=position < t, other=0.0)
-    until, term = position[:, None], position[None, :]
+    batch, start = tl.program_id(1).to(tl.int64), chunk * CHUNK
+    position = tl.arange(0, CHUNK)
+    dt = tl.load(dt_ptr + (batch * t + start + position) * h + head, mask=start + position < t, other=0.0)
+    a = dt * tl.load(A_ptr + head)
+    r, s = position[:, None], position[None, :]
+    begin = tl.full([CHUNK], -1, tl.int32)
     if doc_ids_ptr is not None:
         doc_ids_ptr += batch * t
-    included = (term <= until) & same_document(doc_ids_ptr, until, term, t)
-    a = dt * tl.load(A_ptr + head)
-    cum = tl.sum(tl.where(included, a[None, :], 0.0), 1)
-    offset = (batch * h + head) * padded_t + position
+        last = t - 1 - start  # stands for the positions beyond it
+        doc_r = tl.load(doc_ids_ptr + start + tl.minimum(r, last))
+        same = doc_r == tl.load(doc_ids_ptr + start + tl.minimum(s, last))
+        from_before = doc_r == tl.load(doc_ids_ptr + tl.maximum(start - 1, 0))
+        begin = tl.min(tl.where(from_before, -1, tl.where(same, s, CHUNK)), 1)
+        tl.store(begin_ptr + batch * padded_t + start + position, begin, mask=head == 0)
+    cum = tl.sum(tl.where((s <= r) & (s >= begin[:, None]), a[None, :], 0.0), 1)
+    is_last = position == CHUNK - 1
+    cum_last, last_begin = tl.sum(tl.where(is_last, cum, 0.0)), tl.sum(tl.where(is_last, begin, 0))
+    offset = (batch * h + head) * padded_t + start + position
     tl.store(cum_ptr + offset, cum)
     tl.store(dt_bht_ptr + offset, dt)
+    tl.store(reach_ptr + offset, tl.exp(tl.where(begin < 0, cum, float("-inf"))))
+    tl.store(to_end_ptr + offset, tl.exp(tl.where(position >= last_begin, cum_last - cum, float("-inf"))))
 
 
 @triton.jit
 def ssd_states_kernel(
     values_ptr,  # [b, t, h, P]: x, or dy
     maps_ptr,  # [b, t, g, N]: B, or C
-    cum_ptr,
-    dt_ptr,
-    doc_ids_ptr,
+    weight_ptr,  # to_end, or reach
+    dt_ptr,  # or None
+    reach_ptr,
     start_ptr,  # [b, h, P, N]: what the walk begins with, None for zeros
     states_ptr,  # [b, chunks, h, P, N]: what it holds when it comes to each chunk
     end_ptr,  # [b, h, P, N]
@@ -107,19 +113,16 @@ def ssd_states_kernel(
     BLOCK_N: tl.constexpr,
     REVERSE: tl.constexpr,
 ):
-    """Walk over the chunks with one head's state: onwards with the state itself, in reverse with its gradient.
+    """Walk over the chunks with one head's state: forwards with the state itself, in reverse with its gradient.
 
-    Onwards:  S  <- reach[last] S + (dt to_end x)^T B          In reverse:  dS <- reach[last] dS + (reach dy)^T C
+    Forwards:  S <- reach[last] S + (dt to_end x)^T B          In reverse:  dS <- reach[last] dS + (reach dy)^T C
     """
     head, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
     first_p = tl.program_id(0) // tl.cdiv(N, BLOCK_N) * BLOCK_P
     first_n = tl.program_id(0) % tl.cdiv(N, BLOCK_N) * BLOCK_N
     values_ptr += batch * values_stride_b + head * P
     maps_ptr += batch * maps_stride_b + head // heads_a_group * N
-    cum_ptr += (batch * h + head) * chunks * CHUNK
-    dt_ptr += (batch * h + head) * chunks * CHUNK
-    if doc_ids_ptr is not None:
-        doc_ids_ptr += batch * t
+    in_head = (batch * h + head) * chunks * CHUNK
 
     row, column = first_p + tl.arange(0, BLOCK_P)[:, None], first_n + tl.arange(0, BLOCK_N)[None, :]
     in_state = (row < P) & (column < N)
@@ -129,23 +132,19 @@ def ssd_states_kernel(
         state += tl.load(start_ptr + (batch * h + head) * P * N + offset, mask=in_state, other=0.0)
     for i in range(chunks):
         chunk = chunks - 1 - i if REVERSE else i
-        begin = chunk * CHUNK
-        before, last = tl.maximum(begin - 1, 0), begin + CHUNK - 1
         state_ptr = states_ptr + ((batch * chunks + chunk) * h + head) * P * N
         tl.store(state_ptr + offset, state.to(states_ptr.dtype.element_ty), mask=in_state)
 
-        position = begin + tl.arange(0, CHUNK)
-        cum, cum_last = tl.load(cum_ptr + position), tl.load(cum_ptr + last)
-        if REVERSE:
-            weight = decay(same_document(doc_ids_ptr, position, before, t), cum)
-        else:
-            to_end = decay(same_document(doc_ids_ptr, position, last, t), cum_last - cum)
-            weight = to_end * tl.load(dt_ptr + position)
-        start = begin.to(tl.int64)
-        values = load_rows(values_ptr + start * values_stride_t, values_stride_t, t - begin, first_p, CHUNK, P, BLOCK_P)
-        maps = load_rows(maps_ptr + start * maps_stride_t, maps_stride_t, t - begin, first_n, CHUNK, N, BLOCK_N)
+        in_chunk = in_head + chunk * CHUNK
+        position = tl.arange(0, CHUNK)
+        weight = tl.load(weight_ptr + in_chunk + position)
+        if dt_ptr is not None:
+            weight *= tl.load(dt_ptr + in_chunk + position)
+        carry = tl.load(reach_ptr + in_chunk + CHUNK - 1)
+        start, num_rows = (chunk * CHUNK).to(tl.int64), t - chunk * CHUNK
+        values = load_rows(values_ptr + start * values_stride_t, values_stride_t, num_rows, first_p, CHUNK, P, BLOCK_P)
+        maps = load_rows(maps_ptr + start * maps_stride_t, maps_stride_t, num_rows, first_n, CHUNK, N, BLOCK_N)
         weighted = (values.to(tl.float32) * weight[:, None]).to(maps.dtype)
-        carry = decay(same_document(doc_ids_ptr, last, before, t), cum_last)
         state = dot(tl.trans(weighted), maps, state * carry)
     tl.store(end_ptr + (batch * h + head) * P * N + offset, state, mask=in_state)
 
@@ -157,8 +156,9 @@ def ssd_output_kernel(
     C_ptr,
     cum_ptr,
     dt_ptr,
+    reach_ptr,
     D_ptr,
-    doc_ids_ptr,
+    begin_ptr,
     states_ptr,  # [b, chunks, h, P, N]: before each chunk
     y_ptr,  # [b, t, h, P]
     t,
@@ -185,8 +185,9 @@ def ssd_output_kernel(
     B_ptr += batch * B_stride_b + start * B_stride_t + head // heads_a_group * N
     C_ptr += batch * C_stride_b + start * C_stride_t + head // heads_a_group * N
     states_ptr += ((batch * chunks + chunk) * h + head) * P * N
-    if doc_ids_ptr is not None:
-        doc_ids_ptr += batch * t
+    in_chunk = ((batch * h + head) * chunks + chunk) * CHUNK
+    if begin_ptr is not None:
+        begin_ptr += (batch * chunks + chunk) * CHUNK
 
     scores = tl.zeros([CHUNK, CHUNK], tl.float32)
     y = tl.zeros([CHUNK, BLOCK_P], tl.float32)
@@ -197,14 +198,13 @@ def ssd_output_kernel(
         scores = dot(C, tl.trans(B), scores)
         y = dot(C, tl.trans(S), y)
 
-    position = chunk * CHUNK + tl.arange(0, CHUNK)
-    in_chunk = (batch * h + head) * chunks * CHUNK + position
-    cum, dt = tl.load(cum_ptr + in_chunk), tl.load(dt_ptr + in_chunk)
-    reach = decay(same_document(doc_ids_ptr, position, tl.maximum(chunk * CHUNK - 1, 0), t), cum)
-    r, s = position[:, None], position[None, :]
-    mixing = scores * decay((s <= r) & same_document(doc_ids_ptr, r, s, t), cum[:, None] - cum[None, :]) * dt[None, :]
+    position = tl.arange(0, CHUNK)
+    cum, dt = tl.load(cum_ptr + in_chunk + position), tl.load(dt_ptr + in_chunk + position)
+    decay = decay_between(position[:, None], position[None, :], cum[:, None], cum[None, :], begin_ptr)
+    mixing = scores * decay * dt[None, :]
+    y *= tl.load(reach_ptr + in_chunk + position)[:, None]
     x = load_rows(x_ptr, x_stride_t, num_rows, 0, CHUNK, P, BLOCK_P)
-    y = dot(mixing.to(x.dtype), x, y * reach[:, None]) + tl.load(D_ptr + head) * x.to(tl.float32)
+    y = dot(mixing.to(x.dtype), x, y) + tl.load(D_ptr + head) * x.to(tl.float32)
     store_rows(y_ptr + ((batch * t + start) * h + head) * P, h * P, num_rows, y, 0, CHUNK, P, BLOCK_P)
 
 
@@ -216,9 +216,11 @@ def ssd_head_gradients_kernel(
     C_ptr,
     cum_ptr,
     dt_ptr,
+    reach_ptr,
+    to_end_ptr,
     A_ptr,
     D_ptr,
-    doc_ids_ptr,
+    begin_ptr,
     states_ptr,  # [b, chunks, h, P, N]: before each chunk
     dstates_ptr,  # the gradient of the state after each chunk
     dx_ptr,  # [b, t, h, P]
@@ -256,8 +258,9 @@ def ssd_head_gradients_kernel(
     C_ptr += batch * C_stride_b + start * C_stride_t + head // heads_a_group * N
     states_ptr += ((batch * chunks + chunk) * h + head) * P * N
     dstates_ptr += ((batch * chunks + chunk) * h + head) * P * N
-    if doc_ids_ptr is not None:
-        doc_ids_ptr += batch * t
+    in_chunk = ((batch * h + head) * chunks + chunk) * CHUNK
+    if begin_ptr is not None:
+        begin_ptr += (batch * chunks + chunk) * CHUNK
 
     scores = tl.zeros([CHUNK, CHUNK], tl.float32)
     from_state = tl.zeros([CHUNK, BLOCK_P], tl.float32)  # y's part before its decay
@@ -273,36 +276,35 @@ def ssd_head_gradients_kernel(
         to_state = dot(B, tl.trans(dS), to_state)
         overlap += tl.sum(S.to(tl.float32) * dS.to(tl.float32), 1)
 
-    position = chunk * CHUNK + tl.arange(0, CHUNK)
-    before, last = tl.maximum(chunk * CHUNK - 1, 0), chunk * CHUNK + CHUNK - 1
-    cum_ptr += (batch * h + head) * chunks * CHUNK
-    cum, cum_last = tl.load(cum_ptr + position), tl.load(cum_ptr + last)
-    dt = tl.load(dt_ptr + (batch * h + head) * chunks * CHUNK + position)
-    reach = decay(same_document(doc_ids_ptr, position, before, t), cum)
-    to_end = decay(same_document(doc_ids_ptr, position, last, t), cum_last - cum)
-    carry = decay(same_document(doc_ids_ptr, last, before, t), cum_last)
+    position = tl.arange(0, CHUNK)
+    cum, dt = tl.load(cum_ptr + in_chunk + position), tl.load(dt_ptr + in_chunk + position)
+    reach, to_end = tl.load(reach_ptr + in_chunk + position), tl.load(to_end_ptr + in_chunk + position)
     x = load_rows(x_ptr, x_stride_t, num_rows, 0, CHUNK, P, BLOCK_P)
     dy = load_rows(dy_ptr, dy_stride_t, num_rows, 0, CHUNK, P, BLOCK_P)
     dreach = tl.sum(from_state * dy.to(tl.float32), 1) * reach
-    dto_end = tl.sum(to_state * x.to(tl.float32), 1) * to_end * dt
+    dxdt_x = tl.sum(to_state * x.to(tl.float32), 1) * to_end
+    dto_end = dxdt_x * dt
 
     s, r = position[:, None], position[None, :]
-    mixing = scores * decay((s <= r) & same_document(doc_ids_ptr, s, r, t), cum[None, :] - cum[:, None])
-    dx = dot(mixing.to(dy.dtype), dy, to_state * to_end[:, None])
+    mixing = scores * decay_between(r, s, cum[None, :], cum[:, None], begin_ptr)
+    dmixing = dot(x, tl.trans(dy))
+    dD = tl.sum(tl.where(s == r, dmixing, 0.0))
+    dexponent = dmixing * mixing
+    dxdt_x += tl.sum(dexponent, 1)
 
     # da[k] sums the gradients of all exponents whose interval contains k; no term enters only to cancel
-    dexponent = dot(x, tl.trans(dy)) * mixing * dt[:, None]
     reached = tl.where(s >= r, 1.0, 0.0).to(x.dtype)  # [t, k]: k is in the intervals that end at t
-    across = dot(dexponent.to(x.dtype), reached)
-    da = tl.sum(tl.where(s < r, across + dto_end[:, None], dreach[:, None]), 0) + tl.sum(overlap) * carry
+    across = dot((dexponent * dt[:, None]).to(x.dtype), reached)
+    da = tl.sum(tl.where(s < r, across + dto_end[:, None], dreach[:, None]), 0)
+    da += tl.sum(overlap) * tl.load(reach_ptr + in_chunk + CHUNK - 1)
 
     out = (batch * t + start) * h + head
-    ddt = tl.sum(dx * x.to(tl.float32), 1) + da * tl.load(A_ptr + head)
-    tl.store(ddt_ptr + out + tl.arange(0, CHUNK) * h, ddt, mask=position < t)
+    tl.store(ddt_ptr + out + position * h, dxdt_x + da * tl.load(A_ptr + head), mask=position < num_rows)
     partial = (batch * chunks + chunk) * h + head
     tl.store(dA_ptr + partial, tl.sum(da * dt))
-    tl.store(dD_ptr + partial, tl.sum(x.to(tl.float32) * dy.to(tl.float32)))
-    dx = dx * dt[:, None] + dy.to(tl.float32) * tl.load(D_ptr + head)
+    tl.store(dD_ptr + partial, dD)
+    dxdt = dot(mixing.to(dy.dtype), dy, to_state * to_end[:, None])
+    dx = dxdt * dt[:, None] + dy.to(tl.float32) * tl.load(D_ptr + head)
     store_rows(dx_ptr + out * P, h * P, num_rows, dx, 0, CHUNK, P, BLOCK_P)
 
 
@@ -314,7 +316,9 @@ def ssd_group_gradients_kernel(
     C_ptr,
     cum_ptr,
     dt_ptr,
-    doc_ids_ptr,
+    reach_ptr,
+    to_end_ptr,
+    begin_ptr,
     states_ptr,  # [b, chunks, h, P, N]: before each chunk
     dstates_ptr,  # the gradient of the state after each chunk
     dB_ptr,  # [splits, b, t, g, N]
@@ -349,15 +353,11 @@ def ssd_group_gradients_kernel(
     x_ptr += batch * x_stride_b + start * x_stride_t
     B_ptr += batch * B_stride_b + start * B_stride_t + group * N
     C_ptr += batch * C_stride_b + start * C_stride_t + group * N
-    if doc_ids_ptr is not None:
-        doc_ids_ptr += batch * t
+    if begin_ptr is not None:
+        begin_ptr += (batch * chunks + chunk) * CHUNK
 
-    position = chunk * CHUNK + tl.arange(0, CHUNK)
-    before, last = tl.maximum(chunk * CHUNK - 1, 0), chunk * CHUNK + CHUNK - 1
-    from_before = same_document(doc_ids_ptr, position, before, t)
-    to_last = same_document(doc_ids_ptr, position, last, t)
+    position = tl.arange(0, CHUNK)
     s, r = position[:, None], position[None, :]
-    mixed = (s <= r) & same_document(doc_ids_ptr, s, r, t)
     dscores = tl.zeros([CHUNK, CHUNK], tl.float32)  # [s, t]
     dB = tl.zeros([CHUNK, BLOCK_N], tl.float32)
     dC = tl.zeros([CHUNK, BLOCK_N], tl.float32)
@@ -368,13 +368,12 @@ def ssd_group_gradients_kernel(
         state = ((batch * chunks + chunk) * h + head) * P * N
         S = load_rows(states_ptr + state, N, P, first, BLOCK_P, N, BLOCK_N)
         dS = load_rows(dstates_ptr + state, N, P, first, BLOCK_P, N, BLOCK_N)
-        in_head = (batch * h + head) * chunks * CHUNK
-        cum, cum_last = tl.load(cum_ptr + in_head + position), tl.load(cum_ptr + in_head + last)
-        dt = tl.load(dt_ptr + in_head + position)
-        dscores += dot(x, tl.trans(dy)) * decay(mixed, cum[None, :] - cum[:, None]) * dt[:, None]
-        reach = decay(from_before, cum)
-        dC = dot((dy.to(tl.float32) * reach[:, None]).to(S.dtype), S, dC)
-        weight = decay(to_last, cum_last - cum) * dt
+        in_chunk = ((batch * h + head) * chunks + chunk) * CHUNK + position
+        cum, dt = tl.load(cum_ptr + in_chunk), tl.load(dt_ptr + in_chunk)
+        decay = decay_between(r, s, cum[None, :], cum[:, None], begin_ptr)
+        dscores += dot(x, tl.trans(dy)) * decay * dt[:, None]
+        dC = dot((dy.to(tl.float32) * tl.load(reach_ptr + in_chunk)[:, None]).to(S.dtype), S, dC)
+        weight = dt * tl.load(to_end_ptr + in_chunk)
         dB = dot((x.to(tl.float32) * weight[:, None]).to(dS.dtype), dS, dB)
 
     B = load_rows(B_ptr, B_stride_t, num_rows, first, CHUNK, N, BLOCK_N)

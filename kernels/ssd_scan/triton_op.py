@@ -12,6 +12,7 @@ from kernels.ssd_scan.triton_plan import (
     BACKWARD_CONFIGS,
     FORWARD_CONFIGS,
     Inputs,
+    candidates,
     plan_backward,
     plan_forward,
     plan_step,
@@ -85,7 +86,7 @@ def ssd_scan_op(
     config = choose(
         "ssd_scan_forward",
         arch,
-        FORWARD_CONFIGS[arch],
+        candidates(FORWARD_CONFIGS, arch, x.dtype),
         _key(inputs),
         lambda config: plan_forward(inputs, config).launches,
     )
@@ -113,7 +114,7 @@ def ssd_scan_backward_op(
     config = choose(
         "ssd_scan_backward",
         arch,
-        BACKWARD_CONFIGS[arch],
+        candidates(BACKWARD_CONFIGS, arch, x.dtype),
         _key(inputs),
         lambda config: plan_backward(*cotangents, inputs, config).launches,
     )

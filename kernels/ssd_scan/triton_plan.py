@@ -12,26 +12,34 @@ from kernels.launch import Launch
 from kernels.ssd_scan import triton_kernels as device
 from kernels.tuning import INTERPRETER, Config
 
-# Tiles of a pass. CHUNK: positions a chunk; BLOCK_N: state columns a tile; STATE_P, STATE_N: what one walk carries.
-# Warps and stages are those of the kernels that work on all chunks at once.
-_SHORT = {"CHUNK": 64, "BLOCK_N": 64, "STATE_P": 64, "STATE_N": 64}
+# Tiles of a pass. CHUNK: positions a chunk; STATE_P, STATE_N: what one walk carries; BLOCK_N: state columns a step of
+# the kernels that take all of them; GROUP_N: those that one program leaves dB and dC of. Warps and stages are not the
+# walks'. On sm_80 and sm_90 a warp takes 16 rows of a chunk: more than CHUNK / 16 would compute rows twice.
+_SHORT = {"CHUNK": 64, "BLOCK_N": 64, "GROUP_N": 64, "STATE_P": 64, "STATE_N": 64}
 _LONG = {**_SHORT, "CHUNK": 128}
 _INTERPRETER = (Config(dict.fromkeys(_SHORT, 16)),)
-FORWARD_CONFIGS = {
+FORWARD_CONFIGS: dict[str, tuple[Config, ...]] = {
     "sm_80": (Config(_SHORT, num_warps=4, num_stages=2),),
     "sm_90": (Config(_LONG, num_warps=8, num_stages=2),),
     "sm_100": (Config(_LONG, num_warps=8, num_stages=2),),
     "gfx942": (Config(_SHORT, num_warps=4, num_stages=1),),
     INTERPRETER: _INTERPRETER,
 }
-BACKWARD_CONFIGS = {
-    "sm_80": (Config(_SHORT, num_warps=8, num_stages=2),),
-    "sm_90": (Config(_SHORT, num_warps=8, num_stages=2),),
+BACKWARD_CONFIGS: dict[str, tuple[Config, ...]] = {
+    "sm_80": (Config({**_SHORT, "BLOCK_N": 32}, num_warps=4, num_stages=2),),
+    "sm_90": (Config(_SHORT, num_warps=4, num_stages=2),),
     "sm_100": (Config(_SHORT, num_warps=8, num_stages=2),),
     "gfx942": (Config(_SHORT, num_warps=4, num_stages=1),),
     INTERPRETER: _INTERPRETER,
 }
+# Full float32 products run on scalar units from registers: larger tiles would spill, and compile for half a minute.
+_FLOAT32 = (Config({**dict.fromkeys(_SHORT, 32), "STATE_P": 64}, num_warps=4, num_stages=1),)
 MIN_PROGRAMS = 512  # about four a multiprocessor: where dB and dC give fewer, the heads of a group are split
+
+
+def candidates(configs: dict[str, tuple[Config, ...]], arch: str, dtype: torch.dtype) -> tuple[Config, ...]:
+    """What to choose from for inputs of a dtype, the default first."""
+    return _FLOAT32 if dtype == torch.float32 and arch != INTERPRETER else configs[arch]
 
 
 class Inputs(NamedTuple):
@@ -60,15 +68,16 @@ def plan_forward(inputs: Inputs, config: Config) -> Plan:
     b, t, h, p = x.shape
     g, n = B.shape[2:]
     chunk = config.tiles["CHUNK"]
-    decays, cum, dt_bht = _plan_decays(dt, A, doc_ids, chunk)
-    walk, states, final = _plan_states(x, B, cum, dt_bht, doc_ids, initial, config, reverse=False)
+    sum_up, decays = _plan_decays(dt, A, doc_ids, chunk)
+    walk, states, final = _plan_states(x, B, decays, initial, config, reverse=False)
     y = x.new_empty(x.shape)
     chunks = states.shape[1]
     output = Launch(
         device.ssd_output_kernel,
         (chunks * h, b),
         {
-            **_pointers(x=x, B=B, C=C, cum=cum, dt=dt_bht, D=D, doc_ids=doc_ids, states=states, y=y),
+            **_pointers(x=x, B=B, C=C, cum=decays.cum, dt=decays.dt, reach=decays.reach, D=D, begin=decays.begin),
+            **_pointers(states=states, y=y),
             **{"t": t, "h": h, "heads_a_group": h // g, "chunks": chunks},
             **_strides(x=x, B=B, C=C),
         },
@@ -76,9 +85,9 @@ def plan_forward(inputs: Inputs, config: Config) -> Plan:
         config.num_warps,
         config.num_stages,
         flops=2 * b * t * h * (chunk * (n + p) + n * p),
-        bytes=_bytes(x, B, C, cum, dt_bht, D, doc_ids, states, y),
+        bytes=_bytes(x, B, C, decays.cum, decays.dt, decays.reach, D, decays.begin, states, y),
     )
-    return Plan([decays, walk, output], (y, final))
+    return Plan([sum_up, walk, output], (y, final))
 
 
 def plan_backward(dy: Tensor, dfinal: Tensor | None, inputs: Inputs, config: Config) -> Plan:
@@ -87,12 +96,11 @@ def plan_backward(dy: Tensor, dfinal: Tensor | None, inputs: Inputs, config: Con
     b, t, h, p = x.shape
     g, n = B.shape[2:]
     chunk, tiles = config.tiles["CHUNK"], _tiles(p, n, config)
-    decays, cum, dt_bht = _plan_decays(dt, A, doc_ids, chunk)
-    walk, states, _ = _plan_states(x, B, cum, dt_bht, doc_ids, initial, config, reverse=False)
-    walk_back, dstates, dinitial = _plan_states(dy, C, cum, dt_bht, doc_ids, dfinal, config, reverse=True)
+    sum_up, decays = _plan_decays(dt, A, doc_ids, chunk)
+    walk, states, _ = _plan_states(x, B, decays, initial, config, reverse=False)
+    walk_back, dstates, dinitial = _plan_states(dy, C, decays, dfinal, config, reverse=True)
     chunks = states.shape[1]
-    read = {"dy": dy, "x": x, "B": B, "C": C, "cum": cum, "dt": dt_bht, "doc_ids": doc_ids}
-    read |= {"states": states, "dstates": dstates}
+    read = {"dy": dy, "x": x, "B": B, "C": C, **decays._asdict(), "states": states, "dstates": dstates}
     strides = _strides(dy=dy, x=x, B=B, C=C)
 
     dx, ddt = x.new_empty(x.shape), dt.new_empty(dt.shape)
@@ -111,7 +119,8 @@ def plan_backward(dy: Tensor, dfinal: Tensor | None, inputs: Inputs, config: Con
         bytes=_bytes(*read.values(), A, D, dx, ddt, dA, dD),
     )
 
-    blocks = triton.cdiv(n, tiles["BLOCK_N"])
+    group_n = min(config.tiles["GROUP_N"], _block(n))
+    blocks = triton.cdiv(n, group_n)
     splits = _head_splits(b * chunks * g * blocks, h // g)
     dB, dC = dt.new_empty(2, splits, b, t, g, n).unbind()
     by_group = Launch(
@@ -121,13 +130,13 @@ def plan_backward(dy: Tensor, dfinal: Tensor | None, inputs: Inputs, config: Con
             **_pointers(**read, dB=dB, dC=dC),
             **{"num_batch": b, "t": t, "h": h, "g": g, "splits": splits, "chunks": chunks, **strides},
         },
-        tiles,
+        {**tiles, "BLOCK_N": group_n},
         config.num_warps,
         config.num_stages,
         flops=2 * b * t * (h * (chunk * p * blocks + 2 * n * p) + 2 * g * splits * chunk * n),
         bytes=_bytes(*read.values(), dB, dC),
     )
-    return Plan([decays, walk, walk_back, by_head, by_group], (dx, ddt, dA, dB, dC, dD, dinitial))
+    return Plan([sum_up, walk, walk_back, by_head, by_group], (dx, ddt, dA, dB, dC, dD, dinitial))
 
 
 def plan_step(
@@ -147,41 +156,52 @@ def plan_step(
     return launch, y
 
 
-def _plan_decays(dt: Tensor, A: Tensor, doc_ids: Tensor | None, chunk: int) -> tuple[Launch, Tensor, Tensor]:
+class Decays(NamedTuple):
+    """What ssd_decays_kernel leaves to the others: [b, h, padded t], and begin [b, padded t] if there are documents."""
+
+    cum: Tensor
+    dt: Tensor
+    reach: Tensor
+    to_end: Tensor
+    begin: Tensor | None
+
+
+def _plan_decays(dt: Tensor, A: Tensor, doc_ids: Tensor | None, chunk: int) -> tuple[Launch, Decays]:
     b, t, h = dt.shape
-    chunks = triton.cdiv(t, chunk)
-    cum, dt_bht = dt.new_empty(2, b, h, chunks * chunk).unbind()
+    padded_t = triton.cdiv(t, chunk) * chunk
+    begin = None if doc_ids is None else dt.new_empty(b, padded_t, dtype=torch.int32)
+    cum, dt_bht, reach, to_end = dt.new_empty(4, b, h, padded_t)
+    decays = Decays(cum, dt_bht, reach, to_end, begin)
     launch = Launch(
         device.ssd_decays_kernel,
-        (chunks * h, b),
-        {**_pointers(dt=dt, A=A, doc_ids=doc_ids, cum=cum, dt_bht=dt_bht), "t": t, "h": h, "padded_t": chunks * chunk},
+        (padded_t // chunk * h, b),
+        {
+            **_pointers(dt=dt, A=A, doc_ids=doc_ids, cum=cum, dt_bht=dt_bht, reach=reach, to_end=to_end, begin=begin),
+            **{"t": t, "h": h, "padded_t": padded_t},
+        },
         {"CHUNK": chunk},
-        bytes=_bytes(dt, A, doc_ids, cum, dt_bht),
+        num_warps=max(1, chunk // 16),
+        bytes=_bytes(dt, A, doc_ids, *decays),
     )
-    return launch, cum, dt_bht
+    return launch, decays
 
 
 def _plan_states(
-    values: Tensor,
-    maps: Tensor,
-    cum: Tensor,
-    dt: Tensor,
-    doc_ids: Tensor | None,
-    start: Tensor | None,
-    config: Config,
-    reverse: bool,
+    values: Tensor, maps: Tensor, decays: Decays, start: Tensor | None, config: Config, reverse: bool
 ) -> tuple[Launch, Tensor, Tensor]:
+    """The walk, and where it leaves the states it comes to each chunk with, and the one it ends with."""
     b, t, h, p = values.shape
     g, n = maps.shape[2:]
     chunk = config.tiles["CHUNK"]
-    chunks = cum.shape[-1] // chunk
-    states, end = values.new_empty(b, chunks, h, p, n), dt.new_empty(b, h, p, n)
+    chunks = decays.cum.shape[-1] // chunk
+    weight, dt = (decays.reach, None) if reverse else (decays.to_end, decays.dt)
+    states, end = values.new_empty(b, chunks, h, p, n), decays.cum.new_empty(b, h, p, n)
     block_p, block_n = min(config.tiles["STATE_P"], _block(p)), min(config.tiles["STATE_N"], _block(n))
     launch = Launch(
         device.ssd_states_kernel,
         (triton.cdiv(p, block_p) * triton.cdiv(n, block_n), h, b),
         {
-            **_pointers(values=values, maps=maps, cum=cum, dt=dt, doc_ids=doc_ids),
+            **_pointers(values=values, maps=maps, weight=weight, dt=dt, reach=decays.reach),
             **_pointers(start=start, states=states, end=end),
             **{"t": t, "h": h, "heads_a_group": h // g, "chunks": chunks},
             **_strides(values=values, maps=maps),
@@ -190,7 +210,7 @@ def _plan_states(
         num_warps=4,
         num_stages=3,  # a walk waits for memory: the next two chunks are on their way
         flops=2 * b * t * h * p * n,
-        bytes=_bytes(values, maps, cum, dt, doc_ids, start, states, end),
+        bytes=_bytes(values, maps, weight, dt, start, states, end),
     )
     return launch, states, end
 
