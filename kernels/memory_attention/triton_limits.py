@@ -19,26 +19,30 @@ def padded_sets(
     v: Tensor,
     fading: tuple[Tensor, Tensor] | None,
     eidetic: tuple[Tensor, Tensor, Tensor, Tensor] | None,
-    max_group: int,
 ) -> Sets:
     """Queries, keys and values of window, fading (keys and values only) and eidetic set; None where absent.
 
     A head_dim that is not a power of two, or is below 16, is filled up with zeros, which copies every tensor.
     """
     sets = [q, k, v, *(fading or (None, None)), *(eidetic or (None, None, None))[:3]]
-    head_dim, group = q.shape[-1], q.shape[-2] // k.shape[-2]
+    head_dim = q.shape[-1]
     require(
         head_dim <= MAX_HEAD_DIM,
         f"memory_attention in Triton takes head_dim up to {MAX_HEAD_DIM}, not {head_dim}: "
         "use more heads, or set BMOJO_KERNELS=torch.",
     )
-    require(
-        group <= max_group,
-        f"memory_attention in Triton takes up to {max_group} query heads a key/value head, not {group}: "
-        "use more key/value heads, or set BMOJO_KERNELS=torch.",
-    )
     padding = max(MIN_HEAD_DIM, 1 << (head_dim - 1).bit_length()) - head_dim
     return [F.pad(x, (0, padding)) if x is not None and padding else x for x in sets]
+
+
+def require_group(q: Tensor, k: Tensor, limit: int) -> None:
+    """limit: rows of the tile that holds the query heads of a key/value head."""
+    group = q.shape[-2] // k.shape[-2]
+    require(
+        group <= limit,
+        f"memory_attention in Triton takes up to {limit} query heads a key/value head, not {group}: "
+        "use more key/value heads, or set BMOJO_KERNELS=torch.",
+    )
 
 
 def require_dtypes(sets: Sets, same: bool) -> None:

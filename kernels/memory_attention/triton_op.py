@@ -8,15 +8,17 @@ import torch
 from torch import Tensor
 
 from kernels.launch import Launch
-from kernels.memory_attention.triton_limits import padded_sets, require_dtypes, rows_contiguous
+from kernels.memory_attention.triton_limits import padded_sets, require_dtypes, require_group, rows_contiguous
 from kernels.memory_attention.triton_plan import (
     CONFIGS,
     Call,
     Saved,
+    most_query_heads,
     plan_forward,
     plan_key_grad,
     plan_query_grad,
     plan_slot_grad,
+    row_bytes,
 )
 from kernels.memory_attention.triton_step import step_case
 from kernels.tuning import architecture
@@ -40,9 +42,9 @@ def memory_attention_triton(
 
     Raises: ValueError: head_dim, dtype or number of query heads a key/value head that the kernels do not take.
     """
-    max_group = min(config.tiles["BLOCK_Q"] for config in CONFIGS["forward"][architecture(q_bthp.device)])
-    sets = padded_sets(q_bthp, k_bshp, v_bshp, fading, eidetic, max_group)
+    sets = padded_sets(q_bthp, k_bshp, v_bshp, fading, eidetic)
     require_dtypes(sets, same=True)
+    require_group(q_bthp, k_bshp, most_query_heads(row_bytes(q_bthp), architecture(q_bthp.device)))
     index_bjm, span = (eidetic[3], chunk_size) if eidetic is not None else (None, None)
     out_bthp, _ = _forward(
         *sets, index_bjm, doc_ids_bt, min(window_size, k_bshp.shape[1]), span or q_bthp.shape[1], num_past,

@@ -21,7 +21,6 @@ from kernels.memory_attention.triton_forward import forward_kernel
 from kernels.tuning import INTERPRETER, Config, choose
 
 LOG2_E = math.log2(math.e)
-WIDEST_ROW = 256  # bytes of a head's row up to which CONFIGS fit in shared memory as they stand
 MAX_COLUMNS = 1024  # of sum_slots_kernel's programs
 Pair = tuple[Tensor, Tensor]  # of keys and values, or of their gradients
 
@@ -30,27 +29,50 @@ def _tiles(block_q: int, block_k: int, num_warps: int, num_stages: int) -> Confi
     return Config({"BLOCK_Q": block_q, "BLOCK_K": block_k}, num_warps, num_stages)
 
 
-CONFIGS = {
+# By kernel, architecture and bytes of a head's row: tiles whose registers do not spill (`make kernel-report`), the
+# first being the default. Wide key tiles for key_grad on sm_90 and later: they halve what it reads of the queries.
+CONFIGS: dict[str, dict[str, dict[int, tuple[Config, ...]]]] = {
     "forward": {
-        "sm_80": (_tiles(128, 64, 4, 2), _tiles(64, 64, 4, 3)),
-        "sm_90": (_tiles(128, 64, 8, 3), _tiles(128, 128, 8, 2), _tiles(64, 64, 4, 3)),
-        "sm_100": (_tiles(128, 64, 8, 3), _tiles(128, 128, 8, 2), _tiles(64, 64, 4, 3)),
-        "gfx942": (_tiles(128, 64, 4, 1), _tiles(64, 64, 4, 1)),
-        INTERPRETER: (_tiles(16, 16, 4, 1),),
+        "sm_80": {
+            128: (_tiles(128, 64, 8, 2), _tiles(64, 64, 4, 2)),
+            256: (_tiles(128, 32, 8, 2), _tiles(64, 32, 4, 3)),
+        },
+        "sm_90": {
+            128: (_tiles(128, 64, 8, 3), _tiles(128, 128, 8, 2), _tiles(64, 64, 4, 3)),
+            256: (_tiles(128, 64, 8, 3), _tiles(64, 64, 4, 2)),
+        },
+        "sm_100": {
+            128: (_tiles(128, 64, 8, 3), _tiles(128, 128, 8, 2), _tiles(64, 64, 4, 3)),
+            256: (_tiles(128, 64, 8, 3), _tiles(64, 64, 4, 2)),
+        },
+        "gfx942": {128: (_tiles(128, 64, 4, 1), _tiles(128, 32, 4, 1)), 256: (_tiles(128, 32, 4, 1),)},
+        INTERPRETER: {128: (_tiles(16, 16, 4, 1),), 256: (_tiles(16, 16, 4, 1),)},
     },
     "query_grad": {
-        "sm_80": (_tiles(64, 64, 4, 2),),
-        "sm_90": (_tiles(128, 64, 8, 2), _tiles(64, 64, 4, 2)),
-        "sm_100": (_tiles(128, 64, 8, 2), _tiles(64, 64, 4, 2)),
-        "gfx942": (_tiles(64, 64, 4, 1),),
-        INTERPRETER: (_tiles(16, 16, 4, 1),),
+        "sm_80": {128: (_tiles(64, 32, 4, 2),), 256: (_tiles(64, 32, 4, 2),)},
+        "sm_90": {
+            128: (_tiles(128, 64, 8, 2), _tiles(64, 64, 4, 2)),
+            256: (_tiles(128, 64, 8, 2), _tiles(64, 64, 4, 2)),
+        },
+        "sm_100": {
+            128: (_tiles(128, 64, 8, 2), _tiles(64, 64, 4, 2)),
+            256: (_tiles(128, 64, 8, 2), _tiles(64, 64, 4, 2)),
+        },
+        "gfx942": {128: (_tiles(64, 64, 4, 1), _tiles(64, 32, 4, 1)), 256: (_tiles(64, 32, 4, 1),)},
+        INTERPRETER: {128: (_tiles(16, 16, 4, 1),), 256: (_tiles(16, 16, 4, 1),)},
     },
     "key_grad": {
-        "sm_80": (_tiles(32, 64, 4, 2),),
-        "sm_90": (_tiles(64, 64, 4, 2), _tiles(64, 128, 8, 2)),
-        "sm_100": (_tiles(64, 64, 4, 2), _tiles(64, 128, 8, 2)),
-        "gfx942": (_tiles(32, 64, 4, 1),),
-        INTERPRETER: (_tiles(16, 16, 4, 1),),
+        "sm_80": {128: (_tiles(32, 64, 4, 2),), 256: (_tiles(32, 64, 4, 2),)},
+        "sm_90": {
+            128: (_tiles(64, 128, 8, 2), _tiles(64, 64, 4, 2)),
+            256: (_tiles(32, 128, 8, 2), _tiles(32, 64, 4, 2)),
+        },
+        "sm_100": {
+            128: (_tiles(64, 128, 8, 2), _tiles(64, 64, 4, 2)),
+            256: (_tiles(64, 128, 8, 2), _tiles(64, 64, 4, 2)),
+        },
+        "gfx942": {128: (_tiles(32, 64, 4, 1),), 256: (_tiles(32, 64, 4, 1),)},
+        INTERPRETER: {128: (_tiles(16, 16, 4, 1),), 256: (_tiles(16, 16, 4, 1),)},
     },
 }
 
@@ -135,16 +157,34 @@ class Saved:
     delta: Tensor
 
 
+def row_bytes(q: Tensor) -> int:
+    """What a head's row counts for in CONFIGS: float32 twice, its products being summed without tensor cores."""
+    return q.shape[-1] * q.element_size() * (2 if q.dtype == torch.float32 else 1)
+
+
+def candidates(kernel: str, arch: str, width: int) -> list[Config]:
+    """CONFIGS for a head's row; rows wider than any there get tiles smaller in proportion."""
+    widths = CONFIGS[kernel][arch]
+    known = min((known for known in widths if known >= width), default=max(widths))
+    shrink = max(1, width // known)
+    return [
+        Config(
+            {name: max(16, size // shrink) for name, size in config.tiles.items()}, config.num_warps, config.num_stages
+        )
+        for config in widths[known]
+    ]
+
+
+def most_query_heads(width: int, arch: str) -> int:
+    """Query heads a key/value head that every query tile can hold."""
+    kernels = ("forward", "query_grad")
+    return min(config.tiles["BLOCK_Q"] for kernel in kernels for config in candidates(kernel, arch, width))
+
+
 def pick(kernel: str, arch: str, call: Call, plan: Callable[[Config], Sequence[Launch]]) -> Config:
-    """A configuration for the call; rows too wide for CONFIGS get smaller tiles."""
-    row_bytes = call.head_dim * call.q.element_size()
-    shrink = max(1, row_bytes // WIDEST_ROW)
-    candidates = []
-    for config in CONFIGS[kernel][arch]:
-        tiles = {name: max(16, size // shrink) for name, size in config.tiles.items()}
-        candidates.append(Config(tiles, config.num_warps, config.num_stages))
     key = (call.q.dtype, call.head_dim, call.group, call.num_slots, call.fading is not None)
-    return choose(f"memory_attention.{kernel}", arch, candidates, key, plan)
+    found = candidates(kernel, arch, row_bytes(call.q))
+    return choose(f"memory_attention.{kernel}", arch, found, key, plan)
 
 
 def plan_forward(call: Call, out: Tensor, lse: Tensor, arch: str) -> list[Launch]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kernels.launch import Launch
 from kernels.memory_attention.triton_decode import combine_kernel, step_kernel
-from kernels.memory_attention.triton_limits import Sets, padded_sets, require_dtypes, rows_contiguous
+from kernels.memory_attention.triton_limits import Sets, padded_sets, require_dtypes, require_group, rows_contiguous
 from kernels.memory_attention.triton_plan import LOG2_E, num_bytes, strided
 from kernels.tuning import INTERPRETER, Config, architecture, choose
 
@@ -40,7 +40,8 @@ def memory_attention_step_triton(
 
     Raises: ValueError: as memory_attention_triton does.
     """
-    sets = padded_sets(q_bhp, k_brhp, v_brhp, fading, eidetic, MAX_ROWS)
+    sets = padded_sets(q_bhp, k_brhp, v_brhp, fading, eidetic)
+    require_group(q_bhp, k_brhp, MAX_ROWS)
     require_dtypes(sets, same=False)
     slot_position = None if eidetic is None else eidetic[3]
     out_bhp: Tensor = _step(*sets, slot_position, position_b, window_size, q_bhp.shape[-1] ** -0.5)
