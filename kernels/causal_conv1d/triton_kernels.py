@@ -11,7 +11,7 @@ import triton.language as tl
 
 
 @triton.jit
-def forward_kernel(
+def conv_forward_kernel(
     x_btd,
     weight_dk,
     initial_bkd,
@@ -52,7 +52,7 @@ def forward_kernel(
 
 
 @triton.jit
-def backward_kernel(
+def conv_backward_kernel(
     x_btd,
     weight_dk,
     initial_bkd,
@@ -127,7 +127,9 @@ def backward_kernel(
 
 
 @triton.jit
-def step_kernel(x_bd, weight_dk, state_bkd, y_bd, num_channels, x_stride_b, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
+def conv_step_kernel(
+    x_bd, weight_dk, state_bkd, y_bd, num_channels, x_stride_b, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr
+):
     """One row a batch element; the state moves up by one row, in place."""
     batch = tl.program_id(0).to(tl.int64)
     channel = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)

@@ -23,7 +23,7 @@ _GPU = (
 )
 CONFIGS: dict[str, tuple[Config, ...]] = {
     **dict.fromkeys(ARCHITECTURES, _GPU),
-    INTERPRETER: (Config({"SEGMENT": 8, "ROWS": 2, "BLOCK_D": 4}),),
+    INTERPRETER: (Config({"SEGMENT": 8, "ROWS": 2, "BLOCK_D": 32}),),
 }
 STEP_CONFIG = Config({"BLOCK_D": 512}, num_warps=4)
 
@@ -141,7 +141,7 @@ def plan_forward(
     """The launch that writes y_btd."""
     args = _inputs(x_btd, weight_dk, initial_bkd, doc_ids_bt)
     moved = _num_bytes(x_btd, weight_dk, initial_bkd, doc_ids_bt, y_btd)
-    return [_launch(triton_kernels.forward_kernel, {**args, "y_btd": y_btd}, moved, config)]
+    return [_launch(triton_kernels.conv_forward_kernel, {**args, "y_btd": y_btd}, moved, config)]
 
 
 def plan_backward(
@@ -158,7 +158,7 @@ def plan_backward(
     args = _inputs(x_btd, weight_dk, initial_bkd, doc_ids_bt)
     args |= {"grad_y_btd": grad_y_btd, "grad_x_btd": grad_x_btd, "grad_weight_skd": grad_weight_skd}
     moved = _num_bytes(*(value for value in args.values() if isinstance(value, Tensor)))
-    return [_launch(triton_kernels.backward_kernel, args, moved, config)]
+    return [_launch(triton_kernels.conv_backward_kernel, args, moved, config)]
 
 
 def plan_step(x_bd: Tensor, weight_dk: Tensor, state_bkd: Tensor, y_bd: Tensor, config: Config) -> list[Launch]:
@@ -167,7 +167,7 @@ def plan_step(x_bd: Tensor, weight_dk: Tensor, state_bkd: Tensor, y_bd: Tensor, 
     tensors = {"x_bd": x_bd, "weight_dk": weight_dk, "state_bkd": state_bkd, "y_bd": y_bd}
     return [
         Launch(
-            triton_kernels.step_kernel,
+            triton_kernels.conv_step_kernel,
             grid=(batch, -(-channels // config.tiles["BLOCK_D"])),
             args={**tensors, "num_channels": channels, "x_stride_b": x_bd.stride(0)},
             constants={"WIDTH": weight_dk.shape[1], **config.tiles},

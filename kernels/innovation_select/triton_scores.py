@@ -24,7 +24,7 @@ _GPU = (
 )
 CONFIGS: dict[str, tuple[Config, ...]] = {
     **dict.fromkeys(ARCHITECTURES, _GPU),
-    INTERPRETER: (Config({"BLOCK_T": 8, "BLOCK_D": 4}),),
+    INTERPRETER: (Config({"BLOCK_T": 8, "BLOCK_D": 32}),),
 }
 BLOCKS_A_SEGMENT = 8  # of the backward, which writes one share of the weight's gradient a segment
 

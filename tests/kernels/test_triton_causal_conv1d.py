@@ -47,8 +47,8 @@ def assert_agree(got: dict[str, Tensor], want: dict[str, Tensor], dtype: torch.d
 @pytest.mark.parametrize("past", ["none", "documents", "initial"])
 @pytest.mark.parametrize(("t", "width"), [(1, 4), (2, 4), (3, 2), (8, 3), (21, 4), (16, 2)])
 def test_outputs_and_gradients_match_the_reference(t, width, past):
-    x, weight = normal(2, t, 6), normal(6, width, seed=1)
-    initial = normal(2, width - 1, 6, seed=2) if past == "initial" else None
+    x, weight = normal(2, t, 40), normal(40, width, seed=1)
+    initial = normal(2, width - 1, 40, seed=2) if past == "initial" else None
     docs = documents(2, t) if past == "documents" else None
     got = run("triton", x, weight, initial, docs, torch.float32)
     assert_agree(got, run("reference", x, weight, initial, docs, torch.float64), torch.float32)

@@ -35,7 +35,7 @@ def score(path: str, y: Tensor, weight: Tensor, past: Tensor | None, docs: Tenso
 @pytest.mark.parametrize("past", ["none", "documents", "past"])
 @pytest.mark.parametrize(
     ("t", "d", "taps", "per_channel"),
-    [(1, 4, 4, True), (3, 5, 4, False), (8, 4, 1, True), (21, 6, 3, True), (70, 5, 2, False)],
+    [(1, 4, 4, True), (3, 5, 4, False), (8, 32, 1, True), (21, 40, 3, True), (70, 33, 2, False)],
 )
 def test_scores_and_the_gradient_of_the_weights(t, d, taps, per_channel, past):
     y, weight = normal(2, t, d), normal(taps, d if per_channel else 1, seed=1)
