@@ -98,7 +98,7 @@ def plan_step(
     sizes = [x.shape[1] for x in (k, fading_k, slot_position) if x is not None]
     args = strided(**dict(zip(names, sets, strict=True))) | {
         "slot_position_ptr": slot_position, "position_ptr": position, "num_heads": q.shape[1],
-        "window_size": min(window_size, k.shape[1]), "ring_size": k.shape[1],
+        "window_size": window_size, "ring_size": k.shape[1],
         "fading_ring_size": 0 if fading_k is None else fading_k.shape[1], "scale_log2": scale * LOG2_E,
     }  # fmt: skip
 
