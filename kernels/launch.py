@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -49,3 +51,8 @@ class Launch:
         bound, specialization, _ = bind(**self.args, **self.constants, **options)
         parsed, signature, constexprs, attrs = self.kernel._pack_args(backend, options, bound, specialization, options)
         return compile(ASTSource(self.kernel, signature, constexprs, attrs), target=target, options=parsed.__dict__)
+
+
+def num_bytes(*tensors: Tensor | None) -> int:
+    """What moving the tensors once moves."""
+    return sum(x.numel() * x.element_size() for x in tensors if x is not None)

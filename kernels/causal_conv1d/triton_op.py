@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kernels.causal_conv1d import triton_kernels
-from kernels.launch import Launch
+from kernels.launch import Launch, num_bytes
 from kernels.tuning import ARCHITECTURES, INTERPRETER, Config, architecture, choose, require
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -140,7 +140,7 @@ def plan_forward(
 ) -> list[Launch]:
     """The launch that writes y_btd."""
     args = _inputs(x_btd, weight_dk, initial_bkd, doc_ids_bt)
-    moved = _num_bytes(x_btd, weight_dk, initial_bkd, doc_ids_bt, y_btd)
+    moved = num_bytes(x_btd, weight_dk, initial_bkd, doc_ids_bt, y_btd)
     return [_launch(triton_kernels.conv_forward_kernel, {**args, "y_btd": y_btd}, moved, config)]
 
 
@@ -157,7 +157,7 @@ def plan_backward(
     """The launch that writes grad_x_btd and every segment's share of the weight's gradient."""
     args = _inputs(x_btd, weight_dk, initial_bkd, doc_ids_bt)
     args |= {"grad_y_btd": grad_y_btd, "grad_x_btd": grad_x_btd, "grad_weight_skd": grad_weight_skd}
-    moved = _num_bytes(*(value for value in args.values() if isinstance(value, Tensor)))
+    moved = num_bytes(*(value for value in args.values() if isinstance(value, Tensor)))
     return [_launch(triton_kernels.conv_backward_kernel, args, moved, config)]
 
 
@@ -173,7 +173,7 @@ def plan_step(x_bd: Tensor, weight_dk: Tensor, state_bkd: Tensor, y_bd: Tensor, 
             constants={"WIDTH": weight_dk.shape[1], **config.tiles},
             num_warps=config.num_warps,
             num_stages=config.num_stages,
-            bytes=_num_bytes(x_bd, weight_dk, state_bkd, state_bkd, y_bd),
+            bytes=num_bytes(x_bd, weight_dk, state_bkd, state_bkd, y_bd),
         )
     ]
 
@@ -230,10 +230,6 @@ def _launch(kernel: Any, args: dict[str, Any], moved: int, config: Config) -> La
         num_stages=config.num_stages,
         bytes=moved,
     )
-
-
-def _num_bytes(*tensors: Tensor | None) -> int:
-    return sum(x.numel() * x.element_size() for x in tensors if x is not None)
 
 
 def _key(x_btd: Tensor, weight_dk: Tensor) -> tuple[object, ...]:

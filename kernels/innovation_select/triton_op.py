@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kernels.innovation_select import triton_kernels, triton_scores
-from kernels.launch import Launch
+from kernels.launch import Launch, num_bytes
 from kernels.tuning import require
 
 MAX_SORTED = 4096  # lanes one program sorts: exchanging their ranks takes 32 KiB of shared memory
@@ -155,7 +155,7 @@ def plan_select(
         args={**scores, **leavers, **sizes, "first_row": num_slots},
         constants={**constants, "WINDOW": window_size, "KEPT": num_leavers, **_list_of(chunk_lanes)},
         num_warps=_num_warps(chunk_lanes),
-        bytes=_num_bytes(*scores.values(), *leavers.values()),
+        bytes=num_bytes(*scores.values(), *leavers.values()),
     )
     merge = Launch(
         triton_kernels.merge_kernel,
@@ -163,7 +163,7 @@ def plan_select(
         args={**scores, **leavers, **sizes, "num_slots": num_slots, "num_eidetic": num_eidetic, "index_bjm": index_bjm},
         constants={**constants, "LEAVERS": num_leavers, **_list_of(kept_lanes)},
         num_warps=_num_warps(kept_lanes),
-        bytes=_num_bytes(*leavers.values(), index_bjm),
+        bytes=num_bytes(*leavers.values(), index_bjm),
     )
     return [sort, merge] if num_leavers else [merge]
 
@@ -182,7 +182,7 @@ def plan_best(
             args={**tensors, "num_candidates": candidates, "num_eidetic": index_bm.shape[1]},
             constants={"TAU": tau, **_list_of(lanes)},
             num_warps=_num_warps(lanes),
-            bytes=_num_bytes(*tensors.values()),
+            bytes=num_bytes(*tensors.values()),
         )
     ]
 
@@ -219,7 +219,3 @@ def _list_of(lanes: int) -> dict[str, int]:
 def _num_warps(lanes: int) -> int:
     """Two lanes a thread: a sort is a chain of exchanges, short of parallel work."""
     return min(16, max(1, lanes // 64))
-
-
-def _num_bytes(*tensors: Tensor | None) -> int:
-    return sum(x.numel() * x.element_size() for x in tensors if x is not None)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kernels.innovation_select import triton_kernels
 from kernels.innovation_select.scores import EPS
-from kernels.launch import Launch
+from kernels.launch import Launch, num_bytes
 from kernels.tuning import ARCHITECTURES, INTERPRETER, Config, architecture, choose, require
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -139,7 +139,7 @@ def plan_scores(
             constants={"TAPS": weight_kd.shape[0], **config.tiles},
             num_warps=config.num_warps,
             num_stages=config.num_stages,
-            bytes=_num_bytes(args),
+            bytes=num_bytes(*(x for x in args.values() if isinstance(x, Tensor))),
         )
     ]
 
@@ -168,7 +168,7 @@ def plan_backward(
             constants={"TAPS": taps, "SEGMENT": segment, **config.tiles},
             num_warps=config.num_warps,
             num_stages=config.num_stages,
-            bytes=_num_bytes(args),
+            bytes=num_bytes(*(x for x in args.values() if isinstance(x, Tensor))),
         )
     ]
 
@@ -201,10 +201,6 @@ def _inputs(
         "weight_stride_k": weight_kd.stride(0),
         "weight_stride_d": weight_kd.stride(1) if weight_kd.shape[1] > 1 else 0,
     }
-
-
-def _num_bytes(args: dict[str, Any]) -> int:
-    return sum(x.numel() * x.element_size() for x in args.values() if isinstance(x, Tensor))
 
 
 def _key(y_btd: Tensor, weight_kd: Tensor) -> tuple[object, ...]:
