@@ -67,9 +67,10 @@ def memory_attention(
         )  # fmt: skip
     geometry = Geometry(num_queries, window_size, chunk_size or num_queries, num_past)
     index_bjm = None if eidetic is None else eidetic[3]
-    sets = _flat_sets(q_bthp, k_bshp, v_bshp, fading, eidetic)
-    out: Tensor = MemoryAttention.apply(index_bjm, doc_ids_bt, geometry, *sets)
-    return out
+    out_bthp: Tensor = MemoryAttention.apply(
+        geometry, index_bjm, doc_ids_bt, *_flat(q_bthp, k_bshp, v_bshp, fading, eidetic)
+    )
+    return out_bthp
 
 
 def memory_attention_step(
@@ -120,21 +121,18 @@ def attention_mass(
     num_queries = q_bthp.shape[1]
     geometry = Geometry(num_queries, window_size, chunk_size or num_queries, num_past)
     index_bjm = None if eidetic is None else eidetic[3]
-    sets = _flat_sets(q_bthp, k_bshp, v_bshp, fading, eidetic)
-    return set_masses(sets, index_bjm, doc_ids_bt, geometry)
+    return set_masses(geometry, index_bjm, doc_ids_bt, _flat(q_bthp, k_bshp, v_bshp, fading, eidetic))
 
 
-def _flat_sets(
+def _flat(
     q_bthp: Tensor,
     k_bshp: Tensor,
     v_bshp: Tensor,
     fading: tuple[Tensor, Tensor] | None,
     eidetic: tuple[Tensor, Tensor, Tensor, Tensor] | None,
-) -> tuple[Tensor, ...]:
-    """(queries, keys, values) of each set, one after the other."""
-    sets: tuple[Tensor, ...] = (q_bthp, k_bshp, v_bshp)
-    if fading is not None:
-        sets += (q_bthp, *fading)
-    if eidetic is not None:
-        sets += eidetic[:3]
-    return sets
+) -> tuple[Tensor | None, ...]:
+    """The inputs of MemoryAttention. Eidetic values that are the window's are given once: their gradients add up."""
+    if eidetic is None:
+        return q_bthp, k_bshp, v_bshp, *(fading or (None, None)), None, None, None
+    q, k, v, _ = eidetic
+    return q_bthp, k_bshp, v_bshp, *(fading or (None, None)), q, k, None if v is v_bshp else v

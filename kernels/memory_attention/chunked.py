@@ -1,9 +1,15 @@
-"""Plain-torch memory attention: a loop over query tiles, matrix products inside, scores recomputed in the backward.
+"""Plain-torch memory attention: a loop over query tiles, matrix products inside.
 
-Per tile the scores of the three sets are written side by side into one matrix, so one softmax sees them all, and memory
-stays linear in t: nothing of size queries x keys outlives its tile.
+The fading key of position i - W is laid beside the window key of position i: both are W apart, so the keys a tile reads,
+from W before its first query to its last, are one contiguous block, window and fading alike, under one mask. The slots
+of the tile's chunk are written behind them for as long as the tile is worked on. So the keys of all three sets lie in
+one block, every product is one batched call on contiguous rows, and one softmax sees all sets.
 
-Inside, heads come before time. n: batch x key/value heads, g: query heads a key/value head, r: g x the tile's queries.
+Short calls keep their probabilities for the backward. Longer ones compute them again, so that nothing of size queries x
+keys outlives its tile and memory stays linear in t.
+
+Inside, heads come before time. n: batch x key/value heads, g: query heads a key/value head, r: g x the tile's queries,
+j: places in the block, z: sets side by side (window, then fading), c: columns of scores, (j z) then slots.
 """
 
 from __future__ import annotations
@@ -12,13 +18,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 QUERY_TILE = 128
-KEY_ALIGNMENT = 16  # a tile reads up to 15 keys more, masked, so that rows of scores start on cache lines
+KEPT_BYTES = 32 << 20  # probabilities that a call keeps for its backward, at most
+KEY_ALIGNMENT = 16  # a tile reads up to 15 places more, masked, so that rows of scores start on cache lines
 
 
 @dataclass(frozen=True)
@@ -30,99 +37,191 @@ class Geometry:
     chunk_size: int
     num_past: int
 
-    def tiles(self) -> Iterator[tuple[int, int, int]]:
-        """(chunk, first query, end) of each tile, in order; a tile never crosses a chunk boundary."""
-        for chunk, chunk_start in enumerate(range(0, self.num_queries, self.chunk_size)):
-            chunk_end = min(chunk_start + self.chunk_size, self.num_queries)
+
+@dataclass(frozen=True)
+class Tile:
+    """Queries [start, end) of a chunk and the places [first, last) of the block they read, of z sets each."""
+
+    chunk: int
+    start: int
+    end: int
+    first: int
+    last: int
+    sets: int
+
+    @property
+    def near(self) -> int:
+        """Columns of scores before those of the slots."""
+        return (self.last - self.first) * self.sets
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The sizes of a call, and where its keys are put."""
+
+    geometry: Geometry
+    batch: int
+    kv_heads: int
+    group: int
+    window_rows: int
+    fading_rows: int
+    eidetic_rows: int
+    slots: int
+    dtype: torch.dtype  # of scores
+
+    @classmethod
+    def of(cls, geometry: Geometry, index_bjm: Tensor | None, inputs: tuple[Tensor | None, ...]) -> Layout:
+        q, k, _, fading_k, _, _, eidetic_k, _ = inputs
+        assert q is not None and k is not None  # noqa: PT018
+        rows = [0 if x is None else x.shape[1] for x in (k, fading_k, eidetic_k)]
+        slots = 0 if index_bjm is None else index_bjm.shape[2]
+        dtype = torch.promote_types(q.dtype, torch.float32)
+        return cls(geometry, k.shape[0], k.shape[2], q.shape[2] // k.shape[2], *rows, slots, dtype)
+
+    @property
+    def sets(self) -> int:
+        """Window alone, or with the fading memory."""
+        return 2 if self.fading_rows else 1
+
+    @property
+    def begin(self) -> int:
+        """Position of place 0."""
+        return self.geometry.num_queries - self.window_rows
+
+    @property
+    def fading_from(self) -> int:
+        """Position of the first place that has a fading row beside it."""
+        oldest = max(self.geometry.num_queries - self.fading_rows, -self.geometry.num_past)
+        return oldest + self.geometry.window_size
+
+    def fading_places(self) -> tuple[slice, slice]:
+        """Places that have a fading row beside them, and those rows."""
+        first = min(max(0, self.fading_from - self.begin), self.window_rows)
+        first_row = self.begin + first - self.geometry.window_size - (self.geometry.num_queries - self.fading_rows)
+        return slice(first, self.window_rows), slice(first_row, first_row + self.window_rows - first)
+
+    def tiles(self) -> Iterator[Tile]:
+        """Every tile, in order; a tile never crosses a chunk boundary."""
+        geometry = self.geometry
+        for chunk, chunk_start in enumerate(range(0, geometry.num_queries, geometry.chunk_size)):
+            chunk_end = min(chunk_start + geometry.chunk_size, geometry.num_queries)
             for start in range(chunk_start, chunk_end, QUERY_TILE):
-                yield chunk, start, min(start + QUERY_TILE, chunk_end)
+                end = min(start + QUERY_TILE, chunk_end)
+                oldest = start - geometry.window_size + 1
+                first = max(-geometry.num_past, oldest - oldest % KEY_ALIGNMENT, self.begin)
+                sets = self.sets if end > self.fading_from else 1
+                yield Tile(chunk, start, end, first - self.begin, end - self.begin, sets)
 
-    def keys(self, start: int, end: int, age: int, past_rows: int) -> tuple[int, int]:
-        """Positions [first, last) some query of the tile reads; age: 0 for the window, W for the fading memory."""
-        first = start - age - self.window_size + 1
-        first = max(-min(self.num_past, past_rows), first - first % KEY_ALIGNMENT)
-        return first, max(first, end - age)
+    def scores_bytes(self) -> int:
+        rows = self.batch * self.kv_heads * self.group
+        return rows * sum((t.end - t.start) * (t.near + self.slots) for t in self.tiles()) * self.dtype.itemsize
 
+    def heads_first(self, x_bshp: Tensor, group: int = 1) -> Tensor:
+        """[b, s, h, p] to [n, g, s, p], contiguous; without a copy where it lies so in memory."""
+        b, s, h, p = x_bshp.shape
+        return x_bshp.transpose(1, 2).contiguous().view(b * h // group, group, s, p)
 
-@dataclass(frozen=True)
-class KeySet:
-    """One of window, fading and eidetic memory: queries [n, g, t, p], keys and values [n, s, p]."""
+    def time_first(self, x_ngsp: Tensor) -> Tensor:
+        """[n, g, s, p] to [b, s, h, p]."""
+        n, g, s, p = x_ngsp.shape
+        return x_ngsp.reshape(self.batch, n * g // self.batch, s, p).transpose(1, 2)
 
-    q_ngtp: Tensor
-    k_nsp: Tensor
-    v_nsp: Tensor
-    age: int | None  # None: eidetic, read by index
+    def put_rows(self, into_bthp: Tensor, tile: Tile, rows_nrp: Tensor) -> None:
+        by_head = rows_nrp.view(self.batch, self.kv_heads * self.group, tile.end - tile.start, -1)
+        into_bthp[:, tile.start : tile.end].copy_(by_head.transpose(1, 2))
 
-
-@dataclass(frozen=True)
-class TileSet:
-    """The rows of one KeySet that one tile reads, `rows` saying where they came from."""
-
-    q_nrp: Tensor
-    k_nsp: Tensor
-    v_nsp: Tensor
-    mask: Tensor  # broadcasts to [b, kv heads, g, tile, s]: 0, or -inf where a query may not look
-    masked: list[tuple[int, int]]  # the columns of the mask that are not all 0
-    rows: slice | Tensor
-    age: int | None
+    def block(self, beside_njzp: Tensor, tile: Tile) -> Tensor:
+        """The tile's rows [n, c, p]: window and fading, then slots."""
+        if tile.sets < self.sets:
+            return beside_njzp[:, tile.first : tile.last + self.slots, 0]
+        flat = beside_njzp.flatten(1, 2)
+        return flat[:, tile.first * self.sets : tile.last * self.sets + self.slots]
 
 
 class MemoryAttention(torch.autograd.Function):
-    """Arguments as in kernels.memory_attention; the three sets as (queries, keys, values) each."""
+    """inputs: q, window k and v, fading k and v, eidetic q, k and v as in kernels.memory_attention, None where there
+    is no such set; an eidetic v of None stands for the window's."""
 
     @staticmethod
     def forward(
-        ctx: Any, index_bjm: Tensor | None, doc_ids_bt: Tensor | None, geometry: Geometry, *sets: Tensor
+        ctx: Any, geometry: Geometry, index_bjm: Tensor | None, doc_ids_bt: Tensor | None, *inputs: Tensor | None
     ) -> Tensor:
-        ctx.save_for_backward(index_bjm, doc_ids_bt, *sets)
-        ctx.geometry = geometry
-        operands = Operands(sets, index_bjm, doc_ids_bt, geometry)
-        out_bthp = torch.empty_like(sets[0])
-        for chunk, start, end in geometry.tiles():
-            tile_sets = operands.tile(chunk, start, end)
-            probs = operands.probabilities(tile_sets, end - start)
-            out_nrp = operands.scratch.bmm("out", probs[0], tile_sets[0].v_nsp)
-            for prob, tile_set in zip(probs[1:], tile_sets[1:], strict=True):
-                torch.baddbmm(out_nrp, prob, tile_set.v_nsp, out=out_nrp)
-            operands.put_rows(out_bthp, start, end, out_nrp)
+        layout = Layout.of(geometry, index_bjm, inputs)
+        tensors = lay_out(layout, index_bjm, doc_ids_bt, inputs)
+        operands = Operands(layout, tensors)
+        keep = any(ctx.needs_input_grad) and layout.scores_bytes() <= KEPT_BYTES
+        kept = []
+        out_bthp = torch.empty_like(inputs[0])  # type: ignore[arg-type]
+        for tile in operands.tiles():
+            probs_nrc = operands.probabilities(tile, fresh=keep)
+            if keep:
+                kept.append(probs_nrc)
+            values_ncp = layout.block(operands.v, tile)
+            layout.put_rows(out_bthp, tile, operands.scratch.bmm("rows", probs_nrc.to(values_ncp.dtype), values_ncp))
+        ctx.save_for_backward(*tensors, *kept)
+        ctx.layout, ctx.own_values = layout, inputs[-1] is not None
         return out_bthp
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        index_bjm, doc_ids_bt, *sets = ctx.saved_tensors
-        geometry = ctx.geometry
-        operands = Operands(tuple(sets), index_bjm, doc_ids_bt, geometry)
-        scratch = operands.scratch
-        grads = operands.zero_grads()
-        grad_out_ngtp = operands.heads_first(grad_outputs[0], operands.group)
-        for chunk, start, end in geometry.tiles():
-            tile_sets = operands.tile(chunk, start, end)
-            sizes = [s.k_nsp.shape[1] for s in tile_sets]
-            probs = operands.probabilities(tile_sets, end - start)
-            grad_out_nrp = rows_of(grad_out_ngtp, start, end)
-            n, r, _ = grad_out_nrp.shape
-            grad_scores = scratch.take("grad_scores", (n, r, sum(sizes)), operands.dtype)
-            for part, tile_set in zip(grad_scores.split(sizes, -1), tile_sets, strict=True):
-                scratch.bmm_into(part, grad_out_nrp, tile_set.v_nsp.transpose(1, 2))
-            joined = scratch.take("scores", (n, r, sum(sizes)), operands.dtype)
-            softmax_backward(grad_scores, joined)
-            grad_parts = grad_scores.to(probs[0].dtype).split(sizes, -1)
-            for tile_set, prob, ds in zip(tile_sets, probs, grad_parts, strict=True):
-                grad = grads[tile_set.age]
-                dq = grad.q_ngtp[:, :, start:end]
-                dq.add_(scratch.bmm("rows", ds, tile_set.k_nsp).view_as(dq), alpha=operands.scale)
-                add_product(grad.k_nsp, tile_set.rows, ds.transpose(1, 2), tile_set.q_nrp, operands.scale)
-                add_product(grad.v_nsp, tile_set.rows, prob.transpose(1, 2), grad_out_nrp)
-        flat: list[Tensor | None] = []
-        for i, grad in enumerate(grads.values()):
-            shares_q = i > 0 and grad.q_ngtp is grads[0].q_ngtp
-            shares_v = i > 0 and grad.v_nsp is grads[0].v_nsp
-            flat += [
-                None if shares_q else operands.time_first(grad.q_ngtp, operands.group),
-                operands.time_first(grad.k_nsp[:, None]),
-                None if shares_v else operands.time_first(grad.v_nsp[:, None]),
-            ]
-        return None, None, None, *flat
+        layout: Layout = ctx.layout
+        tensors, kept = ctx.saved_tensors[:NUM_TENSORS], ctx.saved_tensors[NUM_TENSORS:]
+        operands = Operands(layout, tensors)
+        grads = Gradients(operands)
+        grad_out_ngtp = layout.heads_first(grad_outputs[0], layout.group)
+        for i, tile in enumerate(operands.tiles()):
+            probs_nrc = kept[i] if kept else operands.probabilities(tile)
+            grads.add(tile, probs_nrc, rows_of(grad_out_ngtp, tile))
+        return None, None, None, *grads.by_input(ctx.own_values)
+
+
+NUM_TENSORS = 10
+
+
+def lay_out(
+    layout: Layout, index_bjm: Tensor | None, doc_ids_bt: Tensor | None, inputs: tuple[Tensor | None, ...]
+) -> tuple[Tensor | None, ...]:
+    """What Operands are made of."""
+    q, k, v, fading_k, fading_v, eidetic_q, eidetic_k, eidetic_v = inputs
+    assert q is not None and k is not None and v is not None  # noqa: PT018
+    docs_b1jz = None if doc_ids_bt is None else docs_beside(layout, doc_ids_bt)
+    near = layout.heads_first(q, layout.group), beside(layout, k, fading_k), beside(layout, v, fading_v)
+    if index_bjm is None or eidetic_q is None or eidetic_k is None:
+        return *near, doc_ids_bt, docs_b1jz, None, None, None, None, None
+    head_n = torch.arange(layout.batch * layout.kv_heads, device=k.device)[:, None, None] * layout.eidetic_rows
+    index_njm = index_bjm.clamp_min(0).repeat_interleave(layout.kv_heads, 0) + head_n
+    index_jnm = index_njm.transpose(0, 1).contiguous()  # into [n * s]
+    slot_k, slot_v = gather(eidetic_k, index_jnm), gather(v if eidetic_v is None else eidetic_v, index_jnm)
+    far = layout.heads_first(eidetic_q, layout.group), slot_k, slot_v
+    return *near, doc_ids_bt, docs_b1jz, *far, index_jnm, additive(index_bjm >= 0, layout.dtype)
+
+
+def beside(layout: Layout, x_bshp: Tensor, fading_bshp: Tensor | None) -> Tensor:
+    """[n, j, z, p]: window rows, each with the fading row of W before, zeros where none is; room for slots behind."""
+    rows = x_bshp.transpose(1, 2).flatten(0, 1)
+    found = rows.new_empty(rows.shape[0], layout.window_rows + layout.slots, layout.sets, rows.shape[2])
+    found[:, : layout.window_rows, 0] = rows
+    if fading_bshp is not None:
+        places, fading = layout.fading_places()
+        found[:, : places.start, 1] = 0
+        found[:, places, 1] = fading_bshp.transpose(1, 2).flatten(0, 1)[:, fading]
+    return found
+
+
+def docs_beside(layout: Layout, doc_ids_bt: Tensor) -> Tensor:
+    """[b, 1, j, z]: the document of each key; no document (-2) where there is no key."""
+    docs = doc_ids_bt.new_full((layout.batch, 1, layout.window_rows, layout.sets), -2)
+    docs[:, 0, :, 0] = doc_ids_bt
+    if layout.sets == 2:
+        places, fading = layout.fading_places()
+        docs[:, 0, places, 1] = doc_ids_bt[:, fading]
+    return docs
+
+
+def gather(x_bshp: Tensor, index_jnm: Tensor) -> Tensor:
+    """The slots of every chunk, [chunks, n, m, p]."""
+    rows = x_bshp.transpose(1, 2).reshape(-1, x_bshp.shape[3])
+    return rows.index_select(0, index_jnm.flatten()).view(*index_jnm.shape, -1)
 
 
 class Scratch:
@@ -139,15 +238,158 @@ class Scratch:
             buffer = self.buffers[name] = torch.empty(size, dtype=dtype, device=self.device)
         return buffer[:size].view(shape)
 
-    def bmm_into(self, out: Tensor, a: Tensor, b: Tensor, scale: float = 1.0) -> None:
-        """out <- scale * a b, in the precision of out."""
+    def bmm(self, name: str, a: Tensor, b: Tensor, dtype: torch.dtype | None = None, scale: float = 1.0) -> Tensor:
+        """scale * a b, in `dtype` (that of a where None)."""
+        shape = (a.shape[0], a.shape[1], b.shape[2])
+        out = self.take(name, shape, dtype or a.dtype)
         if out.dtype == a.dtype:
-            torch.baddbmm(out, a, b, beta=0, alpha=scale, out=out)
-        else:
-            torch.mul(self.bmm("product", a, b), scale, out=out)
+            return torch.baddbmm(out, a, b, beta=0, alpha=scale, out=out)
+        return torch.mul(torch.bmm(a, b, out=self.take("narrow", shape, a.dtype)), scale, out=out)
 
-    def bmm(self, name: str, a: Tensor, b: Tensor) -> Tensor:
-        return torch.bmm(a, b, out=self.take(name, (a.shape[0], a.shape[1], b.shape[2]), a.dtype))
+
+class Operands:
+    """The inputs laid out for the tiles, and what each tile computes from them."""
+
+    def __init__(self, layout: Layout, tensors: tuple[Tensor | None, ...]) -> None:
+        self.layout = layout
+        self.q_ngtp, self.k, self.v, self.docs_bt, self.docs_b1jz = cast(Any, tensors[:5])
+        self.eidetic_q_ngtp, self.slot_k_jnmp, self.slot_v_jnmp, self.index_jnm, self.empty_bjm = cast(Any, tensors[5:])
+        self.scratch = Scratch(self.q_ngtp.device)
+        self.scale: float = self.q_ngtp.shape[-1] ** -0.5
+
+    def tiles(self) -> Iterator[Tile]:
+        """Every tile, while its slots stand behind its rows of k and v."""
+        for tile in self.layout.tiles():
+            if not self.layout.slots:
+                yield tile
+                continue
+            rooms = [self.layout.block(x, tile)[:, tile.near :] for x in (self.k, self.v)]
+            before = [room.clone() for room in rooms]
+            for room, slots_jnmp in zip(rooms, (self.slot_k_jnmp, self.slot_v_jnmp), strict=True):
+                room.copy_(slots_jnmp[tile.chunk])
+            yield tile
+            for room, rows in zip(rooms, before, strict=True):
+                room.copy_(rows)
+
+    def probabilities(self, tile: Tile, fresh: bool = False) -> Tensor:
+        """The softmax over all sets, [n, r, c]; in memory of its own if `fresh`, else until the next tile's."""
+        layout, scratch = self.layout, Scratch(self.k.device) if fresh else self.scratch
+        keys_npc = layout.block(self.k, tile).transpose(1, 2)
+        scores_nrc = scratch.bmm("scores", rows_of(self.q_ngtp, tile), keys_npc, layout.dtype, self.scale)
+        by_query = scores_nrc.view(layout.batch, layout.kv_heads, layout.group, tile.end - tile.start, -1)
+        by_query[..., : tile.near].add_(self._near_mask(tile))
+        if layout.slots:  # they are met by queries of their own
+            far_q_nrp = rows_of(self.eidetic_q_ngtp, tile)
+            far_nrm = self.scratch.bmm("far", far_q_nrp, keys_npc[..., tile.near :], layout.dtype, self.scale)
+            far_by_query = far_nrm.view(*by_query.shape[:-1], -1)
+            torch.add(far_by_query, self._slots_mask(tile), out=by_query[..., tile.near :])
+        return torch.softmax(scores_nrc, -1, out=scores_nrc)
+
+    def _near_mask(self, tile: Tile) -> Tensor:
+        """[queries, (j z)], or with documents [b, 1, 1, queries, (j z)]."""
+        layout = self.layout
+        first = tile.first + layout.begin
+        without = min(max(0, layout.fading_from - first), tile.last - tile.first)
+        mask = band(
+            tile.end - tile.start, tile.last - tile.first, first - tile.start, layout.geometry.window_size,
+            tile.sets, without, layout.dtype, self.k.device,
+        )  # fmt: skip
+        if self.docs_bt is None:
+            return mask
+        keys_b1c = self.docs_b1jz[:, :, tile.first : tile.last, : tile.sets].flatten(2)
+        same = self.docs_bt[:, tile.start : tile.end, None] == keys_b1c
+        return torch.where(same, mask, float("-inf"))[:, None, None]
+
+    def _slots_mask(self, tile: Tile) -> Tensor:
+        mask: Tensor = self.empty_bjm[:, None, None, None, tile.chunk]
+        if self.docs_bt is None:
+            return mask
+        chunk_start = tile.chunk * self.layout.geometry.chunk_size
+        same_bt = self.docs_bt[:, tile.start : tile.end] == self.docs_bt[:, chunk_start : chunk_start + 1]
+        return mask + additive(same_bt, self.layout.dtype)[:, None, None, :, None]
+
+
+class Gradients:
+    """Gradients by the inputs, added up tile by tile in the layout of the operands."""
+
+    def __init__(self, operands: Operands) -> None:
+        self.operands, self.layout = operands, operands.layout
+        self.q_ngtp = torch.empty_like(operands.q_ngtp)
+        self.k, self.v = torch.zeros_like(operands.k), torch.zeros_like(operands.v)
+        if self.layout.slots:
+            self.eidetic_q_ngtp = torch.empty_like(operands.eidetic_q_ngtp)
+            self.slot_k_jnmp = torch.zeros_like(operands.slot_k_jnmp)
+            self.slot_v_jnmp = torch.zeros_like(operands.slot_v_jnmp)
+
+    def add(self, tile: Tile, probs_nrc: Tensor, grad_out_nrp: Tensor) -> None:
+        operands, layout, scratch, scale = self.operands, self.layout, self.operands.scratch, self.operands.scale
+        near, far = slice(0, tile.near), slice(tile.near, None)
+        keys_ncp, values_npc = layout.block(operands.k, tile), layout.block(operands.v, tile).transpose(1, 2)
+        grad_nrc = scratch.bmm("grads", grad_out_nrp, values_npc, layout.dtype)
+        softmax_backward(grad_nrc, probs_nrc)
+        probs_nrc, grad_nrc = probs_nrc.to(operands.v.dtype), grad_nrc.to(operands.k.dtype)
+
+        grad_v = scratch.bmm("block", probs_nrc.transpose(1, 2), grad_out_nrp)
+        layout.block(self.v, tile)[:, near].add_(grad_v[:, near])
+        if layout.slots:
+            self.slot_v_jnmp[tile.chunk].add_(grad_v[:, far])
+        put_queries(self.q_ngtp, tile, scratch.bmm("rows", grad_nrc[..., near], keys_ncp[:, near], scale=scale))
+        q_nrp = rows_of(operands.q_ngtp, tile)
+        grad_k = scratch.bmm("block", grad_nrc[..., near].transpose(1, 2), q_nrp, scale=scale)
+        layout.block(self.k, tile)[:, near].add_(grad_k)
+        if layout.slots:
+            grad_q = scratch.bmm("rows", grad_nrc[..., far], keys_ncp[:, far], scale=scale)
+            put_queries(self.eidetic_q_ngtp, tile, grad_q)
+            q_nrp = rows_of(operands.eidetic_q_ngtp, tile)
+            grad_k = scratch.bmm("block", grad_nrc[..., far].transpose(1, 2), q_nrp, scale=scale)
+            self.slot_k_jnmp[tile.chunk].add_(grad_k)
+
+    def by_input(self, own_values: bool) -> list[Tensor | None]:
+        """In the order of MemoryAttention's inputs; own_values: the slots have values other than the window's."""
+        layout = self.layout
+        fading = [self._fading(self.k), self._fading(self.v)] if layout.sets == 2 else [None, None]
+        grad_k, grad_v = (x[:, : layout.window_rows, 0] for x in (self.k, self.v))
+        eidetic: list[Tensor | None] = [None, None, None]
+        if layout.slots:
+            slot_k, slot_v = self._scattered(self.slot_k_jnmp), self._scattered(self.slot_v_jnmp)
+            if not own_values:
+                grad_v = slot_v.add_(grad_v)
+            eidetic = [layout.time_first(self.eidetic_q_ngtp), self._by_head(slot_k)]
+            eidetic.append(self._by_head(slot_v) if own_values else None)
+        return [layout.time_first(self.q_ngtp), self._by_head(grad_k), self._by_head(grad_v), *fading, *eidetic]
+
+    def _by_head(self, x_nsp: Tensor) -> Tensor:
+        return self.layout.time_first(x_nsp[:, None])
+
+    def _scattered(self, slots_jnmp: Tensor) -> Tensor:
+        """[n, s, p]: what the slots of all chunks give to the rows they were gathered from."""
+        n, p = slots_jnmp.shape[1], slots_jnmp.shape[-1]
+        into = slots_jnmp.new_zeros(n * self.layout.eidetic_rows, p)
+        into.index_add_(0, self.operands.index_jnm.flatten(), slots_jnmp.view(-1, p))
+        return into.view(n, -1, p)
+
+    def _fading(self, beside_njzp: Tensor) -> Tensor:
+        places, rows = self.layout.fading_places()
+        grad_nsp = beside_njzp.new_zeros(beside_njzp.shape[0], self.layout.fading_rows, beside_njzp.shape[3])
+        grad_nsp[:, rows] = beside_njzp[:, places, 1]
+        return self._by_head(grad_nsp)
+
+
+def set_masses(
+    geometry: Geometry, index_bjm: Tensor | None, doc_ids_bt: Tensor | None, inputs: tuple[Tensor | None, ...]
+) -> Tensor:
+    """Sums of the probabilities over window, fading and eidetic keys, averaged over heads, [b, t, 3]."""
+    layout = Layout.of(geometry, index_bjm, inputs)
+    operands = Operands(layout, lay_out(layout, index_bjm, doc_ids_bt, inputs))
+    mass_bt3 = operands.q_ngtp.new_zeros(layout.batch, geometry.num_queries, 3)
+    for tile in operands.tiles():
+        probs_nrc = operands.probabilities(tile)
+        near = probs_nrc[..., : tile.near].unflatten(2, (-1, tile.sets))
+        masses = [*near.sum(2).unbind(2), *[torch.zeros_like(near[:, :, 0, 0])] * (2 - tile.sets)]
+        masses.append(probs_nrc[..., tile.near :].sum(2))
+        for i, mass_nr in enumerate(masses):
+            mass_bt3[:, tile.start : tile.end, i] = mass_nr.view(layout.batch, -1, tile.end - tile.start).mean(1)
+    return mass_bt3
 
 
 def softmax_backward(grad: Tensor, probs: Tensor) -> None:
@@ -155,179 +397,29 @@ def softmax_backward(grad: Tensor, probs: Tensor) -> None:
     torch.ops.aten._softmax_backward_data.out(grad, probs, -1, probs.dtype, grad_input=grad)
 
 
-class Operands:
-    """The inputs with heads ahead of time, and what each tile takes from them."""
-
-    def __init__(
-        self,
-        tensors: tuple[Tensor, ...],
-        index_bjm: Tensor | None,
-        doc_ids_bt: Tensor | None,
-        geometry: Geometry,
-    ) -> None:
-        self.geometry = geometry
-        self.doc_ids_bt = None if doc_ids_bt is None else doc_ids_bt.to(torch.int32)  # compares faster than int64
-        q_bthp, k_bshp = tensors[:2]
-        self.scratch = Scratch(q_bthp.device)
-        self.gathered: tuple[int, Tensor, Tensor] | None = None
-        self.batch, self.kv_heads = k_bshp.shape[0], k_bshp.shape[2]
-        self.group = q_bthp.shape[2] // self.kv_heads
-        self.scale = q_bthp.shape[-1] ** -0.5
-        self.dtype = torch.float64 if q_bthp.dtype == torch.float64 else torch.float32
-        ages = [0, geometry.window_size] if index_bjm is None or len(tensors) == 9 else [0]
-        self.sets: list[KeySet] = []
-        for i in range(0, len(tensors), 3):
-            q, k, v = tensors[i : i + 3]
-            age = None if index_bjm is not None and i + 3 == len(tensors) else ages[i // 3]
-            shares_q = bool(self.sets) and q.data_ptr() == q_bthp.data_ptr()
-            queries = self.sets[0].q_ngtp if shares_q else self.heads_first(q, self.group)
-            shares_v = bool(self.sets) and v.data_ptr() == tensors[2].data_ptr()  # slots read the window's values
-            values = self.sets[0].v_nsp if shares_v else self.heads_first(v)[:, 0]
-            self.sets.append(KeySet(queries, self.heads_first(k)[:, 0], values, age))
-        if index_bjm is not None:
-            offsets_n = torch.arange(self.batch * self.kv_heads, device=k_bshp.device) * tensors[-1].shape[1]
-            index_njm = index_bjm.clamp_min(0).repeat_interleave(self.kv_heads, 0) + offsets_n[:, None, None]
-            self.index_jnm = index_njm.transpose(0, 1).contiguous()
-            self.empty_slots = additive(index_bjm >= 0, self.dtype)
-
-    def zero_grads(self) -> dict[int | None, KeySet]:
-        """A buffer for each input, in the layout of the sets; sets that share an input share its buffer."""
-        first, zeros = self.sets[0], torch.zeros_like
-        q_grad, v_grad = zeros(first.q_ngtp), zeros(first.v_nsp)
-        return {
-            s.age: KeySet(
-                q_grad if s.q_ngtp is first.q_ngtp else zeros(s.q_ngtp),
-                zeros(s.k_nsp),
-                v_grad if s.v_nsp is first.v_nsp else zeros(s.v_nsp),
-                s.age,
-            )
-            for s in self.sets
-        }
-
-    def heads_first(self, x_bshp: Tensor, group: int = 1) -> Tensor:
-        """[b, s, h, p] to [n, g, s, p], contiguous; without a copy where it lies so in memory."""
-        b, s, h, p = x_bshp.shape
-        return x_bshp.transpose(1, 2).contiguous().view(b * h // group, group, s, p)
-
-    def put_rows(self, into_bthp: Tensor, start: int, end: int, rows_nrp: Tensor) -> None:
-        by_head = rows_nrp.view(self.batch, self.kv_heads * self.group, end - start, -1)
-        into_bthp[:, start:end].copy_(by_head.transpose(1, 2))
-
-    def time_first(self, x_ngsp: Tensor, group: int = 1) -> Tensor:
-        n, _, s, p = x_ngsp.shape
-        return x_ngsp.view(self.batch, n * group // self.batch, s, p).transpose(1, 2)
-
-    def tile(self, chunk: int, start: int, end: int) -> list[TileSet]:
-        """What the tile's queries read, in the order of the sets; sets that reach no key yet are left out."""
-        found = []
-        for key_set in self.sets:
-            q_nrp = rows_of(key_set.q_ngtp, start, end)
-            if key_set.age is None:
-                k, v = self._gather(key_set, chunk)
-                mask = self._slots_mask(chunk, start, end)
-                found.append(TileSet(q_nrp, k, v, mask, [(0, k.shape[1])], self.index_jnm[chunk], None))
-                continue
-            past = key_set.k_nsp.shape[1] - self.geometry.num_queries
-            first, last = self.geometry.keys(start, end, key_set.age, past)
-            if first < last:
-                keys = slice(first + past, last + past)
-                mask = self._band_mask(key_set.age, start, end, first, last)
-                k, v = key_set.k_nsp[:, keys], key_set.v_nsp[:, keys]
-                masked = self._masked_columns(key_set.age, start, end, first, last)
-                found.append(TileSet(q_nrp, k, v, mask, masked, keys, key_set.age))
-        return found
-
-    def _gather(self, key_set: KeySet, chunk: int) -> tuple[Tensor, Tensor]:
-        """The eidetic keys and values of a chunk, read once for all its tiles."""
-        if self.gathered is None or self.gathered[0] != chunk:
-            rows = self.index_jnm[chunk]
-            self.gathered = (chunk, gather_rows(key_set.k_nsp, rows), gather_rows(key_set.v_nsp, rows))
-        return self.gathered[1:]
-
-    def _band_mask(self, age: int, start: int, end: int, first: int, last: int) -> Tensor:
-        span = self.geometry.window_size
-        device = self.sets[0].q_ngtp.device
-        mask = band(end - start, last - first, first - start + age, span, self.dtype, device)
-        if self.doc_ids_bt is None:
-            return mask
-        same = self.doc_ids_bt[:, start:end, None] == self.doc_ids_bt[:, None, first:last]
-        return torch.where(same, mask, float("-inf"))[:, None, None]
-
-    def _masked_columns(self, age: int, start: int, end: int, first: int, last: int) -> list[tuple[int, int]]:
-        """Without documents, keys too old for the last query and too young for the first; with them, maybe any."""
-        old = max(0, end - age - self.geometry.window_size - first)
-        young = min(last, start - age + 1) - first
-        if self.doc_ids_bt is not None or old >= young:
-            return [(0, last - first)]
-        return [(begin, stop) for begin, stop in ((0, old), (young, last - first)) if begin < stop]
-
-    def _slots_mask(self, chunk: int, start: int, end: int) -> Tensor:
-        mask = self.empty_slots[:, None, None, None, chunk]
-        if self.doc_ids_bt is None:
-            return mask
-        chunk_start = chunk * self.geometry.chunk_size
-        same = self.doc_ids_bt[:, start:end] == self.doc_ids_bt[:, chunk_start : chunk_start + 1]
-        return mask + additive(same, self.dtype)[:, None, None, :, None]
-
-    def probabilities(self, tile_sets: list[TileSet], num_queries: int) -> list[Tensor]:
-        """The softmax over all sets, as one slice [n, r, s] a set, in the values' dtype."""
-        sizes = [s.k_nsp.shape[1] for s in tile_sets]
-        n, r, _ = tile_sets[0].q_nrp.shape
-        scores = self.scratch.take("scores", (n, r, sum(sizes)), self.dtype)
-        by_head = scores.view(self.batch, self.kv_heads, self.group, num_queries, -1)
-        first = 0
-        for size, tile_set in zip(sizes, tile_sets, strict=True):
-            self.scratch.bmm_into(
-                scores[..., first : first + size], tile_set.q_nrp, tile_set.k_nsp.transpose(1, 2), self.scale
-            )
-            for begin, end in tile_set.masked:
-                by_head[..., first + begin : first + end] += tile_set.mask[..., begin:end]
-            first += size
-        torch.softmax(scores, -1, out=scores)
-        return list(scores.to(tile_sets[0].v_nsp.dtype).split(sizes, -1))
-
-
-def set_masses(
-    sets: tuple[Tensor, ...], index_bjm: Tensor | None, doc_ids_bt: Tensor | None, geometry: Geometry
-) -> Tensor:
-    """Sums of the probabilities over window, fading and eidetic keys, averaged over heads, [b, t, 3]."""
-    operands = Operands(sets, index_bjm, doc_ids_bt, geometry)
-    batch = operands.batch
-    mass_bt3 = sets[0].new_zeros(batch, geometry.num_queries, 3)
-    column = {0: 0, geometry.window_size: 1, None: 2}
-    for chunk, start, end in geometry.tiles():
-        tile_sets = operands.tile(chunk, start, end)
-        for tile_set, prob in zip(tile_sets, operands.probabilities(tile_sets, end - start), strict=True):
-            by_head = prob.sum(-1).view(batch, -1, end - start)
-            mass_bt3[:, start:end, column[tile_set.age]] = by_head.mean(1)
-    return mass_bt3
-
-
 @lru_cache(maxsize=256)
-def band(num_queries: int, num_keys: int, shift: int, span: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Additive mask: 0 where 0 <= distance < span, query r standing at r and key s at s + shift."""
-    distance = torch.arange(num_queries, device=device)[:, None] - (torch.arange(num_keys, device=device) + shift)
-    return additive((distance >= 0) & (distance < span), dtype)
+def band(
+    num_queries: int, places: int, shift: int, span: int, sets: int, without: int, dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:  # fmt: skip
+    """Additive mask [queries, (j z)]: 0 where 0 <= distance < span, query r standing at r and place j at j + shift;
+    the first `without` places have no fading key."""
+    place = torch.arange(places, device=device)
+    distance = torch.arange(num_queries, device=device)[:, None] - (place + shift)
+    window = (distance >= 0) & (distance < span)
+    allowed = torch.stack([window, window & (place >= without)][:sets], -1).flatten(1)
+    return additive(allowed, dtype)
 
 
 def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, float("-inf"))
 
 
-def rows_of(x_ngtp: Tensor, start: int, end: int) -> Tensor:
+def rows_of(x_ngtp: Tensor, tile: Tile) -> Tensor:
     n, g, _, p = x_ngtp.shape
-    return x_ngtp[:, :, start:end].reshape(n, g * (end - start), p)
+    return x_ngtp[:, :, tile.start : tile.end].reshape(n, g * (tile.end - tile.start), p)
 
 
-def gather_rows(x_nsp: Tensor, rows_nm: Tensor) -> Tensor:
-    flat = x_nsp.view(-1, x_nsp.shape[-1])
-    return flat.index_select(0, rows_nm.flatten()).view(*rows_nm.shape, -1)
-
-
-def add_product(into_nsp: Tensor, rows: slice | Tensor, a: Tensor, b: Tensor, scale: float = 1.0) -> None:
-    """into[rows] += scale * a b."""
-    if isinstance(rows, slice):
-        target = into_nsp[:, rows]
-        torch.baddbmm(target, a, b, alpha=scale, out=target)
-    else:
-        into_nsp.view(-1, into_nsp.shape[-1]).index_add_(0, rows.flatten(), torch.bmm(a, b).flatten(0, 1), alpha=scale)
+def put_queries(into_ngtp: Tensor, tile: Tile, rows_nrp: Tensor) -> None:
+    into = into_ngtp[:, :, tile.start : tile.end]
+    into.copy_(rows_nrp.view_as(into))
