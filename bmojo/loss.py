@@ -10,7 +10,8 @@ from torch import Tensor
 from bmojo import fused
 
 IGNORED = -100
-CHUNK_LOGITS = 1 << 22  # logits held at a time
+CHUNK_LOGITS = 1 << 20  # logits held at a time: few enough to stay in a CPU's cache
+MIN_ROWS = 64  # unless the vocabulary is so large that products would become thin
 
 
 class LossOutput(NamedTuple):
@@ -48,22 +49,24 @@ class _LinearCrossEntropy(torch.autograd.Function):
         with_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         grad_hidden_sd = torch.empty_like(hidden_sd) if with_grad else None
         grad_weight_vd = torch.zeros_like(weight_vd, dtype=precise) if with_grad else None
-        rows = max(1, CHUNK_LOGITS // vocab_size)
+        rows = max(MIN_ROWS, CHUNK_LOGITS // vocab_size)
         for first in range(0, num_tokens, rows):
             part = slice(first, min(first + rows, num_tokens))
             logits_sv = (hidden_sd[part] @ weight_vd.t()).to(precise)
-            safe_target_s1 = target_s[part].clamp_min(0)[:, None]
-            log_z_s1 = logits_sv.logsumexp(-1, keepdim=True)
-            nll = (log_z_s1 - logits_sv.gather(1, safe_target_s1))[:, 0] * counted_s[part]
+            target_s1 = target_s[part].clamp_min(0)[:, None]
+            picked_s1 = logits_sv.gather(1, target_s1)
+            log_probs_sv = torch.ops.aten._log_softmax.out(logits_sv, -1, False, out=logits_sv)  # one pass, in place
+            nll_s1 = -log_probs_sv.gather(1, target_s1)
+            log_z_s1 = picked_s1 + nll_s1
+            nll = nll_s1[:, 0] * counted_s[part]
             nll_s[part] = nll
             loss += (nll + z_loss_weight * log_z_s1[:, 0].square()) @ share_s[part]
             if grad_hidden_sd is not None and grad_weight_vd is not None:
-                slope_s1 = (1 + 2 * z_loss_weight * log_z_s1) * share_s[part, None]
-                grad_logits_sv = logits_sv.sub_(log_z_s1).exp_().mul_(slope_s1)
-                grad_logits_sv.scatter_add_(1, safe_target_s1, -share_s[part, None])
-                grad_logits_sv = grad_logits_sv.to(hidden_sd.dtype)
-                grad_hidden_sd[part] = grad_logits_sv @ weight_vd
-                grad_weight_vd += grad_logits_sv.t() @ hidden_sd[part]
+                slope_s1 = 1 + 2 * z_loss_weight * log_z_s1
+                grad_logits_sv = log_probs_sv.exp_().scatter_add_(1, target_s1, -1 / slope_s1).to(hidden_sd.dtype)
+                scale_s1 = (slope_s1 * share_s[part, None]).to(hidden_sd.dtype)  # on the thin side of both products
+                torch.mm(grad_logits_sv, weight_vd, out=grad_hidden_sd[part]).mul_(scale_s1)
+                grad_weight_vd += grad_logits_sv.t() @ (hidden_sd[part] * scale_s1)
         ctx.save_for_backward(grad_hidden_sd, grad_weight_vd)
         ctx.mark_non_differentiable(nll_s, num_targets)
         return loss, nll_s, num_targets

@@ -1,9 +1,9 @@
 """Plain-torch memory attention: a loop over query tiles, matrix products inside.
 
-The fading key of position i - W is laid beside the window key of position i: both are W apart, so the keys a tile reads,
-from W before its first query to its last, are one contiguous block, window and fading alike, under one mask. The slots
-of the tile's chunk are written behind them for as long as the tile is worked on. So the keys of all three sets lie in
-one block, every product is one batched call on contiguous rows, and one softmax sees all sets.
+The fading key of position i - W is laid beside the window key of position i: both sets are then read from W before a
+tile's first query to its last, and are one contiguous block under one mask. The slots of the tile's chunk are written
+behind it for as long as the tile is worked on. So the keys of all three sets lie in one block, every product is one
+batched call on contiguous rows, and one softmax sees all sets.
 
 Short calls keep their probabilities for the backward. Longer ones compute them again, so that nothing of size queries x
 keys outlives its tile and memory stays linear in t.
@@ -73,10 +73,12 @@ class Layout:
     def of(cls, geometry: Geometry, index_bjm: Tensor | None, inputs: tuple[Tensor | None, ...]) -> Layout:
         q, k, _, fading_k, _, _, eidetic_k, _ = inputs
         assert q is not None and k is not None  # noqa: PT018
-        rows = [0 if x is None else x.shape[1] for x in (k, fading_k, eidetic_k)]
+        window_rows, fading_rows, eidetic_rows = (0 if x is None else x.shape[1] for x in (k, fading_k, eidetic_k))
         slots = 0 if index_bjm is None else index_bjm.shape[2]
         dtype = torch.promote_types(q.dtype, torch.float32)
-        return cls(geometry, k.shape[0], k.shape[2], q.shape[2] // k.shape[2], *rows, slots, dtype)
+        sizes = {"batch": k.shape[0], "kv_heads": k.shape[2], "group": q.shape[2] // k.shape[2], "slots": slots}
+        rows = {"window_rows": window_rows, "fading_rows": fading_rows, "eidetic_rows": eidetic_rows}
+        return cls(geometry, dtype=dtype, **sizes, **rows)
 
     @property
     def sets(self) -> int:
@@ -130,12 +132,12 @@ class Layout:
         by_head = rows_nrp.view(self.batch, self.kv_heads * self.group, tile.end - tile.start, -1)
         into_bthp[:, tile.start : tile.end].copy_(by_head.transpose(1, 2))
 
-    def block(self, beside_njzp: Tensor, tile: Tile) -> Tensor:
-        """The tile's rows [n, c, p]: window and fading, then slots."""
+    def block(self, kv_2njzp: Tensor, tile: Tile) -> Tensor:
+        """The tile's keys and values [2, n, c, p]: window and fading, then slots."""
         if tile.sets < self.sets:
-            return beside_njzp[:, tile.first : tile.last + self.slots, 0]
-        flat = beside_njzp.flatten(1, 2)
-        return flat[:, tile.first * self.sets : tile.last * self.sets + self.slots]
+            return kv_2njzp[:, :, tile.first : tile.last + self.slots, 0]
+        flat = kv_2njzp.flatten(2, 3)
+        return flat[:, :, tile.first * self.sets : tile.last * self.sets + self.slots]
 
 
 class MemoryAttention(torch.autograd.Function):
@@ -156,7 +158,7 @@ class MemoryAttention(torch.autograd.Function):
             probs_nrc = operands.probabilities(tile, fresh=keep)
             if keep:
                 kept.append(probs_nrc)
-            values_ncp = layout.block(operands.v, tile)
+            values_ncp = layout.block(operands.kv, tile)[1]
             layout.put_rows(out_bthp, tile, operands.scratch.bmm("rows", probs_nrc.to(values_ncp.dtype), values_ncp))
         ctx.save_for_backward(*tensors, *kept)
         ctx.layout, ctx.own_values = layout, inputs[-1] is not None
@@ -166,7 +168,8 @@ class MemoryAttention(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         layout: Layout = ctx.layout
         tensors, kept = ctx.saved_tensors[:NUM_TENSORS], ctx.saved_tensors[NUM_TENSORS:]
-        operands = Operands(layout, tensors)
+        # Slots are written into saved tensors and taken out again: .data keeps autograd from counting that as a change.
+        operands = Operands(layout, tuple(None if x is None else x.data for x in tensors))
         grads = Gradients(operands)
         grad_out_ngtp = layout.heads_first(grad_outputs[0], layout.group)
         for i, tile in enumerate(operands.tiles()):
@@ -175,7 +178,7 @@ class MemoryAttention(torch.autograd.Function):
         return None, None, None, *grads.by_input(ctx.own_values)
 
 
-NUM_TENSORS = 10
+NUM_TENSORS = 8
 
 
 def lay_out(
@@ -184,28 +187,34 @@ def lay_out(
     """What Operands are made of."""
     q, k, v, fading_k, fading_v, eidetic_q, eidetic_k, eidetic_v = inputs
     assert q is not None and k is not None and v is not None  # noqa: PT018
+    q_ngtp = layout.heads_first(q, layout.group)
+    kv_2njzp = k.new_empty(
+        2, layout.batch * layout.kv_heads, layout.window_rows + layout.slots, layout.sets, k.shape[3]
+    )
+    lay_beside(layout, kv_2njzp[0], k, fading_k)
+    lay_beside(layout, kv_2njzp[1], v, fading_v)
     docs_b1jz = None if doc_ids_bt is None else docs_beside(layout, doc_ids_bt)
-    near = layout.heads_first(q, layout.group), beside(layout, k, fading_k), beside(layout, v, fading_v)
     if index_bjm is None or eidetic_q is None or eidetic_k is None:
-        return *near, doc_ids_bt, docs_b1jz, None, None, None, None, None
+        return q_ngtp, kv_2njzp, doc_ids_bt, docs_b1jz, None, None, None, None
     head_n = torch.arange(layout.batch * layout.kv_heads, device=k.device)[:, None, None] * layout.eidetic_rows
     index_njm = index_bjm.clamp_min(0).repeat_interleave(layout.kv_heads, 0) + head_n
     index_jnm = index_njm.transpose(0, 1).contiguous()  # into [n * s]
-    slot_k, slot_v = gather(eidetic_k, index_jnm), gather(v if eidetic_v is None else eidetic_v, index_jnm)
-    far = layout.heads_first(eidetic_q, layout.group), slot_k, slot_v
-    return *near, doc_ids_bt, docs_b1jz, *far, index_jnm, additive(index_bjm >= 0, layout.dtype)
+    eidetic_kv = (eidetic_k, v if eidetic_v is None else eidetic_v)
+    slots_j2nmp = torch.stack([gather(x_bshp, index_jnm) for x_bshp in eidetic_kv], 1)
+    empty_bjm = additive(index_bjm >= 0, layout.dtype)
+    eidetic_q_ngtp = layout.heads_first(eidetic_q, layout.group)
+    return q_ngtp, kv_2njzp, doc_ids_bt, docs_b1jz, eidetic_q_ngtp, slots_j2nmp, index_jnm, empty_bjm
 
 
-def beside(layout: Layout, x_bshp: Tensor, fading_bshp: Tensor | None) -> Tensor:
-    """[n, j, z, p]: window rows, each with the fading row of W before, zeros where none is; room for slots behind."""
-    rows = x_bshp.transpose(1, 2).flatten(0, 1)
-    found = rows.new_empty(rows.shape[0], layout.window_rows + layout.slots, layout.sets, rows.shape[2])
-    found[:, : layout.window_rows, 0] = rows
+def lay_beside(layout: Layout, into_njzp: Tensor, x_bshp: Tensor, fading_bshp: Tensor | None) -> None:
+    """Window rows, each with the fading row of W before beside it, zeros where there is none."""
+    b, s, h, p = x_bshp.shape
+    into_bhjzp = into_njzp.view(b, h, *into_njzp.shape[1:])
+    into_bhjzp[:, :, :s, 0] = x_bshp.transpose(1, 2)
     if fading_bshp is not None:
         places, fading = layout.fading_places()
-        found[:, : places.start, 1] = 0
-        found[:, places, 1] = fading_bshp.transpose(1, 2).flatten(0, 1)[:, fading]
-    return found
+        into_bhjzp[:, :, : places.start, 1] = 0
+        into_bhjzp[:, :, places, 1] = fading_bshp.transpose(1, 2)[:, :, fading]
 
 
 def docs_beside(layout: Layout, doc_ids_bt: Tensor) -> Tensor:
@@ -252,29 +261,27 @@ class Operands:
 
     def __init__(self, layout: Layout, tensors: tuple[Tensor | None, ...]) -> None:
         self.layout = layout
-        self.q_ngtp, self.k, self.v, self.docs_bt, self.docs_b1jz = cast(Any, tensors[:5])
-        self.eidetic_q_ngtp, self.slot_k_jnmp, self.slot_v_jnmp, self.index_jnm, self.empty_bjm = cast(Any, tensors[5:])
+        self.q_ngtp, self.kv, self.docs_bt, self.docs_b1jz = cast(Any, tensors[:4])
+        self.eidetic_q_ngtp, self.slots_j2nmp, self.index_jnm, self.empty_bjm = cast(Any, tensors[4:])
         self.scratch = Scratch(self.q_ngtp.device)
         self.scale: float = self.q_ngtp.shape[-1] ** -0.5
 
     def tiles(self) -> Iterator[Tile]:
-        """Every tile, while its slots stand behind its rows of k and v."""
+        """Every tile, while its slots stand behind its rows of kv."""
         for tile in self.layout.tiles():
             if not self.layout.slots:
                 yield tile
                 continue
-            rooms = [self.layout.block(x, tile)[:, tile.near :] for x in (self.k, self.v)]
-            before = [room.clone() for room in rooms]
-            for room, slots_jnmp in zip(rooms, (self.slot_k_jnmp, self.slot_v_jnmp), strict=True):
-                room.copy_(slots_jnmp[tile.chunk])
+            room_2nmp = self.layout.block(self.kv, tile)[:, :, tile.near :]
+            before = room_2nmp.clone()
+            room_2nmp.copy_(self.slots_j2nmp[tile.chunk])
             yield tile
-            for room, rows in zip(rooms, before, strict=True):
-                room.copy_(rows)
+            room_2nmp.copy_(before)
 
     def probabilities(self, tile: Tile, fresh: bool = False) -> Tensor:
         """The softmax over all sets, [n, r, c]; in memory of its own if `fresh`, else until the next tile's."""
-        layout, scratch = self.layout, Scratch(self.k.device) if fresh else self.scratch
-        keys_npc = layout.block(self.k, tile).transpose(1, 2)
+        layout, scratch = self.layout, Scratch(self.kv.device) if fresh else self.scratch
+        keys_npc = layout.block(self.kv, tile)[0].transpose(1, 2)
         scores_nrc = scratch.bmm("scores", rows_of(self.q_ngtp, tile), keys_npc, layout.dtype, self.scale)
         by_query = scores_nrc.view(layout.batch, layout.kv_heads, layout.group, tile.end - tile.start, -1)
         by_query[..., : tile.near].add_(self._near_mask(tile))
@@ -292,7 +299,7 @@ class Operands:
         without = min(max(0, layout.fading_from - first), tile.last - tile.first)
         mask = band(
             tile.end - tile.start, tile.last - tile.first, first - tile.start, layout.geometry.window_size,
-            tile.sets, without, layout.dtype, self.k.device,
+            tile.sets, without, layout.dtype, self.kv.device,
         )  # fmt: skip
         if self.docs_bt is None:
             return mask
@@ -315,43 +322,43 @@ class Gradients:
     def __init__(self, operands: Operands) -> None:
         self.operands, self.layout = operands, operands.layout
         self.q_ngtp = torch.empty_like(operands.q_ngtp)
-        self.k, self.v = torch.zeros_like(operands.k), torch.zeros_like(operands.v)
+        self.kv = torch.zeros_like(operands.kv)
         if self.layout.slots:
             self.eidetic_q_ngtp = torch.empty_like(operands.eidetic_q_ngtp)
-            self.slot_k_jnmp = torch.zeros_like(operands.slot_k_jnmp)
-            self.slot_v_jnmp = torch.zeros_like(operands.slot_v_jnmp)
+            self.slots_j2nmp = torch.zeros_like(operands.slots_j2nmp)
 
     def add(self, tile: Tile, probs_nrc: Tensor, grad_out_nrp: Tensor) -> None:
         operands, layout, scratch, scale = self.operands, self.layout, self.operands.scratch, self.operands.scale
         near, far = slice(0, tile.near), slice(tile.near, None)
-        keys_ncp, values_npc = layout.block(operands.k, tile), layout.block(operands.v, tile).transpose(1, 2)
-        grad_nrc = scratch.bmm("grads", grad_out_nrp, values_npc, layout.dtype)
+        keys_ncp, values_ncp = layout.block(operands.kv, tile)
+        grad_keys_ncp, grad_values_ncp = layout.block(self.kv, tile)
+        grad_nrc = scratch.bmm("grads", grad_out_nrp, values_ncp.transpose(1, 2), layout.dtype)
         softmax_backward(grad_nrc, probs_nrc)
-        probs_nrc, grad_nrc = probs_nrc.to(operands.v.dtype), grad_nrc.to(operands.k.dtype)
+        probs_nrc, grad_nrc = probs_nrc.to(values_ncp.dtype), grad_nrc.to(values_ncp.dtype)
 
         grad_v = scratch.bmm("block", probs_nrc.transpose(1, 2), grad_out_nrp)
-        layout.block(self.v, tile)[:, near].add_(grad_v[:, near])
+        grad_values_ncp[:, near].add_(grad_v[:, near])
         if layout.slots:
-            self.slot_v_jnmp[tile.chunk].add_(grad_v[:, far])
+            self.slots_j2nmp[tile.chunk, 1].add_(grad_v[:, far])
         put_queries(self.q_ngtp, tile, scratch.bmm("rows", grad_nrc[..., near], keys_ncp[:, near], scale=scale))
         q_nrp = rows_of(operands.q_ngtp, tile)
         grad_k = scratch.bmm("block", grad_nrc[..., near].transpose(1, 2), q_nrp, scale=scale)
-        layout.block(self.k, tile)[:, near].add_(grad_k)
+        grad_keys_ncp[:, near].add_(grad_k)
         if layout.slots:
             grad_q = scratch.bmm("rows", grad_nrc[..., far], keys_ncp[:, far], scale=scale)
             put_queries(self.eidetic_q_ngtp, tile, grad_q)
             q_nrp = rows_of(operands.eidetic_q_ngtp, tile)
             grad_k = scratch.bmm("block", grad_nrc[..., far].transpose(1, 2), q_nrp, scale=scale)
-            self.slot_k_jnmp[tile.chunk].add_(grad_k)
+            self.slots_j2nmp[tile.chunk, 0].add_(grad_k)
 
     def by_input(self, own_values: bool) -> list[Tensor | None]:
         """In the order of MemoryAttention's inputs; own_values: the slots have values other than the window's."""
         layout = self.layout
-        fading = [self._fading(self.k), self._fading(self.v)] if layout.sets == 2 else [None, None]
-        grad_k, grad_v = (x[:, : layout.window_rows, 0] for x in (self.k, self.v))
+        grad_k, grad_v = self.kv[:, :, : layout.window_rows, 0]
+        fading = [self._fading(x_njzp) for x_njzp in self.kv] if layout.sets == 2 else [None, None]
         eidetic: list[Tensor | None] = [None, None, None]
         if layout.slots:
-            slot_k, slot_v = self._scattered(self.slot_k_jnmp), self._scattered(self.slot_v_jnmp)
+            slot_k, slot_v = (self._scattered(x_jnmp) for x_jnmp in self.slots_j2nmp.unbind(1))
             if not own_values:
                 grad_v = slot_v.add_(grad_v)
             eidetic = [layout.time_first(self.eidetic_q_ngtp), self._by_head(slot_k)]
@@ -365,13 +372,13 @@ class Gradients:
         """[n, s, p]: what the slots of all chunks give to the rows they were gathered from."""
         n, p = slots_jnmp.shape[1], slots_jnmp.shape[-1]
         into = slots_jnmp.new_zeros(n * self.layout.eidetic_rows, p)
-        into.index_add_(0, self.operands.index_jnm.flatten(), slots_jnmp.view(-1, p))
+        into.index_add_(0, self.operands.index_jnm.flatten(), slots_jnmp.reshape(-1, p))
         return into.view(n, -1, p)
 
-    def _fading(self, beside_njzp: Tensor) -> Tensor:
+    def _fading(self, kv_njzp: Tensor) -> Tensor:
         places, rows = self.layout.fading_places()
-        grad_nsp = beside_njzp.new_zeros(beside_njzp.shape[0], self.layout.fading_rows, beside_njzp.shape[3])
-        grad_nsp[:, rows] = beside_njzp[:, places, 1]
+        grad_nsp = kv_njzp.new_zeros(kv_njzp.shape[0], self.layout.fading_rows, kv_njzp.shape[3])
+        grad_nsp[:, rows] = kv_njzp[:, places, 1]
         return self._by_head(grad_nsp)
 
 
