@@ -208,9 +208,8 @@ def lay_out(
 
 def lay_beside(layout: Layout, into_njzp: Tensor, x_bshp: Tensor, fading_bshp: Tensor | None) -> None:
     """Window rows, each with the fading row of W before beside it, zeros where there is none."""
-    b, s, h, p = x_bshp.shape
-    into_bhjzp = into_njzp.view(b, h, *into_njzp.shape[1:])
-    into_bhjzp[:, :, :s, 0] = x_bshp.transpose(1, 2)
+    into_bhjzp = into_njzp.view(layout.batch, layout.kv_heads, *into_njzp.shape[1:])
+    into_bhjzp[:, :, : layout.window_rows, 0] = x_bshp.transpose(1, 2)
     if fading_bshp is not None:
         places, fading = layout.fading_places()
         into_bhjzp[:, :, : places.start, 1] = 0

@@ -40,80 +40,74 @@ class SSDScan(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         sizes = Sizes.of(x_bthp, B_btgn)
         x, dt, B, C = (sizes.by_chunk(m) for m in (x_bthp, dt_bth, B_btgn, C_btgn))
+        B, C = B.transpose(2, 3), C.transpose(2, 3)
         decay, reach = sizes.decays(dt, A_h, doc_ids_bt)
-        xdt = x * dt[..., None]
-        scores = torch.matmul(sizes.groups(C), sizes.groups(B).transpose(-1, -2))
-        mixing = decay * sizes.each_head(scores)
-        y = torch.matmul(mixing, xdt.transpose(2, 3)).transpose(2, 3).contiguous()
+        xdt = sizes.heads_first(x, dt)
+        mixing = decay * sizes.each_head(torch.matmul(C, B.transpose(-1, -2)))
+        within = torch.matmul(mixing, xdt)
 
-        to_end = decay[..., -1, :].transpose(-1, -2)
-        write = torch.matmul(sizes.channels(xdt * to_end[..., None]).transpose(-1, -2), sizes.groups(B))
-        states = torch.empty_like(write)  # [b, c, g, e, n]: before each chunk
-        state = states.new_zeros(states[:, 0].shape)
-        if initial_bhpn is not None:
-            state = initial_bhpn.reshape(state.shape).to(state.dtype)
+        ends = torch.empty_like(x, memory_format=torch.contiguous_format)  # what is left of dt x at the chunk's end
+        torch.mul(xdt.transpose(2, 3), decay[..., -1, :].transpose(2, 3)[..., None], out=ends)
+        write = torch.matmul(sizes.channels(ends).transpose(-1, -2), B)
+        states = write.new_empty(sizes.batch, sizes.chunks + 1, *write.shape[2:])  # before each chunk, and after all
+        states[:, 0] = 0 if initial_bhpn is None else initial_bhpn.reshape(states[:, 0].shape)
         carry = sizes.each_channel(reach[:, :, -1])
-        for c in range(sizes.chunks):
-            states[:, c] = state
-            state = torch.addcmul(write[:, c], carry[:, c], state)
-        across = torch.matmul(sizes.groups(C), states.transpose(-1, -2))
-        y.addcmul_(sizes.heads(across), reach[..., None])
-        y.addcmul_(x, D_h[:, None])
-        ctx.save_for_backward(x, dt, A_h, B, C, D_h, decay, reach, states)
+        at = states.unbind(1)
+        for c, (write_c, carry_c) in enumerate(zip(write.unbind(1), carry.unbind(1), strict=True)):
+            torch.addcmul(write_c, carry_c, at[c], out=at[c + 1])
+        across = sizes.heads(torch.matmul(C, states[:, :-1].transpose(-1, -2))).mul_(reach[..., None])
+        y = torch.add(across, within.transpose(2, 3)).addcmul_(x, D_h[:, None])
+        ctx.save_for_backward(x, dt, A_h, B, C, D_h, decay, reach, mixing, xdt, ends, across, states)
         ctx.sizes, ctx.with_initial = sizes, initial_bhpn is not None
-        return sizes.by_time(y), state.reshape(sizes.batch, sizes.h, sizes.p, sizes.n)
+        return sizes.by_time(y), at[-1].reshape(sizes.batch, sizes.h, sizes.p, sizes.n).clone()
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        x, dt, A_h, B, C, D_h, decay, reach, states = ctx.saved_tensors
+        x, dt, A_h, B, C, D_h, decay, reach, mixing, xdt, ends, across, states = ctx.saved_tensors
         sizes: Sizes = ctx.sizes
-        dy = sizes.by_chunk(grad_outputs[0])
-        B_g, C_g = sizes.groups(B), sizes.groups(C)
-        xdt = x * dt[..., None]
+        dy, before = sizes.by_chunk(grad_outputs[0]), states[:, :-1]
 
         # y's part from the incoming states, then the recurrence backwards
         dy_reach = sizes.channels(dy * reach[..., None])
-        dC = torch.matmul(dy_reach, states)
-        across = sizes.heads(torch.matmul(C_g, states.transpose(-1, -2)))
-        dreach = (dy * across).sum(-1)
-        dstates = torch.matmul(dy_reach.transpose(-1, -2), C_g)
+        dC = torch.matmul(dy_reach, before)
+        dlog_reach = (dy * across).sum(-1)
+        dbefore = torch.matmul(dy_reach.transpose(-1, -2), C)
+        dstates = torch.empty_like(states)
+        dstates[:, -1] = grad_outputs[1].reshape(dstates[:, -1].shape)
         carry = sizes.each_channel(reach[:, :, -1])
-        dwrite = torch.empty_like(dstates)
-        dstate = grad_outputs[1].reshape(dwrite[:, 0].shape)
-        for c in reversed(range(sizes.chunks)):
-            dwrite[:, c] = dstate
-            dstate = torch.addcmul(dstates[:, c], carry[:, c], dstate)
-        dreach[:, :, -1] += (dwrite * states).view(*states.shape[:2], sizes.h, -1).sum(-1)
+        at = dstates.unbind(1)
+        for c, (dbefore_c, carry_c) in reversed(list(enumerate(zip(dbefore.unbind(1), carry.unbind(1), strict=True)))):
+            torch.addcmul(dbefore_c, carry_c, at[c + 1], out=at[c])
+        dwrite = dstates[:, 1:]
+        dcarry = (dwrite * before).view(*before.shape[:2], sizes.h, -1).sum(-1)
+        dlog_reach[:, :, -1].addcmul_(dcarry, reach[:, :, -1])
 
         # what each chunk writes into the state
-        to_end = decay[..., -1, :].transpose(-1, -2)
-        dB = torch.matmul(sizes.channels(xdt * to_end[..., None]), dwrite)
-        dxdt_end = sizes.heads(torch.matmul(B_g, dwrite.transpose(-1, -2)))
-        dto_end = (dxdt_end * xdt).sum(-1)
-        dxdt = dxdt_end.mul_(to_end[..., None])
+        dB = torch.matmul(sizes.channels(ends), dwrite)
+        dends = sizes.heads(torch.matmul(B, dwrite.transpose(-1, -2)))
+        dlog_end = (dends * ends).sum(-1)
+        dxdt = dends.mul_(decay[..., -1, :].transpose(2, 3)[..., None])
 
         # within chunks
-        scores = sizes.each_head(torch.matmul(C_g, B_g.transpose(-1, -2)))
-        dy_heads = dy.transpose(2, 3)
-        dmixing = torch.matmul(dy_heads, xdt.transpose(2, 3).transpose(-1, -2))
-        dxdt += torch.matmul((decay * scores).transpose(-1, -2), dy_heads).transpose(2, 3)
-        dscores_heads = dmixing * decay
-        ddecay_log = dscores_heads * scores  # gradient by the exponents
-        ddecay_log[..., -1, :].addcmul_(dto_end.transpose(-1, -2), decay[..., -1, :])
-        dscores = dscores_heads.unflatten(2, (sizes.g, -1)).sum(3)
-        dC += torch.matmul(dscores, B_g)
-        dB += torch.matmul(dscores.transpose(-1, -2), C_g)
+        dy_heads = dy.transpose(2, 3).contiguous()
+        dmixing = torch.matmul(dy_heads, xdt.transpose(-1, -2))
+        dxdt += torch.matmul(mixing.transpose(-1, -2), dy_heads).transpose(2, 3)
+        dlog_decay = dmixing * mixing
+        dlog_decay[..., -1, :] += dlog_end.transpose(2, 3)
+        dscores = dmixing.mul_(decay).unflatten(2, (sizes.g, -1)).sum(3)
+        dC += torch.matmul(dscores, B)
+        dB += torch.matmul(dscores.transpose(-1, -2), C)
 
         # exponents: a_k is in the interval (s, t] where s < k <= t
-        upper = torch.ones(CHUNK, CHUNK, dtype=dt.dtype, device=dt.device).triu()
-        from_k = torch.matmul(upper, ddecay_log)
-        da = (from_k * upper.t().tril(-1)).sum(-1).transpose(-1, -2)
-        da = da + torch.matmul(upper, dreach * reach)
+        lower = torch.ones(CHUNK, CHUNK, dtype=dt.dtype, device=dt.device).tril()
+        over_s = torch.matmul(dlog_decay, lower.t().triu(1))  # [t, k]
+        da_bchq = over_s.mul_(lower).sum(-2) + torch.matmul(dlog_reach.transpose(2, 3), lower)
+        da = da_bchq.transpose(2, 3)
         ddt = torch.addcmul((dxdt * x).sum(-1), da, A_h)
         dA = (da * dt).sum((0, 1, 2))
         dD = (dy * x).sum((0, 1, 2, 4))
         dx = dxdt.mul_(dt[..., None]).addcmul_(dy, D_h[:, None])
-        dinitial = dstate.reshape(sizes.batch, sizes.h, sizes.p, sizes.n) if ctx.with_initial else None
+        dinitial = at[0].reshape(sizes.batch, sizes.h, sizes.p, sizes.n) if ctx.with_initial else None
         dB, dC = dB.transpose(2, 3), dC.transpose(2, 3)
         return sizes.by_time(dx), sizes.by_time(ddt), dA, sizes.by_time(dB), sizes.by_time(dC), dD, dinitial, None
 
@@ -147,8 +141,10 @@ class Sizes:
     def by_time(self, m: Tensor) -> Tensor:
         return m.flatten(1, 2)[:, : self.t]
 
-    def groups(self, m_bcqgn: Tensor) -> Tensor:
-        return m_bcqgn.transpose(2, 3)
+    def heads_first(self, x_bcqhp: Tensor, scale_bcqh: Tensor) -> Tensor:
+        """scale * x as [b, c, h, q, p]."""
+        scaled = x_bcqhp.new_empty(self.batch, self.chunks, self.h, CHUNK, self.p)
+        return torch.mul(x_bcqhp.transpose(2, 3), scale_bcqh.transpose(2, 3)[..., None], out=scaled)
 
     def channels(self, m_bcqhp: Tensor) -> Tensor:
         """[b, c, q, h, p] to [b, c, g, q, e]."""
@@ -171,8 +167,8 @@ class Sizes:
         """decay [b, c, h, t, s] and reach [b, c, q, h] as defined above."""
         lower = torch.ones(CHUNK, CHUNK, dtype=dt_bcqh.dtype, device=dt_bcqh.device).tril()
         a_bchq = (dt_bcqh * A_h).transpose(2, 3)
-        decay = torch.matmul(lower, a_bchq[..., None] * lower.tril(-1)).exp_()
-        reach = torch.matmul(lower, dt_bcqh * A_h).exp_()
+        decay = torch.matmul(a_bchq[..., None, :] * lower, lower.tril(-1)).exp_()
+        reach = torch.matmul(a_bchq, lower.t()).exp_().transpose(2, 3)
         if doc_ids_bt is None:
             return decay.mul_(lower), reach
         pad = doc_ids_bt[:, -1:].expand(-1, -self.t % CHUNK)
