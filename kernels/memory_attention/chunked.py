@@ -288,7 +288,7 @@ class Operands:
             far_q_nrp = rows_of(self.eidetic_q_ngtp, tile)
             far_nrm = self.scratch.bmm("far", far_q_nrp, keys_npc[..., tile.near :], layout.dtype, self.scale)
             far_by_query = far_nrm.view(*by_query.shape[:-1], -1)
-            torch.add(far_by_query, self._slots_mask(tile), out=by_query[..., tile.near :])
+            by_query[..., tile.near :].copy_(far_by_query.add_(self._slots_mask(tile)))
         return torch.softmax(scores_nrc, -1, out=scores_nrc)
 
     def _near_mask(self, tile: Tile) -> Tensor:

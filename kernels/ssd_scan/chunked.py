@@ -13,6 +13,7 @@ and carry no rounding from outside the interval, so documents stay apart to the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,17 +50,14 @@ class SSDScan(torch.autograd.Function):
         ends = torch.empty_like(x, memory_format=torch.contiguous_format)  # what is left of dt x at the chunk's end
         torch.mul(xdt.transpose(2, 3), decay[..., -1, :].transpose(2, 3)[..., None], out=ends)
         write = torch.matmul(sizes.channels(ends).transpose(-1, -2), B)
-        states = write.new_empty(sizes.batch, sizes.chunks + 1, *write.shape[2:])  # before each chunk, and after all
-        states[:, 0] = 0 if initial_bhpn is None else initial_bhpn.reshape(states[:, 0].shape)
+        first = write.new_zeros(write[:, 0].shape) if initial_bhpn is None else initial_bhpn.reshape(write[:, 0].shape)
         carry = sizes.each_channel(reach[:, :, -1])
-        at = states.unbind(1)
-        for c, (write_c, carry_c) in enumerate(zip(write.unbind(1), carry.unbind(1), strict=True)):
-            torch.addcmul(write_c, carry_c, at[c], out=at[c + 1])
+        states = carried(first, write.unbind(1), carry.unbind(1))  # before each chunk, and after all
         across = sizes.heads(torch.matmul(C, states[:, :-1].transpose(-1, -2))).mul_(reach[..., None])
         y = torch.add(across, within.transpose(2, 3)).addcmul_(x, D_h[:, None])
         ctx.save_for_backward(x, dt, A_h, B, C, D_h, decay, reach, mixing, xdt, ends, across, states)
         ctx.sizes, ctx.with_initial = sizes, initial_bhpn is not None
-        return sizes.by_time(y), at[-1].reshape(sizes.batch, sizes.h, sizes.p, sizes.n).clone()
+        return sizes.by_time(y), states[:, -1].reshape(sizes.batch, sizes.h, sizes.p, sizes.n).clone()
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
@@ -72,12 +70,9 @@ class SSDScan(torch.autograd.Function):
         dC = torch.matmul(dy_reach, before)
         dlog_reach = (dy * across).sum(-1)
         dbefore = torch.matmul(dy_reach.transpose(-1, -2), C)
-        dstates = torch.empty_like(states)
-        dstates[:, -1] = grad_outputs[1].reshape(dstates[:, -1].shape)
         carry = sizes.each_channel(reach[:, :, -1])
-        at = dstates.unbind(1)
-        for c, (dbefore_c, carry_c) in reversed(list(enumerate(zip(dbefore.unbind(1), carry.unbind(1), strict=True)))):
-            torch.addcmul(dbefore_c, carry_c, at[c + 1], out=at[c])
+        last = grad_outputs[1].reshape(dbefore[:, 0].shape)
+        dstates = carried(last, dbefore.unbind(1), carry.unbind(1), backwards=True)
         dwrite = dstates[:, 1:]
         dcarry = (dwrite * before).view(*before.shape[:2], sizes.h, -1).sum(-1)
         dlog_reach[:, :, -1].addcmul_(dcarry, reach[:, :, -1])
@@ -107,9 +102,26 @@ class SSDScan(torch.autograd.Function):
         dA = (da * dt).sum((0, 1, 2))
         dD = (dy * x).sum((0, 1, 2, 4))
         dx = dxdt.mul_(dt[..., None]).addcmul_(dy, D_h[:, None])
-        dinitial = at[0].reshape(sizes.batch, sizes.h, sizes.p, sizes.n) if ctx.with_initial else None
+        dinitial = dstates[:, 0].reshape(sizes.batch, sizes.h, sizes.p, sizes.n) if ctx.with_initial else None
         dB, dC = dB.transpose(2, 3), dC.transpose(2, 3)
         return sizes.by_time(dx), sizes.by_time(ddt), dA, sizes.by_time(dB), sizes.by_time(dC), dD, dinitial, None
+
+
+def carried(first: Tensor, write: Sequence[Tensor], carry: Sequence[Tensor], backwards: bool = False) -> Tensor:
+    """[b, c + 1, ...]: `first`, and S <- write + carry S after each of c steps; backwards: the last step first."""
+    way = -1 if backwards else 1
+    steps = list(zip(write, carry, strict=True))[::way]
+    if torch.compiler.is_compiling():  # which does not follow results written into strided views
+        states = [first]
+        for write_c, carry_c in steps:
+            states.append(torch.addcmul(write_c, carry_c, states[-1]))
+        return torch.stack(states[::way], 1)
+    found = first.new_empty(first.shape[0], len(steps) + 1, *first.shape[1:])
+    at = found.unbind(1)[::way]
+    at[0].copy_(first)
+    for (write_c, carry_c), before, after in zip(steps, at, at[1:], strict=False):
+        torch.addcmul(write_c, carry_c, before, out=after)
+    return found
 
 
 @dataclass(frozen=True)

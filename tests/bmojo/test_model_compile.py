@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kernels import dispatch
 
-PATTERNS = {"torch": "swa,mamba2,attention,mamba", "triton": "bmojo,bmojo_f,swa,mamba2,attention,mamba"}
+PATTERNS = {"torch": "bmojo,bmojo_f,swa,mamba2,attention,mamba", "triton": "bmojo,bmojo_f,swa,mamba2,attention,mamba"}
 
 
 def loss_and_gradients(call: nn.Module, model: nn.Module, tokens: Tensor, docs: Tensor) -> dict[str, Tensor]:
