@@ -13,6 +13,7 @@ import importlib.util
 from pathlib import Path
 
 PACKAGES = ("bmojo", "kernels")
+OPTIONAL = ("triton",)  # imported only by what runs on a GPU
 ENTRIES = {"bmojo.hf.modeling": "modeling_bmojo", "bmojo.hf.configuration": "configuration_bmojo"}  # for auto_map
 
 
@@ -48,7 +49,13 @@ def _flattened(module: str) -> tuple[str, list[str]]:
     text = _source_file(module).read_text(encoding="utf-8")
     lines, needed = text.splitlines(), list[str]()
     for node in sorted(_import_nodes(ast.parse(text)), key=lambda node: node.lineno, reverse=True):
-        if isinstance(node, ast.Import):
+        if _is_optional(node):
+            indent, guarded = (
+                " " * node.col_offset,
+                ("try:", f"    {ast.unparse(node)}", "except ImportError:", "    raise"),
+            )
+            lines[node.lineno - 1 : node.end_lineno] = [indent + line for line in guarded]
+        elif isinstance(node, ast.Import):
             ours = [alias.name for alias in node.names if _is_ours(alias.name)]
             if ours:
                 raise ValueError(
@@ -68,6 +75,12 @@ def _flattened(module: str) -> tuple[str, list[str]]:
 
 def _import_nodes(tree: ast.AST) -> list[ast.Import | ast.ImportFrom]:
     return [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+
+
+def _is_optional(node: ast.Import | ast.ImportFrom) -> bool:
+    """transformers asks for every package that a file imports outside `try`, even in files that are not imported."""
+    names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+    return any(name.partition(".")[0] in OPTIONAL for name in names)
 
 
 def _relative(module: str, names: list[ast.alias]) -> tuple[list[str], list[str]]:

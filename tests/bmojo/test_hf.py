@@ -225,6 +225,15 @@ def test_export_refuses_a_directory_that_is_not_empty(tmp_path, tokenizer_json):
         export_to_hf(make_model("swa"), tmp_path / "none" / "tokenizer.json", tmp_path / "new")
 
 
+def test_an_exported_model_does_not_ask_for_triton(exported):
+    """transformers refuses a model whose files import what is not installed; triton comes with GPUs only."""
+    from transformers.dynamic_module_utils import get_imports
+
+    files = list(exported[1].glob("*.py"))
+    assert any("triton" in file.name for file in files)
+    assert not [file.name for file in files if "triton" in get_imports(file)]
+
+
 def test_bundle_imports_nothing_of_ours_by_its_package():
     sources = bundled_sources()
     assert {"modeling_bmojo.py", "configuration_bmojo.py", "bmojo_model.py", "kernels_ssd_scan.py"} <= set(sources)
