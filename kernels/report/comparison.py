@@ -22,8 +22,9 @@ both. Nothing here ran on a GPU. Where ours takes more, README.md says why.
 - `ssd_scan` beside `chunk_simple_gla`: 32 heads of 64 channels. simple_gla has no groups, so B and C come repeated for
   each head; it multiplies by neither dt nor D, and what does so around it is not counted.
 - `causal_conv1d` beside `fla.modules.causal_conv1d` (its Triton path): 4096 channels, width 4, SiLU.
-- `memory_attention` beside `parallel_attn` with a window of 512: 16 query heads, 4 key/value heads. The peer computes
-  the window only; ours the fading and eidetic sets as well, under one softmax.
+- `memory_attention` beside `parallel_attn` with a window of 512: 16 query heads, 4 key/value heads. The peer has only a
+  window, so call by call it is ours without the other sets; with them it is listed below. The peer writes float32
+  gradients of keys and values for each query head, and what sums them up is not counted.
 - `innovation_select` has no peer."""
 HEADER = """\
 | case | library | kernel | tried (spill) | warps x stages | registers | spilled, B | shared, KiB | blocks (warps) | matrix instructions | MB |

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from kernels.launch import Launch
 from kernels.report import comparison, table
-from kernels.report.cases import cases
+from kernels.report.cases import Case, cases
 from kernels.report.comparison import PeerRow
 from kernels.report.compiled import Code, compile_launch
 from kernels.report.occupancy import occupancy
@@ -88,7 +88,7 @@ def peer_calls(target: Target) -> dict[str, Callable[[], Iterator[tuple[str, Cal
     def attention() -> Iterator[tuple[str, Call]]:
         for p in (64, 128):
             q, k, v = _leaf(16, p), _leaf(4, p), _leaf(4, p)
-            yield f", head_dim {p}", lambda q=q, k=k, v=v: parallel_attn(q, k, v, window_size=512)  # type: ignore[misc]
+            yield f", head_dim {p}, window only", lambda q=q, k=k, v=v: parallel_attn(q, k, v, window_size=512)  # type: ignore[misc]
 
     def scan() -> Iterator[tuple[str, Call]]:
         decay_bth = torch.empty(BATCH, TOKENS, 32, device="meta", requires_grad=True)
@@ -99,9 +99,25 @@ def peer_calls(target: Target) -> dict[str, Callable[[], Iterator[tuple[str, Cal
     return {"causal_conv1d": conv, "memory_attention": attention, "ssd_scan": scan}
 
 
+def window_only(arch: str) -> Iterator[Case]:
+    """memory_attention without fading and eidetic memory, which no peer has."""
+    from kernels.memory_attention.triton_op import plan_backward
+    from kernels.memory_attention.triton_plan import Call as AttentionCall
+    from kernels.memory_attention.triton_plan import Saved, plan_forward
+
+    for p in (64, 128):
+        q, k = _leaf(16, p), _leaf(4, p)
+        lse, delta = (torch.empty(BATCH, TOKENS, 16, device="meta") for _ in range(2))
+        call = AttentionCall(q, k, k, None, None, None, 512, TOKENS, 0, p**-0.5)
+        backward = plan_backward(call, Saved(q, lse, q, delta), [q, k, k], arch)
+        yield Case("memory_attention", f"forward, head_dim {p}, window only", tuple(plan_forward(call, q, lse, arch)))
+        yield Case("memory_attention", f"backward, head_dim {p}, window only", tuple(backward))
+
+
 def _ours(target: Target, operators: Sequence[str]) -> Iterator[PeerRow]:
     for operator in operators:
-        for case in cases(operator, target.name):
+        ours = [*cases(operator, target.name), *(window_only(target.name) if operator == "memory_attention" else ())]
+        for case in ours:
             yield from (_best(target, operator, "ours", case.name, [launch]) for launch in case.launches)
 
 

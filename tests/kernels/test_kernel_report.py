@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from kernels.report import __main__ as command
-from kernels.report import comparison, table
+from kernels.report import comparison, peers, table
 from kernels.report.cases import operators
 from kernels.report.check import violations
 from kernels.report.comparison import PeerRow
@@ -152,6 +152,14 @@ def test_the_comparison_marks_where_ours_takes_more():
     assert "| sm_90 | op | forward | 1 / 2 | 1 / 2 | **200 / 128** | 0 / 0 | 0.0 / 0.0 |" in page
     assert "| fla | `kernel` | 4 (1) | 4 x 2 | 128 (64 .. 255) | 0 | 0.0 (0.0 .. 2.0) | 4 (16) |" in page
     assert comparison.from_json(json.loads(json.dumps(dataclasses.asdict(worse)))) == worse
+
+
+def test_ours_beside_a_windows_peer_is_the_window_alone():
+    forward, backward = list(peers.window_only("sm_90"))[:2]
+    assert (forward.name, backward.name) == ("forward, head_dim 64, window only", "backward, head_dim 64, window only")
+    assert [launch.name for launch in (*forward.launches, *backward.launches)] == [
+        "forward_kernel", "query_grad_kernel", "key_grad_kernel",
+    ]  # fmt: skip
 
 
 def test_occupancy_is_what_the_vendors_formulas_give():
