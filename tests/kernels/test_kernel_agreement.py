@@ -231,6 +231,17 @@ def test_gradients_pass_gradcheck(path):
         assert torch.autograd.gradcheck(
             lambda x, w: causal_conv1d(x, w)[0], (x[0].detach().flatten(2)[..., :2].requires_grad_(), weight)
         )
+        rates = -torch.rand(4, 2, dtype=torch.float64).add_(0.1)
+        selective = [x[i].detach().flatten(2) for i in range(4)]
+        selective = [
+            selective[0],
+            selective[1].exp(),
+            rates,
+            selective[2][..., :2],
+            selective[3][..., :2],
+            torch.ones(4).double(),
+        ]
+        assert torch.autograd.gradcheck(selective_scan, tuple(leaf.clone().requires_grad_() for leaf in selective))
 
 
 def test_memory_attention_takes_one_tensor_for_several_arguments():
