@@ -46,7 +46,13 @@ def report(architectures: Sequence[str], operators: Sequence[str], folder: Path)
         return 2
     rows: list[PeerRow] = []
     for arch in architectures:
-        command = [sys.executable, "-m", "kernels.report.peers", arch, *(set(operators) & set(OPERATORS))]
+        command = [
+            sys.executable,
+            "-m",
+            "kernels.report.peers",
+            arch,
+            *(name for name in OPERATORS if name in operators),
+        ]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         if done.returncode:
             return done.returncode
