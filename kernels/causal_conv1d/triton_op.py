@@ -15,7 +15,8 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 WIDTHS = (2, 3, 4)
 
 # A thread holds 4 channels (8 bytes of bf16 a load), or 2 with more warps to hide latency. 4 rows are loaded
-# ahead: 8 spill in the backward. A segment reads WIDTH - 1 rows of the next one again; longer segments leave fewer programs.
+# ahead: 8 spill in the backward. A segment reads WIDTH - 1 rows of the next one again, so a long one reads
+# less, but leaves fewer programs.
 _GPU = (
     Config({"SEGMENT": 128, "ROWS": 4, "BLOCK_D": 512}, num_warps=4),
     Config({"SEGMENT": 64, "ROWS": 4, "BLOCK_D": 512}, num_warps=4),
