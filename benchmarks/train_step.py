@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from benchmarks._peers import PATTERNS, PEERS, base_config, build, loss_of, num_params
 from bmojo import BMojoLM
+from bmojo.allocator import keep_freed_memory
 from bmojo.counting import count
 
 
 def main(arguments: list[str] | None = None) -> None:
     options = _parse(arguments)
     torch.set_num_threads(options.threads)
+    keep_freed_memory()
     config = base_config(options.num_layers, options.vocab_size)
     subject = BMojoLM(config)
     target = num_params(subject)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
+from bmojo.allocator import keep_freed_memory
 from pipelines.errors import UserError
 from pipelines.training.job import TrainJob
 
@@ -95,6 +96,7 @@ def prepare_process(job: TrainJob, rank: int) -> torch.device:
         num_threads = max(1, int(config.resources.cpus_per_worker))
         os.environ["OMP_NUM_THREADS"] = str(num_threads)
         torch.set_num_threads(num_threads)
+        keep_freed_memory()
     torch.use_deterministic_algorithms(config.deterministic, warn_only=config.on_gpu)
     # A debugging aid that comes with it and costs a sixth of the time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
