@@ -22,7 +22,8 @@ from bmojo.counting import count
 def main(arguments: list[str] | None = None) -> None:
     options = _parse(arguments)
     torch.set_num_threads(options.threads)
-    keep_freed_memory()
+    if options.keep_freed_memory:
+        keep_freed_memory()
     config = base_config(options.num_layers, options.vocab_size)
     subject = BMojoLM(config)
     target = num_params(subject)
@@ -99,6 +100,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--num-layers", type=int, default=7, help="layers of every model but mamba2_hf")
     parser.add_argument("--vocab-size", type=int, default=4096, help="size of the vocabulary")
+    parser.add_argument(
+        "--keep-freed-memory", action="store_true", help="for all models alike, as our trainer does on CPU"
+    )
     parser.add_argument("--profile", action="store_true", help="print where bmojo's time goes at the first seq_len")
     return parser.parse_args(arguments)
 
