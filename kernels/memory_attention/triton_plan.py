@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.launch import Launch
+from kernels.launch import Launch, num_bytes
 from kernels.memory_attention.triton_backward import (
     key_grad_kernel,
     query_grad_kernel,
@@ -335,7 +335,3 @@ def _key_args(call: Call, saved: Saved, q: Tensor, keys_values: Pair, grads: Pai
         "docs_ptr": call.docs, "delta_ptr": saved.delta, "grad_v_ptr": grads[1], "num_queries": call.num_queries,
         "scale": call.scale, "scale_log2": call.scale * LOG2_E,
     }  # fmt: skip
-
-
-def num_bytes(*tensors: Tensor | None) -> int:
-    return sum(x.numel() * x.element_size() for x in tensors if x is not None)

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.launch import Launch
+from kernels.launch import Launch, num_bytes
 from kernels.memory_attention.triton_decode import combine_kernel, step_kernel
 from kernels.memory_attention.triton_limits import Sets, padded_sets, require_dtypes, require_group, rows_contiguous
-from kernels.memory_attention.triton_plan import LOG2_E, num_bytes, strided
+from kernels.memory_attention.triton_plan import LOG2_E, strided
 from kernels.tuning import INTERPRETER, Config, architecture, choose
 
 MIN_ROWS, MAX_ROWS = 16, 128  # of a matrix product

@@ -8,7 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
-from kernels.launch import Launch
+from kernels.launch import Launch, num_bytes
 from kernels.ssd_scan import triton_kernels as device
 from kernels.tuning import INTERPRETER, Config
 
@@ -85,7 +85,7 @@ def plan_forward(inputs: Inputs, config: Config) -> Plan:
         config.num_warps,
         config.num_stages,
         flops=2 * b * t * h * (chunk * (n + p) + n * p),
-        bytes=_bytes(x, B, C, decays.cum, decays.dt, decays.reach, D, decays.begin, states, y),
+        bytes=num_bytes(x, B, C, decays.cum, decays.dt, decays.reach, D, decays.begin, states, y),
     )
     return Plan([sum_up, walk, output], (y, final))
 
@@ -116,7 +116,7 @@ def plan_backward(dy: Tensor, dfinal: Tensor | None, inputs: Inputs, config: Con
         config.num_warps,
         config.num_stages,
         flops=2 * b * t * h * (chunk * (n + 2 * p + chunk) + 2 * n * p),
-        bytes=_bytes(*read.values(), A, D, dx, ddt, dA, dD),
+        bytes=num_bytes(*read.values(), A, D, dx, ddt, dA, dD),
     )
 
     group_n = min(config.tiles["GROUP_N"], _block(n))
@@ -134,7 +134,7 @@ def plan_backward(dy: Tensor, dfinal: Tensor | None, inputs: Inputs, config: Con
         config.num_warps,
         config.num_stages,
         flops=2 * b * t * (h * (chunk * p * blocks + 2 * n * p) + 2 * g * splits * chunk * n),
-        bytes=_bytes(*read.values(), dB, dC),
+        bytes=num_bytes(*read.values(), dB, dC),
     )
     return Plan([sum_up, walk, walk_back, by_head, by_group], (dx, ddt, dA, dB, dC, dD, dinitial))
 
@@ -151,7 +151,7 @@ def plan_step(
         (triton.cdiv(p, 16), h, b),  # 16 channels: 8 KiB of a state of 128, and 2 048 programs from batch 16 on
         {**_pointers(x=x, dt=dt, A=A, B=B, C=C, D=D, state=state, y=y), "h": h, "heads_a_group": h // g},
         {"P": p, "N": n, "BLOCK_P": 16, "BLOCK_N": _block(n)},
-        bytes=_bytes(x, dt, A, B, C, D, state, state, y),
+        bytes=num_bytes(x, dt, A, B, C, D, state, state, y),
     )
     return launch, y
 
@@ -181,7 +181,7 @@ def _plan_decays(dt: Tensor, A: Tensor, doc_ids: Tensor | None, chunk: int) -> t
         },
         {"CHUNK": chunk},
         num_warps=max(1, chunk // 16),
-        bytes=_bytes(dt, A, doc_ids, *decays),
+        bytes=num_bytes(dt, A, doc_ids, *decays),
     )
     return launch, decays
 
@@ -210,7 +210,7 @@ def _plan_states(
         num_warps=4,
         num_stages=3,  # a walk waits for memory: the next two chunks are on their way
         flops=2 * b * t * h * p * n,
-        bytes=_bytes(values, maps, weight, dt, start, states, end),
+        bytes=num_bytes(values, maps, weight, dt, start, states, end),
     )
     return launch, states, end
 
@@ -239,10 +239,6 @@ def _pointers(**tensors: Tensor | None) -> dict[str, Tensor | None]:
 def _strides(**tensors: Tensor) -> dict[str, int]:
     """Of the batch and of time, the axes that views of a wider projection stride over."""
     return {f"{name}_stride_{axis}": x.stride(i) for name, x in tensors.items() for i, axis in enumerate("bt")}
-
-
-def _bytes(*tensors: Tensor | None) -> int:
-    return sum(x.numel() * x.element_size() for x in tensors if x is not None)
 
 
 def representative_inputs(d_state: int, packed: bool) -> Inputs:
