@@ -6,9 +6,11 @@ a machine without a GPU, with the argument types and alignments of the real call
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -37,8 +39,10 @@ class Launch:
         return str(self.kernel.__name__)
 
     def run(self) -> None:
-        """Launch on the current stream of the tensors' device."""
-        self.kernel[self.grid](**self.args, **self.constants, num_warps=self.num_warps, num_stages=self.num_stages)
+        """Launch on the current stream of the tensors' device, which need not be the current device."""
+        device = next(x.device for x in self.args.values() if isinstance(x, Tensor))
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            self.kernel[self.grid](**self.args, **self.constants, num_warps=self.num_warps, num_stages=self.num_stages)
 
     def compile(self, target: Any) -> Any:
         """Compile for a `GPUTarget` without a device, specialised on alignment just as the real call would be."""
