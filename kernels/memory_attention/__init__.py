@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from kernels import dispatch
-from kernels.memory_attention.chunked import Geometry, MemoryAttention, set_masses
+from kernels.memory_attention.chunked import MemoryAttention, set_masses
+from kernels.memory_attention.layout import Geometry
 from kernels.memory_attention.reference import memory_attention_reference
 from kernels.memory_attention.step import memory_attention_step_torch
 
