@@ -1,9 +1,9 @@
 """Plain-torch memory attention: a loop over query tiles, matrix products inside.
 
 The fading key of position i - W is laid beside the window key of position i: both sets are then read from W before a
-tile's first query to its last, and are one contiguous block under one mask. The slots of the tile's chunk are written
-behind it for as long as the tile is worked on. So the keys of all three sets lie in one block, every product is one
-batched call on contiguous rows, and one softmax sees all sets.
+tile's first query to its last, and are one contiguous block under one mask. Slots are gathered by chunk. Scores of both
+stand side by side, so that one softmax sees all sets: the block's product runs on over the slots' columns, where its
+numbers mean nothing and are replaced, because a batched product is only fast into contiguous memory.
 
 Short calls keep their probabilities for the backward. Longer ones compute them again, so that nothing of size queries x
 keys outlives its tile and memory stays linear in t.
@@ -15,7 +15,6 @@ j: places in the block, z: sets side by side (window, then fading), c: columns o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, cast
 
@@ -26,6 +25,7 @@ from kernels.memory_attention.layout import Geometry, Layout, Tile, additive, la
 
 KEPT_BYTES = 32 << 20  # probabilities that a call keeps for its backward, at most
 NUM_TENSORS = 8  # that lay_out gives
+KEYS, VALUES = range(2)  # along the first axis of kv and slots
 
 
 class MemoryAttention(torch.autograd.Function):
@@ -42,12 +42,11 @@ class MemoryAttention(torch.autograd.Function):
         keep = any(ctx.needs_input_grad) and layout.scores_bytes() <= KEPT_BYTES
         kept = []
         out_bthp = torch.empty_like(inputs[0])  # type: ignore[arg-type]
-        for tile in operands.tiles():
+        for tile in layout.tiles():
             probs_nrc = operands.probabilities(tile, fresh=keep)
             if keep:
                 kept.append(probs_nrc)
-            values_ncp = layout.block(operands.kv, tile)[1]
-            layout.put_rows(out_bthp, tile, operands.scratch.bmm("rows", probs_nrc.to(values_ncp.dtype), values_ncp))
+            layout.put_rows(out_bthp, tile, operands.values(tile, probs_nrc.to(operands.kv.dtype)))
         ctx.save_for_backward(*tensors, *kept)
         ctx.layout, ctx.own_values = layout, inputs[-1] is not None
         return out_bthp
@@ -56,13 +55,12 @@ class MemoryAttention(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         layout: Layout = ctx.layout
         tensors, kept = ctx.saved_tensors[:NUM_TENSORS], ctx.saved_tensors[NUM_TENSORS:]
-        # Slots are written into saved tensors and taken out again: .data keeps autograd from counting that as a change.
-        operands = Operands(layout, tuple(None if x is None else x.data for x in tensors))
+        operands = Operands(layout, tensors)
         grads = Gradients(operands)
         grad_out_ngtp = layout.heads_first(grad_outputs[0], layout.group)
-        for i, tile in enumerate(operands.tiles()):
+        for i, tile in enumerate(layout.tiles()):
             probs_nrc = kept[i] if kept else operands.probabilities(tile)
-            grads.add(tile, probs_nrc, rows_of(grad_out_ngtp, tile))
+            grads.add(tile, probs_nrc, grad_out_ngtp)
         return None, None, None, *grads.by_input(ctx.own_values)
 
 
@@ -99,31 +97,36 @@ class Operands:
         self.scratch = Scratch(self.q_ngtp.device)
         self.scale: float = self.q_ngtp.shape[-1] ** -0.5
 
-    def tiles(self) -> Iterator[Tile]:
-        """Every tile, while its slots stand behind its rows of kv."""
-        for tile in self.layout.tiles():
-            if not self.layout.slots:
-                yield tile
-                continue
-            room_2nmp = self.layout.block(self.kv, tile)[:, :, tile.near :]
-            before = room_2nmp.clone()
-            room_2nmp.copy_(self.slots_j2nmp[tile.chunk])
-            yield tile
-            room_2nmp.copy_(before)
-
     def probabilities(self, tile: Tile, fresh: bool = False) -> Tensor:
         """The softmax over all sets, [n, r, c]; in memory of its own if `fresh`, else until the next tile's."""
         layout, scratch = self.layout, Scratch(self.kv.device) if fresh else self.scratch
-        keys_npc = layout.block(self.kv, tile)[0].transpose(1, 2)
-        scores_nrc = scratch.bmm("scores", rows_of(self.q_ngtp, tile), keys_npc, layout.dtype, self.scale)
+        scores_nrc = self.products(scratch, "scores", tile, KEYS, self.q_ngtp, self.eidetic_q_ngtp, self.scale)
         by_query = scores_nrc.view(layout.batch, layout.kv_heads, layout.group, tile.end - tile.start, -1)
         by_query[..., : tile.near].add_(self._near_mask(tile))
-        if layout.slots:  # they are met by queries of their own
-            far_q_nrp = rows_of(self.eidetic_q_ngtp, tile)
-            far_nrm = self.scratch.bmm("far", far_q_nrp, keys_npc[..., tile.near :], layout.dtype, self.scale)
-            far_by_query = far_nrm.view(*by_query.shape[:-1], -1)
-            by_query[..., tile.near :].copy_(far_by_query.add_(self._slots_mask(tile)))
+        if layout.slots:
+            by_query[..., tile.near :].add_(self._slots_mask(tile))
         return torch.softmax(scores_nrc, -1, out=scores_nrc)
+
+    def products(
+        self, scratch: Scratch, name: str, tile: Tile, of: int, a_ngtp: Tensor, far_a_ngtp: Tensor, scale: float = 1.0
+    ) -> Tensor:
+        """scale * a b^T for the tile's rows of a, b all its keys or values; slots meet rows of far_a. [n, r, c]."""
+        layout = self.layout
+        block_npc = layout.block(self.kv[of], tile, extra=layout.slots).transpose(1, 2)
+        found_nrc = scratch.bmm(name, rows_of(a_ngtp, tile), block_npc, layout.dtype, scale)
+        if layout.slots:
+            slots_npm = self.slots_j2nmp[tile.chunk, of].transpose(1, 2)
+            far_nrm = self.scratch.bmm("far", rows_of(far_a_ngtp, tile), slots_npm, layout.dtype, scale)
+            found_nrc[..., tile.near :].copy_(far_nrm)
+        return found_nrc
+
+    def values(self, tile: Tile, probs_nrc: Tensor) -> Tensor:
+        """The values of the tile's keys, weighted, [n, r, p]."""
+        block_ncp = self.layout.block(self.kv[VALUES], tile)
+        found_nrp = self.scratch.bmm("rows", probs_nrc[..., : tile.near], block_ncp)
+        if self.layout.slots:
+            found_nrp.baddbmm_(probs_nrc[..., tile.near :], self.slots_j2nmp[tile.chunk, VALUES])
+        return found_nrp
 
     def _near_mask(self, tile: Tile) -> Tensor:
         """[queries, (j z)], or with documents [b, 1, 1, queries, (j z)]."""
@@ -160,29 +163,30 @@ class Gradients:
             self.eidetic_q_ngtp = torch.empty_like(operands.eidetic_q_ngtp)
             self.slots_j2nmp = torch.zeros_like(operands.slots_j2nmp)
 
-    def add(self, tile: Tile, probs_nrc: Tensor, grad_out_nrp: Tensor) -> None:
-        operands, layout, scratch, scale = self.operands, self.layout, self.operands.scratch, self.operands.scale
-        near, far = slice(0, tile.near), slice(tile.near, None)
-        keys_ncp, values_ncp = layout.block(operands.kv, tile)
-        grad_keys_ncp, grad_values_ncp = layout.block(self.kv, tile)
-        grad_nrc = scratch.bmm("grads", grad_out_nrp, values_ncp.transpose(1, 2), layout.dtype)
+    def add(self, tile: Tile, probs_nrc: Tensor, grad_out_ngtp: Tensor) -> None:
+        operands, scratch, dtype = self.operands, self.operands.scratch, self.kv.dtype
+        grad_nrc = operands.products(scratch, "grads", tile, VALUES, grad_out_ngtp, grad_out_ngtp)
         softmax_backward(grad_nrc, probs_nrc)
-        probs_nrc, grad_nrc = probs_nrc.to(values_ncp.dtype), grad_nrc.to(values_ncp.dtype)
+        probs_nrc, grad_nrc = probs_nrc.to(dtype), grad_nrc.to(dtype)
+        grad_out_nrp, near, far = rows_of(grad_out_ngtp, tile), slice(0, tile.near), slice(tile.near, None)
 
-        grad_v = scratch.bmm("block", probs_nrc.transpose(1, 2), grad_out_nrp)
-        grad_values_ncp[:, near].add_(grad_v[:, near])
-        if layout.slots:
-            self.slots_j2nmp[tile.chunk, 1].add_(grad_v[:, far])
-        put_queries(self.q_ngtp, tile, scratch.bmm("rows", grad_nrc[..., near], keys_ncp[:, near], scale=scale))
-        q_nrp = rows_of(operands.q_ngtp, tile)
-        grad_k = scratch.bmm("block", grad_nrc[..., near].transpose(1, 2), q_nrp, scale=scale)
-        grad_keys_ncp[:, near].add_(grad_k)
-        if layout.slots:
-            grad_q = scratch.bmm("rows", grad_nrc[..., far], keys_ncp[:, far], scale=scale)
+        keys_ncp = self.layout.block(operands.kv[KEYS], tile)
+        grad_q = scratch.bmm("rows", grad_nrc[..., near], keys_ncp, scale=operands.scale)
+        put_queries(self.q_ngtp, tile, grad_q)
+        self._add(KEYS, tile, grad_nrc[..., near], rows_of(operands.q_ngtp, tile), operands.scale)
+        self._add(VALUES, tile, probs_nrc[..., near], grad_out_nrp)
+        if self.layout.slots:
+            slots, grad_slots = operands.slots_j2nmp[tile.chunk], self.slots_j2nmp[tile.chunk]
+            grad_q = scratch.bmm("rows", grad_nrc[..., far], slots[KEYS], scale=operands.scale)
             put_queries(self.eidetic_q_ngtp, tile, grad_q)
-            q_nrp = rows_of(operands.eidetic_q_ngtp, tile)
-            grad_k = scratch.bmm("block", grad_nrc[..., far].transpose(1, 2), q_nrp, scale=scale)
-            self.slots_j2nmp[tile.chunk, 0].add_(grad_k)
+            far_q_nrp = rows_of(operands.eidetic_q_ngtp, tile)
+            grad_slots[KEYS].baddbmm_(grad_nrc[..., far].transpose(1, 2), far_q_nrp, alpha=operands.scale)
+            grad_slots[VALUES].baddbmm_(probs_nrc[..., far].transpose(1, 2), grad_out_nrp)
+
+    def _add(self, to: int, tile: Tile, a_nrc: Tensor, b_nrp: Tensor, scale: float = 1.0) -> None:
+        """Into scratch first: a product added up in place in a block, which is not contiguous, is slower."""
+        block_ncp = self.layout.block(self.kv[to], tile)
+        block_ncp.add_(self.operands.scratch.bmm("block", a_nrc.transpose(1, 2), b_nrp, scale=scale))
 
     def by_input(self, own_values: bool) -> list[Tensor | None]:
         """In the order of MemoryAttention's inputs; own_values: the slots have values other than the window's."""
@@ -222,7 +226,7 @@ def set_masses(
     layout = Layout.of(geometry, index_bjm, inputs)
     operands = Operands(layout, lay_out(layout, index_bjm, doc_ids_bt, inputs))
     mass_bt3 = operands.q_ngtp.new_zeros(layout.batch, geometry.num_queries, 3)
-    for tile in operands.tiles():
+    for tile in layout.tiles():
         probs_nrc = operands.probabilities(tile)
         near = probs_nrc[..., : tile.near].unflatten(2, (-1, tile.sets))
         masses = [*near.sum(2).unbind(2), *[torch.zeros_like(near[:, :, 0, 0])] * (2 - tile.sets)]

@@ -116,12 +116,12 @@ class Layout:
         by_head = rows_nrp.view(self.batch, self.kv_heads * self.group, tile.end - tile.start, -1)
         into_bthp[:, tile.start : tile.end].copy_(by_head.transpose(1, 2))
 
-    def block(self, kv_2njzp: Tensor, tile: Tile) -> Tensor:
-        """The tile's keys and values [2, n, c, p]: window and fading, then slots."""
+    def block(self, kv_njzp: Tensor, tile: Tile, extra: int = 0) -> Tensor:
+        """What the tile reads of keys or values, [n, (j z), p], and `extra` rows beyond."""
         if tile.sets < self.sets:
-            return kv_2njzp[:, :, tile.first : tile.last + self.slots, 0]
-        flat = kv_2njzp.flatten(2, 3)
-        return flat[:, :, tile.first * self.sets : tile.last * self.sets + self.slots]
+            return kv_njzp[:, tile.first : tile.last + extra, 0]
+        flat = kv_njzp.flatten(1, 2)
+        return flat[:, tile.first * self.sets : tile.last * self.sets + extra]
 
 
 def lay_out(
