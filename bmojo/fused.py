@@ -23,10 +23,10 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def serves(x: Tensor) -> bool:
-    """Whether what is computed from x is liger's to compute."""
-    return (
-        not torch.compiler.is_compiling() and dispatch.chosen(x) == "triton" and x.dtype in DTYPES and _is_installed()
-    )
+    """Whether what is computed from x is liger's to compute. Not in Triton's interpreter, which lacks what it uses."""
+    if torch.compiler.is_compiling() or not _is_on_gpu(x) or x.dtype not in DTYPES:
+        return False
+    return dispatch.chosen(x) == "triton" and _is_installed()
 
 
 def serves_loss(hidden_sd: Tensor) -> bool:
@@ -93,3 +93,7 @@ def _is_installed() -> bool:
 
 def _liger(operator: str) -> Any:
     return importlib.import_module(f"liger_kernel.ops.{operator}")
+
+
+def _is_on_gpu(x: Tensor) -> bool:
+    return x.is_cuda

@@ -1,7 +1,7 @@
 """liger-kernel behind the model's layers: when it is chosen, and that it computes the same.
 
-Where it is installed (it is no part of the development set) its kernels run in Triton's interpreter, in float32: that
-multiplies bfloat16 numbers as if their bits were integers. Only the loss's kernel widens them first. None ran on a GPU.
+Its kernels run in Triton's interpreter here, in float32: that multiplies bfloat16 numbers as if their bits were
+integers. Only the loss's kernel widens them first. None ran on a GPU.
 """
 
 from __future__ import annotations
@@ -18,8 +18,15 @@ from bmojo.layers import RMSNorm, SwiGLU
 from bmojo.loss import linear_cross_entropy
 from kernels import dispatch
 
-needs_liger = pytest.mark.skipif(importlib.util.find_spec("liger_kernel") is None, reason="liger-kernel is not here")
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # bfloat16: two roundings of 2^-8, on either side
+
+
+is_on_gpu = fused._is_on_gpu
+
+
+@pytest.fixture(autouse=True)
+def as_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(fused, "_is_on_gpu", lambda x: True)
 
 
 @pytest.fixture
@@ -60,7 +67,6 @@ def compare(module: nn.Module, x: Tensor) -> None:
         assert (got - want).abs().max() <= TOLERANCE[x.dtype] * max(1.0, want.abs().max().item())
 
 
-@needs_liger
 @pytest.mark.parametrize("shape", [(1, 1, 24), (2, 5, 24), (2, 3, 2, 16)])
 def test_rms_norm_by_liger_is_the_plain_one(shape, interpretable_rms_norm):
     torch.manual_seed(0)
@@ -69,14 +75,12 @@ def test_rms_norm_by_liger_is_the_plain_one(shape, interpretable_rms_norm):
     compare(norm, torch.randn(shape))
 
 
-@needs_liger
 @pytest.mark.parametrize("shape", [(1, 1, 24), (2, 5, 24), (7, 24)])
 def test_swiglu_by_liger_is_the_plain_one(shape):
     torch.manual_seed(0)
     compare(SwiGLU(24, 40), torch.randn(shape))
 
 
-@needs_liger
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("z_loss_weight", [0.0, 0.1])
 @pytest.mark.parametrize("ignored", ["none", "some", "all"])
@@ -98,7 +102,6 @@ def test_loss_by_liger_is_the_plain_one(ignored, z_loss_weight, dtype):
         assert (got - want).abs().max() <= TOLERANCE[dtype] * max(1e-2, want.abs().max().item())
 
 
-@needs_liger
 def test_loss_by_liger_without_gradients():
     hidden, weight, target = torch.randn(5, 8), torch.randn(11, 8), torch.tensor([0, 3, -100, 10, 2])
     with dispatch.use("triton"):
@@ -119,6 +122,12 @@ def test_liger_serves_where_the_triton_path_is_chosen(installed):
         assert not fused.serves_loss(x.half())
     with dispatch.use("reference"):
         assert not fused.serves(x)
+
+
+def test_liger_is_for_tensors_on_a_gpu(installed, monkeypatch):
+    monkeypatch.setattr(fused, "_is_on_gpu", is_on_gpu)
+    with dispatch.use("triton"):
+        assert not fused.serves(torch.zeros(1))
 
 
 def test_liger_stays_out_of_compiled_graphs(installed):
