@@ -44,7 +44,7 @@ def architecture(device: torch.device) -> str:
     if torch.version.hip:
         return "gfx942"
     major = torch.cuda.get_device_capability(device)[0]
-    return {8: "sm_80", 9: "sm_90"}.get(major, "sm_100" if major > 9 else "sm_80")
+    return {9: "sm_90", 10: "sm_100"}.get(major, "sm_80")  # the rest, sm_120 too, has no more shared memory than sm_80
 
 
 def choose(

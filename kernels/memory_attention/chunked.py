@@ -41,7 +41,7 @@ class MemoryAttention(torch.autograd.Function):
         operands = Operands(layout, tensors)
         keep = any(ctx.needs_input_grad) and layout.scores_bytes() <= KEPT_BYTES
         kept = []
-        out_bthp = torch.empty_like(inputs[0])  # type: ignore[arg-type]
+        out_bthp = torch.empty_like(cast(Tensor, inputs[0]))
         for tile in layout.tiles():
             probs_nrc = operands.probabilities(tile, fresh=keep)
             if keep:

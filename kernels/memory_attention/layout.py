@@ -56,7 +56,8 @@ class Layout:
     @classmethod
     def of(cls, geometry: Geometry, index_bjm: Tensor | None, inputs: tuple[Tensor | None, ...]) -> Layout:
         q, k, _, fading_k, _, _, eidetic_k, _ = inputs
-        assert q is not None and k is not None  # noqa: PT018
+        assert q is not None
+        assert k is not None
         window_rows, fading_rows, eidetic_rows = (0 if x is None else x.shape[1] for x in (k, fading_k, eidetic_k))
         slots = 0 if index_bjm is None else index_bjm.shape[2]
         dtype = torch.promote_types(q.dtype, torch.float32)
@@ -129,7 +130,9 @@ def lay_out(
 ) -> tuple[Tensor | None, ...]:
     """What Operands are made of."""
     q, k, v, fading_k, fading_v, eidetic_q, eidetic_k, eidetic_v = inputs
-    assert q is not None and k is not None and v is not None  # noqa: PT018
+    assert q is not None
+    assert k is not None
+    assert v is not None
     q_ngtp = layout.heads_first(q, layout.group)
     kv_2njzp = k.new_empty(
         2, layout.batch * layout.kv_heads, layout.window_rows + layout.slots, layout.sets, k.shape[3]

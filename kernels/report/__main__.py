@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
+from kernels.dispatch import HAS_TRITON
 from kernels.report import table
 from kernels.report.cases import Case, cases, operators
 from kernels.report.check import violations
@@ -81,9 +82,7 @@ def _not_possible(options: argparse.Namespace) -> str:
     """What keeps the report from being made, and what to do about it."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         return "TRITON_INTERPRET=1 turns the compiler off. Unset it: env -u TRITON_INTERPRET python -m kernels.report"
-    try:
-        import triton  # noqa: F401
-    except ImportError:
+    if not HAS_TRITON:
         return "triton is not installed: pip install triton (it comes with torch on Linux)."
     if options.peers and (options.check or options.json):
         return "--peers writes a page of its own; leave out --check and --json."

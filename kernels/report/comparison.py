@@ -26,9 +26,11 @@ both. Nothing here ran on a GPU. Where ours takes more, README.md says why.
   window, so call by call it is ours without the other sets; with them it is listed below. The peer writes float32
   gradients of keys and values for each query head, and what sums them up is not counted.
 - `innovation_select` has no peer."""
-HEADER = """\
-| case | library | kernel | tried (spill) | warps x stages | registers | spilled, B | shared, KiB | blocks (warps) | matrix instructions | MB |
-| --- | --- | --- | --: | --- | --: | --: | --: | --: | --- | --: |"""  # noqa: E501
+HEADER = (
+    "| case | library | kernel | tried (spill) | warps x stages | registers | spilled, B | shared, KiB "
+    "| blocks (warps) | matrix instructions | MB |\n"
+    "| --- | --- | --- | --: | --- | --: | --: | --: | --: | --- | --: |"
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,9 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,13 +96,17 @@ def peer_calls(target: Target) -> dict[str, Callable[[], Iterator[tuple[str, Cal
     def attention() -> Iterator[tuple[str, Call]]:
         for p in (64, 128):
             q, k, v = _leaf(16, p), _leaf(4, p), _leaf(4, p)
-            yield f", head_dim {p}, window only", lambda q=q, k=k, v=v: parallel_attn(q, k, v, window_size=512)  # type: ignore[misc]
+            yield f", head_dim {p}, window only", partial(parallel_attn, q, k, v, window_size=512)
 
     def scan() -> Iterator[tuple[str, Call]]:
         decay_bth = torch.empty(BATCH, TOKENS, 32, device="meta", requires_grad=True)
+
+        def output(q: Tensor, k: Tensor, v: Tensor) -> Any:
+            return chunk_simple_gla(q, k, v, decay_bth)[0]
+
         for n in (64, 128):
             q, k, v = _leaf(32, n), _leaf(32, n), _leaf(32, 64)
-            yield f", d_state {n}", lambda q=q, k=k, v=v: chunk_simple_gla(q, k, v, decay_bth)[0]  # type: ignore[misc]
+            yield f", d_state {n}", partial(output, q, k, v)
 
     return {"causal_conv1d": conv, "memory_attention": attention, "ssd_scan": scan}
 

@@ -16,7 +16,6 @@ import pytest
 
 from kernels.report import __main__ as command
 from kernels.report import comparison, peers, table
-from kernels.report.cases import operators
 from kernels.report.check import violations
 from kernels.report.comparison import PeerRow
 from kernels.report.compiled import Code, amd_registers, matrix_instructions, ptxas_registers
@@ -101,7 +100,6 @@ def report(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
     return run("-m", "kernels.report", *arguments, **environment)
 
 
-@pytest.mark.skipif(not operators(), reason="no operator has a Triton path")
 def test_every_kernel_compiles_for_sm_90_without_spills_and_on_tensor_cores():
     done = report("--check", "--arch", "sm_90")
     assert done.returncode == 0, done.stderr
@@ -109,7 +107,6 @@ def test_every_kernel_compiles_for_sm_90_without_spills_and_on_tensor_cores():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not operators(), reason="no operator has a Triton path")
 def test_every_kernel_compiles_for_every_target_within_its_shared_memory():
     done = report("--check")
     assert done.returncode == 0, done.stderr
