@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from bmojo import fused
+from kernels import pointwise
 
 
 class RMSNorm(nn.Module):
@@ -19,10 +17,14 @@ class RMSNorm(nn.Module):
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(width))
 
-    def forward(self, x: Tensor) -> Tensor:
-        compute = fused.rms_norm if fused.serves(x) else _RMSNorm.apply
-        normed: Tensor = compute(x, self.weight.to(x.dtype), self.eps)
-        return normed
+    def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
+        """Of x, or of x * SiLU(gate)."""
+        if fused.serves(x):
+            x = x if gate is None else pointwise.gated(x, gate)
+            return fused.rms_norm(x, self.weight.to(x.dtype), self.eps)
+        if gate is None:
+            return pointwise.rms_norm(x, self.weight, self.eps)
+        return pointwise.gated_rms_norm(x, gate, self.weight, self.eps)
 
 
 class SwiGLU(nn.Module):
@@ -34,83 +36,9 @@ class SwiGLU(nn.Module):
         self.down_proj = nn.Linear(d_ff, d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(_gated_product(self.gate_up_proj(x)))
-
-
-class _RMSNorm(torch.autograd.Function):
-    """Keeps x and one number a row; the backward by hand reads x and the gradient as few times as can be."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        precise = torch.promote_types(x.dtype, torch.float32)
-        mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=precise).square_().div_(x.shape[-1])
-        inverse = mean_square.add_(eps).rsqrt_().to(x.dtype)
-        ctx.save_for_backward(x, weight, inverse)
-        return (x * inverse).mul_(weight)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, inverse = ctx.saved_tensors
-        (grad,) = grad_outputs
-        normed = x * inverse
-        product = grad * normed
-        grad_weight = product.flatten(0, -2).sum(0)
-        share = (product @ weight)[..., None].div_(-x.shape[-1])
-        grad_x = (grad * weight).addcmul_(normed, share).mul_(inverse)
-        return grad_x, grad_weight, None
-
-
-def _gated_product(gate_up: Tensor) -> Tensor:
-    """By hand, but for a compiler, which derives and fuses by itself and does not follow results written into views."""
-    if torch.compiler.is_compiling():
-        gate, up = gate_up.chunk(2, -1)
-        return F.silu(gate) * up
-    product: Tensor = (fused.gated_product if fused.serves(gate_up) else _GatedProduct.apply)(gate_up)
-    return product
-
-
-class _GatedProduct(torch.autograd.Function):
-    """SiLU(gate) * up for gate and up side by side; the gradients land side by side too, without a copy."""
-
-    @staticmethod
-    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
-        ctx.save_for_backward(gate_up)
-        gate, up = gate_up.chunk(2, -1)
-        return F.silu(gate).mul_(up)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
-        (gate_up,) = ctx.saved_tensors
-        gate, up = gate_up.chunk(2, -1)
-        grad_gate_up = torch.empty_like(gate_up)
-        grad_gate, grad_up = grad_gate_up.chunk(2, -1)
-        torch.mul(grad_outputs[0], F.silu(gate), out=grad_up)
-        torch.ops.aten.silu_backward.grad_input(grad_outputs[0] * up, gate, grad_input=grad_gate)
-        return grad_gate_up
-
-
-def gated(x: Tensor, gate: Tensor) -> Tensor:
-    """x * SiLU(gate)."""
-    if torch.compiler.is_compiling():  # as in _gated_product
-        return x * F.silu(gate)
-    product: Tensor = _Gated.apply(x, gate)
-    return product
-
-
-class _Gated(torch.autograd.Function):
-    """Keeps its inputs alone, and takes as few passes over memory as can be."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, gate: Tensor) -> Tensor:
-        ctx.save_for_backward(x, gate)
-        return F.silu(gate).mul_(x)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:
-        x, gate = ctx.saved_tensors
-        grad_gate = grad_outputs[0] * x
-        torch.ops.aten.silu_backward.grad_input(grad_gate, gate, grad_input=grad_gate)
-        return F.silu(gate).mul_(grad_outputs[0]), grad_gate
+        gate_up = self.gate_up_proj(x)
+        gated_product = fused.gated_product if fused.serves(gate_up) else pointwise.gated_product
+        return self.down_proj(gated_product(gate_up))
 
 
 class RotaryTable:
@@ -124,32 +52,4 @@ class RotaryTable:
 
     def rotate(self, x: Tensor, inverse: bool = False) -> Tensor:
         """Rotate the pairs (i, i + p/2) of x [..., h, p], whose leading dimensions broadcast with the table's."""
-        cos, sin = self.cos[..., None, :], self.sin[..., None, :]
-        sin = -sin if inverse else sin
-        if torch.compiler.is_compiling():  # as in _gated_product
-            low, high = x.chunk(2, -1)
-            return torch.cat([low * cos - high * sin, high * cos + low * sin], -1).to(x.dtype)
-        rotated: Tensor = _Rotate.apply(x, cos, sin)
-        return rotated
-
-
-class _Rotate(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        ctx.save_for_backward(cos, sin)
-        return _rotated(x, cos, sin)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
-        cos, sin = ctx.saved_tensors
-        return _rotated(grad_outputs[0], cos, -sin), None, None
-
-
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    low, high = x.chunk(2, -1)
-    # Heads ahead of time in memory, as attention reads them; the shape is x's all the same.
-    out = torch.empty_like(x.transpose(-3, -2), memory_format=torch.contiguous_format).transpose(-3, -2)
-    out_low, out_high = out.chunk(2, -1)
-    torch.mul(low, cos, out=out_low).addcmul_(high, sin, value=-1)
-    torch.mul(high, cos, out=out_high).addcmul_(low, sin)
-    return out
+        return pointwise.rotate(x, self.cos, self.sin, inverse)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bmojo import fused
+from kernels.pointwise import softmax_nll_
 
 IGNORED = -100
 CHUNK_LOGITS = 1 << 20  # logits held at a time: few enough to stay in a CPU's cache
@@ -53,17 +54,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for first in range(0, num_tokens, rows):
             part = slice(first, min(first + rows, num_tokens))
             logits_sv = (hidden_sd[part] @ weight_vd.t()).to(precise)
-            target_s1 = target_s[part].clamp_min(0)[:, None]
-            picked_s1 = logits_sv.gather(1, target_s1)
-            log_probs_sv = torch.ops.aten._log_softmax.out(logits_sv, -1, False, out=logits_sv)  # one pass, in place
-            nll_s1 = -log_probs_sv.gather(1, target_s1)
-            log_z_s1 = picked_s1 + nll_s1
-            nll = nll_s1[:, 0] * counted_s[part]
-            nll_s[part] = nll
-            loss += (nll + z_loss_weight * log_z_s1[:, 0].square()) @ share_s[part]
+            class_s = target_s[part].clamp_min(0)
+            nll_s[part], log_z_s = softmax_nll_(logits_sv, class_s, with_softmax=with_grad)
+            nll_s[part] *= counted_s[part]
+            loss += (nll_s[part] + z_loss_weight * log_z_s.square()) @ share_s[part]
             if grad_hidden_sd is not None and grad_weight_vd is not None:
-                slope_s1 = 1 + 2 * z_loss_weight * log_z_s1
-                grad_logits_sv = log_probs_sv.exp_().scatter_add_(1, target_s1, -1 / slope_s1).to(hidden_sd.dtype)
+                slope_s1 = (1 + 2 * z_loss_weight * log_z_s)[:, None]
+                grad_logits_sv = logits_sv.scatter_add_(1, class_s[:, None], -1 / slope_s1).to(hidden_sd.dtype)
                 scale_s1 = (slope_s1 * share_s[part, None]).to(hidden_sd.dtype)  # on the thin side of both products
                 torch.mm(grad_logits_sv, weight_vd, out=grad_hidden_sd[part]).mul_(scale_s1)
                 grad_weight_vd += grad_logits_sv.t() @ (hidden_sd[part] * scale_s1)

@@ -1,7 +1,9 @@
 """Which implementation of an operator runs: the one rule.
 
-`triton` for tensors on a CUDA or ROCm device, `torch` (chunked, plain torch) elsewhere, unless the environment variable
-BMOJO_KERNELS or `use(...)` asks for one of PATHS: `reference` is the slow definitions that tests compare with.
+`triton` for tensors on a CUDA or ROCm device; `cpp` for float32 and float64 on the CPU, outside torch.compile, where a C++
+compiler is at hand; `torch` (chunked, plain torch) elsewhere. The environment variable BMOJO_KERNELS or `use(...)` can
+ask for another of PATHS: `reference` is the slow definitions that tests compare with. An operator that has no kernel of
+the chosen kind runs as plain torch.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
-PATHS = ("reference", "torch", "triton")
+from kernels.cpp import library
+
+PATHS = ("reference", "torch", "cpp", "triton")
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 _forced: str | None = None
@@ -22,13 +26,19 @@ _forced: str | None = None
 def chosen(x: Tensor) -> str:
     """The path for an operator whose input is x.
 
-    Raises: ValueError: BMOJO_KERNELS names no path. RuntimeError: it asks for triton where that cannot run.
+    Raises: ValueError: BMOJO_KERNELS names no path. RuntimeError: it asks for triton where that cannot run, or for cpp
+        where it cannot be compiled (BuildError).
     """
     asked = _forced or _checked(os.environ.get("BMOJO_KERNELS"))
     if asked is None:
-        return "triton" if x.is_cuda and HAS_TRITON else "torch"
+        if x.is_cuda:
+            return "triton" if HAS_TRITON else "torch"
+        return "cpp" if library.serves(x) else "torch"
     if asked == "triton":
         _require_triton(x)
+    if asked == "cpp":
+        library.load()
+        return "cpp" if library.serves(x) else "torch"
     return asked
 
 

@@ -41,12 +41,12 @@ class Check:
 
 
 def run_checks(storage: str = ".") -> Iterator[Check]:
-    """All checks in the order they are shown; none of them changes anything."""
+    """All checks in the order they are shown; none of them changes anything but the cache of compiled kernels."""
     yield _python()
     yield from _packages()
     yield _torch_works()
     yield _shadowed_packages()
-    yield _compiler()
+    yield _cpp_kernels()
     yield _devices()
     yield _cores()
     yield _memory()
@@ -126,16 +126,19 @@ def _shadowed_packages() -> Check:
     )
 
 
-def _compiler() -> Check:
-    found = next((path for name in ("c++", "g++", "clang++") if (path := shutil.which(name))), None)
-    if found:
-        return Check("C++ compiler", "ok", found)
-    return Check(
-        "C++ compiler",
-        "warning",
-        "none",
-        "torch.compile on the CPU and DeepSpeed's own operators need one: apt install g++.",
-    )
+def _cpp_kernels() -> Check:
+    from kernels.cpp import build
+
+    try:
+        return Check("C++ kernels", "ok", f"compiled by {build.compiler()} for this processor: {build.built_library()}")
+    except build.BuildError as error:
+        reason, *details = str(error).splitlines()
+        return Check(
+            "C++ kernels",
+            "warning",
+            reason,
+            "\n".join([*details, "Without them operators run as plain torch, slower on the CPU. `apt install g++`."]),
+        )
 
 
 def _devices() -> Check:

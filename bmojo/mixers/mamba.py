@@ -12,6 +12,7 @@ from bmojo.mixers.base import Mixer, MixerOutput, Sequence
 from bmojo.mixers.mamba2 import init_dt_bias
 from bmojo.state import LayerState
 from kernels.causal_conv1d import causal_conv1d, causal_conv1d_step
+from kernels.pointwise import gated
 from kernels.selective_scan import selective_scan
 
 
@@ -56,7 +57,7 @@ class Mamba(Mixer):
         if state is not None:
             state["conv"].copy_(tail)
             state["ssm"].copy_(final)
-        return MixerOutput(self.out_proj(y_bti * F.silu(z_bti)))
+        return MixerOutput(self.out_proj(gated(y_bti, z_bti)))
 
     def step(self, u_bd: Tensor, position_b: Tensor, rotary: RotaryTable | None, state: LayerState) -> Tensor:
         x_bi, z_bi = self.in_proj(u_bd).chunk(2, -1)
@@ -67,7 +68,7 @@ class Mamba(Mixer):
         write_bin = (dt_bi * x_bi)[..., None] * B_bn[:, None, :]
         ssm.mul_(decay_bin).add_(write_bin.to(ssm.dtype))
         y_bi = (ssm @ C_bn.to(ssm.dtype)[..., None])[..., 0] + self.D * x_bi
-        return self.out_proj(y_bi.to(u_bd.dtype) * F.silu(z_bi))
+        return self.out_proj(gated(y_bi.to(u_bd.dtype), z_bi))
 
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> LayerState:
         precise = torch.promote_types(dtype, torch.float32)

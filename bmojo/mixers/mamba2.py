@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bmojo.config import ModelConfig
-from bmojo.layers import RMSNorm, RotaryTable, gated
+from bmojo.layers import RMSNorm, RotaryTable
 from bmojo.mixers.base import Mixer, MixerOutput, Sequence
 from bmojo.state import LayerState
 from kernels.causal_conv1d import causal_conv1d, causal_conv1d_step
@@ -84,7 +84,7 @@ class Mamba2(Mixer):
         return x.unflatten(-1, (self.num_heads, self.head_dim)), B.unflatten(-1, by_group), C.unflatten(-1, by_group)
 
     def _gated_out(self, y: Tensor, z: Tensor) -> Tensor:
-        return self.out_proj(self.norm(gated(y, z)))
+        return self.out_proj(self.norm(y, gate=z))
 
 
 def init_dt_bias(dt_bias: nn.Parameter, config: ModelConfig, generator: torch.Generator) -> None:

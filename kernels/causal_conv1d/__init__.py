@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from kernels import dispatch
+from kernels.causal_conv1d.cpp_op import MAX_WIDTH, causal_conv1d_cpp, causal_conv1d_step_cpp, serves_step
 from kernels.causal_conv1d.reference import causal_conv1d_reference
 from kernels.causal_conv1d.shifted import CausalConv1d, shifted_step
 
@@ -22,7 +23,7 @@ def causal_conv1d(
         initial_btd: the K - 1 inputs before the first; zeros where None. Passes no gradient. Not with doc_ids_bt.
         doc_ids_bt: document of each position; None: one.
     Returns: y_btd in the dtype of x, and the last K - 1 inputs [b, K - 1, d] to continue from.
-    Raises: ValueError: initial_btd and doc_ids_bt together.
+    Raises: ValueError: initial_btd and doc_ids_bt together; on the C++ path, shapes that do not go together.
     """
     if initial_btd is not None and doc_ids_bt is not None:
         raise ValueError("causal_conv1d continues one document: give initial_btd or doc_ids_bt, not both.")
@@ -33,6 +34,8 @@ def causal_conv1d(
         from kernels.causal_conv1d.triton_op import causal_conv1d_triton
 
         y_btd = causal_conv1d_triton(x_btd, weight_dk, initial_btd, doc_ids_bt)
+    elif path == "cpp" and weight_dk.shape[1] <= MAX_WIDTH:
+        y_btd = causal_conv1d_cpp(x_btd, weight_dk, initial_btd, doc_ids_bt)
     else:
         y_btd = CausalConv1d.apply(x_btd, weight_dk, initial_btd, doc_ids_bt)
     past = weight_dk.shape[1] - 1
@@ -50,8 +53,11 @@ def causal_conv1d_step(x_bd: Tensor, weight_dk: Tensor, state_bkd: Tensor) -> Te
         state_bkd: the last K - 1 inputs, oldest first; x_bd is added in place and the oldest goes.
     Returns: y_bd, in the wider dtype of x and weight.
     """
-    if dispatch.chosen(x_bd) == "triton":
+    path = dispatch.chosen(x_bd)
+    if path == "triton":
         from kernels.causal_conv1d.triton_op import causal_conv1d_step_triton
 
         return causal_conv1d_step_triton(x_bd, weight_dk, state_bkd)
+    if path == "cpp" and serves_step(x_bd, weight_dk, state_bkd):
+        return causal_conv1d_step_cpp(x_bd, weight_dk, state_bkd)
     return shifted_step(x_bd, weight_dk, state_bkd)

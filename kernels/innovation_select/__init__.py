@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from kernels import dispatch
 from kernels.innovation_select.chunked import innovation_select_chunked, stable_best
+from kernels.innovation_select.cpp_op import innovation_scores_cpp
 from kernels.innovation_select.reference import innovation_scores_reference, innovation_select_reference
 from kernels.innovation_select.scores import innovation_scores_shifted
 
@@ -38,6 +40,8 @@ def innovation_scores(
         from kernels.innovation_select.triton_scores import innovation_scores_triton
 
         return innovation_scores_triton(y_btd, weight_kd, past_bkd, doc_ids_bt)
+    if path == "cpp" and not (torch.is_grad_enabled() and weight_kd.requires_grad):  # the kernel has no backward
+        return innovation_scores_cpp(y_btd, weight_kd, past_bkd, doc_ids_bt)
     score = innovation_scores_reference if path == "reference" else innovation_scores_shifted
     return score(y_btd, weight_kd, past_bkd, doc_ids_bt)
 

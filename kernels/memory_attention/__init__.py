@@ -7,6 +7,7 @@ from torch import Tensor
 
 from kernels import dispatch
 from kernels.memory_attention.chunked import MemoryAttention, set_masses
+from kernels.memory_attention.cpp_op import MemoryAttentionCpp, memory_attention_step_cpp
 from kernels.memory_attention.layout import Geometry
 from kernels.memory_attention.reference import memory_attention_reference
 from kernels.memory_attention.step import memory_attention_step_torch
@@ -68,9 +69,8 @@ def memory_attention(
         )  # fmt: skip
     geometry = Geometry(num_queries, window_size, chunk_size or num_queries, num_past)
     index_bjm = None if eidetic is None else eidetic[3]
-    out_bthp: Tensor = MemoryAttention.apply(
-        geometry, index_bjm, doc_ids_bt, *_flat(q_bthp, k_bshp, v_bshp, fading, eidetic)
-    )
+    attend = MemoryAttentionCpp if path == "cpp" else MemoryAttention
+    out_bthp: Tensor = attend.apply(geometry, index_bjm, doc_ids_bt, *_flat(q_bthp, k_bshp, v_bshp, fading, eidetic))
     return out_bthp
 
 
@@ -84,7 +84,7 @@ def memory_attention_step(
     window_size: int,
     position_b: Tensor,
 ) -> Tensor:
-    """Attend from one query a row to the decoding state's three sets, under one softmax. Without a gradient on a GPU.
+    """Attend from one query a row to the decoding state's three sets, under one softmax. No gradient passes.
 
     Keys and values of positions lie in ring buffers, position i in slot i mod r; position_b is the newest one there.
 
@@ -96,8 +96,9 @@ def memory_attention_step(
         window_size: positions a query sees in the window, its own included [W]; no more than the ring holds are read.
     Returns: [b, h, p] in the dtype of q; the softmax is in float32 (float64 for float64 inputs).
     """
-    step = memory_attention_step_torch
-    if dispatch.chosen(q_bhp) == "triton":
+    path = dispatch.chosen(q_bhp)
+    step = memory_attention_step_cpp if path == "cpp" else memory_attention_step_torch
+    if path == "triton":
         from kernels.memory_attention.triton_step import memory_attention_step_triton as step
     return step(q_bhp, k_brhp, v_brhp, fading, eidetic, window_size=window_size, position_b=position_b)
 

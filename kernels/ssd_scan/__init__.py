@@ -7,6 +7,7 @@ from torch import Tensor
 
 from kernels import dispatch
 from kernels.ssd_scan.chunked import ssd_scan_chunked
+from kernels.ssd_scan.cpp_op import serves_step, ssd_scan_cpp, ssd_step_cpp
 from kernels.ssd_scan.reference import ssd_scan_reference
 from kernels.ssd_scan.step import ssd_step_torch
 
@@ -31,7 +32,8 @@ def ssd_scan(
         initial_bhpn: state before the first position; zeros where None. It belongs to the first position's document.
         doc_ids_bt: document of each position: the state starts from zero with each. None: one document.
     Returns: y_bthp in the dtype of x; the final state_bhpn in float32 (float64 for float64 inputs).
-    Raises: ValueError: heads are not a multiple of the groups, or beyond a limit of the Triton path.
+    Raises: ValueError: heads are not a multiple of the groups, or beyond a limit of the Triton path; on the C++ path,
+        shapes that do not go together.
     """
     _check_groups(x_bthp, B_btgn)
     inputs = (x_bthp, dt_bth, A_h, B_btgn, C_btgn, D_h, initial_bhpn, doc_ids_bt)
@@ -43,6 +45,8 @@ def ssd_scan(
             from kernels.ssd_scan.triton_op import ssd_scan_triton
 
             return ssd_scan_triton(*inputs)
+        if path == "cpp":
+            return ssd_scan_cpp(*inputs)
         return ssd_scan_chunked(*inputs)
 
 
@@ -57,10 +61,13 @@ def ssd_step(
     """
     _check_groups(x_bhp, B_bgn)
     inputs = (x_bhp, dt_bh, A_h, B_bgn, C_bgn, D_h, state_bhpn)
-    if dispatch.chosen(x_bhp) == "triton":
+    path = dispatch.chosen(x_bhp)
+    if path == "triton":
         from kernels.ssd_scan.triton_op import ssd_step_triton
 
         return ssd_step_triton(*inputs)
+    if path == "cpp" and serves_step(x_bhp, state_bhpn):
+        return ssd_step_cpp(*inputs)
     return ssd_step_torch(*inputs)
 
 

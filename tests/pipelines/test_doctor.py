@@ -33,3 +33,11 @@ def test_an_untested_version_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> No
     (check,) = (check for check in doctor.run_checks() if check.name == "pydantic")
     assert check.verdict == "warning"
     assert "0.0.1" in check.advice
+
+
+def test_a_missing_compiler_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    (check,) = (check for check in doctor.run_checks() if check.name == "C++ kernels")
+    assert check.verdict == "warning"
+    assert "no C++ compiler (g++)" in check.found
+    assert "plain torch, slower on the CPU" in check.advice

@@ -1,0 +1,86 @@
+"""Call compiled kernels with torch tensors."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+import struct
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels.cpp import build
+
+logger = logging.getLogger(__name__)
+MAX_DIMS = 5  # as in tensor.h
+DTYPES = {torch.float32: "float", torch.float64: "double"}
+
+
+# Tensor<T> of tensor.h, by the number of dimensions; as bytes, because a ctypes structure takes five times as long.
+_PACK = [
+    struct.Struct(f"@P{dims}q{8 * (MAX_DIMS - dims)}x{dims}q{8 * (MAX_DIMS - dims)}x").pack
+    for dims in range(MAX_DIMS + 1)
+]
+_NONE = bytes(8 + 16 * MAX_DIMS)
+
+
+def serves(x: Tensor) -> bool:
+    """Whether kernels can run on x: a real float32 or float64 tensor on the CPU, outside a compiler's tracing."""
+    return x.is_cpu and x.dtype in DTYPES and not torch.compiler.is_compiling() and is_available()
+
+
+@functools.cache
+def is_available() -> bool:
+    """Whether there is a library; the first call compiles it where need be. Says once what is missing."""
+    if not build.sources():
+        return False
+    try:
+        load()
+    except (build.BuildError, OSError) as error:
+        logger.warning(
+            "The C++ kernels are not available, so operators run as plain torch, which trains at about two thirds of "
+            "the speed. Reason: %s. (BMOJO_KERNELS=torch asks for plain torch without this warning.)", error
+        )  # fmt: skip
+        return False
+    return True
+
+
+@functools.cache
+def load() -> ctypes.CDLL:
+    """The library. Raises: BuildError: it cannot be compiled. OSError: it cannot be loaded."""
+    return ctypes.CDLL(str(build.built_library()))
+
+
+def call(kernel: str, dtype: torch.dtype, *arguments: Tensor | int | float | None) -> None:
+    """Run a kernel, for floating-point tensors of `dtype`, on as many threads as torch uses.
+
+    Tensors are passed with their sizes and strides, None as a tensor without data, integers as int64_t, floats as
+    double; the number of threads is added at the end.
+    """
+    run = _function(kernel, DTYPES[dtype])
+    converted = [_converted(argument, dtype) for argument in (*arguments, torch.get_num_threads())]
+    if torch.autograd._profiler_enabled():  # asked first, because a range costs more than some of the kernels
+        with torch.profiler.record_function(f"cpp::{kernel}"):
+            run(*converted)
+    else:
+        run(*converted)
+
+
+@functools.cache
+def _function(kernel: str, dtype: str) -> Any:
+    address = ctypes.c_void_p.in_dll(load(), f"{kernel}_{dtype}").value
+    assert address is not None
+    return ctypes.CFUNCTYPE(None)(address)
+
+
+def _converted(argument: Tensor | int | float | None, dtype: torch.dtype) -> Any:
+    if isinstance(argument, Tensor):
+        if not argument.is_cpu or argument.dtype not in (dtype, torch.int64):
+            raise TypeError(f"a C++ kernel for {dtype} on CPU got {argument.dtype} on {argument.device}.")
+        shape = argument.shape
+        return _PACK[len(shape)](argument.data_ptr(), *shape, *argument.stride())
+    if argument is None:
+        return _NONE
+    return ctypes.c_double(argument) if isinstance(argument, float) else ctypes.c_int64(argument)

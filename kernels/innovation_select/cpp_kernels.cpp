@@ -1,0 +1,68 @@
+// Innovation scores in one pass over y: of each row the prediction by its taps, and both norms.
+#include <algorithm>
+
+#include "cpp/parallel.h"
+#include "cpp/simd.h"
+#include "cpp/tensor.h"
+
+namespace bmojo {
+namespace {
+
+constexpr int64_t kScoredRows = 16;  // of one task
+
+template <typename T>
+struct Tap {
+    const T *earlier, *weight;
+};
+
+// |y - sum_k weight_k * earlier_k|^2 / (|y|^2 + eps), over `width` channels.
+template <typename T>
+T score(const T* y, const Tap<T>* taps, int64_t num_taps, int64_t width, double eps) {
+    Vector<T> error_lanes{}, energy_lanes{};
+    int64_t i = 0;
+    for (; i + kLanes<T> <= width; i += kLanes<T>) {
+        const Vector<T> y_i = load(y + i);
+        Vector<T> residual = y_i;
+        for (int64_t k = 0; k < num_taps; ++k) residual -= load(taps[k].weight + i) * load(taps[k].earlier + i);
+        error_lanes += residual * residual;
+        energy_lanes += y_i * y_i;
+    }
+    T error = 0, energy = 0;
+    for (int64_t lane = 0; lane < kLanes<T>; ++lane) {
+        error += error_lanes[lane];
+        energy += energy_lanes[lane];
+    }
+    for (; i < width; ++i) {
+        T residual = y[i];
+        for (int64_t k = 0; k < num_taps; ++k) residual -= taps[k].weight[i] * taps[k].earlier[i];
+        error += residual * residual;
+        energy += y[i] * y[i];
+    }
+    return error / (energy + T(eps));
+}
+
+}  // namespace
+
+// y [b, t, d], past [b, K, d] (may be null) and weight [K, d] have contiguous rows, doc_ids [b, t] may be null;
+// error [b, t] is written.
+template <typename T>
+void innovation_scores(const Tensor<T>& y, const Tensor<T>& weight, const Tensor<T>& past,
+                       const Tensor<int64_t>& doc_ids, const Tensor<T>& error, double eps, int64_t threads) {
+    const int64_t batch = y.size[0], t = y.size[1], width = y.size[2], num_taps = weight.size[0];
+    parallel_blocks(batch * t, kScoredRows, threads, [&](int64_t begin, int64_t end) {
+        const Scratch<Tap<T>> taps(num_taps);
+        for (int64_t row = begin; row < end; ++row) {
+            const int64_t b = row / t, i = row % t;
+            int64_t present = 0;
+            for (int64_t lag = 1; lag <= num_taps; ++lag) {
+                const bool inside = lag <= i;
+                if (inside ? doc_ids && doc_ids(b, i - lag) != doc_ids(b, i) : !past) continue;
+                taps[present++] = {inside ? y.at(b, i - lag) : past.at(b, num_taps + i - lag), weight.at(lag - 1)};
+            }
+            error(b, i) = score<T>(y.at(b, i), taps, present, width, eps);
+        }
+    });
+}
+BMOJO_EXPORT(innovation_scores)
+
+}  // namespace bmojo

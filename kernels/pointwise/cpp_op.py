@@ -1,0 +1,222 @@
+"""The operators' C++ path: tensors as the kernels want them, and autograd.
+
+Without a gradient to compute, autograd is left out: decoding calls these hundreds of times a token.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from kernels.cpp import library
+from kernels.pointwise.plain import heads_first
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """See kernels.pointwise; weight is in the dtype of x."""
+    if not _needs_grad(x, weight):
+        return _rms_norm(x, weight, eps, None)
+    normed: Tensor = _RMSNorm.apply(x, weight, eps)
+    return normed
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        inverse = x.new_empty(x.shape[:-1].numel())
+        ctx.save_for_backward(x, weight, inverse)
+        return _rms_norm(x, weight, eps, inverse)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, inverse = ctx.saved_tensors
+        grad_x, grad_weight = _contiguous(x), torch.empty_like(weight, memory_format=torch.contiguous_format)
+        operands = (_rows(x), weight.contiguous(), inverse, _rows(grad))
+        library.call("rms_norm_backward", x.dtype, *operands, grad_x, grad_weight)
+        return grad_x, grad_weight, None
+
+
+def _rms_norm(x: Tensor, weight: Tensor, eps: float, inverse: Tensor | None) -> Tensor:
+    _require(weight.shape == x.shape[-1:], x, weight)
+    out = _contiguous(x)
+    library.call("rms_norm", x.dtype, _rows(x), weight.contiguous(), out, inverse, eps)
+    return out
+
+
+def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """See kernels.pointwise; all are of one dtype."""
+    if not _needs_grad(x, gate, weight):
+        return _gated_rms_norm(x, gate, weight, eps, None)
+    normed: Tensor = _GatedRMSNorm.apply(x, gate, weight, eps)
+    return normed
+
+
+class _GatedRMSNorm(torch.autograd.Function):
+    """Keeps its inputs and one number a row: the product is cheaper to compute again than to read."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
+        inverse = x.new_empty(x.shape[:-1].numel())
+        ctx.save_for_backward(x, gate, weight, inverse)
+        return _gated_rms_norm(x, gate, weight, eps, inverse)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, gate, weight, inverse = ctx.saved_tensors
+        grads = (_contiguous(x), _contiguous(x), torch.empty_like(weight, memory_format=torch.contiguous_format))
+        operands = (_rows(x), _rows(gate), weight.contiguous(), inverse, _rows(grad))
+        library.call("gated_rms_norm_backward", x.dtype, *operands, *grads)
+        return *grads, None
+
+
+def _gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float, inverse: Tensor | None) -> Tensor:
+    _require(gate.shape == x.shape and weight.shape == x.shape[-1:], x, gate, weight)
+    out = _contiguous(x)
+    library.call("gated_rms_norm", x.dtype, _rows(x), _rows(gate), weight.contiguous(), out, inverse, eps)
+    return out
+
+
+def gated(x: Tensor, gate: Tensor) -> Tensor:
+    """See kernels.pointwise; x and gate are of one dtype."""
+    if not _needs_grad(x, gate):
+        return _gated(x, gate)
+    product: Tensor = _Gated.apply(x, gate)
+    return product
+
+
+class _Gated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gate: Tensor) -> Tensor:
+        ctx.save_for_backward(x, gate)
+        return _gated(x, gate)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, gate = ctx.saved_tensors
+        grad_x, grad_gate = _contiguous(x), _contiguous(x)
+        library.call("gated_backward", x.dtype, _rows(x), _rows(gate), _rows(grad), grad_x, grad_gate)
+        return grad_x, grad_gate
+
+
+def _gated(x: Tensor, gate: Tensor) -> Tensor:
+    _require(gate.shape == x.shape, x, gate)
+    out = _contiguous(x)
+    library.call("gated", x.dtype, _rows(x), _rows(gate), out)
+    return out
+
+
+def gated_product(gate_up: Tensor) -> Tensor:
+    """See kernels.pointwise."""
+    if not _needs_grad(gate_up):
+        return _gated_product(gate_up)
+    product: Tensor = _GatedProduct.apply(gate_up)
+    return product
+
+
+class _GatedProduct(torch.autograd.Function):
+    """The gradients land side by side too, without a copy."""
+
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_up)
+        return _gated_product(gate_up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (gate_up,) = ctx.saved_tensors
+        grad_gate_up = _contiguous(gate_up)
+        library.call("gated_product_backward", gate_up.dtype, _rows(gate_up), _rows(grad), grad_gate_up)
+        return grad_gate_up
+
+
+def _gated_product(gate_up: Tensor) -> Tensor:
+    *leading, width = gate_up.shape
+    _require(width % 2 == 0, gate_up)
+    out = gate_up.new_empty(*leading, width // 2)
+    library.call("gated_product", gate_up.dtype, _rows(gate_up), out)
+    return out
+
+
+def rotates(x: Tensor, cos: Tensor, sin: Tensor) -> bool:
+    """Whether the kernel takes these: one dtype, tables that broadcast to x, at most 5 dimensions."""
+    if not (x.dtype == cos.dtype == sin.dtype and cos.shape == sin.shape and 3 <= x.dim() <= library.MAX_DIMS):
+        return False
+    leading, table = x.shape[:-2], cos.shape[:-1]
+    return (
+        x.shape[-1] == 2 * cos.shape[-1]
+        and len(table) <= len(leading)
+        and all(n in (1, m) for n, m in zip(reversed(table), reversed(leading), strict=False))
+    )
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, inverse: bool) -> Tensor:
+    """See kernels.pointwise; only what `rotates` admits."""
+    if not _needs_grad(x):
+        return _rotated(x, cos, sin, inverse, heads_first(x))
+    rotated: Tensor = _Rotate.apply(x, cos, sin, inverse)
+    return rotated
+
+
+class _Rotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, inverse: bool) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        ctx.inverse = inverse
+        return _rotated(x, cos, sin, inverse, heads_first(x))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        cos, sin = ctx.saved_tensors
+        return _rotated(grad, cos, sin, not ctx.inverse, _contiguous(grad)), None, None, None  # as projections have it
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor, inverse: bool, out: Tensor) -> Tensor:
+    operands = (_with_contiguous_rows(x), _with_contiguous_rows(cos), _with_contiguous_rows(sin), out)
+    library.call("rotate", x.dtype, *operands, x.dim(), cos.dim(), int(inverse))
+    return out
+
+
+def softmax_nll_(logits_sv: Tensor, target_s: Tensor, with_softmax: bool) -> tuple[Tensor, Tensor]:
+    """See kernels.pointwise."""
+    if logits_sv.stride(-1) != 1:
+        raise ValueError(f"softmax_nll_ works in place on contiguous rows; these have strides {logits_sv.stride()}.")
+    _require(target_s.shape == logits_sv.shape[:1], logits_sv, target_s)
+    if target_s.numel():
+        lowest, highest = target_s.aminmax()
+        if lowest < 0 or highest >= logits_sv.shape[1]:
+            raise IndexError(f"targets {int(lowest)} .. {int(highest)} for {logits_sv.shape[1]} classes.")
+    nll_s, log_z_s = logits_sv.new_empty(2, logits_sv.shape[0])
+    library.call("softmax_nll", logits_sv.dtype, logits_sv, target_s, nll_s, log_z_s, int(with_softmax))
+    return nll_s, log_z_s
+
+
+def _needs_grad(*inputs: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+
+
+def _require(fits: bool, *inputs: Tensor) -> None:
+    """Kernels read where they are told to: shapes are checked before."""
+    if not fits:
+        raise ValueError(f"these shapes do not go together: {', '.join(str(tuple(x.shape)) for x in inputs)}.")
+
+
+def _contiguous(x: Tensor) -> Tensor:
+    """Fresh memory for a tensor of x's shape."""
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """x as [rows, width], rows contiguous: a view where it can be one."""
+    return _with_contiguous_rows(x if x.dim() == 2 else x.reshape(-1, x.shape[-1]))
+
+
+def _with_contiguous_rows(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()

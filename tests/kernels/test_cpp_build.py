@@ -1,0 +1,113 @@
+"""Building the C++ kernels: what happens without a compiler, with a failing one, at the same time, or when killed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from kernels import dispatch
+from kernels.cpp import build, library
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of compiled libraries, and no memory of what was loaded before."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for remembered in (library.is_available, library.load, library._function):
+        remembered.cache_clear()
+    yield tmp_path
+    for remembered in (library.is_available, library.load, library._function):
+        remembered.cache_clear()
+
+
+@pytest.fixture
+def small_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A kernel that compiles at once, in place of ours."""
+    folder = tmp_path / "sources" / "one"
+    folder.mkdir(parents=True)
+    (folder / "one.cpp").write_text('extern "C" int one() { return 1; }\n')
+    monkeypatch.setattr(build, "KERNELS", folder.parent)
+    return folder / "one.cpp"
+
+
+def fake_compiler(folder: Path, body: str) -> Path:
+    script = folder / "compiler"
+    script.write_text(f"#!/bin/sh\n{body}\n")
+    script.chmod(0o755)
+    return script
+
+
+def test_the_kernels_are_what_runs_on_cpu_unless_a_compiler_traces():
+    assert library.is_available()
+    assert dispatch.chosen(torch.zeros(1)) == dispatch.chosen(torch.zeros(1).double()) == "cpp"
+    assert dispatch.chosen(torch.zeros(1).bfloat16()) == dispatch.chosen(torch.zeros(1, device="meta")) == "torch"
+    paths = []
+    torch.compile(lambda x: paths.append(dispatch.chosen(x)) or x, backend="eager")(torch.zeros(1))
+    assert paths == ["torch"]
+
+
+def test_without_a_compiler_plain_torch_runs_and_says_so_once(own_cache, monkeypatch, caplog):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with caplog.at_level(logging.WARNING):
+        assert [dispatch.chosen(torch.zeros(1)) for _ in range(3)] == ["torch"] * 3
+    assert len(caplog.records) == 1
+    assert "no C++ compiler (g++): `apt install g++`, or name one in CXX" in caplog.text
+    with dispatch.use("cpp"), pytest.raises(build.BuildError, match="apt install g"):
+        dispatch.chosen(torch.zeros(1))
+
+
+def test_a_failing_compiler_is_quoted(own_cache, small_sources, monkeypatch):
+    small_sources.write_text("this is not C++\n")
+    with pytest.raises(build.BuildError, match=r"could not compile .*one\.cpp:\n.*error"):
+        build.built_library()
+    assert not list(own_cache.glob("bmojo/cpp/*.so"))
+
+
+def test_a_library_is_compiled_once_and_again_when_a_source_changes(own_cache, small_sources):
+    first = build.built_library()
+    made = first.stat().st_mtime_ns
+    assert build.built_library() == first
+    assert first.stat().st_mtime_ns == made
+    small_sources.write_text('extern "C" int one() { return 2; }\n')
+    assert build.built_library() != first
+
+
+def test_processes_that_ask_at_once_wait_for_one_compilation(own_cache, small_sources, monkeypatch):
+    calls = own_cache / "calls"
+    monkeypatch.setenv("CXX", str(fake_compiler(own_cache, f'echo "$@" >> {calls}; sleep 0.3; exec g++ "$@"')))
+    with ThreadPoolExecutor(4) as pool:
+        libraries = {future.result() for future in [pool.submit(build.built_library) for _ in range(4)]}
+    assert len(libraries) == 1
+    assert sum(" -c " in line for line in calls.read_text().splitlines()) == 1
+
+
+def test_a_process_killed_while_it_compiles_leaves_nothing_that_is_taken_for_a_library(own_cache, small_sources):
+    started = own_cache / "started"
+    slow = fake_compiler(own_cache, f'case "$*" in *-shared*) touch {started}; sleep 60;; esac; exec g++ "$@"')
+    code = (
+        "from pathlib import Path\nfrom kernels.cpp import build\n"
+        f"build.KERNELS = Path({str(small_sources.parents[1])!r})\nbuild.built_library()"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"CXX": str(slow)}, start_new_session=True)
+    while not started.exists():
+        assert child.poll() is None
+        time.sleep(0.05)
+    os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+    assert not list(own_cache.glob("bmojo/cpp/*.so"))
+    assert build.built_library().exists()
+
+
+def test_a_tensor_of_another_type_is_refused_before_its_memory_is_read():
+    x = torch.zeros(3)
+    with pytest.raises(TypeError, match=r"a C\+\+ kernel for torch.float32 on CPU got torch.float64 on cpu"):
+        library.call("memory_attention_step", torch.float32, x.double())

@@ -1,0 +1,132 @@
+"""Memory attention in C++: sizes that fill tiles, blocks and spans, thread counts, documents, the decoding step.
+
+tests/kernels/test_kernel_agreement.py has the small shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels import dispatch
+from kernels.memory_attention import memory_attention, memory_attention_step
+
+TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5}  # relative to the largest value, as in README.md
+
+
+def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def slots_of(chunk_start: int, w: int, m: int, docs: Tensor | None) -> Tensor:
+    """Some positions of the chunk's document that have left its window, and empty slots where there are too few."""
+    left = torch.randperm(max(0, chunk_start - w + 1), generator=torch.Generator().manual_seed(chunk_start))
+    if docs is not None:
+        left = left[docs[0, left] == docs[0, chunk_start]]
+    return torch.cat([left[:m], left.new_full((m - len(left[:m]),), -1)])
+
+
+def attend(
+    path: str, t: int, w: int, c: int, m: int, *, dtype: torch.dtype = torch.float64, docs: Tensor | None = None,
+    heads: int = 2, kv_heads: int = 1, p: int = 64, own_values: bool = False, scale: Tensor | None = None,
+) -> list[Tensor]:  # fmt: skip
+    """Output and all gradients; keys and values are views of one projection, as in the model."""
+    q, far_q = (normal(1, t, heads, p, seed=i, dtype=dtype) for i in range(2))
+    u_kv, y_kv, far_kv = (normal(1, t, 2 * kv_heads, p, seed=2 + i, dtype=dtype) for i in range(3))
+    leaves = [q, far_q, u_kv, y_kv, far_kv]
+    if scale is not None:
+        leaves = [x * scale.to(dtype)[None, :, None, None] for x in leaves]
+    leaves = [x.detach().requires_grad_() for x in leaves]
+    q, far_q, u_kv, y_kv, far_kv = leaves
+    k, v = u_kv.chunk(2, 2)
+    far_k, far_v = far_kv.chunk(2, 2)
+    index = torch.stack([slots_of(j * c, w, m, docs) for j in range(-(-t // c))])[None]
+    with dispatch.use(path):
+        out = memory_attention(
+            q, k, v, y_kv.chunk(2, 2), (far_q, far_k, far_v if own_values else v, index),
+            window_size=w, chunk_size=c, doc_ids_bt=docs,
+        )  # fmt: skip
+    return [out, *torch.autograd.grad(out, leaves, normal(*out.shape, seed=9, dtype=dtype), allow_unused=True)]
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("own_values", [False, True])
+@pytest.mark.parametrize(
+    ("t", "w", "c", "m", "kv_heads", "p"),
+    [(700, 200, 70, 20, 1, 64), (1100, 40, 33, 7, 2, 32), (130, 128, 128, 64, 2, 80), (600, 600, 100, 3, 1, 20)],
+)
+def test_output_and_gradients_agree_with_the_reference(t, w, c, m, kv_heads, p, own_values, dtype, nan_memory):
+    options = {"dtype": dtype, "kv_heads": kv_heads, "p": p, "own_values": own_values}
+    want, got = (attend(path, t, w, c, m, **options) for path in ("reference", "cpp"))
+    for expected, found in zip(want, got, strict=True):
+        if expected is None:
+            assert found is None
+        else:
+            assert (found - expected).abs().max() <= TOLERANCE[dtype] * max(1.0, expected.abs().max().item())
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_the_number_of_threads_changes_no_bit(threads):
+    results = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        results.append(attend("cpp", 1300, 50, 25, 9, dtype=torch.float32, heads=4, kv_heads=2))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True) if a is not None)
+
+
+@pytest.mark.parametrize("factor", [-1.0, 1e4])
+def test_documents_never_see_one_another_by_one_bit(factor):
+    docs = torch.zeros(1, 400, dtype=torch.int64)
+    docs[:, 90:250], docs[:, 250:] = 1, 2
+    scale = torch.where(docs[0] == 1, factor, 1.0)
+    before = attend("cpp", 400, 60, 30, 12, dtype=torch.float32, docs=docs)
+    after = attend("cpp", 400, 60, 30, 12, dtype=torch.float32, docs=docs, scale=scale)
+    others = docs[0] != 1
+    for a, b in zip(before, after, strict=True):
+        if a is not None:
+            assert torch.equal(a[:, others], b[:, others])
+    assert not torch.equal(before[0][:, ~others], after[0][:, ~others])
+
+
+def test_a_token_changes_nothing_before_it_by_one_bit():
+    scale = torch.ones(300)
+    scale[170] = 50.0
+    before, after = attend("cpp", 300, 60, 30, 12)[0], attend("cpp", 300, 60, 30, 12, scale=scale)[0]
+    assert torch.equal(before[:, :170], after[:, :170])
+    assert not torch.equal(before[:, 170:], after[:, 170:])
+
+
+@pytest.mark.parametrize("magnitude", [1e3, 1e18])
+def test_large_scores_give_no_nan(magnitude):
+    scale = torch.full((200,), magnitude**0.5, dtype=torch.float64)
+    results = attend("cpp", 200, 30, 30, 8, dtype=torch.float32, scale=scale)
+    assert all(x.isfinite().all() for x in results if x is not None)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize(("kv_heads", "p"), [(1, 64), (2, 20), (4, 7)])
+@pytest.mark.parametrize("positions", [(0, 3), (17, 40), (41, 1000)])
+def test_the_decoding_step_agrees_with_plain_torch(positions, kv_heads, p, dtype, nan_memory):
+    w, m, b = 16, 6, 2
+    q, far_q = (normal(b, 4, p, seed=i, dtype=dtype) for i in range(2))
+    window = [normal(b, w + 4, kv_heads, p, seed=2 + i, dtype=dtype) for i in range(2)]
+    fading = tuple(normal(b, 2 * w + 4, kv_heads, p, seed=4 + i, dtype=dtype) for i in range(2))
+    slots = [normal(b, m, kv_heads, p, seed=6 + i, dtype=dtype) for i in range(2)]
+    eidetic = (far_q, *slots, torch.tensor([[3, -1, 0, 7, -1, 1], [-1] * m]))
+    results = []
+    for path in ("torch", "cpp"):
+        with dispatch.use(path):
+            step = memory_attention_step(q, *window, fading, eidetic, window_size=w, position_b=torch.tensor(positions))
+        results.append(step)
+    want, got = results
+    assert (got - want).abs().max() <= TOLERANCE[dtype] * max(1.0, want.abs().max().item())
