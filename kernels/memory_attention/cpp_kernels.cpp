@@ -308,8 +308,9 @@ void memory_attention_backward(const Tensor<T>& q, const Tensor<T>& k, const Ten
     const Cotangents<T> given{out, log_sum, grad_out, grad_q, grad_far_q};
     const int64_t width = near_bhlxrp.size[4], heads = problem.heads(), spans = near_bhlxrp.size[2];
     const SpanGradients<T> found{near_bhlxrp, slots_bhjxmp, window_size, span, width, fading_k ? 2 : 1};
-    parallel_for(problem.batch() * heads * spans, threads, [&](int64_t task) {
-        const int64_t l = task % spans, row = task / spans;
+    const int64_t rows = problem.batch() * heads;
+    parallel_for(rows * spans, threads, [&](int64_t task) {
+        const int64_t l = spans - 1 - task / rows, row = task % rows;  // first spans read fewer keys: they even out the end
         for (const Tile& tile : problem.tiles(l * span, std::min((l + 1) * span, problem.queries())))
             add_gradients(problem, given, found, row / heads, row % heads, l, tile);
     });

@@ -87,7 +87,7 @@ def _span(geometry: Geometry, with_slots: bool) -> int:
     """Whole chunks where they have slots, so that those of a chunk are added up in one place; no fewer queries than
     the window has, so that what spans share stays small beside what they have of their own."""
     unit = geometry.chunk_size if with_slots else 1
-    return -(-max(SPAN, geometry.window_size) // unit) * unit
+    return -(-min(max(SPAN, geometry.window_size), geometry.num_queries) // unit) * unit
 
 
 def _rows_contiguous(x: Tensor) -> Tensor:
