@@ -46,9 +46,18 @@ class RotaryTable:
 
     def __init__(self, position: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> None:
         """position: integers of any shape [...]; the tables are [..., p / 2]."""
+        self.head_dim, self.theta, self.dtype, self.device = head_dim, theta, dtype, position.device
+        self._at: dict[int, RotaryTable] = {}
         channel = torch.arange(0, head_dim, 2, dtype=torch.float64, device=position.device)
         angle = position.to(torch.float64)[..., None] * theta ** (-channel / head_dim)
         self.cos, self.sin = angle.cos().to(dtype), angle.sin().to(dtype)
+
+    def at(self, distance: int) -> RotaryTable:
+        """The table of one constant position; computed once for all layers that ask."""
+        if distance not in self._at:
+            position = torch.tensor(distance, device=self.device)
+            self._at[distance] = RotaryTable(position, self.head_dim, self.theta, self.dtype)
+        return self._at[distance]
 
     def rotate(self, x: Tensor, inverse: bool = False) -> Tensor:
         """Rotate the pairs (i, i + p/2) of x [..., h, p], whose leading dimensions broadcast with the table's."""

@@ -1,9 +1,9 @@
 """Which implementation of an operator runs: the one rule.
 
-`triton` for tensors on a CUDA or ROCm device; `cpp` for float32 and float64 on the CPU, outside torch.compile, where a C++
-compiler is at hand; `torch` (chunked, plain torch) elsewhere. The environment variable BMOJO_KERNELS or `use(...)` can
-ask for another of PATHS: `reference` is the slow definitions that tests compare with. An operator that has no kernel of
-the chosen kind runs as plain torch.
+`triton` for tensors on a CUDA or ROCm device; `cpp` for float32 and float64 on the CPU, where a C++ compiler is at hand
+and neither torch.compile nor a dispatch mode looks on; `torch` (chunked, plain torch) elsewhere. An operator that has
+no kernel of the chosen kind runs as plain torch. The environment variable BMOJO_KERNELS or `use(...)` can ask for
+another of PATHS; `reference` is the slow definitions that tests compare with.
 """
 
 from __future__ import annotations

@@ -70,8 +70,7 @@ class Attention(Mixer):
         q, k = rotary.rotate(q), rotary.rotate(k)
         if self.window_size is None:
             _grow(state, int(position_b.max()) + 1)
-        ring.write(state["k"], position_b, k)
-        ring.write(state["v"], position_b, v)
+        ring.write(state, position_b, {"k": k, "v": v})
         out_bhp = memory_attention_step(
             q, state["k"], state["v"], window_size=state["k"].shape[1], position_b=position_b
         )

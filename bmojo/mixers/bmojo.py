@@ -82,7 +82,7 @@ class BMojo(Mixer):
                 window_size=config.window_size, num_eidetic=self.num_eidetic, tau=config.innovation_tau,
                 doc_ids_bs=sequence.doc_ids_bt, num_slots=rows.num_slots,
             )  # fmt: skip
-            eidetic = (self._at_slot_distance(q_bthp), rows.k, rows.v, index_bjm)
+            eidetic = (self._at_slot_distance(q_bthp, sequence.rotary), rows.k, rows.v, index_bjm)
         q_near = sequence.rotary.rotate(q_bthp)
         fading = (rows.fading_k, rows.fading_v)
         out_bthp = memory_attention(
@@ -106,16 +106,17 @@ class BMojo(Mixer):
         q_bhp = self.projections.queries(u_bd)
         k, v = self.projections.keys_values(u_bd)
         fading_k, fading_v = self.projections.keys_values(y_bd, self.fading_kv_proj)
-        for name, value in (("k", rotary.rotate(k)), ("v", v), ("fk", rotary.rotate(fading_k)), ("fv", fading_v)):
-            ring.write(state[name], position_b, value)
-        eidetic = None
+        new = {"k": rotary.rotate(k), "v": v, "fk": rotary.rotate(fading_k), "fv": fading_v}
         if self.innovation is not None:
             innovation_b1, _ = self.innovation(y_bd[:, None], state["y"])
-            ring.write(state["log_e"], position_b, self._rank(innovation_b1[:, 0], position_b))
+            new["log_e"] = self._rank(innovation_b1[:, 0], position_b)
             state["y"].copy_(torch.cat([state["y"][:, 1:], y_bd[:, None].to(state["y"].dtype)], 1))
+        ring.write(state, position_b, new)
+        eidetic = None
+        if self.innovation is not None:
             if bool((position_b % self.config.chunk_size == 0).any()):
                 self._update_slots(state, position_b)
-            eidetic = (self._at_slot_distance(q_bhp), state["slot_k"], state["slot_v"], state["slot_position"])
+            eidetic = (self._at_slot_distance(q_bhp, rotary), state["slot_k"], state["slot_v"], state["slot_position"])
         out_bhp = memory_attention_step(
             rotary.rotate(q_bhp), state["k"], state["v"], (state["fk"], state["fv"]), eidetic,
             window_size=self.config.window_size, position_b=position_b,
@@ -147,11 +148,9 @@ class BMojo(Mixer):
             return random_rank(position).to(innovation.dtype)
         return innovation.clamp_min(LOWEST).log()
 
-    def _at_slot_distance(self, x: Tensor, inverse: bool = False) -> Tensor:
+    def _at_slot_distance(self, q: Tensor, rotary: RotaryTable) -> Tensor:
         """Rotate queries by W positions, which is to see unrotated keys at distance W."""
-        distance = torch.tensor(self.config.window_size, device=x.device)
-        precise = torch.promote_types(x.dtype, torch.float32)
-        return RotaryTable(distance, x.shape[-1], self.config.rope_theta, precise).rotate(x, inverse)
+        return rotary.at(self.config.window_size).rotate(q)
 
     def _unrotated(self, k_bshp: Tensor, position_s: Tensor) -> Tensor:
         precise = torch.promote_types(k_bshp.dtype, torch.float32)

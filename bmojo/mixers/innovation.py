@@ -28,8 +28,8 @@ class InnovationScore(nn.Module):
 
     def exponential_average(self, device: torch.device | None = None) -> Tensor:
         """w_1 .. w_K, proportional to decay^j and summing to 1."""
-        weight_k = self.decay ** torch.arange(1, self.taps + 1, dtype=torch.float64, device=device)
-        return (weight_k / weight_k.sum()).float()
+        weights = [self.decay**j for j in range(1, self.taps + 1)]
+        return torch.tensor([weight / sum(weights) for weight in weights], dtype=torch.float32, device=device)
 
     def init_predictor(self) -> None:
         if self.predictor is not None:

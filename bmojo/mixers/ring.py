@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bmojo.state import LayerState
+
 
 def zeros(batch_size: int, size: int, heads: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """An empty ring [b, r, h, p]; heads lie ahead of slots in memory, so that attention reads it without a copy."""
@@ -22,7 +24,10 @@ def refill(ring_br: Tensor, ordered_bs: Tensor, next_position: int) -> None:
     ring_br.copy_(ordered_bs[:, -size:].roll(next_position % size, 1))
 
 
-def write(ring_br: Tensor, position_b: Tensor, value_b: Tensor) -> None:
-    """Put one row at each batch element's own position, in place."""
-    rows_b = torch.arange(ring_br.shape[0], device=ring_br.device)
-    ring_br[rows_b, position_b % ring_br.shape[1]] = value_b.to(ring_br.dtype)
+def write(state: LayerState, position_b: Tensor, new: dict[str, Tensor]) -> None:
+    """Put one row into each of the named rings, at each batch element's own position, in place."""
+    batch = torch.arange(position_b.shape[0], device=position_b.device)
+    slot_of_size = {size: position_b % size for size in {state[name].shape[1] for name in new}}
+    for name, value_b in new.items():
+        ring_br = state[name]
+        ring_br[batch, slot_of_size[ring_br.shape[1]]] = value_b.to(ring_br.dtype)

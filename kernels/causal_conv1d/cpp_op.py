@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kernels.cpp import library
+from kernels.cpp.library import rows_contiguous
 
 MAX_WIDTH = 4  # as in cpp_kernels.cpp, and so the next
 PART_POSITIONS = 64  # whose shares of the weight's gradient are added up together
@@ -19,7 +20,7 @@ class CausalConv1dCpp(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Tensor | None) -> Tensor:
-        x, weight_dk, initial, doc_ids = (None if m is None else _rows_contiguous(m) for m in inputs)
+        x, weight_dk, initial, doc_ids = (None if m is None else rows_contiguous(m) for m in inputs)
         assert x is not None
         y_btd = x.new_empty(x.shape)
         library.call("causal_conv1d_forward", x.dtype, x, weight_dk, initial, doc_ids, y_btd)
@@ -35,7 +36,7 @@ class CausalConv1dCpp(torch.autograd.Function):
         dweight_skd = x.new_empty(parts, width, d)
         library.call(
             "causal_conv1d_backward", x.dtype,
-            x, weight_dk, initial, doc_ids, _rows_contiguous(grad_outputs[0]), dx, dweight_skd, dweight_dk,
+            x, weight_dk, initial, doc_ids, rows_contiguous(grad_outputs[0]), dx, dweight_skd, dweight_dk,
         )  # fmt: skip
         return dx, dweight_dk, None, None
 
@@ -71,9 +72,5 @@ def causal_conv1d_step_cpp(x_bd: Tensor, weight_dk: Tensor, state_bkd: Tensor) -
             f"expected {(d, past + 1)} and {(b, past, d)}."
         )
     y_bd = torch.empty(x_bd.shape, dtype=x_bd.dtype)
-    library.call("causal_conv1d_step", x_bd.dtype, _rows_contiguous(x_bd), weight_dk, state_bkd, y_bd)
+    library.call("causal_conv1d_step", x_bd.dtype, rows_contiguous(x_bd), weight_dk, state_bkd, y_bd)
     return y_bd
-
-
-def _rows_contiguous(m: Tensor) -> Tensor:
-    return m if m.stride(-1) == 1 else m.contiguous()

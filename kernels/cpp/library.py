@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from kernels.cpp import build
 
 logger = logging.getLogger(__name__)
 MAX_DIMS = 5  # as in tensor.h
 DTYPES = {torch.float32: "float", torch.float64: "double"}
+WIDEST_VECTOR = 16  # elements; memory that kernels ask for in whole vectors is a multiple of it
 
 
 # Tensor<T> of tensor.h, by the number of dimensions; as bytes, because a ctypes structure takes five times as long.
@@ -27,8 +29,13 @@ _NONE = bytes(8 + 16 * MAX_DIMS)
 
 
 def serves(x: Tensor) -> bool:
-    """Whether kernels can run on x: a real float32 or float64 tensor on the CPU, outside a compiler's tracing."""
-    return x.is_cpu and x.dtype in DTYPES and not torch.compiler.is_compiling() and is_available()
+    """Whether kernels can run on x: float32 or float64 on the CPU, and nobody is watching.
+
+    torch.compile, fake tensors and torch's FLOP counter follow torch's own operators only, and get plain torch.
+    """
+    if not (x.is_cpu and x.dtype in DTYPES) or torch.compiler.is_compiling():
+        return False
+    return _get_current_dispatch_mode() is None and is_available()
 
 
 @functools.cache
@@ -66,6 +73,26 @@ def call(kernel: str, dtype: torch.dtype, *arguments: Tensor | int | float | Non
             run(*converted)
     else:
         run(*converted)
+
+
+def rows_contiguous(x: Tensor) -> Tensor:
+    """x with its last dimension contiguous, as most kernels need it: x itself where it is."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def whole_vectors(width: int) -> int:
+    """`width` rounded up to whole vectors of any type."""
+    return -(-width // WIDEST_VECTOR) * WIDEST_VECTOR
+
+
+def require_shapes(**given: tuple[Tensor | None, tuple[int, ...]]) -> None:
+    """Kernels trust shapes, so a wrong one must not reach them. None fits any.
+
+    Raises: ValueError: a tensor's shape is not the one beside it.
+    """
+    for name, (x, shape) in given.items():
+        if x is not None and x.shape != shape:
+            raise ValueError(f"{name} has shape {tuple(x.shape)}; the other inputs' shapes ask for {shape}.")
 
 
 @functools.cache

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from kernels.cpp import library
+from kernels.cpp.library import require_shapes, rows_contiguous, whole_vectors
 from kernels.memory_attention.layout import Geometry
 
 SPAN = 512  # queries whose gradients by keys are added up together, at least; spans are what threads share
-WIDEST_VECTOR = 16  # elements; rows that the kernels add up are whole vectors
 
 
 class MemoryAttentionCpp(torch.autograd.Function):
@@ -23,20 +23,19 @@ class MemoryAttentionCpp(torch.autograd.Function):
         ctx: Any, geometry: Geometry, index_bjm: Tensor | None, doc_ids_bt: Tensor | None, *inputs: Tensor | None
     ) -> Tensor:
         dtype = _given(inputs[0]).dtype
-        readable = [None if x is None else _rows_contiguous(x.to(dtype)) for x in inputs]
-        q, *_, eidetic_v = readable
-        assert q is not None
-        if index_bjm is not None and eidetic_v is None:
+        readable = [None if x is None else rows_contiguous(x.to(dtype)) for x in inputs]
+        if index_bjm is not None and inputs[-1] is None:
             readable[-1] = readable[2]
-        out_bthp = q.new_empty(q.shape)
-        log_sum_bht = q.new_empty(q.shape[0], q.shape[2], q.shape[1])
-        selected = tuple(None if x is None else x.to(torch.int64) for x in (index_bjm, doc_ids_bt))
+        _check(geometry, index_bjm, doc_ids_bt, *readable)
+        q = _given(readable[0])
+        out_bthp, log_sum_bht = q.new_empty(q.shape), q.new_empty(q.shape[0], q.shape[2], q.shape[1])
+        selected = [None if x is None else x.to(torch.int64) for x in (index_bjm, doc_ids_bt)]
         library.call(
             "memory_attention_forward", dtype, *readable, *selected, out_bthp, log_sum_bht,
             geometry.window_size, geometry.chunk_size, geometry.num_past,
         )  # fmt: skip
         ctx.save_for_backward(*readable, *selected, out_bthp, log_sum_bht)
-        ctx.geometry, ctx.own_values = geometry, eidetic_v is not None
+        ctx.geometry, ctx.own_values = geometry, inputs[-1] is not None
         return out_bthp
 
     @staticmethod
@@ -46,7 +45,7 @@ class MemoryAttentionCpp(torch.autograd.Function):
             ctx.saved_tensors
         )
         with_fading, with_slots = fading_k is not None, index_bjm is not None
-        (b, t, h), width = q.shape[:3], -(-q.shape[3] // WIDEST_VECTOR) * WIDEST_VECTOR
+        (b, t, h), width = q.shape[:3], whole_vectors(q.shape[3])
         span = _span(geometry, with_slots)
         rows = (4 if with_fading else 2) * (span + geometry.window_size - 1)
         near_bhlxrp = q.new_zeros(b, h, -(-t // span), rows, width)
@@ -57,7 +56,7 @@ class MemoryAttentionCpp(torch.autograd.Function):
         library.call(
             "memory_attention_backward", q.dtype,
             q, k, v, fading_k, fading_v, eidetic_q, eidetic_k, eidetic_v, index_bjm, doc_ids_bt, out, log_sum,
-            _rows_contiguous(grad_outputs[0]), *grads, grads[2] if grad_eidetic_v is None else grad_eidetic_v,
+            rows_contiguous(grad_outputs[0]), *grads, grads[2] if grad_eidetic_v is None else grad_eidetic_v,
             near_bhlxrp, slots_bhjxmp, geometry.window_size, geometry.chunk_size, geometry.num_past, span,
         )  # fmt: skip
         return None, None, None, *grads, grad_eidetic_v
@@ -77,7 +76,7 @@ def memory_attention_step_cpp(
     far_q, slot_k, slot_v, slot_position = eidetic or (None,) * 4
     operands = (q_bhp, k_brhp, v_brhp, *(fading or (None, None)), far_q, slot_k, slot_v)
     dtype = q_bhp.dtype
-    readable = [None if x is None else _rows_contiguous(x.detach().to(dtype)) for x in operands]
+    readable = [None if x is None else rows_contiguous(x.to(dtype)) for x in operands]
     out_bhp = torch.empty(q_bhp.shape, dtype=dtype)
     library.call("memory_attention_step", dtype, *readable, slot_position, position_b, out_bhp, window_size)
     return out_bhp
@@ -90,8 +89,27 @@ def _span(geometry: Geometry, with_slots: bool) -> int:
     return -(-min(max(SPAN, geometry.window_size), geometry.num_queries) // unit) * unit
 
 
-def _rows_contiguous(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
+def _check(geometry: Geometry, index_bjm: Tensor | None, doc_ids_bt: Tensor | None, *inputs: Tensor | None) -> None:
+    """The kernels trust shapes and rows. Raises: ValueError: shapes, or IndexError: rows, that do not fit together."""
+    q, k, v, fading_k, fading_v, eidetic_q, eidetic_k, eidetic_v = inputs
+    b, _, heads, p = _given(q).shape
+    kv_heads = _given(k).shape[2]
+
+    def rows_of(x: Tensor | None) -> tuple[int, ...]:
+        return b, 0 if x is None else x.shape[1], kv_heads, p
+
+    require_shapes(
+        k=(k, rows_of(k)), v=(v, rows_of(k)), fading_k=(fading_k, rows_of(fading_k)),
+        fading_v=(fading_v, rows_of(fading_k)), eidetic_q=(eidetic_q, tuple(_given(q).shape)),
+        eidetic_k=(eidetic_k, rows_of(eidetic_k)), eidetic_v=(eidetic_v, rows_of(eidetic_k)),
+        doc_ids_bt=(doc_ids_bt, (b, geometry.num_queries)),
+    )  # fmt: skip
+    if heads % kv_heads:
+        raise ValueError(f"{heads} query heads are not a multiple of the {kv_heads} key/value heads.")
+    if index_bjm is not None and index_bjm.numel():
+        highest, rows = int(index_bjm.max()), _given(eidetic_k).shape[1]
+        if highest >= rows:
+            raise IndexError(f"index_bjm names row {highest} of {rows} eidetic rows.")
 
 
 def _given(x: Tensor | None) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kernels.cpp import library
+from kernels.cpp.library import rows_contiguous
 from kernels.pointwise.plain import heads_first
 
 
@@ -179,7 +180,7 @@ class _Rotate(torch.autograd.Function):
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor, inverse: bool, out: Tensor) -> Tensor:
-    operands = (_with_contiguous_rows(x), _with_contiguous_rows(cos), _with_contiguous_rows(sin), out)
+    operands = (rows_contiguous(x), rows_contiguous(cos), rows_contiguous(sin), out)
     library.call("rotate", x.dtype, *operands, x.dim(), cos.dim(), int(inverse))
     return out
 
@@ -215,8 +216,4 @@ def _contiguous(x: Tensor) -> Tensor:
 
 def _rows(x: Tensor) -> Tensor:
     """x as [rows, width], rows contiguous: a view where it can be one."""
-    return _with_contiguous_rows(x if x.dim() == 2 else x.reshape(-1, x.shape[-1]))
-
-
-def _with_contiguous_rows(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
+    return rows_contiguous(x if x.dim() == 2 else x.reshape(-1, x.shape[-1]))

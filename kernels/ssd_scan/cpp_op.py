@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kernels.cpp import library
+from kernels.cpp.library import require_shapes, rows_contiguous, whole_vectors
 
 CHUNK = 64  # as in cpp_kernels.cpp
-WIDEST_VECTOR = 16  # elements; rows of states are whole vectors
 
 
 class SSDScanCpp(torch.autograd.Function):
@@ -19,12 +19,12 @@ class SSDScanCpp(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
-        x, dt, A, B, C, D, initial, doc_ids = (None if m is None else _rows_contiguous(m) for m in inputs)
+        x, dt, A, B, C, D, initial, doc_ids = (None if m is None else rows_contiguous(m) for m in inputs)
         assert x is not None
         assert B is not None
         (b, t, h, p), n = x.shape, B.shape[3]
         y_bthp, final_bhpn = x.new_empty(x.shape), x.new_empty(b, h, p, n)
-        states_bchpn = x.new_empty(b, -(-t // CHUNK), h, p, -(-n // WIDEST_VECTOR) * WIDEST_VECTOR)
+        states_bchpn = x.new_empty(b, -(-t // CHUNK), h, p, whole_vectors(n))
         saved = (x, dt, A, B, C, D, initial, doc_ids, states_bchpn)
         library.call("ssd_scan_forward", x.dtype, *saved[:-1], y_bthp, states_bchpn, final_bhpn)
         ctx.save_for_backward(*saved)
@@ -34,7 +34,7 @@ class SSDScanCpp(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
-        dy_bthp, dfinal_bhpn = (_rows_contiguous(m) for m in grad_outputs)
+        dy_bthp, dfinal_bhpn = (rows_contiguous(m) for m in grad_outputs)
         *inputs, initial = saved[:7]
         grads = [m.new_empty(m.shape) for m in inputs]
         dinitial = None if initial is None else initial.new_empty(initial.shape)
@@ -55,8 +55,10 @@ def ssd_scan_cpp(
 ) -> tuple[Tensor, Tensor]:
     """See kernels.ssd_scan. Raises: ValueError: a shape that does not go with those of x and B."""
     (b, t, h, p), (g, n) = x_bthp.shape, B_btgn.shape[2:]
-    _check(dt=(dt_bth, (b, t, h)), A=(A_h, (h,)), B=(B_btgn, (b, t, g, n)), C=(C_btgn, (b, t, g, n)), D=(D_h, (h,)))
-    _check(initial=(initial_bhpn, (b, h, p, n)), doc_ids=(doc_ids_bt, (b, t)))
+    require_shapes(
+        dt=(dt_bth, (b, t, h)), A=(A_h, (h,)), B=(B_btgn, (b, t, g, n)), C=(C_btgn, (b, t, g, n)), D=(D_h, (h,))
+    )
+    require_shapes(initial=(initial_bhpn, (b, h, p, n)), doc_ids=(doc_ids_bt, (b, t)))
     dtype = x_bthp.dtype
     inputs = (None if m is None else m.to(dtype) for m in (x_bthp, dt_bth, A_h, B_btgn, C_btgn, D_h, initial_bhpn))
     docs = None if doc_ids_bt is None else doc_ids_bt.to(torch.int64)
@@ -74,20 +76,9 @@ def ssd_step_cpp(
 ) -> Tensor:
     """See kernels.ssd_scan.ssd_step. Raises: ValueError: a shape that does not go with those of x and B."""
     (b, h, p), (g, n) = x_bhp.shape, B_bgn.shape[1:]
-    _check(dt=(dt_bh, (b, h)), A=(A_h, (h,)), B=(B_bgn, (b, g, n)), C=(C_bgn, (b, g, n)), D=(D_h, (h,)))
-    _check(state=(state_bhpn, (b, h, p, n)))
+    require_shapes(dt=(dt_bh, (b, h)), A=(A_h, (h,)), B=(B_bgn, (b, g, n)), C=(C_bgn, (b, g, n)), D=(D_h, (h,)))
+    require_shapes(state=(state_bhpn, (b, h, p, n)))
     dtype, y_bhp = x_bhp.dtype, torch.empty(x_bhp.shape, dtype=x_bhp.dtype)
     inputs = (m if m.dtype == dtype else m.to(dtype) for m in (x_bhp, dt_bh, A_h, B_bgn, C_bgn, D_h))
-    library.call("ssd_step", dtype, *map(_rows_contiguous, inputs), state_bhpn, y_bhp)
+    library.call("ssd_step", dtype, *map(rows_contiguous, inputs), state_bhpn, y_bhp)
     return y_bhp
-
-
-def _check(**given: tuple[Tensor | None, tuple[int, ...]]) -> None:
-    """The kernels trust shapes, so that a wrong one must not reach them."""
-    for name, (m, shape) in given.items():
-        if m is not None and m.shape != shape:
-            raise ValueError(f"{name} has shape {tuple(m.shape)}; the other inputs' shapes ask for {shape}.")
-
-
-def _rows_contiguous(m: Tensor) -> Tensor:
-    return m if m.stride(-1) == 1 else m.contiguous()

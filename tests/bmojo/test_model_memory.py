@@ -75,6 +75,7 @@ def test_eidetic_keys_are_seen_at_one_distance_wherever_they_are():
     from bmojo.layers import RotaryTable
 
     at = 1000
-    near_q = RotaryTable(torch.tensor([at]), 4, config.rope_theta, torch.float64).rotate(q)
+    at_query = RotaryTable(torch.tensor([at]), 4, config.rope_theta, torch.float64)
+    near_q = at_query.rotate(q)
     key = RotaryTable(torch.tensor([at - config.window_size]), 4, config.rope_theta, torch.float64).rotate(k)
-    torch.testing.assert_close((mixer._at_slot_distance(q) * k).sum(-1), (near_q * key).sum(-1))
+    torch.testing.assert_close((mixer._at_slot_distance(q, at_query) * k).sum(-1), (near_q * key).sum(-1))

@@ -130,3 +130,17 @@ def test_the_decoding_step_agrees_with_plain_torch(positions, kv_heads, p, dtype
         results.append(step)
     want, got = results
     assert (got - want).abs().max() <= TOLERANCE[dtype] * max(1.0, want.abs().max().item())
+
+
+def test_rows_and_shapes_that_would_be_read_beyond_the_end_are_refused():
+    q, k = normal(1, 8, 2, 4, seed=0), normal(1, 8, 1, 4, seed=1)
+    index = torch.tensor([[[0, 8]]])
+    with dispatch.use("cpp"):
+        with pytest.raises(IndexError, match="index_bjm names row 8 of 8 eidetic rows"):
+            memory_attention(q, k, k, None, (q, k, k, index), window_size=4, chunk_size=8)
+        with pytest.raises(
+            ValueError, match=r"v has shape \(1, 7, 1, 4\); the other inputs' shapes ask for \(1, 8, 1, 4\)"
+        ):
+            memory_attention(q, k, k[:, 1:], window_size=4)
+        with pytest.raises(ValueError, match="3 query heads are not a multiple of the 2 key/value heads"):
+            memory_attention(q[:, :, [0, 1, 1]], k.repeat(1, 1, 2, 1), k.repeat(1, 1, 2, 1), window_size=4)
