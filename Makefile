@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 .DEFAULT_GOAL := help
-.PHONY: help quickstart install test test-slow lint format types bench kernel-report lock clean
+.PHONY: needs-compiler help quickstart install test test-slow lint format types bench kernel-report lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -25,10 +25,13 @@ $(STAMP): pyproject.toml constraints.txt
 quickstart: install  ## Install, then train and evaluate a small B'MOJO on the Python standard library (CPU, minutes)
 	$(BIN)/bmojo run configs/quickstart.yaml
 
-test: install  ## Quick tests (under 20 minutes on 2 cores)
+needs-compiler:
+	@command -v $${CXX:-g++} >/dev/null || { echo "error: the tests compile the C++ kernels, and there is no g++. Debian: apt install g++"; exit 1; }
+
+test: install needs-compiler  ## Quick tests (under 20 minutes on 2 cores)
 	$(BIN)/python -m pytest
 
-test-slow: install  ## The tests that take longer: kills, resumes, whole pipelines
+test-slow: install needs-compiler  ## The tests that take longer: kills, resumes, whole pipelines
 	$(BIN)/python -m pytest -m slow
 
 lint: install  ## ruff: lint and format

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bmojo import BMojoLM, ModelConfig
 
 PATTERNS = {"bmojo": "bmojo", "bmojo_f": "bmojo_f", "swa": "swa", "attention": "attention", "mamba2": "mamba2"}
+PLAIN = "bmojo_plain_torch"  # bmojo itself, its operators as plain torch
 PEERS = ("llama", "falcon_h1", "bamba", "mamba2_hf")
 LONGEST = 131_072
 
@@ -30,6 +31,8 @@ def num_params(model: nn.Module) -> int:
 def build(name: str, config: ModelConfig, target: int) -> nn.Module:
     """A model of the given kind with `target` parameters within 2%: the width of its MLPs, or its depth, is fitted."""
     torch.manual_seed(0)
+    if name == PLAIN:
+        return BMojoLM(config)
     if name in PATTERNS:
         pattern = f"{PATTERNS[name]}*{config.num_layers}"
         return _fit(lambda width: BMojoLM(config.replace(pattern=pattern, d_ff=width)), target, range(64, 4096, 8))

@@ -9,14 +9,16 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks._peers import PATTERNS, PEERS, base_config, build, loss_of, num_params
+from benchmarks._peers import PATTERNS, PEERS, PLAIN, base_config, build, loss_of, num_params
 from bmojo import BMojoLM
 from bmojo.allocator import keep_freed_memory
 from bmojo.counting import count
+from kernels import dispatch
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -57,10 +59,11 @@ def time_steps(models: dict[str, nn.Module], seq_len: int, vocab_size: int, repe
     for repeat in range(repeats + 1):
         tokens_bt = torch.randint(vocab_size, (1, seq_len), generator=generator)
         for name, model in models.items():
-            start = time.perf_counter()
-            step(model, optimizers[name], tokens_bt)
-            if repeat:
-                times_s[name].append(time.perf_counter() - start)
+            with dispatch.use("torch") if name == PLAIN else nullcontext():
+                start = time.perf_counter()
+                step(model, optimizers[name], tokens_bt)
+                if repeat:
+                    times_s[name].append(time.perf_counter() - start)
     return times_s
 
 
@@ -95,7 +98,13 @@ def profile_step(model: nn.Module, seq_len: int, vocab_size: int) -> str:
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step", description=__doc__)
     parser.add_argument("--seq-len", type=int, nargs="+", default=[1024], help="tokens a step (batch of one)")
-    parser.add_argument("--peers", nargs="*", choices=[*PATTERNS, *PEERS], default=["llama"], help="models to compare")
+    parser.add_argument(
+        "--peers",
+        nargs="*",
+        choices=[*PATTERNS, *PEERS, PLAIN],
+        default=["llama"],
+        help=f"models to compare; {PLAIN}: without C++ kernels",
+    )
     parser.add_argument("--repeats", type=int, default=7, help="steps of each model that are timed")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--num-layers", type=int, default=7, help="layers of every model but mamba2_hf")

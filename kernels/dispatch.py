@@ -27,7 +27,7 @@ def chosen(x: Tensor) -> str:
     """The path for an operator whose input is x.
 
     Raises: ValueError: BMOJO_KERNELS names no path. RuntimeError: it asks for triton where that cannot run, or for cpp
-        where it cannot be compiled (BuildError).
+        where it cannot be compiled (BuildError) or loaded (OSError).
     """
     asked = _forced or _checked(os.environ.get("BMOJO_KERNELS"))
     if asked is None:

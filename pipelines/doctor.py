@@ -127,18 +127,17 @@ def _shadowed_packages() -> Check:
 
 
 def _cpp_kernels() -> Check:
-    from kernels.cpp import build
+    from kernels.cpp import library
 
     try:
-        return Check("C++ kernels", "ok", f"compiled by {build.compiler()} for this processor: {build.built_library()}")
-    except build.BuildError as error:
+        return Check("C++ kernels", "ok", f"compiled for this processor: {library.load()._name}")
+    except library.CANNOT_LOAD as error:
         reason, *details = str(error).splitlines()
-        return Check(
-            "C++ kernels",
-            "warning",
-            reason,
-            "\n".join([*details, "Without them operators run as plain torch, slower on the CPU. `apt install g++`."]),
+        advice = (
+            "Without them operators run as plain torch, slower on the CPU. They need g++ (`apt install g++`) and a "
         )
+        advice += "cache folder to write to and load from: $XDG_CACHE_HOME, by default ~/.cache."
+        return Check("C++ kernels", "warning", reason, "\n".join([*details, advice]))
 
 
 def _devices() -> Check:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
+import logging
 import os
 import platform
+import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
 from pathlib import Path
 
+logger = logging.getLogger(__name__)
 KERNELS = Path(__file__).resolve().parents[1]
 FLAGS = (
     "-std=c++17", "-O3", "-march=native", "-mtune=native", "-fopenmp", "-fPIC", "-fvisibility=hidden",
@@ -27,68 +30,103 @@ class BuildError(RuntimeError):
 
 def sources() -> list[Path]:
     """The C++ files, one or more an operator; none where the package was copied without them."""
-    return sorted(KERNELS.glob("*/*.cpp"))
+    return sorted(KERNELS.glob("*/*.cpp")) if (KERNELS / "cpp" / "tensor.h").exists() else []
 
 
-def compiler() -> str | None:
-    """$CXX, or g++."""
-    return shutil.which(os.environ.get("CXX") or "g++")
+def compiler() -> list[str]:
+    """$CXX, which may have arguments, or g++. Raises: BuildError: there is no such program."""
+    command = shlex.split(os.environ.get("CXX") or "g++")
+    if shutil.which(command[0]) is None:
+        raise BuildError(f"no C++ compiler ({command[0]}): `apt install g++`, or name one in CXX")
+    return command
 
 
 def built_library() -> Path:
     """The path of the compiled library; compiles it (some ten seconds) where that has not been done yet.
 
-    Processes that ask at the same time wait for one to compile. One that is killed half-way leaves nothing behind that
-    another would take for a library.
+    Processes that ask at the same time wait for one to compile. A file's name ends in a hash of its content, so what a
+    killed process, a full disk or a power cut leaves behind is never loaded.
 
-    Raises: BuildError: no compiler, or it fails.
+    Raises: BuildError: no compiler, or it fails. OSError: the cache cannot be written.
     """
-    found = compiler()
+    import fcntl  # not on Windows, where exported models run too: they carry no C++
+
+    command = compiler()
+    folder, identity = _cache_folder(), _identity(command)
+    found = _intact(folder, identity)
     if found is None:
-        raise BuildError("no C++ compiler (g++): `apt install g++`, or name one in CXX")
-    library = _cache_folder() / f"{_identity(found)}.so"
-    if library.exists():
-        return library
-    library.parent.mkdir(parents=True, exist_ok=True)
-    with open(library.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not library.exists():
-            _compile(found, library)
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / f"{identity}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            found = _intact(folder, identity) or _compile(command, folder, identity)
+    return found
+
+
+def _intact(folder: Path, identity: str) -> Path | None:
+    """The library that was built before. One that is damaged is removed."""
+    for library in folder.glob(f"{identity}-*.so"):
+        if library.stem.partition("-")[2] == _digest(library.read_bytes()):
+            return library
+        library.unlink()
+    return None
+
+
+def _compile(command: list[str], folder: Path, identity: str) -> Path:
+    logger.info("Compiling the C++ kernels for this processor, once, in about ten seconds: %s", folder)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        objects = [f"{scratch}/{i}.o" for i in range(len(sources()))]
+        _run([
+            [*command, *FLAGS, "-I", str(KERNELS), "-c", str(source), "-o", target]
+            for source, target in zip(sources(), objects, strict=True)
+        ])  # fmt: skip
+        # Not linked with OpenMP: its symbols are found in the runtime that torch has loaded, whose threads we share.
+        linked = Path(scratch, "library.so")
+        _run([[*command, "-shared", *objects, "-o", str(linked)]])
+        library = folder / f"{identity}-{_digest(linked.read_bytes())}.so"
+        with linked.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(linked, library)
     return library
 
 
-def _compile(compiler: str, library: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-        compiling = [
-            (source, subprocess.Popen(
-                [compiler, *FLAGS, "-I", str(KERNELS), "-c", str(source), "-o", f"{folder}/{i}.o"],
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            ))
-            for i, source in enumerate(sources())
-        ]  # fmt: skip
-        for source, process in compiling:
+def _run(commands: list[list[str]]) -> None:
+    """Run all at once, to the end of each. Raises: BuildError: one fails, or takes too long."""
+    running: list[subprocess.Popen[str]] = []
+    try:
+        for command in commands:
+            running.append(
+                subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                    start_new_session=True,
+                )
+            )  # fmt: skip
+        for command, process in zip(commands, running, strict=True):
             output, _ = process.communicate(timeout=TIMEOUT_S)
             if process.returncode:
-                raise BuildError(f"{compiler} could not compile {source}:\n{output[-2000:]}")
-        objects = [f"{folder}/{i}.o" for i in range(len(compiling))]
-        # Not linked with OpenMP: its symbols are found in the runtime that torch has loaded, whose threads we share.
-        linked = subprocess.run(
-            [compiler, "-shared", *objects, "-o", f"{folder}/library.so"], capture_output=True, text=True
-        )
-        if linked.returncode:
-            raise BuildError(f"{compiler} could not link the kernels:\n{linked.stderr[-2000:]}")
-        os.replace(f"{folder}/library.so", library)
+                raise BuildError(f"`{shlex.join(command)}` failed:\n{output[-2000:]}")
+    except subprocess.TimeoutExpired as error:
+        raise BuildError(f"`{shlex.join(error.cmd)}` took longer than {TIMEOUT_S} s") from None
+    finally:
+        for process in running:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
-def _identity(compiler: str) -> str:
+def _identity(command: list[str]) -> str:
     """A hash of all that decides what the library is; the processor's, because it is compiled for this very one."""
-    digest = hashlib.sha256()
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
-    for part in (compiler, version, *FLAGS, platform.machine(), _processor()):
-        digest.update(part.encode() + b"\0")
-    for file in sorted(KERNELS.glob("*/*.cpp")) + sorted(KERNELS.glob("*/*.h")):
-        digest.update(str(file.relative_to(KERNELS)).encode() + b"\0" + file.read_bytes() + b"\0")
-    return digest.hexdigest()[:16]
+    try:
+        version = subprocess.run([*command, "--version"], capture_output=True, timeout=TIMEOUT_S).stdout
+    except subprocess.TimeoutExpired:
+        raise BuildError(f"`{shlex.join(command)} --version` took longer than {TIMEOUT_S} s") from None
+    parts = [version, *map(str.encode, (*command, *FLAGS, platform.machine(), _processor()))]
+    for file in sorted([*KERNELS.glob("*/*.cpp"), *KERNELS.glob("*/*.h")]):
+        parts += [str(file.relative_to(KERNELS)).encode(), file.read_bytes()]
+    return _digest(b"\0".join(parts))
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _processor() -> str:
@@ -102,4 +140,7 @@ def _processor() -> str:
 
 
 def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "bmojo", "cpp")
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "bmojo", "cpp")
+    except RuntimeError as error:
+        raise BuildError(f"no place for the compiled kernels: {error} Set XDG_CACHE_HOME to a folder") from None

@@ -10,12 +10,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from kernels.cpp import build
 
 logger = logging.getLogger(__name__)
 MAX_DIMS = 5  # as in tensor.h
+IN_MEMORY = (Tensor, torch.nn.Parameter)  # subclasses, such as fake and distributed tensors, may have no memory to read
+CANNOT_LOAD = (build.BuildError, OSError)
 DTYPES = {torch.float32: "float", torch.float64: "double"}
 WIDEST_VECTOR = 16  # elements; memory that kernels ask for in whole vectors is a multiple of it
 
@@ -29,13 +32,16 @@ _NONE = bytes(8 + 16 * MAX_DIMS)
 
 
 def serves(x: Tensor) -> bool:
-    """Whether kernels can run on x: float32 or float64 on the CPU, and nobody is watching.
+    """Whether kernels can run on x: float32 or float64 on the CPU, in memory, and nobody is watching.
 
-    torch.compile, fake tensors and torch's FLOP counter follow torch's own operators only, and get plain torch.
+    What follows torch's own operators gets plain torch: torch.compile, tracing, forward-mode derivatives, subclasses of
+    Tensor such as fake tensors, and dispatch modes such as torch's FLOP counter.
     """
-    if not (x.is_cpu and x.dtype in DTYPES) or torch.compiler.is_compiling():
+    if not (x.is_cpu and x.dtype in DTYPES and type(x) in IN_MEMORY):
         return False
-    return _get_current_dispatch_mode() is None and is_available()
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or _get_current_dispatch_mode() is not None:
+        return False
+    return forward_ad._current_level < 0 and is_available()
 
 
 @functools.cache
@@ -45,7 +51,7 @@ def is_available() -> bool:
         return False
     try:
         load()
-    except (build.BuildError, OSError) as error:
+    except CANNOT_LOAD as error:
         logger.warning(
             "The C++ kernels are not available, so operators run as plain torch, which trains at about two thirds of "
             "the speed. Reason: %s. (BMOJO_KERNELS=torch asks for plain torch without this warning.)", error
@@ -106,6 +112,8 @@ def _converted(argument: Tensor | int | float | None, dtype: torch.dtype) -> Any
     if isinstance(argument, Tensor):
         if not argument.is_cpu or argument.dtype not in (dtype, torch.int64):
             raise TypeError(f"a C++ kernel for {dtype} on CPU got {argument.dtype} on {argument.device}.")
+        if type(argument) not in IN_MEMORY:
+            raise TypeError(f"a C++ kernel got a {type(argument).__name__}; set BMOJO_KERNELS=torch for such tensors.")
         shape = argument.shape
         return _PACK[len(shape)](argument.data_ptr(), *shape, *argument.stride())
     if argument is None:

@@ -25,7 +25,7 @@ inline void parallel_blocks(int64_t count, int64_t block, int64_t threads, const
 }
 
 // Memory of a task's own, aligned to vectors and not initialised. Threads keep what they have had for their next tasks,
-// because memory new from the system costs a page fault for every 4 KiB. For tiles, not for whole sequences.
+// because memory new from the system costs a page fault for every 4 KiB. For tiles and partial sums, not for whole sequences.
 template <typename T>
 class Scratch {
   public:

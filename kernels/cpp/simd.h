@@ -54,7 +54,7 @@ constexpr int64_t round_up(int64_t n) {  // to whole vectors
 }
 
 // exp(x) = 2^n exp(r) with n = round(x / ln 2) and |r| <= ln(2) / 2, without branches, for a float or a vector of them.
-// Relative error below 1e-7; exactly 0 below -87 (so for -inf), and finite above 88.
+// Relative error below 1e-7; exactly 0 below -87 (so for -inf), infinite above 88.
 template <typename Float, typename Int>
 inline Float exponential_by_parts(Float x) {
     const Float zero{}, low = zero - 87.0f, high = zero + 88.0f;
@@ -70,18 +70,19 @@ inline Float exponential_by_parts(Float x) {
     series = series * r * r + r + 1.0f;
     Int bits;
     std::memcpy(&bits, &shifted, sizeof bits);
-    bits = (bits << 23) + 0x3f800000;  // 2^n; the higher bits of the rounding constant fall off
+    bits = (bits << 23) + 0x3f800000u;  // 2^n; the higher bits of the rounding constant fall off
     Float power;
     std::memcpy(&power, &bits, sizeof power);
-    return x < low ? zero : series * power;
+    const Float infinity = zero + std::numeric_limits<float>::infinity();
+    return x < low ? zero : (x > high ? infinity : series * power);
 }
 
 inline float exponential(float x) {
-    return exponential_by_parts<float, int32_t>(x);
+    return exponential_by_parts<float, uint32_t>(x);
 }
 
 inline Vector<float> exponential(Vector<float> x) {
-    return exponential_by_parts<Vector<float>, Vector<int32_t>>(x);
+    return exponential_by_parts<Vector<float>, Vector<uint32_t>>(x);
 }
 
 inline double exponential(double x) {
@@ -105,9 +106,9 @@ inline Vector<float> power_of_two(Vector<float> x) {
     series = series * f + 2.402265092e-1f;
     series = series * f + 6.931471880e-1f;
     series = series * f + 1.0f;
-    Vector<int32_t> bits;
+    Vector<uint32_t> bits;
     std::memcpy(&bits, &shifted, sizeof bits);
-    bits = (bits << 23) + 0x3f800000;
+    bits = (bits << 23) + 0x3f800000u;
     Vector<float> power;
     std::memcpy(&power, &bits, sizeof power);
     return series * power;

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from kernels.cpp import library
+from kernels.cpp.library import rows_contiguous
 from kernels.innovation_select.scores import EPS
 
 
@@ -17,7 +18,7 @@ def innovation_scores_cpp(
     Raises: ValueError: shapes that do not go together.
     """
     y_btd = y_btd.detach()
-    y_btd = y_btd if y_btd.stride(-1) == 1 else y_btd.contiguous()
+    y_btd = rows_contiguous(y_btd)
     batch, t, channels = y_btd.shape
     taps = weight_kd.shape[0]
     weight_kd = weight_kd.detach().to(y_btd.dtype).expand(taps, channels).contiguous()

@@ -48,8 +48,8 @@ def memory_attention(
     rows_needed = num_queries + min(num_past, window_size - 1)
     if num_rows < rows_needed:
         raise ValueError(f"{num_rows} key rows, but {num_queries} queries read {rows_needed} with those before them.")
-    if doc_ids_bt is not None and num_rows != num_queries:
-        raise ValueError(f"doc_ids_bt needs as many key rows ({num_rows}) as queries ({num_queries}).")
+    if doc_ids_bt is not None and (num_past or num_rows != num_queries):
+        raise ValueError(f"doc_ids_bt needs as many key rows ({num_rows}) as queries ({num_queries}), and no past.")
     if eidetic is not None and (chunk_size is None or eidetic[3].shape[1] * chunk_size < num_queries):
         raise ValueError(f"index_bjm has {eidetic[3].shape[1]} chunks of {chunk_size} for {num_queries} queries.")
     if eidetic is not None and eidetic[3].shape[2] == 0:

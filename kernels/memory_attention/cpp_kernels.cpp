@@ -126,12 +126,12 @@ template <typename T>
 struct SpanGradients {
     Tensor<T> near_bhlxrp;     // l: spans, x: (window, fading) x (k, v) flattened with r: rows of the span
     Tensor<T> slots_bhjxmp;    // x: k, v
-    int64_t window_size, span, width, sets;
+    int64_t window_size, span, reach, width;  // reach: window_size, or fewer where there are fewer rows
 
-    int64_t rows() const { return span + window_size - 1; }
+    int64_t rows() const { return span + reach - 1; }
     // Position of the first row.
     int64_t origin(int64_t l, typename Keys<T>::Set set) const {
-        return l * span - window_size + 1 - (set == Keys<T>::kFading ? window_size : 0);
+        return l * span - reach + 1 - (set == Keys<T>::kFading ? window_size : 0);
     }
     // Keys (kind 0) or values (kind 1) of the first row.
     T* near(int64_t b, int64_t h, int64_t l, typename Keys<T>::Set set, int kind) const {
@@ -302,12 +302,12 @@ void memory_attention_backward(const Tensor<T>& q, const Tensor<T>& k, const Ten
                                const Tensor<T>& grad_v, const Tensor<T>& grad_fading_k, const Tensor<T>& grad_fading_v,
                                const Tensor<T>& grad_far_q, const Tensor<T>& grad_slot_k, const Tensor<T>& grad_slot_v,
                                const Tensor<T>& near_bhlxrp, const Tensor<T>& slots_bhjxmp, int64_t window_size,
-                               int64_t chunk_size, int64_t num_past, int64_t span, int64_t threads) {
+                               int64_t chunk_size, int64_t num_past, int64_t span, int64_t reach, int64_t threads) {
     const Problem<T> problem{q,      k,         v,       fading_k,    fading_v,   far_q,   slot_k,
                              slot_v, index_bjm, docs_bt, window_size, chunk_size, num_past};
     const Cotangents<T> given{out, log_sum, grad_out, grad_q, grad_far_q};
     const int64_t width = near_bhlxrp.size[4], heads = problem.heads(), spans = near_bhlxrp.size[2];
-    const SpanGradients<T> found{near_bhlxrp, slots_bhjxmp, window_size, span, width, fading_k ? 2 : 1};
+    const SpanGradients<T> found{near_bhlxrp, slots_bhjxmp, window_size, span, reach, width};
     const int64_t rows = problem.batch() * heads;
     parallel_for(rows * spans, threads, [&](int64_t task) {
         const int64_t l = spans - 1 - task / rows, row = task % rows;  // first spans read fewer keys: they even out the end

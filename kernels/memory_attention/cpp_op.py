@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from kernels.cpp import library
 from kernels.cpp.library import require_shapes, rows_contiguous, whole_vectors
@@ -39,6 +40,7 @@ class MemoryAttentionCpp(torch.autograd.Function):
         return out_bthp
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         geometry: Geometry = ctx.geometry
         q, k, v, fading_k, fading_v, eidetic_q, eidetic_k, eidetic_v, index_bjm, doc_ids_bt, out, log_sum = (
@@ -47,7 +49,8 @@ class MemoryAttentionCpp(torch.autograd.Function):
         with_fading, with_slots = fading_k is not None, index_bjm is not None
         (b, t, h), width = q.shape[:3], whole_vectors(q.shape[3])
         span = _span(geometry, with_slots)
-        rows = (4 if with_fading else 2) * (span + geometry.window_size - 1)
+        reach = min(geometry.window_size, max(x.shape[1] for x in (k, fading_k) if x is not None))
+        rows = (4 if with_fading else 2) * (span + reach - 1)
         near_bhlxrp = q.new_zeros(b, h, -(-t // span), rows, width)
         slots_bhjxmp = q.new_zeros(b, h, *index_bjm.shape[1:2], 2, index_bjm.shape[2] * width) if with_slots else None
         grads = [None if x is None else torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v, fading_k, fading_v)]
@@ -57,7 +60,7 @@ class MemoryAttentionCpp(torch.autograd.Function):
             "memory_attention_backward", q.dtype,
             q, k, v, fading_k, fading_v, eidetic_q, eidetic_k, eidetic_v, index_bjm, doc_ids_bt, out, log_sum,
             rows_contiguous(grad_outputs[0]), *grads, grads[2] if grad_eidetic_v is None else grad_eidetic_v,
-            near_bhlxrp, slots_bhjxmp, geometry.window_size, geometry.chunk_size, geometry.num_past, span,
+            near_bhlxrp, slots_bhjxmp, geometry.window_size, geometry.chunk_size, geometry.num_past, span, reach,
         )  # fmt: skip
         return None, None, None, *grads, grad_eidetic_v
 
@@ -73,11 +76,25 @@ def memory_attention_step_cpp(
     position_b: Tensor,
 ) -> Tensor:
     """See kernels.memory_attention.memory_attention_step. Without gradient."""
+    (b, heads, p), kv_heads, dtype = q_bhp.shape, k_brhp.shape[2], q_bhp.dtype
+    _require_groups(heads, kv_heads)
+    fading_k, fading_v = fading or (None, None)
     far_q, slot_k, slot_v, slot_position = eidetic or (None,) * 4
-    operands = (q_bhp, k_brhp, v_brhp, *(fading or (None, None)), far_q, slot_k, slot_v)
-    dtype = q_bhp.dtype
+
+    def rows_of(x: Tensor | None) -> tuple[int, ...]:
+        return b, 0 if x is None else x.shape[1], kv_heads, p
+
+    require_shapes(
+        k_brhp=(k_brhp, rows_of(k_brhp)), v_brhp=(v_brhp, rows_of(k_brhp)), position_b=(position_b, (b,)),
+        fading_k=(fading_k, rows_of(fading_k)), fading_v=(fading_v, rows_of(fading_k)),
+        eidetic_q=(far_q, (b, heads, p)), slot_k=(slot_k, rows_of(slot_k)), slot_v=(slot_v, rows_of(slot_k)),
+        slot_position=(slot_position, rows_of(slot_k)[:2]),
+    )  # fmt: skip
+    operands = (q_bhp, k_brhp, v_brhp, fading_k, fading_v, far_q, slot_k, slot_v)
     readable = [None if x is None else rows_contiguous(x.to(dtype)) for x in operands]
     out_bhp = torch.empty(q_bhp.shape, dtype=dtype)
+    slot_position = None if slot_position is None else slot_position.to(torch.int64)
+    position_b = position_b.to(torch.int64)
     library.call("memory_attention_step", dtype, *readable, slot_position, position_b, out_bhp, window_size)
     return out_bhp
 
@@ -103,13 +120,18 @@ def _check(geometry: Geometry, index_bjm: Tensor | None, doc_ids_bt: Tensor | No
         fading_v=(fading_v, rows_of(fading_k)), eidetic_q=(eidetic_q, tuple(_given(q).shape)),
         eidetic_k=(eidetic_k, rows_of(eidetic_k)), eidetic_v=(eidetic_v, rows_of(eidetic_k)),
         doc_ids_bt=(doc_ids_bt, (b, geometry.num_queries)),
+        index_bjm=(index_bjm, (b, *(() if index_bjm is None else index_bjm.shape[1:]))),
     )  # fmt: skip
-    if heads % kv_heads:
-        raise ValueError(f"{heads} query heads are not a multiple of the {kv_heads} key/value heads.")
+    _require_groups(heads, kv_heads)
     if index_bjm is not None and index_bjm.numel():
         highest, rows = int(index_bjm.max()), _given(eidetic_k).shape[1]
         if highest >= rows:
             raise IndexError(f"index_bjm names row {highest} of {rows} eidetic rows.")
+
+
+def _require_groups(heads: int, kv_heads: int) -> None:
+    if heads % kv_heads:
+        raise ValueError(f"{heads} query heads are not a multiple of the {kv_heads} key/value heads.")
 
 
 def _given(x: Tensor | None) -> Tensor:

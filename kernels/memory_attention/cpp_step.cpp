@@ -61,7 +61,8 @@ void memory_attention_step(const Tensor<T>& q_bhp, const Tensor<T>& k_brhp, cons
     const int64_t slots = slot_position_bm ? slot_position_bm.size[1] : 0;
     parallel_for(q_bhp.size[0] * heads, threads, [&](int64_t task) {
         const int64_t b = task / heads, h = task % heads, kv_head = h / group;
-        Read<T> read(2 * window_size + slots);
+        const int64_t fading_rows = fading_k_brhp ? fading_k_brhp.size[1] : 0;
+        Read<T> read(std::min(window_size, k_brhp.size[1]) + std::min(window_size, fading_rows) + slots);
         const auto add_ring = [&](const Tensor<T>& k, const Tensor<T>& v, int64_t age) {
             const int64_t ring = k.size[1], newest = position_b(b) - age;
             const int64_t count = std::min({window_size, newest + 1, ring - age});

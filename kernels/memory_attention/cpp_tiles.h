@@ -83,7 +83,7 @@ template <typename T>
 class Slots {
   public:
     Slots(const Problem<T>& problem, int64_t b, int64_t kv_head, const Tile& tile)
-        : k_(problem.slots() * problem.channels()), v_(problem.slots() * problem.channels()), rows_(problem.slots()),
+        : k_(problem.slots() * problem.channels()), v_(problem.slots() * problem.channels()),
           filled_(problem.slots()) {
         const int64_t p = problem.channels();
         for (int64_t m = 0; m < problem.slots(); ++m) {
@@ -107,7 +107,7 @@ class Slots {
 
   private:
     Scratch<T> k_, v_;
-    Scratch<int64_t> rows_, filled_;
+    Scratch<int64_t> filled_;
     int64_t count_ = 0;
 };
 

@@ -44,7 +44,7 @@ class _RMSNorm(torch.autograd.Function):
 def _rms_norm(x: Tensor, weight: Tensor, eps: float, inverse: Tensor | None) -> Tensor:
     _require(weight.shape == x.shape[-1:], x, weight)
     out = _contiguous(x)
-    library.call("rms_norm", x.dtype, _rows(x), weight.contiguous(), out, inverse, eps)
+    library.call("rms_norm", x.dtype, _rows(x), weight.contiguous(), out, inverse, float(eps))
     return out
 
 
@@ -78,7 +78,7 @@ class _GatedRMSNorm(torch.autograd.Function):
 def _gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float, inverse: Tensor | None) -> Tensor:
     _require(gate.shape == x.shape and weight.shape == x.shape[-1:], x, gate, weight)
     out = _contiguous(x)
-    library.call("gated_rms_norm", x.dtype, _rows(x), _rows(gate), weight.contiguous(), out, inverse, eps)
+    library.call("gated_rms_norm", x.dtype, _rows(x), _rows(gate), weight.contiguous(), out, inverse, float(eps))
     return out
 
 

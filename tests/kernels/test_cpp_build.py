@@ -8,13 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
-from kernels import dispatch
+from kernels import dispatch, pointwise
 from kernels.cpp import build, library
 
 
@@ -35,6 +34,8 @@ def small_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "sources" / "one"
     folder.mkdir(parents=True)
     (folder / "one.cpp").write_text('extern "C" int one() { return 1; }\n')
+    (folder.parent / "cpp").mkdir()
+    (folder.parent / "cpp" / "tensor.h").touch()
     monkeypatch.setattr(build, "KERNELS", folder.parent)
     return folder / "one.cpp"
 
@@ -60,14 +61,14 @@ def test_without_a_compiler_plain_torch_runs_and_says_so_once(own_cache, monkeyp
     with caplog.at_level(logging.WARNING):
         assert [dispatch.chosen(torch.zeros(1)) for _ in range(3)] == ["torch"] * 3
     assert len(caplog.records) == 1
-    assert "no C++ compiler (g++): `apt install g++`, or name one in CXX" in caplog.text
+    assert "no C++ compiler (no-such-compiler): `apt install g++`, or name one in CXX" in caplog.text
     with dispatch.use("cpp"), pytest.raises(build.BuildError, match="apt install g"):
         dispatch.chosen(torch.zeros(1))
 
 
 def test_a_failing_compiler_is_quoted(own_cache, small_sources, monkeypatch):
     small_sources.write_text("this is not C++\n")
-    with pytest.raises(build.BuildError, match=r"could not compile .*one\.cpp:\n.*error"):
+    with pytest.raises(build.BuildError, match=r"g\+\+ .*one\.cpp.* failed:\n(.|\n)*error"):
         build.built_library()
     assert not list(own_cache.glob("bmojo/cpp/*.so"))
 
@@ -81,23 +82,28 @@ def test_a_library_is_compiled_once_and_again_when_a_source_changes(own_cache, s
     assert build.built_library() != first
 
 
+def builder(small_sources: Path) -> list[str]:
+    """A process that builds the small library and prints its path."""
+    code = (
+        "from pathlib import Path\nfrom kernels.cpp import build\n"
+        f"build.KERNELS = Path({str(small_sources.parents[1])!r})\nprint(build.built_library())"
+    )
+    return [sys.executable, "-c", code]
+
+
 def test_processes_that_ask_at_once_wait_for_one_compilation(own_cache, small_sources, monkeypatch):
     calls = own_cache / "calls"
     monkeypatch.setenv("CXX", str(fake_compiler(own_cache, f'echo "$@" >> {calls}; sleep 0.3; exec g++ "$@"')))
-    with ThreadPoolExecutor(4) as pool:
-        libraries = {future.result() for future in [pool.submit(build.built_library) for _ in range(4)]}
-    assert len(libraries) == 1
+    processes = [subprocess.Popen(builder(small_sources), stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    assert len({process.communicate()[0] for process in processes}) == 1
+    assert not any(process.returncode for process in processes)
     assert sum(" -c " in line for line in calls.read_text().splitlines()) == 1
 
 
 def test_a_process_killed_while_it_compiles_leaves_nothing_that_is_taken_for_a_library(own_cache, small_sources):
     started = own_cache / "started"
     slow = fake_compiler(own_cache, f'case "$*" in *-shared*) touch {started}; sleep 60;; esac; exec g++ "$@"')
-    code = (
-        "from pathlib import Path\nfrom kernels.cpp import build\n"
-        f"build.KERNELS = Path({str(small_sources.parents[1])!r})\nbuild.built_library()"
-    )
-    child = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"CXX": str(slow)}, start_new_session=True)
+    child = subprocess.Popen(builder(small_sources), env=os.environ | {"CXX": str(slow)}, start_new_session=True)
     while not started.exists():
         assert child.poll() is None
         time.sleep(0.05)
@@ -105,6 +111,69 @@ def test_a_process_killed_while_it_compiles_leaves_nothing_that_is_taken_for_a_l
     child.wait()
     assert not list(own_cache.glob("bmojo/cpp/*.so"))
     assert build.built_library().exists()
+
+
+@pytest.mark.parametrize("kept", [0, 1000, -100])
+def test_a_damaged_library_is_built_again(kept, own_cache, small_sources):
+    whole = build.built_library()
+    content = whole.read_bytes()
+    whole.write_bytes(content[:kept])
+    assert build.built_library().read_bytes() == content
+
+
+def test_a_compiler_that_hangs_is_ended_and_said(own_cache, small_sources, monkeypatch):
+    monkeypatch.setattr(build, "TIMEOUT_S", 1)
+    pids = own_cache / "pids"
+    hanging = fake_compiler(own_cache, f'case "$*" in *--version*) ;; *) echo $$ >> {pids}; sleep 60; esac')
+    monkeypatch.setenv("CXX", str(hanging))
+    with pytest.raises(build.BuildError, match="took longer than 1 s"):
+        build.built_library()
+    for pid in pids.read_text().split():
+        assert not Path(f"/proc/{pid}").exists()
+
+
+def test_cxx_may_have_arguments(own_cache, small_sources, monkeypatch):
+    monkeypatch.setenv("CXX", "env LC_ALL=C g++ -DSMALL")
+    assert build.built_library().exists()
+
+
+def test_no_place_for_the_cache_is_a_build_error(small_sources, monkeypatch):
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    with pytest.raises(build.BuildError, match="Set XDG_CACHE_HOME"):
+        build.built_library()
+
+
+def test_the_cpp_of_others_is_not_ours(small_sources):
+    """As in transformers' folder of model code, where an exported model without C++ has neighbours."""
+    (small_sources.parents[1] / "cpp" / "tensor.h").unlink()
+    assert build.sources() == []
+
+
+def test_the_kernels_compile_without_a_warning(own_cache, monkeypatch):
+    monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, "-Werror", "-fsyntax-only"))
+    with pytest.raises(build.BuildError, match="-shared"):  # all but the link, for which nothing has been written
+        build.built_library()
+
+
+def test_fake_tensors_subclasses_and_tracing_get_plain_torch():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    class Marked(torch.Tensor):
+        pass
+
+    with FakeTensorMode():
+        fake = torch.zeros(2, 4)
+        assert dispatch.chosen(fake) == "torch"
+    assert dispatch.chosen(fake) == dispatch.chosen(torch.zeros(1).as_subclass(Marked)) == "torch"
+    with pytest.raises(TypeError, match="got a FakeTensor; set BMOJO_KERNELS=torch"):
+        library.call("gated_product", torch.float32, fake)
+    traced = torch.jit.trace(lambda x: pointwise.rms_norm(x, torch.ones(4), 1e-5), torch.ones(2, 4))
+    x = torch.randn(2, 4)
+    torch.testing.assert_close(traced(x), pointwise.rms_norm(x, torch.ones(4), 1e-5))
 
 
 def test_a_tensor_of_another_type_is_refused_before_its_memory_is_read():

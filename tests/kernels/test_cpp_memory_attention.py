@@ -144,3 +144,20 @@ def test_rows_and_shapes_that_would_be_read_beyond_the_end_are_refused():
             memory_attention(q, k, k[:, 1:], window_size=4)
         with pytest.raises(ValueError, match="3 query heads are not a multiple of the 2 key/value heads"):
             memory_attention(q[:, :, [0, 1, 1]], k.repeat(1, 1, 2, 1), k.repeat(1, 1, 2, 1), window_size=4)
+        two = q.repeat(2, 1, 1, 1), k.repeat(2, 1, 1, 1)
+        with pytest.raises(ValueError, match="index_bjm has shape"):
+            memory_attention(two[0], two[1], two[1], None, (*two, two[1], index[:, :, :1]), window_size=4, chunk_size=8)
+        with pytest.raises(ValueError, match="and no past"):
+            memory_attention(q, k, k, window_size=1, num_past=2, doc_ids_bt=torch.zeros(1, 8, dtype=torch.int64))
+        ring, at = k[:, :4], torch.tensor([3])
+        with pytest.raises(ValueError, match="v_brhp has shape"):
+            memory_attention_step(q[:, 0], ring, k, window_size=4, position_b=at)
+        with pytest.raises(ValueError, match="position_b has shape"):
+            memory_attention_step(two[0][:, 0], two[1], two[1], window_size=4, position_b=at)
+
+
+def test_memory_of_the_backward_grows_with_the_rows_there_are_not_with_the_window():
+    results = [attend(path, 40, 1 << 40, 40, 2) for path in ("reference", "cpp")]
+    for want, got in zip(*results, strict=True):
+        if want is not None:
+            torch.testing.assert_close(got, want)

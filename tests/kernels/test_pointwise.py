@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernels import dispatch
+from kernels import dispatch, pointwise
 from kernels.cpp import library
 from kernels.innovation_select import innovation_scores, innovation_scores_reference
 from kernels.pointwise import gated, gated_product, gated_rms_norm, rms_norm, rotate, softmax_nll_
@@ -315,3 +315,16 @@ def test_shapes_that_do_not_go_together_are_refused(call):
         pytest.skip("no C++ compiler")
     with dispatch.use("cpp"), pytest.raises((ValueError, RuntimeError)):
         call(torch.ones(2, 4))
+
+
+def test_an_integer_epsilon_is_a_number_like_any_other():
+    x, weight = torch.ones(1, 4), torch.ones(4)
+    for path in ("torch", "cpp"):
+        with dispatch.use(path):
+            torch.testing.assert_close(pointwise.rms_norm(x, weight, 1), torch.full((1, 4), 0.5**0.5))
+
+
+def test_a_gate_far_below_zero_is_closed():
+    with dispatch.use("cpp"):
+        out = pointwise.gated(torch.ones(3), torch.tensor([-1e2, -1e30, -1e38]))
+    assert (out == 0).all()
