@@ -19,8 +19,8 @@ COLOURS = {
 Records = dict[str, list[dict[str, Any]]]
 
 
-def write(records: Iterable[dict[str, Any]], order: Sequence[str], report: Path) -> None:
-    """Write `report`.md, .png and .json. Models come in `order`.
+def write(records: Iterable[dict[str, Any]], order: Sequence[str], report: Path, command: str) -> None:
+    """Write `report`.md, .png and .json. Models come in `order`; `command` is what makes the records.
 
     Raises: ValueError: there are no records, or they are of different settings.
     """
@@ -34,15 +34,15 @@ def write(records: Iterable[dict[str, Any]], order: Sequence[str], report: Path)
     report.parent.mkdir(parents=True, exist_ok=True)
     report.with_name(report.name + ".json").write_text(json.dumps(records) + "\n")
     _plot(by_model).savefig(report.with_name(report.name + ".png"))
-    report.with_name(report.name + ".md").write_text(_page(by_model, report.name))
+    report.with_name(report.name + ".md").write_text(_page(by_model, report.name, command))
 
 
-def _page(by_model: Records, name: str) -> str:
+def _page(by_model: Records, name: str, command: str) -> str:
     first = next(iter(by_model.values()))[0]
     settings = first["settings"]
     parts = [
         f"# Associative recall beyond the window ({name.rpartition('_')[2]})",
-        "Command: `python -m benchmarks.recall`. CPU, float32, one thread a run. "
+        f"Command: `{command}`. CPU, float32, one thread a run. "
         f"torch {first['torch']}, Python {platform.python_version()}, {platform.machine()}.",
         f"Task: {settings['num_pairs']} pairs of key and value at the start of {settings['seq_len']} tokens "
         f"(vocabulary {settings['vocab_size']}), the rest "

@@ -211,8 +211,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             scratch.write_text(json.dumps(record))
             os.replace(scratch, file)
     records = [json.loads(file.read_text()) for file in sorted(options.out.glob("*-seed*.json"))]
-    recall_report.write(records, list(MODELS), options.report)
+    recall_report.write(records, list(MODELS), options.report, _command(settings))
     print(f"Wrote {options.report}.md, .png and .json")
+
+
+def _command(settings: Settings) -> str:
+    changed = {name: value for name, value in asdict(settings).items() if value != getattr(Settings, name)}
+    flags = {name.replace("_", "-"): value for name, value in changed.items()}
+    words = [f"--no-{flag}" if value is False else f"--{flag} {value}" for flag, value in flags.items()]
+    return " ".join(["python -m benchmarks.recall", *words])
 
 
 def _check_same(file: Path, settings: Settings) -> None:
