@@ -17,8 +17,7 @@ def innovation_scores_cpp(
 
     Raises: ValueError: shapes that do not go together.
     """
-    y_btd = y_btd.detach()
-    y_btd = rows_contiguous(y_btd)
+    y_btd = rows_contiguous(y_btd.detach())
     batch, t, channels = y_btd.shape
     taps = weight_kd.shape[0]
     weight_kd = weight_kd.detach().to(y_btd.dtype).expand(taps, channels).contiguous()

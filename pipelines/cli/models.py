@@ -34,10 +34,12 @@ class TrainedModel:
 def load_trained(storage: str, run: str | None, stage: str | None) -> TrainedModel:
     """Load a finished train stage's model.
 
-    Raises: UserError: there is no such run or stage, it is not finished, or there are several and none is named.
+    Raises: UserError: there is no such run or stage, it is not finished, or there are several and none is named; or
+        BMOJO_KERNELS asks for kernels that cannot run here.
     """
     from bmojo.checkpoint_io import load_pretrained
     from data.tokenizer import load_tokenizer
+    from kernels import dispatch
     from pipelines.engine.artifact import ArtifactDir
     from pipelines.engine.records import read_record
     from pipelines.engine.runs import find_run
@@ -62,6 +64,10 @@ def load_trained(storage: str, run: str | None, stage: str | None) -> TrainedMod
         )
     output = TrainOutput.model_validate(record.output)
     model = load_pretrained(ArtifactDir.at(url).fetch(output.model)).eval()
+    try:
+        dispatch.chosen(model.embedding.weight)  # now, so that what is missing is said before any output
+    except (ValueError, RuntimeError, OSError) as error:
+        raise UserError(str(error)) from error
     return TrainedModel(found, name, model, load_tokenizer(ArtifactDir.at(output.tokenizer).fetch()))
 
 

@@ -77,6 +77,17 @@ def test_generate_streams_text_and_is_repeatable(finished_pipeline: Pipeline) ->
     assert first.output == second.output
 
 
+def test_kernels_that_cannot_run_are_one_clear_screen(
+    finished_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline, _ = finished_pipeline
+    monkeypatch.setenv("BMOJO_KERNELS", "fortran")
+    finished = pipeline.bmojo("generate", "tiny", "--storage", str(pipeline.storage))
+    assert finished.code == 1
+    assert "kernel path 'fortran' does not exist; set BMOJO_KERNELS to one of" in finished.output.replace("\n", " ")
+    assert "Traceback" not in finished.output
+
+
 def test_resume_of_a_finished_run_reuses_it(finished_pipeline: Pipeline) -> None:
     pipeline, _ = finished_pipeline
     resumed = pipeline.bmojo("resume", "tiny", "--storage", str(pipeline.storage))
