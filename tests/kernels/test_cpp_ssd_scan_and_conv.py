@@ -11,13 +11,9 @@ from torch import Tensor
 
 from kernels import dispatch
 from kernels.causal_conv1d import causal_conv1d, causal_conv1d_step
-from kernels.cpp import library
 from kernels.ssd_scan import ssd_scan, ssd_step
 
-pytestmark = [
-    pytest.mark.usefixtures("nan_memory"),
-    pytest.mark.skipif(not library.is_available(), reason="no C++ compiler"),
-]
+pytestmark = pytest.mark.usefixtures("nan_memory")
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5}  # relative to the largest value; see each README.md
 DTYPES = list(TOLERANCE)

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kernels import dispatch, pointwise
-from kernels.cpp import library
 from kernels.innovation_select import innovation_scores, innovation_scores_reference
 from kernels.pointwise import gated, gated_product, gated_rms_norm, rms_norm, rotate, softmax_nll_
 
@@ -20,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("nan_memory")
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5}  # relative to the largest value
 DTYPES = list(TOLERANCE)
 EPS = 1e-5
-PATHS = ["torch", pytest.param("cpp", marks=pytest.mark.skipif(not library.is_available(), reason="no C++ compiler"))]
+PATHS = ["torch", "cpp"]
 SHAPES = [(1, 3), (1, 256), (7, 5), (2, 37, 100), (3, 2, 5, 33), (1, 1), (130, 257)]
 
 Operator = Callable[..., Tensor]
@@ -236,8 +235,6 @@ def test_large_gates_give_no_nan(dtype, path):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_results_do_not_depend_on_the_number_of_threads(dtype, three_threads):
-    if not library.is_available():
-        pytest.skip("no C++ compiler")
     x, gate = (normal(3, 200, 131, dtype=dtype, seed=i) for i in range(2))
     weight, angle = normal(131, dtype=dtype, seed=2), normal(200, 65, dtype=dtype, seed=3)
     target = torch.arange(600) % 131
@@ -260,8 +257,6 @@ def test_results_do_not_depend_on_the_number_of_threads(dtype, three_threads):
 @pytest.mark.parametrize("width", [5, 64, 131])
 def test_a_row_is_the_same_wherever_it_stands(width):
     """Odd widths also put rows at addresses of every alignment."""
-    if not library.is_available():
-        pytest.skip("no C++ compiler")
     row, gate, weight = (normal(width, dtype=torch.float32, seed=i) for i in range(3))
     x, gates = row.repeat(70, 1), gate.repeat(70, 1)
     x[50], gates[50] = float("nan"), 1e30
@@ -287,8 +282,6 @@ def test_no_rows(path):
 
 
 def test_half_precision_runs_as_plain_torch():
-    if not library.is_available():
-        pytest.skip("no C++ compiler")
     x, weight = normal(3, 8, dtype=torch.bfloat16), torch.ones(8)
     with dispatch.use("cpp"):
         assert rms_norm(x, weight, EPS).dtype == torch.bfloat16
@@ -311,8 +304,6 @@ def test_half_precision_runs_as_plain_torch():
 )
 def test_shapes_that_do_not_go_together_are_refused(call):
     """The kernels themselves would read beyond the end."""
-    if not library.is_available():
-        pytest.skip("no C++ compiler")
     with dispatch.use("cpp"), pytest.raises((ValueError, RuntimeError)):
         call(torch.ones(2, 4))
 
