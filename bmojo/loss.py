@@ -11,7 +11,7 @@ from bmojo import fused
 from kernels.pointwise import softmax_nll_
 
 IGNORED = -100
-CHUNK_LOGITS = 1 << 20  # logits held at a time: few enough to stay in a CPU's cache
+CHUNK_LOGITS = 1 << 21  # logits held at a time: few enough to stay in a CPU's cache
 MIN_ROWS = 64  # unless the vocabulary is so large that products would become thin
 
 
@@ -51,9 +51,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_hidden_sd = torch.empty_like(hidden_sd) if with_grad else None
         grad_weight_vd = torch.zeros_like(weight_vd, dtype=precise) if with_grad else None
         rows = max(MIN_ROWS, CHUNK_LOGITS // vocab_size)
+        product_sv = hidden_sd.new_empty(min(rows, num_tokens), vocab_size)  # of every chunk: fresh memory costs time
         for first in range(0, num_tokens, rows):
             part = slice(first, min(first + rows, num_tokens))
-            logits_sv = (hidden_sd[part] @ weight_vd.t()).to(precise)
+            logits_sv = torch.mm(hidden_sd[part], weight_vd.t(), out=product_sv[: part.stop - first]).to(precise)
             class_s = target_s[part].clamp_min(0)
             nll_s[part], log_z_s = softmax_nll_(logits_sv, class_s, with_softmax=with_grad)
             nll_s[part] *= counted_s[part]
@@ -63,7 +64,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 grad_logits_sv = logits_sv.scatter_add_(1, class_s[:, None], -1 / slope_s1).to(hidden_sd.dtype)
                 scale_s1 = (slope_s1 * share_s[part, None]).to(hidden_sd.dtype)  # on the thin side of both products
                 torch.mm(grad_logits_sv, weight_vd, out=grad_hidden_sd[part]).mul_(scale_s1)
-                grad_weight_vd += grad_logits_sv.t() @ (hidden_sd[part] * scale_s1)
+                scaled_sd = hidden_sd[part] * scale_s1
+                if grad_weight_vd.dtype == scaled_sd.dtype:
+                    grad_weight_vd.addmm_(grad_logits_sv.t(), scaled_sd)
+                else:
+                    grad_weight_vd += grad_logits_sv.t() @ scaled_sd
         ctx.save_for_backward(grad_hidden_sd, grad_weight_vd)
         ctx.mark_non_differentiable(nll_s, num_targets)
         return loss, nll_s, num_targets
