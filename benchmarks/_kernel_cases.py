@@ -98,7 +98,8 @@ def scan_case(sizes: Sizes, normal: Normal) -> Case:
 def attention_cases(sizes: Sizes, normal: Normal, compiled: bool) -> Iterator[Case]:
     b, t, w, c = sizes.batch, sizes.t, sizes.window, sizes.chunk
     q, far_q = (normal(b, t, sizes.heads, sizes.head_dim) for _ in range(2))
-    k, v, fading_k, fading_v, far_k = (normal(b, t, sizes.kv_heads, sizes.head_dim) for _ in range(5))
+    k, v, far_k = (normal(b, t, sizes.kv_heads, sizes.head_dim) for _ in range(3))
+    fading_k, fading_v = (normal(b, t - w, sizes.kv_heads, sizes.head_dim) for _ in range(2))
     index_bjm = random_slots(sizes, q.device)
 
     def without_slots(q: Tensor, k: Tensor, v: Tensor, fading_k: Tensor, fading_v: Tensor) -> Tensor:
@@ -174,7 +175,7 @@ def flex_attention(
             key < t, (distance >= 0) & (distance < window), (distance >= window) & (distance < 2 * window)
         )
 
-    blocks = flex.create_block_mask(mask, None, None, t, 2 * t, device=q.device)
+    blocks = flex.create_block_mask(mask, None, None, t, t + fading_k.shape[1], device=q.device)
     attend = torch.compile(flex.flex_attention) if compiled else flex.flex_attention
 
     def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

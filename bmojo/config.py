@@ -120,6 +120,14 @@ class ModelConfig(BaseModel):
     def dt_rank(self) -> int:
         return self.mamba_dt_rank or -(-self.d_model // 16)
 
+    def fading_positions(self, num_tokens: int, learned_predictor: bool) -> int:
+        """For how many positions of a whole sequence bmojo and bmojo_f compute the fading memory y: queries read it
+        beyond their window, so not for the last window_size; for at least one, so that parameters have a gradient.
+
+        learned_predictor: whether a learned innovation predictor takes its loss from the layer's y, which is from all.
+        """
+        return num_tokens if learned_predictor else max(num_tokens - self.window_size, 1)
+
     def ssm_inner_width(self, expand: int) -> int:
         return expand * self.d_model
 

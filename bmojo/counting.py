@@ -2,7 +2,7 @@
 
 One multiply-add is two FLOPs; element-wise work (norms, softmax, convolution, RoPE) is not counted, as is customary.
 Attention counts the keys a query may look at, averaged over seq_len, not those a tile computes and masks. The SSD scan
-counts what its chunked form needs. Backward is twice forward.
+counts what its chunked form needs; inside bmojo and bmojo_f, as far as queries read it. Backward is twice forward.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _mixer_params(config: ModelConfig, name: MixerName) -> dict[str, int]:
     if config.fading_projections == "separate":
         attention += d * keys_values
     parts = {"attention": attention, "ssm": _mamba2_params(config, config.fading_expand)}
-    if name == "bmojo" and config.num_eidetic and config.innovation_predictor == "learned":
+    if _learns_predictor(config, name):
         parts["innovation"] = config.innovation_taps * d
     return parts
 
@@ -112,12 +112,19 @@ def _mixer_flops(config: ModelConfig, name: MixerName, seq_len: int) -> dict[str
     keys = mean_keys(seq_len, window)
     if name in ("attention", "swa"):
         return {"attention_projections": 2.0 * projections, "attention": 4.0 * queries * keys}
-    projections += config.d_model * keys_values
-    keys += mean_keys(seq_len, 2 * window) - keys
+    fading = config.fading_positions(seq_len, _learns_predictor(config, name)) / seq_len
+    fading_projections = fading * config.d_model * keys_values
+    keys = mean_keys(seq_len, 2 * window)
     if name == "bmojo":
         keys += mean_eidetic(config, seq_len)
-    flops = {"attention_projections": 2.0 * projections, "attention": 4.0 * queries * keys}
-    return flops | _mamba2_flops(config, config.fading_expand)
+    flops = {
+        "attention_projections": 2.0 * (projections + fading_projections), "attention": 4.0 * queries * keys
+    }  # fmt: skip
+    return flops | {part: fading * x for part, x in _mamba2_flops(config, config.fading_expand).items()}
+
+
+def _learns_predictor(config: ModelConfig, name: MixerName) -> bool:
+    return name == "bmojo" and config.num_eidetic > 0 and config.innovation_predictor == "learned"
 
 
 def mean_keys(seq_len: int, window_size: int) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -58,6 +60,12 @@ class RotaryTable:
             position = torch.tensor(distance, device=self.device)
             self._at[distance] = RotaryTable(position, self.head_dim, self.theta, self.dtype)
         return self._at[distance]
+
+    def first(self, num_positions: int) -> RotaryTable:
+        """The table of the first positions of a sequence."""
+        table = copy.copy(self)
+        table.cos, table.sin = self.cos[:num_positions], self.sin[:num_positions]
+        return table
 
     def rotate(self, x: Tensor, inverse: bool = False) -> Tensor:
         """Rotate the pairs (i, i + p/2) of x [..., h, p], whose leading dimensions broadcast with the table's."""

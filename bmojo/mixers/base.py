@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -22,6 +22,14 @@ class Sequence:
     doc_ids_bt: Tensor | None
     rotary: RotaryTable | None  # at positions start .. start + num_tokens - 1; None without attention layers
     return_memory: bool = False
+
+    def first(self, num_tokens: int) -> Sequence:
+        """Its first tokens."""
+        if num_tokens == self.num_tokens:
+            return self
+        doc_ids_bt = None if self.doc_ids_bt is None else self.doc_ids_bt[:, :num_tokens]
+        rotary = None if self.rotary is None else self.rotary.first(num_tokens)
+        return replace(self, num_tokens=num_tokens, doc_ids_bt=doc_ids_bt, rotary=rotary)
 
 
 class LayerMemory(NamedTuple):

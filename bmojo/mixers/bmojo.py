@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from bmojo.config import ModelConfig
 from bmojo.layers import RotaryTable
@@ -26,8 +27,9 @@ from kernels.memory_attention import attention_mass, memory_attention, memory_at
 
 @dataclass(frozen=True)
 class Rows:
-    """What attention can read. The last t rows of each are the positions of the piece at hand; earlier rows come from
-    the decoding state: past positions and, in front of `k`, `v`, `log_e` and `position`, the eidetic slots."""
+    """What attention can read. The last t rows of each are the positions of the piece at hand (of the fading memory's
+    the first of them, where the last are not needed); earlier rows come from the decoding state: past positions and, in
+    front of `k`, `v`, `log_e` and `position`, the eidetic slots."""
 
     k: Tensor  # before RoPE, for the eidetic set
     v: Tensor
@@ -58,20 +60,24 @@ class BMojo(Mixer):
     def forward(self, u_btd: Tensor, sequence: Sequence, state: LayerState | None = None) -> MixerOutput:
         assert sequence.rotary is not None
         config, start, t = self.config, sequence.start, sequence.num_tokens
-        y_btd = self.ssm(u_btd, sequence, None if state is None else ssm_state(state)).out_btd
+        past = sequence.first(self._num_fading(sequence, state))  # later tokens stay in every query's window
+        assert past.rotary is not None
+        y_btd = self.ssm(first_rows(u_btd, past.num_tokens), past, None if state is None else ssm_state(state)).out_btd
         q_bthp = self.projections.queries(u_btd)
         k, v = self.projections.keys_values(u_btd)
         fading_k, fading_v = self.projections.keys_values(y_btd, self.fading_kv_proj)
-        near_k, fading_k = sequence.rotary.rotate(k), sequence.rotary.rotate(fading_k)
+        near_k, fading_k = sequence.rotary.rotate(k), past.rotary.rotate(fading_k)
         rows = Rows(k, v, near_k, v, fading_k, fading_v)
         innovation_bt = predictor_loss = None
         if self.innovation is not None:
             past_y = None if state is None else state["y"]
-            innovation_bt, errors_bt = self.innovation(y_btd, past_y, sequence.doc_ids_bt)
+            innovation_bt, errors_bt = self.innovation(y_btd, past_y, past.doc_ids_bt)
             predictor_loss = errors_bt.mean() if errors_bt.requires_grad else None
             position_bt = torch.arange(start, start + t, device=u_btd.device).expand(u_btd.shape[0], -1)
             in_document = position_bt if sequence.doc_ids_bt is None else position_in_document(sequence.doc_ids_bt)
-            rows = replace(rows, log_e=self._rank(innovation_bt, in_document), position=position_bt)
+            log_e = self._rank(innovation_bt, in_document[:, : past.num_tokens])
+            log_e = F.pad(log_e, (0, t - past.num_tokens))  # these do not leave the window of any query here
+            rows = replace(rows, log_e=log_e, position=position_bt)
         if state is not None:
             rows = self._behind_past(rows, state, start)
 
@@ -84,7 +90,8 @@ class BMojo(Mixer):
             )  # fmt: skip
             eidetic = (self._at_slot_distance(q_bthp, sequence.rotary), rows.k, rows.v, index_bjm)
         q_near = sequence.rotary.rotate(q_bthp)
-        fading = (rows.fading_k, rows.fading_v)
+        num_read = max(rows.fading_k.shape[1] + t - past.num_tokens - config.window_size, 1)
+        fading = (first_rows(rows.fading_k, num_read), first_rows(rows.fading_v, num_read))
         out_bthp = memory_attention(
             q_near, rows.near_k, rows.near_v, fading, eidetic, window_size=config.window_size,
             chunk_size=config.chunk_size, doc_ids_bt=sequence.doc_ids_bt, num_past=start,
@@ -142,6 +149,13 @@ class BMojo(Mixer):
             state["slot_position"] = torch.full((batch_size, slots), -1, dtype=torch.long, device=device)
             state["y"] = zeros(config.innovation_taps, config.d_model)
         return state
+
+    def _num_fading(self, sequence: Sequence, state: LayerState | None) -> int:
+        """How many tokens need a y: all, where the state, an inspection or a predictor's loss has a use for them."""
+        if state is not None or sequence.return_memory:
+            return sequence.num_tokens
+        learned = self.innovation is not None and self.innovation.predictor is not None
+        return self.config.fading_positions(sequence.num_tokens, learned)
 
     def _rank(self, innovation: Tensor, position: Tensor) -> Tensor:
         if self.config.selection == "random":
@@ -212,6 +226,11 @@ class BMojo(Mixer):
         state["slot_v"].copy_(v[batch, rows_bm])
         state["slot_log_e"].copy_(log_e[batch, rows_bm])
         state["slot_position"].copy_(torch.where(full_bm, position[batch, rows_bm], -1))
+
+
+def first_rows(x_bs: Tensor, num_rows: int) -> Tensor:
+    """A view; the tensor itself where it has no more, whose gradient then needs no copy."""
+    return x_bs if x_bs.shape[1] == num_rows else x_bs[:, :num_rows]
 
 
 def ssm_state(state: LayerState) -> LayerState:

@@ -33,7 +33,8 @@ def memory_attention(
         q_bthp: queries, rotated to their positions. h is a multiple of the key/value heads (grouped-query attention).
         k_bshp, v_bshp: window keys (rotated) and values. The last t rows are the queries' own positions, those before
             them the positions just before; query t reads the window_size rows up to and including its own.
-        fading: (k_bshp, v_bshp), likewise aligned at their end; query t reads the window_size rows before its window.
+        fading: (k_bshp, v_bshp), keys rotated; query t reads the window_size positions before its window. The last row
+            is that of window_size positions before the last query: no query reads a later one.
         eidetic: (q_bthp, k_bshp, v_bshp, index_bjm): queries and keys rotated for the constant distance of the slots,
             and for each chunk j of queries the m rows it reads, -1 marking an empty slot.
         window_size: positions a query sees in the window, its own included [W].
@@ -48,6 +49,11 @@ def memory_attention(
     rows_needed = num_queries + min(num_past, window_size - 1)
     if num_rows < rows_needed:
         raise ValueError(f"{num_rows} key rows, but {num_queries} queries read {rows_needed} with those before them.")
+    if fading is not None and fading[0].shape[1] < num_queries - window_size:
+        raise ValueError(
+            f"{fading[0].shape[1]} fading rows, but {num_queries} queries with window_size {window_size} read "
+            f"{num_queries - window_size} of their own positions."
+        )
     if doc_ids_bt is not None and (num_past or num_rows != num_queries):
         raise ValueError(f"doc_ids_bt needs as many key rows ({num_rows}) as queries ({num_queries}), and no past.")
     if eidetic is not None and (chunk_size is None or eidetic[3].shape[1] * chunk_size < num_queries):

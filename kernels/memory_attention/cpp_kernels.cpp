@@ -129,6 +129,12 @@ struct SpanGradients {
     int64_t window_size, span, reach, width;  // reach: window_size, or fewer where there are fewer rows
 
     int64_t rows() const { return span + reach - 1; }
+    // Nothing found yet by the span's queries, of chunks begin .. end - 1.
+    void clear(int64_t b, int64_t h, int64_t l, int64_t sets, int64_t begin, int64_t end) const {
+        std::fill_n(near_bhlxrp.at(b, h, l, 0), 2 * sets * rows() * width, T(0));
+        if (slots_bhjxmp && begin < end)
+            std::fill(slots_bhjxmp.at(b, h, begin, 0), slots_bhjxmp.at(b, h, end - 1, 0) + slots_bhjxmp.stride[2], T(0));
+    }
     // Position of the first row.
     int64_t origin(int64_t l, typename Keys<T>::Set set) const {
         return l * span - reach + 1 - (set == Keys<T>::kFading ? window_size : 0);
@@ -238,7 +244,7 @@ void gather_near(const SpanGradients<T>& from, typename Keys<T>::Set set, int ki
         for (int64_t row = 0; row < rows; ++row) {
             T* to = grad_bshp.at(b, row, kv_head);
             std::fill_n(to, p, T(0));
-            const int64_t position = row - (rows - queries);
+            const int64_t position = row - (rows - queries) - (set == Keys<T>::kFading ? from.window_size : 0);
             for (int64_t l = 0; l < spans; ++l) {
                 const int64_t at = position - from.origin(l, set);
                 if (at < 0) break;
@@ -252,13 +258,14 @@ void gather_near(const SpanGradients<T>& from, typename Keys<T>::Set set, int ki
     });
 }
 
-// Adds what the slots found to the rows they were gathered from, chunk by chunk.
+// Adds what the slots found to the rows they were gathered from, chunk by chunk; to nothing, if those rows are `fresh`.
 template <typename T>
 void scatter_slots(const SpanGradients<T>& from, const Tensor<int64_t>& index_bjm, int kind, const Tensor<T>& grad_bshp,
-                   int64_t group, int64_t threads) {
+                   bool fresh, int64_t group, int64_t threads) {
     const int64_t kv_heads = grad_bshp.size[2], p = grad_bshp.size[3];
     parallel_for(grad_bshp.size[0] * kv_heads, threads, [&](int64_t task) {
         const int64_t b = task / kv_heads, kv_head = task % kv_heads;
+        for (int64_t row = 0; fresh && row < grad_bshp.size[1]; ++row) std::fill_n(grad_bshp.at(b, row, kv_head), p, T(0));
         for (int64_t j = 0; j < index_bjm.size[1]; ++j) {
             for (int64_t m = 0; m < index_bjm.size[2]; ++m) {
                 const int64_t row = index_bjm(b, j, m);
@@ -292,7 +299,7 @@ void memory_attention_forward(const Tensor<T>& q, const Tensor<T>& k, const Tens
     });
 }
 
-// near_bhlxrp and slots_bhjxmp come zeroed. grad_slot_k comes zeroed, and grad_slot_v too unless it is grad_v itself.
+// near_bhlxrp and slots_bhjxmp are room for what the spans find. grad_slot_v may be grad_v itself.
 template <typename T>
 void memory_attention_backward(const Tensor<T>& q, const Tensor<T>& k, const Tensor<T>& v, const Tensor<T>& fading_k,
                                const Tensor<T>& fading_v, const Tensor<T>& far_q, const Tensor<T>& slot_k,
@@ -311,7 +318,9 @@ void memory_attention_backward(const Tensor<T>& q, const Tensor<T>& k, const Ten
     const int64_t rows = problem.batch() * heads;
     parallel_for(rows * spans, threads, [&](int64_t task) {
         const int64_t l = spans - 1 - task / rows, row = task % rows;  // first spans read fewer keys: they even out the end
-        for (const Tile& tile : problem.tiles(l * span, std::min((l + 1) * span, problem.queries())))
+        const int64_t begin = l * span, end = std::min(begin + span, problem.queries());
+        found.clear(row / heads, row % heads, l, fading_k ? 2 : 1, begin / chunk_size, (end - 1) / chunk_size + 1);
+        for (const Tile& tile : problem.tiles(begin, end))
             add_gradients(problem, given, found, row / heads, row % heads, l, tile);
     });
 
@@ -324,8 +333,8 @@ void memory_attention_backward(const Tensor<T>& q, const Tensor<T>& k, const Ten
         gather_near<T>(found, Set::kFading, 1, grad_fading_v, t, group, spans, threads);
     }
     if (index_bjm) {
-        scatter_slots<T>(found, index_bjm, 0, grad_slot_k, group, threads);
-        scatter_slots<T>(found, index_bjm, 1, grad_slot_v, group, threads);
+        scatter_slots<T>(found, index_bjm, 0, grad_slot_k, true, group, threads);
+        scatter_slots<T>(found, index_bjm, 1, grad_slot_v, grad_slot_v.data != grad_v.data, group, threads);
     }
 }
 

@@ -51,11 +51,11 @@ class MemoryAttentionCpp(torch.autograd.Function):
         span = _span(geometry, with_slots)
         reach = min(geometry.window_size, max(x.shape[1] for x in (k, fading_k) if x is not None))
         rows = (4 if with_fading else 2) * (span + reach - 1)
-        near_bhlxrp = q.new_zeros(b, h, -(-t // span), rows, width)
-        slots_bhjxmp = q.new_zeros(b, h, *index_bjm.shape[1:2], 2, index_bjm.shape[2] * width) if with_slots else None
+        near_bhlxrp = q.new_empty(b, h, -(-t // span), rows, width)
+        slots_bhjxmp = q.new_empty(b, h, *index_bjm.shape[1:2], 2, index_bjm.shape[2] * width) if with_slots else None
         grads = [None if x is None else torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v, fading_k, fading_v)]
-        grads += [torch.empty_like(eidetic_q), torch.zeros_like(eidetic_k)] if with_slots else [None, None]
-        grad_eidetic_v = torch.zeros_like(eidetic_v) if ctx.own_values else None
+        grads += [torch.empty_like(eidetic_q), torch.empty_like(eidetic_k)] if with_slots else [None, None]
+        grad_eidetic_v = torch.empty_like(eidetic_v) if ctx.own_values else None
         library.call(
             "memory_attention_backward", q.dtype,
             q, k, v, fading_k, fading_v, eidetic_q, eidetic_k, eidetic_v, index_bjm, doc_ids_bt, out, log_sum,

@@ -68,7 +68,7 @@ struct Problem {
     // from `age` positions later on.
     Keys<T> near(typename Keys<T>::Set set, const Tensor<T>& k, const Tensor<T>& v, int64_t b, int64_t head,
                  const Tile& tile, int64_t age) const {
-        const int64_t begin = queries() - k.size[1];  // position of row 0
+        const int64_t begin = queries() - age - k.size[1];  // position of row 0
         const int64_t first = std::max({tile.start - age - window_size + 1, begin, -num_past});
         const int64_t last = tile.start + tile.count - 1 - age;
         const T *k_first = k.at(b, first - begin, head), *v_first = v.at(b, first - begin, head);

@@ -78,13 +78,13 @@ class Layout:
     @property
     def fading_from(self) -> int:
         """Position of the first place that has a fading row beside it."""
-        oldest = max(self.geometry.num_queries - self.fading_rows, -self.geometry.num_past)
-        return oldest + self.geometry.window_size
+        beside_oldest = self.geometry.num_queries - self.fading_rows
+        return max(beside_oldest, self.geometry.window_size - self.geometry.num_past)
 
     def fading_places(self) -> tuple[slice, slice]:
         """Places that have a fading row beside them, and those rows."""
         first = min(max(0, self.fading_from - self.begin), self.window_rows)
-        first_row = self.begin + first - self.geometry.window_size - (self.geometry.num_queries - self.fading_rows)
+        first_row = self.begin + first - (self.geometry.num_queries - self.fading_rows)
         return slice(first, self.window_rows), slice(first_row, first_row + self.window_rows - first)
 
     def tiles(self) -> Iterator[Tile]:
@@ -167,8 +167,9 @@ def docs_beside(layout: Layout, doc_ids_bt: Tensor) -> Tensor:
     docs = doc_ids_bt.new_full((layout.batch, 1, layout.window_rows, layout.sets), -2)
     docs[:, 0, :, 0] = doc_ids_bt
     if layout.sets == 2:
-        places, fading = layout.fading_places()
-        docs[:, 0, places, 1] = doc_ids_bt[:, fading]
+        places, _ = layout.fading_places()
+        w = layout.geometry.window_size
+        docs[:, 0, places, 1] = doc_ids_bt[:, places.start - w : places.stop - w]
     return docs
 
 

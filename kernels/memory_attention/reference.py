@@ -33,12 +33,12 @@ def memory_attention_reference(
         values.append(v if v.dim() == 5 else v[:, None].expand(-1, num_queries, -1, -1, -1))
 
     def local(k: Tensor, v: Tensor, age: int) -> None:
-        position = torch.arange(k.shape[1], device=k.device) - (k.shape[1] - num_queries)
+        position = torch.arange(k.shape[1], device=k.device) - (k.shape[1] - num_queries) - age
         distance = t[:, None] - position[None, :]
         allowed = (distance >= age) & (distance < age + window_size) & (position >= -num_past)
         allowed = allowed[None, None]
         if doc_ids_bt is not None:
-            allowed = allowed & (doc_ids_bt[:, None, :, None] == doc_ids_bt[:, None, None, :])
+            allowed = allowed & (doc_ids_bt[:, None, :, None] == doc_ids_bt[:, None, None, position.clamp_min(0)])
         attend(q_bthp, k, v, allowed)
 
     local(k_bshp, v_bshp, 0)

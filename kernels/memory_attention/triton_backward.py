@@ -55,7 +55,7 @@ def query_grad_band(
         grad_q_rp = query_step(q_rp, grad_out_rp, lse_r, delta_r, k_np, v_np, None, grad_q_rp, scale_log2)
     for i in range(num_masked):
         position_n = masked_tile(i, inner, num_inner, num_left, BLOCK_K) + key_n
-        exists_n = (position_n >= lowest) & (position_n < num_queries)
+        exists_n = (position_n >= lowest) & (position_n < num_queries - age)
         allowed_rn = in_band(position_r[:, None], position_n[None, :], age, window_size) & exists_n[None, :]
         if docs_ptr is not None:
             allowed_rn &= doc_r[:, None] == load_doc(docs_ptr, position_n, exists_n, -2)[None, :]
@@ -173,9 +173,9 @@ def key_grad_kernel(
     """
     kv_head, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
     first = tl.program_id(0) * BLOCK_K - rows_before
-    last = tl.minimum(first + BLOCK_K, num_queries) - 1
+    last = tl.minimum(first + BLOCK_K, num_queries - age) - 1
     position_n = first + tl.arange(0, BLOCK_K)
-    exists_n = position_n < num_queries
+    exists_n = position_n < num_queries - age
     row_n = (position_n + rows_before).to(tl.int64)
     k_np = load_rows(head_of(k_ptr, k_strides, batch, kv_head), row_n * k_strides[1], exists_n, P)
     v_np = load_rows(head_of(v_ptr, v_strides, batch, kv_head), row_n * v_strides[1], exists_n, P)

@@ -122,7 +122,7 @@ def attend_band(
         out_rp, max_r, sum_r = softmax_step(q_rp, k_np, v_np, None, out_rp, max_r, sum_r, scale_log2)
     for i in range(num_masked):
         position_n = masked_tile(i, inner, num_inner, num_left, BLOCK_K) + key_n
-        exists_n = (position_n >= lowest) & (position_n < num_queries)
+        exists_n = (position_n >= lowest) & (position_n < num_queries - age)
         allowed_rn = in_band(position_r[:, None], position_n[None, :], age, window_size) & exists_n[None, :]
         if docs_ptr is not None:
             allowed_rn &= doc_r[:, None] == load_doc(docs_ptr, position_n, exists_n, -2)[None, :]

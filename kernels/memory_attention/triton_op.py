@@ -178,11 +178,12 @@ def _report_case(arch: str, head_dim: int) -> list[tuple[str, list[Launch]]]:
     batch, t, heads, kv_heads, window_size, chunk_size, num_slots = 8, 4096, 16, 4, 512, 256, 128
     q = torch.empty(batch, t, heads, head_dim, dtype=torch.bfloat16, device="meta")
     k = q[:, :, :kv_heads].contiguous()
+    fading = k[:, window_size:].contiguous()
     index = torch.empty(batch, t // chunk_size, num_slots, dtype=torch.int64, device="meta")
-    call = Call(q, k, k, (k, k), (q, k, k, index), None, window_size, chunk_size, 0, head_dim**-0.5)
+    call = Call(q, k, k, (fading, fading), (q, k, k, index), None, window_size, chunk_size, 0, head_dim**-0.5)
     out, lse = _empty_outputs(q)
-    saved = Saved(out, lse, q, torch.empty_like(lse))
+    saved, grads = Saved(out, lse, q, torch.empty_like(lse)), _empty_grads(q, k, k, fading, fading, q, k, k)
     return [
         (f"forward, head_dim {head_dim}", plan_forward(call, out, lse, arch)),
-        (f"backward, head_dim {head_dim}", plan_backward(call, saved, _empty_grads(q, k, k, k, k, q, k, k), arch)),
+        (f"backward, head_dim {head_dim}", plan_backward(call, saved, grads, arch)),
     ]

@@ -30,7 +30,8 @@ def _tiles(block_q: int, block_k: int, num_warps: int, num_stages: int) -> Confi
 
 
 # By kernel, architecture and bytes of a head's row: tiles, the first being the default, whose registers do not spill
-# (`make kernel-report`). Wide key tiles for key_grad from sm_90 on halve how often it reads a query.
+# (`make kernel-report`). On sm_90 it is what an H200 was fastest with; wide key tiles for key_grad on sm_100 halve how
+# often it reads a query.
 CONFIGS: dict[str, dict[str, dict[int, tuple[Config, ...]]]] = {
     "forward": {
         "sm_80": {
@@ -38,7 +39,7 @@ CONFIGS: dict[str, dict[str, dict[int, tuple[Config, ...]]]] = {
             256: (_tiles(128, 32, 8, 2), _tiles(64, 32, 4, 3)),
         },
         "sm_90": {
-            128: (_tiles(128, 64, 8, 3), _tiles(128, 128, 8, 2), _tiles(64, 64, 4, 3)),
+            128: (_tiles(64, 64, 4, 3), _tiles(128, 64, 8, 3), _tiles(128, 128, 8, 2)),
             256: (_tiles(128, 64, 8, 3), _tiles(64, 64, 4, 2)),
         },
         "sm_100": {
@@ -51,7 +52,7 @@ CONFIGS: dict[str, dict[str, dict[int, tuple[Config, ...]]]] = {
     "query_grad": {
         "sm_80": {128: (_tiles(64, 32, 4, 2),), 256: (_tiles(64, 32, 4, 2),)},
         "sm_90": {
-            128: (_tiles(128, 64, 8, 2), _tiles(64, 64, 4, 2)),
+            128: (_tiles(64, 64, 4, 2), _tiles(128, 64, 8, 2)),
             256: (_tiles(128, 64, 8, 2), _tiles(64, 64, 4, 2)),
         },
         "sm_100": {
@@ -64,8 +65,8 @@ CONFIGS: dict[str, dict[str, dict[int, tuple[Config, ...]]]] = {
     "key_grad": {
         "sm_80": {128: (_tiles(32, 64, 4, 2),), 256: (_tiles(32, 64, 4, 2),)},
         "sm_90": {
-            128: (_tiles(64, 128, 8, 2), _tiles(64, 64, 4, 2)),
-            256: (_tiles(32, 128, 8, 2), _tiles(32, 64, 4, 2)),
+            128: (_tiles(64, 64, 4, 2), _tiles(64, 128, 8, 2)),
+            256: (_tiles(32, 64, 4, 2), _tiles(32, 128, 8, 2)),
         },
         "sm_100": {
             128: (_tiles(64, 128, 8, 2), _tiles(64, 64, 4, 2)),
@@ -128,7 +129,7 @@ class Call:
 
     def band_pairs(self, age: int, k: Tensor) -> int:
         """Pairs of one head in the window (age 0) or the fading memory (age W)."""
-        past = min(self.num_past, self.rows_before(k)) - age
+        past = min(self.num_past, self.rows_before(k, age)) - age
         return self._window_pairs(past + self.num_queries) - self._window_pairs(past)
 
     def _window_pairs(self, num_positions: int) -> int:
@@ -136,9 +137,9 @@ class Call:
         growing = min(max(num_positions, 0), self.window_size)
         return growing * (growing + 1) // 2 + (max(num_positions, 0) - growing) * self.window_size
 
-    def rows_before(self, k: Tensor) -> int:
-        """Key rows of a set that lie before the first query's."""
-        return k.shape[1] - self.num_queries
+    def rows_before(self, k: Tensor, age: int) -> int:
+        """Key rows of the window (age 0) or the fading memory (age W) that lie before the first query's position."""
+        return k.shape[1] - self.num_queries + age
 
     def query_tiles(self, config: Config) -> int:
         """How many there are; none crosses a chunk boundary."""
@@ -233,7 +234,7 @@ def plan_key_grad(call: Call, saved: Saved, age: int, keys_values: Pair, grads: 
     """Write the gradients of the window's keys and values (age 0) or the fading memory's (age W)."""
     k = keys_values[0]
     args = _key_args(call, saved, call.q, keys_values, grads) | {
-        "num_past": call.num_past, "window_size": call.window_size, "age": age, "rows_before": call.rows_before(k),
+        "num_past": call.num_past, "window_size": call.window_size, "age": age, "rows_before": call.rows_before(k, age),
     }  # fmt: skip
 
     def plan(config: Config) -> list[Launch]:
@@ -323,8 +324,9 @@ def _set_args(call: Call) -> dict[str, Any]:
     ) | {
         "index_ptr": index, "docs_ptr": call.docs, "num_queries": call.num_queries, "num_past": call.num_past,
         "window_size": call.window_size, "chunk_size": call.chunk_size,
-        "num_chunks": 0 if index is None else index.shape[1], "rows_before": call.rows_before(call.k),
-        "fading_rows_before": 0 if fading_k is None else call.rows_before(fading_k), "scale_log2": call.scale * LOG2_E,
+        "num_chunks": 0 if index is None else index.shape[1], "rows_before": call.rows_before(call.k, 0),
+        "fading_rows_before": 0 if fading_k is None else call.rows_before(fading_k, call.window_size),
+        "scale_log2": call.scale * LOG2_E,
     }  # fmt: skip
 
 

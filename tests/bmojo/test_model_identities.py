@@ -110,6 +110,28 @@ def test_fast_kernels_agree_with_the_references_in_logits_and_gradients(config, 
         torch.testing.assert_close(fast_grad, grad, rtol=0, atol=TOLERANCE)
 
 
+@few
+@given(config=configs(("bmojo_f*2", "bmojo*2")), t=st.integers(1, 40), seed=st.integers(0, 99), documents=st.booleans())
+def test_the_ssm_runs_only_over_what_queries_read_of_it_and_nothing_else_changes(config, t, seed, documents):
+    """An inspection has it run over all tokens: the same logits and gradients."""
+    model = build(config, seed)
+    tokens = random_tokens(2, t, seed)
+    docs = (torch.arange(t) // 7).expand(2, -1) if documents else None
+    lengths: list[int] = []
+    for block in model.blocks:
+        block.mixer.ssm.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
+    results = []
+    for everywhere in (False, True):
+        model.zero_grad()
+        result = model(tokens, tokens.roll(-1, 1), doc_ids_bt=docs, return_memory=everywhere)
+        result.loss.backward()
+        results.append([result.loss.detach(), *(p.grad for p in model.parameters())])
+    learned = config.pattern == "bmojo*2" and config.innovation_predictor == "learned"
+    assert lengths == [t if learned else max(t - config.window_size, 1)] * 2 + [t] * 2
+    for some, every in zip(*results, strict=True):
+        torch.testing.assert_close(some, every, rtol=0, atol=TOLERANCE)
+
+
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_float32_agrees_with_float64(pattern):
     tokens = random_tokens(2, 50)

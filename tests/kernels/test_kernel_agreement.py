@@ -115,7 +115,8 @@ def test_causal_conv1d(t, width, past, dtype):
 )
 def test_memory_attention(t, w, c, m, kv_heads, with_documents, dtype):
     q, far_q = normal(2, t, 4, 6, dtype=dtype), normal(2, t, 4, 6, dtype=dtype, seed=1)
-    keys_values = [normal(2, t, kv_heads, 6, dtype=dtype, seed=2 + i) for i in range(5)]
+    rows = (t, t, max(t - w, 1), max(t - w, 1), t)
+    keys_values = [normal(2, n, kv_heads, 6, dtype=dtype, seed=2 + i) for i, n in enumerate(rows)]
     chunks = -(-t // c)
     index = torch.stack(
         [torch.randperm(max(t, m), generator=torch.Generator().manual_seed(i))[:m] for i in range(2 * chunks)]
@@ -135,7 +136,7 @@ def test_memory_attention(t, w, c, m, kv_heads, with_documents, dtype):
 def test_memory_attention_reads_only_the_past_there_is(num_past):
     t, w = 11, 6
     q, k, v = normal(1, t, 2, 4, dtype=torch.float64), *normal(2, 1, t + w, 2, 4, dtype=torch.float64, seed=1)
-    fk, fv = normal(2, 1, t + 2 * w, 2, 4, dtype=torch.float64, seed=2)
+    fk, fv = normal(2, 1, t + w, 2, 4, dtype=torch.float64, seed=2)
     assert_agree(
         lambda *x: memory_attention(x[0], x[1], x[2], (x[3], x[4]), window_size=w, num_past=num_past), [q, k, v, fk, fv]
     )
@@ -146,7 +147,8 @@ def test_attention_mass_sums_to_one_and_is_zero_where_nothing_can_be_read():
     x = [normal(2, t, 2, 4, dtype=torch.float64, seed=i) for i in range(6)]
     index = torch.full((2, 5, 3), -1)
     index[:, 3:] = torch.tensor([0, 5, 9])
-    mass = attention_mass(*x[:3], (x[3], x[4]), (x[5], x[1], x[2], index), window_size=w, chunk_size=8)
+    fading = (x[3][:, w:], x[4][:, w:])
+    mass = attention_mass(*x[:3], fading, (x[5], x[1], x[2], index), window_size=w, chunk_size=8)
     torch.testing.assert_close(mass.sum(-1), torch.ones(2, t, dtype=torch.float64))
     assert (mass[:, :8, 1:] == 0).all()
     assert (mass[:, :24, 2] == 0).all()
