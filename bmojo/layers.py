@@ -9,6 +9,17 @@ from torch import Tensor, nn
 
 from bmojo import fused
 from kernels import pointwise
+from kernels.linear import linear
+
+
+class Linear(nn.Linear):
+    """A projection without bias."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight)
 
 
 class RMSNorm(nn.Module):
@@ -34,8 +45,8 @@ class SwiGLU(nn.Module):
 
     def __init__(self, d_model: int, d_ff: int) -> None:
         super().__init__()
-        self.gate_up_proj = nn.Linear(d_model, 2 * d_ff, bias=False)
-        self.down_proj = nn.Linear(d_ff, d_model, bias=False)
+        self.gate_up_proj = Linear(d_model, 2 * d_ff)
+        self.down_proj = Linear(d_ff, d_model)
 
     def forward(self, x: Tensor) -> Tensor:
         gate_up = self.gate_up_proj(x)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from bmojo.config import ModelConfig
-from bmojo.layers import RMSNorm, RotaryTable
+from bmojo.layers import Linear, RMSNorm, RotaryTable
 from bmojo.mixers import ring
 from bmojo.mixers.base import Mixer, MixerOutput, Sequence
 from bmojo.state import LayerState
@@ -19,8 +19,8 @@ class Projections(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.num_heads, self.kv_heads, self.head_dim = config.num_heads, config.kv_heads, config.attention_head_dim
-        self.q_proj = nn.Linear(config.d_model, self.num_heads * self.head_dim, bias=False)
-        self.kv_proj = nn.Linear(config.d_model, 2 * self.kv_heads * self.head_dim, bias=False)
+        self.q_proj = Linear(config.d_model, self.num_heads * self.head_dim)
+        self.kv_proj = Linear(config.d_model, 2 * self.kv_heads * self.head_dim)
         self.q_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
 
@@ -28,7 +28,7 @@ class Projections(nn.Module):
         q = self.q_proj(u).unflatten(-1, (self.num_heads, self.head_dim))
         return q if self.q_norm is None else self.q_norm(q)
 
-    def keys_values(self, u: Tensor, proj: nn.Linear | None = None) -> tuple[Tensor, Tensor]:
+    def keys_values(self, u: Tensor, proj: Linear | None = None) -> tuple[Tensor, Tensor]:
         k, v = (proj or self.kv_proj)(u).unflatten(-1, (2 * self.kv_heads, self.head_dim)).chunk(2, -2)
         return (k if self.k_norm is None else self.k_norm(k)), v
 
@@ -40,7 +40,7 @@ class Attention(Mixer):
         super().__init__(config)
         self.window_size = window_size
         self.projections = Projections(config)
-        self.out_proj = nn.Linear(config.num_heads * config.attention_head_dim, config.d_model, bias=False)
+        self.out_proj = Linear(config.num_heads * config.attention_head_dim, config.d_model)
 
     def forward(self, u_btd: Tensor, sequence: Sequence, state: LayerState | None = None) -> MixerOutput:
         assert sequence.rotary is not None

@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from bmojo.config import ModelConfig
-from bmojo.layers import RotaryTable
+from bmojo.layers import Linear, RotaryTable
 from bmojo.mixers import ring
 from bmojo.mixers.attention import Projections
 from bmojo.mixers.base import LayerMemory, Mixer, MixerOutput, Sequence
@@ -49,13 +49,13 @@ class BMojo(Mixer):
         super().__init__(config)
         self.num_eidetic = num_eidetic
         self.projections = Projections(config)
-        self.fading_kv_proj: nn.Linear | None = None
+        self.fading_kv_proj: Linear | None = None
         if config.fading_projections == "separate":
             kv_proj = self.projections.kv_proj
-            self.fading_kv_proj = nn.Linear(kv_proj.in_features, kv_proj.out_features, bias=False)
+            self.fading_kv_proj = Linear(kv_proj.in_features, kv_proj.out_features)
         self.ssm = Mamba2(config, config.fading_expand)
         self.innovation = InnovationScore(config) if num_eidetic else None
-        self.out_proj = nn.Linear(config.num_heads * config.attention_head_dim, config.d_model, bias=False)
+        self.out_proj = Linear(config.num_heads * config.attention_head_dim, config.d_model)
 
     def forward(self, u_btd: Tensor, sequence: Sequence, state: LayerState | None = None) -> MixerOutput:
         assert sequence.rotary is not None

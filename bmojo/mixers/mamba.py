@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bmojo.config import ModelConfig
-from bmojo.layers import RotaryTable
+from bmojo.layers import Linear, RotaryTable
 from bmojo.mixers.base import Mixer, MixerOutput, Sequence
 from bmojo.mixers.mamba2 import init_dt_bias
 from bmojo.state import LayerState
@@ -26,14 +26,14 @@ class Mamba(Mixer):
             config.mamba_d_state,
             config.dt_rank,
         )
-        self.in_proj = nn.Linear(config.d_model, 2 * self.d_inner, bias=False)
+        self.in_proj = Linear(config.d_model, 2 * self.d_inner)
         self.conv_weight = nn.Parameter(torch.empty(self.d_inner, config.conv_width))
-        self.x_proj = nn.Linear(self.d_inner, self.dt_rank + 2 * self.d_state, bias=False)
-        self.dt_proj = nn.Linear(self.dt_rank, self.d_inner, bias=False)
+        self.x_proj = Linear(self.d_inner, self.dt_rank + 2 * self.d_state)
+        self.dt_proj = Linear(self.dt_rank, self.d_inner)
         self.dt_bias = nn.Parameter(torch.empty(self.d_inner))
         self.A_log = nn.Parameter(torch.empty(self.d_inner, self.d_state))
         self.D = nn.Parameter(torch.empty(self.d_inner))
-        self.out_proj = nn.Linear(self.d_inner, config.d_model, bias=False)
+        self.out_proj = Linear(self.d_inner, config.d_model)
 
     def init_ssm(self, generator: torch.Generator) -> None:
         """Set the parameters that are no plain matrices; see the table in bmojo.model."""

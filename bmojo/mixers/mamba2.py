@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bmojo.config import ModelConfig
-from bmojo.layers import RMSNorm, RotaryTable
+from bmojo.layers import Linear, RMSNorm, RotaryTable
 from bmojo.mixers.base import Mixer, MixerOutput, Sequence
 from bmojo.state import LayerState
 from kernels.causal_conv1d import causal_conv1d, causal_conv1d_step
@@ -25,13 +25,13 @@ class Mamba2(Mixer):
         self.d_inner = config.ssm_inner_width(expand)
         self.num_heads = self.d_inner // self.head_dim
         self.conv_channels = self.d_inner + 2 * self.num_groups * self.d_state
-        self.in_proj = nn.Linear(config.d_model, self.d_inner + self.conv_channels + self.num_heads, bias=False)
+        self.in_proj = Linear(config.d_model, self.d_inner + self.conv_channels + self.num_heads)
         self.conv_weight = nn.Parameter(torch.empty(self.conv_channels, config.conv_width))
         self.dt_bias = nn.Parameter(torch.empty(self.num_heads))
         self.A_log = nn.Parameter(torch.empty(self.num_heads))
         self.D = nn.Parameter(torch.empty(self.num_heads))
         self.norm = RMSNorm(self.d_inner, config.norm_eps)
-        self.out_proj = nn.Linear(self.d_inner, config.d_model, bias=False)
+        self.out_proj = Linear(self.d_inner, config.d_model)
 
     def init_ssm(self, generator: torch.Generator) -> None:
         """Set the parameters that are no matrices; see the table in bmojo.model."""
