@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bmojo import fused
+from kernels.linear import product
 from kernels.pointwise import softmax_nll_
 
 IGNORED = -100
@@ -49,12 +50,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         loss = nll_s.new_zeros(())
         with_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         grad_hidden_sd = torch.empty_like(hidden_sd) if with_grad else None
-        grad_weight_vd = torch.zeros_like(weight_vd, dtype=precise) if with_grad else None
+        empty_like = torch.empty_like if num_tokens else torch.zeros_like
+        grad_weight_vd = empty_like(weight_vd, dtype=precise) if with_grad else None
         rows = max(MIN_ROWS, CHUNK_LOGITS // vocab_size)
-        product_sv = hidden_sd.new_empty(min(rows, num_tokens), vocab_size)  # of every chunk: fresh memory costs time
         for first in range(0, num_tokens, rows):
             part = slice(first, min(first + rows, num_tokens))
-            logits_sv = torch.mm(hidden_sd[part], weight_vd.t(), out=product_sv[: part.stop - first]).to(precise)
+            logits_sv = product(hidden_sd[part], weight_vd).to(precise)
             class_s = target_s[part].clamp_min(0)
             nll_s[part], log_z_s = softmax_nll_(logits_sv, class_s, with_softmax=with_grad)
             nll_s[part] *= counted_s[part]
@@ -63,12 +64,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 slope_s1 = (1 + 2 * z_loss_weight * log_z_s)[:, None]
                 grad_logits_sv = logits_sv.scatter_add_(1, class_s[:, None], -1 / slope_s1).to(hidden_sd.dtype)
                 scale_s1 = (slope_s1 * share_s[part, None]).to(hidden_sd.dtype)  # on the thin side of both products
-                torch.mm(grad_logits_sv, weight_vd, out=grad_hidden_sd[part]).mul_(scale_s1)
-                scaled_sd = hidden_sd[part] * scale_s1
-                if grad_weight_vd.dtype == scaled_sd.dtype:
-                    grad_weight_vd.addmm_(grad_logits_sv.t(), scaled_sd)
-                else:
-                    grad_weight_vd += grad_logits_sv.t() @ scaled_sd
+                torch.mul(product(grad_logits_sv, weight_vd.t()), scale_s1, out=grad_hidden_sd[part])
+                _add_product(grad_weight_vd, grad_logits_sv.t(), hidden_sd[part] * scale_s1, fresh=first == 0)
         ctx.save_for_backward(grad_hidden_sd, grad_weight_vd)
         ctx.mark_non_differentiable(nll_s, num_targets)
         return loss, nll_s, num_targets
@@ -78,3 +75,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_hidden_sd, grad_weight_vd = ctx.saved_tensors
         scale = grad_outputs[0]
         return grad_hidden_sd * scale, (grad_weight_vd * scale).to(grad_hidden_sd.dtype), None, None
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor, fresh: bool) -> None:
+    """total += a b, or total = a b where it is `fresh`."""
+    if total.dtype == b.dtype:
+        total.addmm_(a, b, beta=0 if fresh else 1)  # beta 0: nothing is read, so memory need not be zeroed
+    elif fresh:
+        total.copy_(a @ b)
+    else:
+        total += a @ b

@@ -43,4 +43,22 @@ inline void transpose(int64_t rows, int64_t columns, const T* in, int64_t in_row
     }
 }
 
+// out[j, i] = scale * in[i, j], for any sizes: whole squares by vectors, what is left at the edges one by one.
+template <typename T>
+inline void transpose_scaled(int64_t rows, int64_t columns, const T* in, int64_t in_row, T scale, T* out,
+                             int64_t out_row) {
+    const int64_t whole_rows = rows / kLanes<T> * kLanes<T>, whole_columns = columns / kLanes<T> * kLanes<T>;
+    for (int64_t i = 0; i < whole_rows; i += kLanes<T>) {
+        for (int64_t j = 0; j < whole_columns; j += kLanes<T>) {
+            Vector<T> m[kLanes<T>];
+            for (int64_t k = 0; k < kLanes<T>; ++k) m[k] = load(in + (i + k) * in_row + j) * scale;
+            transpose_square<T>(m);
+            for (int64_t k = 0; k < kLanes<T>; ++k) store(out + (j + k) * out_row + i, m[k]);
+        }
+    }
+    for (int64_t i = 0; i < rows; ++i) {
+        for (int64_t j = i < whole_rows ? whole_columns : 0; j < columns; ++j) out[j * out_row + i] = scale * in[i * in_row + j];
+    }
+}
+
 }  // namespace bmojo

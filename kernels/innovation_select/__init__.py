@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kernels import dispatch
 from kernels.innovation_select.chunked import innovation_select_chunked, stable_best
-from kernels.innovation_select.cpp_op import innovation_scores_cpp
+from kernels.innovation_select.cpp_op import innovation_scores_cpp, innovation_select_cpp
 from kernels.innovation_select.reference import innovation_scores_reference, innovation_select_reference
 from kernels.innovation_select.scores import innovation_scores_shifted
 
@@ -88,6 +88,8 @@ def innovation_select(
         from kernels.innovation_select.triton_op import innovation_select_triton as select
     elif path == "reference":
         select = innovation_select_reference
+    elif path == "cpp":
+        select = innovation_select_cpp
     else:
         select = innovation_select_chunked
     return select(

@@ -1,12 +1,14 @@
-"""The innovation scores' C++ path, for a predictor that is not being trained."""
+"""The C++ path: scores, for a predictor that is not being trained, and the selection."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 
 from kernels.cpp import library
-from kernels.cpp.library import rows_contiguous
+from kernels.cpp.library import require_shapes, rows_contiguous
 from kernels.innovation_select.scores import EPS
 
 
@@ -30,3 +32,29 @@ def innovation_scores_cpp(
     error_bt = y_btd.new_empty(batch, t)
     library.call("innovation_scores", y_btd.dtype, y_btd, weight_kd, past_bkd, doc_ids_bt, error_bt, EPS)
     return error_bt
+
+
+def innovation_select_cpp(
+    log_innovation_bs: Tensor,
+    position_bs: Tensor,
+    *,
+    num_queries: int,
+    chunk_size: int,
+    window_size: int,
+    num_eidetic: int,
+    tau: float | None = None,
+    doc_ids_bs: Tensor | None = None,
+    start: int = 0,
+    num_slots: int = 0,
+) -> Tensor:
+    """See kernels.innovation_select. Raises: ValueError: shapes that do not go together."""
+    shape = tuple(log_innovation_bs.shape)
+    require_shapes(position_bs=(position_bs, shape), doc_ids_bs=(doc_ids_bs, shape))
+    position_bs = position_bs.to(torch.int64)
+    doc_ids_bs = None if doc_ids_bs is None else doc_ids_bs.to(torch.int64)
+    index_bjm = position_bs.new_empty(shape[0], -(-num_queries // chunk_size), max(num_eidetic, num_slots))
+    library.call(
+        "innovation_select", log_innovation_bs.dtype, log_innovation_bs.detach(), position_bs, doc_ids_bs, index_bjm,
+        num_queries, chunk_size, window_size, math.inf if tau is None else float(tau), start, num_slots,
+    )  # fmt: skip
+    return index_bjm

@@ -11,16 +11,14 @@ from torch.autograd.function import once_differentiable
 HAS_OPERATOR = hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-def pays(x: Tensor, weight_oi: Tensor) -> bool:
-    """Whether this is a step of training in float32: oneDNN prepares each new shape, and there shapes come again.
+def serves(x: Tensor, weight_oi: Tensor) -> bool:
+    """Whether it takes these; what does not fit together is torch's to complain about.
 
-    What does not fit together is torch's to complain about.
+    oneDNN prepares each new shape, so it is for training, where shapes come again.
     """
     return (
         HAS_OPERATOR
         and x.dtype == weight_oi.dtype == torch.float32
-        and torch.is_grad_enabled()
-        and weight_oi.requires_grad
         and x.dim() > 1
         and x.numel() > 0
         and x.shape[-1] == weight_oi.shape[1]
@@ -38,19 +36,19 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_oi: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight_oi)
-        return _product(x, weight_oi)
+        return product(x, weight_oi)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, weight_oi = ctx.saved_tensors
         wants_x, wants_weight = ctx.needs_input_grad
-        grad_x = _product(grad_y, weight_oi.t()) if wants_x else None
+        grad_x = product(grad_y, weight_oi.t()) if wants_x else None
         # over rows: torch's own product is the faster one here
         grad_weight_oi = torch.mm(grad_y.flatten(0, -2).t(), x.flatten(0, -2)) if wants_weight else None
         return grad_x, grad_weight_oi
 
 
-def _product(x: Tensor, weight_oi: Tensor) -> Tensor:
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight_oi, None, "none", [], "")
-    return product
+def product(x: Tensor, weight_oi: Tensor) -> Tensor:
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight_oi, None, "none", [], "")
+    return y

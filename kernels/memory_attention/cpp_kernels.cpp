@@ -6,6 +6,7 @@
 
 #include <cmath>
 
+#include "cpp/transpose.h"
 #include "memory_attention/cpp_tiles.h"
 
 namespace bmojo {
@@ -14,11 +15,15 @@ namespace {
 // rows [count, p] -> [p, kQueries], scaled; columns beyond `count` are 0.
 template <typename T>
 void transpose_rows(const T* rows, int64_t row_stride, int64_t count, int64_t p, T scale, T* columns) {
-    for (int64_t i = 0; i < p; ++i) {
-        T* to = columns + i * kQueries;
-        for (int64_t c = 0; c < count; ++c) to[c] = scale * rows[c * row_stride + i];
-        std::fill(to + count, to + kQueries, T(0));
-    }
+    transpose_scaled(count, p, rows, row_stride, scale, columns, kQueries);
+    for (int64_t i = 0; i < p && count < kQueries; ++i) std::fill_n(columns + i * kQueries + count, kQueries - count, T(0));
+}
+
+// columns [p, kQueries] -> rows [count, p] from query `start` on, scaled.
+template <typename T>
+void store_transposed(const T* columns_pc, int64_t count, int64_t p, T scale, const Tensor<T>& rows, int64_t b,
+                      int64_t start, int64_t h) {
+    transpose_scaled(p, count, columns_pc, kQueries, scale, rows.at(b, start, h), rows.stride[1]);
 }
 
 // rows [count, p] -> [kQueries, width], scaled; the rest is 0.
@@ -112,12 +117,13 @@ void attend(const Problem<T>& problem, const Tensor<T>& out_bthp, const Tensor<T
                      true);
         }
     }
-    for (int64_t c = 0; c < tile.count; ++c) {
-        T* to = out_bthp.at(b, tile.start + c, h);
-        const T share = T(1) / softmax.sum[c];
-        for (int64_t i = 0; i < p; ++i) to[i] = out_pc[i * kQueries + c] * share;
-        log_sum_bht(b, h, tile.start + c) = softmax.highest[c] + std::log2(softmax.sum[c]);
+    for (int64_t c = 0; c < columns; c += kLanes<T>) {
+        const Vector<T> share = splat(T(1)) / load(softmax.sum + c);
+        for (int64_t i = 0; i < p; ++i) store(out_pc + i * kQueries + c, load(out_pc + i * kQueries + c) * share);
     }
+    store_transposed(+out_pc, tile.count, p, T(1), out_bthp, b, tile.start, h);
+    for (int64_t c = 0; c < tile.count; ++c)
+        log_sum_bht(b, h, tile.start + c) = softmax.highest[c] + std::log2(softmax.sum[c]);
 }
 
 // Where a span of queries adds up the gradients of the keys it reads. Spans have buffers of their own, so that they can
@@ -129,11 +135,13 @@ struct SpanGradients {
     int64_t window_size, span, reach, width;  // reach: window_size, or fewer where there are fewer rows
 
     int64_t rows() const { return span + reach - 1; }
-    // Nothing found yet by the span's queries, of chunks begin .. end - 1.
-    void clear(int64_t b, int64_t h, int64_t l, int64_t sets, int64_t begin, int64_t end) const {
-        std::fill_n(near_bhlxrp.at(b, h, l, 0), 2 * sets * rows() * width, T(0));
-        if (slots_bhjxmp && begin < end)
-            std::fill(slots_bhjxmp.at(b, h, begin, 0), slots_bhjxmp.at(b, h, end - 1, 0) + slots_bhjxmp.stride[2], T(0));
+    // Nothing found yet for rows begin .. end - 1 of a set, or for the slots of chunk j.
+    void clear_near(int64_t b, int64_t h, int64_t l, typename Keys<T>::Set set, int64_t begin, int64_t end) const {
+        for (int kind = 0; kind < 2 && begin < end; ++kind)
+            std::fill_n(near(b, h, l, set, kind) + begin * width, (end - begin) * width, T(0));
+    }
+    void clear_slots(int64_t b, int64_t h, int64_t j) const {
+        std::fill_n(slots_bhjxmp.at(b, h, j, 0), slots_bhjxmp.stride[2], T(0));
     }
     // Position of the first row.
     int64_t origin(int64_t l, typename Keys<T>::Set set) const {
@@ -148,24 +156,27 @@ struct SpanGradients {
     }
 };
 
+template <typename T>
+T dot(const T* a, const T* b, int64_t count) {
+    Vector<T> lanes{};
+    int64_t i = 0;
+    for (; i + kLanes<T> <= count; i += kLanes<T>) lanes += load(a + i) * load(b + i);
+    T sum = 0;
+    for (int64_t lane = 0; lane < kLanes<T>; ++lane) sum += lanes[lane];
+    for (; i < count; ++i) sum += a[i] * b[i];
+    return sum;
+}
+
 // What the backward reads and writes beside the problem.
 template <typename T>
 struct Cotangents {
     Tensor<T> out_bthp, log_sum_bht, grad_out_bthp, grad_q_bthp, grad_far_q_bthp;
 };
 
-template <typename T>
-void store_transposed(const T* columns_pc, int64_t count, int64_t p, T scale, const Tensor<T>& rows, int64_t b,
-                      int64_t start, int64_t h) {
-    for (int64_t c = 0; c < count; ++c) {
-        T* to = rows.at(b, start + c, h);
-        for (int64_t i = 0; i < p; ++i) to[i] = scale * columns_pc[i * kQueries + c];
-    }
-}
-
+// cleared: rows of the span's window and fading buffers, from the first on, that are no longer uninitialised.
 template <typename T>
 void add_gradients(const Problem<T>& problem, const Cotangents<T>& given, const SpanGradients<T>& into, int64_t b,
-                   int64_t h, int64_t l, const Tile& tile) {
+                   int64_t h, int64_t l, const Tile& tile, int64_t* cleared) {
     const int64_t p = problem.channels(), width = into.width, columns = round_up<T>(tile.count);
     const int64_t tall = p * kQueries, wide = kQueries * width, block = kKeys * kQueries;
     Scratch<T> q_pc(tall), grad_out_pc(tall), grad_q_pc(tall), q_cp(wide), grad_out_cp(wide);
@@ -176,9 +187,7 @@ void add_gradients(const Problem<T>& problem, const Cotangents<T>& given, const 
     const Tensor<T>& grad_out = given.grad_out_bthp;
     for (int64_t c = 0; c < tile.count; ++c) {
         const T *o = given.out_bthp.at(b, tile.start + c, h), *g = grad_out.at(b, tile.start + c, h);
-        T sum = 0;
-        for (int64_t i = 0; i < p; ++i) sum += o[i] * g[i];
-        delta[c] = sum;
+        delta[c] = dot(o, g, p);
         log_sum[c] = given.log_sum_bht(b, h, tile.start + c);
     }
     transpose_rows(grad_out.at(b, tile.start, h), grad_out.stride[1], tile.count, p, T(1), +grad_out_pc);
@@ -212,9 +221,11 @@ void add_gradients(const Problem<T>& problem, const Cotangents<T>& given, const 
 
     take_queries(problem.q_bthp);
     for (const Keys<T>& keys : keys_of<T>(problem, nullptr, b, h, tile)) {
-        const int64_t row = (keys.first - into.origin(l, keys.set)) * width;
-        if (keys.count)
-            read(keys, into.near(b, h, l, keys.set, 0) + row, into.near(b, h, l, keys.set, 1) + row);
+        if (keys.count == 0) continue;
+        const int64_t row = keys.first - into.origin(l, keys.set);
+        into.clear_near(b, h, l, keys.set, cleared[keys.set], row + keys.count);
+        cleared[keys.set] = row + keys.count;
+        read(keys, into.near(b, h, l, keys.set, 0) + row * width, into.near(b, h, l, keys.set, 1) + row * width);
     }
     store_transposed(+grad_q_pc, tile.count, p, problem.scale(), given.grad_q_bthp, b, tile.start, h);
     if (!problem.index_bjm) return;
@@ -222,6 +233,7 @@ void add_gradients(const Problem<T>& problem, const Cotangents<T>& given, const 
     take_queries(problem.far_q_bthp);
     const Slots<T> slots(problem, b, h / problem.group(), tile);
     const Keys<T> keys = slots.keys(problem, b, tile);
+    if (tile.start % problem.chunk_size == 0) into.clear_slots(b, h, tile.chunk);
     Scratch<T> grad_k(keys.count * width), grad_v(keys.count * width);
     std::fill_n(+grad_k, keys.count * width, T(0));
     std::fill_n(+grad_v, keys.count * width, T(0));
@@ -316,15 +328,19 @@ void memory_attention_backward(const Tensor<T>& q, const Tensor<T>& k, const Ten
     const int64_t width = near_bhlxrp.size[4], heads = problem.heads(), spans = near_bhlxrp.size[2];
     const SpanGradients<T> found{near_bhlxrp, slots_bhjxmp, window_size, span, reach, width};
     const int64_t rows = problem.batch() * heads;
+    using Set = typename Keys<T>::Set;
     parallel_for(rows * spans, threads, [&](int64_t task) {
         const int64_t l = spans - 1 - task / rows, row = task % rows;  // first spans read fewer keys: they even out the end
         const int64_t begin = l * span, end = std::min(begin + span, problem.queries());
-        found.clear(row / heads, row % heads, l, fading_k ? 2 : 1, begin / chunk_size, (end - 1) / chunk_size + 1);
+        int64_t cleared[] = {0, 0};
         for (const Tile& tile : problem.tiles(begin, end))
-            add_gradients(problem, given, found, row / heads, row % heads, l, tile);
+            add_gradients(problem, given, found, row / heads, row % heads, l, tile, cleared);
+        for (const auto set : {Set::kWindow, Set::kFading}) {
+            if (set == Set::kWindow || fading_k)
+                found.clear_near(row / heads, row % heads, l, set, cleared[set], found.rows());
+        }
     });
 
-    using Set = typename Keys<T>::Set;
     const int64_t t = problem.queries(), group = problem.group();
     gather_near<T>(found, Set::kWindow, 0, grad_k, t, group, spans, threads);
     gather_near<T>(found, Set::kWindow, 1, grad_v, t, group, spans, threads);

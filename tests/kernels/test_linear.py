@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from kernels import dispatch
-from kernels.linear import linear, onednn
+from kernels.linear import linear, onednn, product
 
 TOLERANCE = 2e-6
 
@@ -18,8 +18,8 @@ TOLERANCE = 2e-6
 def products(monkeypatch):
     """Shapes of the operands of oneDNN's products."""
     seen = []
-    product = onednn._product
-    monkeypatch.setattr(onednn, "_product", lambda a, b: seen.append((a.shape, b.shape)) or product(a, b))
+    product = onednn.product
+    monkeypatch.setattr(onednn, "product", lambda a, b: seen.append((a.shape, b.shape)) or product(a, b))
     return seen
 
 
@@ -41,7 +41,7 @@ def assert_close(found, wanted):
 def test_output_and_gradients_are_those_of_torch(leading, width, outputs, strided):
     x = normal(*leading, width * (1 + strided))[..., :width].detach().requires_grad_()
     weight, grad_y = normal(outputs, width, seed=1).requires_grad_(), normal(*leading, outputs, seed=2)
-    assert onednn.pays(x, weight) == bool(leading)
+    assert onednn.serves(x, weight) == bool(leading)
     y, wanted = linear(x, weight), F.linear(x, weight)
     assert_close(y, wanted)
     found = torch.autograd.grad(y, (x, weight), grad_y)
@@ -82,3 +82,13 @@ def test_it_is_for_training_in_float32_where_the_cpp_kernels_are(products):
 def test_a_wrong_width_is_named():
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         linear(normal(2, 5), normal(3, 4).requires_grad_())
+
+
+def test_a_product_alone_is_that_of_torch_and_has_no_gradient(products):
+    x, weight = normal(2, 5, 4), normal(3, 4, seed=1).requires_grad_()
+    y = product(x, weight)
+    assert products
+    assert not y.requires_grad
+    assert_close(y, F.linear(x, weight.detach()))
+    assert_close(product(x, normal(4, 3, seed=1).t()), F.linear(x, normal(4, 3, seed=1).t()))
+    assert product(x.double(), weight.double()).dtype == torch.float64
