@@ -1,7 +1,8 @@
 """Training step on CPU: forward + backward + AdamW in float32, B'MOJO against peers of equal parameters.
 
-The optimizer is the fused one that our trainer uses. Models are stepped in turn within one process and compared repeat by repeat, so that what else the machine does meets
-all of them alike; the table shows medians, and of the ratios also the spread.
+The optimizer is the fused one that our trainer uses. Models are stepped in turn within one process and compared repeat
+by repeat, so that what else the machine does meets all of them alike; the table shows medians, and of the ratios also
+the spread.
 """
 
 from __future__ import annotations

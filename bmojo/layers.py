@@ -81,3 +81,12 @@ class RotaryTable:
     def rotate(self, x: Tensor, inverse: bool = False) -> Tensor:
         """Rotate the pairs (i, i + p/2) of x [..., h, p], whose leading dimensions broadcast with the table's."""
         return pointwise.rotate(x, self.cos, self.sin, inverse)
+
+    def rotate_both(self, x: Tensor, distance: int) -> tuple[Tensor, Tensor]:
+        """x rotated to its positions, and x rotated by `distance`."""
+        elsewhere = self.at(distance)
+        return pointwise.rotate_both(x, (self.cos, self.sin), (elsewhere.cos, elsewhere.sin))
+
+    def rotate_keys(self, keys_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of keys and values side by side [..., 2 h, p]: keys rotated, keys, values."""
+        return pointwise.rotate_keys(keys_values, self.cos, self.sin)

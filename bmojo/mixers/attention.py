@@ -28,9 +28,14 @@ class Projections(nn.Module):
         q = self.q_proj(u).unflatten(-1, (self.num_heads, self.head_dim))
         return q if self.q_norm is None else self.q_norm(q)
 
-    def keys_values(self, u: Tensor, proj: Linear | None = None) -> tuple[Tensor, Tensor]:
-        k, v = (proj or self.kv_proj)(u).unflatten(-1, (2 * self.kv_heads, self.head_dim)).chunk(2, -2)
-        return (k if self.k_norm is None else self.k_norm(k)), v
+    def keys_values(self, u: Tensor, rotary: RotaryTable, proj: Linear | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys rotated to their positions, keys as they are, and values."""
+        keys_values = (proj or self.kv_proj)(u).unflatten(-1, (2 * self.kv_heads, self.head_dim))
+        if self.k_norm is None:
+            return rotary.rotate_keys(keys_values)
+        k, v = keys_values.chunk(2, -2)
+        k = self.k_norm(k)
+        return rotary.rotate(k), k, v
 
 
 class Attention(Mixer):
@@ -44,8 +49,8 @@ class Attention(Mixer):
 
     def forward(self, u_btd: Tensor, sequence: Sequence, state: LayerState | None = None) -> MixerOutput:
         assert sequence.rotary is not None
-        q, (k, v) = self.projections.queries(u_btd), self.projections.keys_values(u_btd)
-        q, k = sequence.rotary.rotate(q), sequence.rotary.rotate(k)
+        q = sequence.rotary.rotate(self.projections.queries(u_btd))
+        k, _, v = self.projections.keys_values(u_btd, sequence.rotary)
         num_past, end = 0, sequence.start + sequence.num_tokens
         if state is not None:
             if self.window_size is None:
@@ -66,8 +71,8 @@ class Attention(Mixer):
 
     def step(self, u_bd: Tensor, position_b: Tensor, rotary: RotaryTable | None, state: LayerState) -> Tensor:
         assert rotary is not None
-        q, (k, v) = self.projections.queries(u_bd), self.projections.keys_values(u_bd)
-        q, k = rotary.rotate(q), rotary.rotate(k)
+        q = rotary.rotate(self.projections.queries(u_bd))
+        k, _, v = self.projections.keys_values(u_bd, rotary)
         if self.window_size is None:
             _grow(state, int(position_b.max()) + 1)
         ring.write(state, position_b, {"k": k, "v": v})

@@ -64,9 +64,8 @@ class BMojo(Mixer):
         assert past.rotary is not None
         y_btd = self.ssm(first_rows(u_btd, past.num_tokens), past, None if state is None else ssm_state(state)).out_btd
         q_bthp = self.projections.queries(u_btd)
-        k, v = self.projections.keys_values(u_btd)
-        fading_k, fading_v = self.projections.keys_values(y_btd, self.fading_kv_proj)
-        near_k, fading_k = sequence.rotary.rotate(k), past.rotary.rotate(fading_k)
+        near_k, k, v = self.projections.keys_values(u_btd, sequence.rotary)
+        fading_k, _, fading_v = self.projections.keys_values(y_btd, past.rotary, self.fading_kv_proj)
         rows = Rows(k, v, near_k, v, fading_k, fading_v)
         innovation_bt = predictor_loss = None
         if self.innovation is not None:
@@ -88,8 +87,10 @@ class BMojo(Mixer):
                 window_size=config.window_size, num_eidetic=self.num_eidetic, tau=config.innovation_tau,
                 doc_ids_bs=sequence.doc_ids_bt, num_slots=rows.num_slots,
             )  # fmt: skip
-            eidetic = (self._at_slot_distance(q_bthp, sequence.rotary), rows.k, rows.v, index_bjm)
-        q_near = sequence.rotary.rotate(q_bthp)
+            q_near, q_far = sequence.rotary.rotate_both(q_bthp, config.window_size)  # slots are seen at distance W
+            eidetic = (q_far, rows.k, rows.v, index_bjm)
+        else:
+            q_near = sequence.rotary.rotate(q_bthp)
         num_read = max(rows.fading_k.shape[1] + t - past.num_tokens - config.window_size, 1)
         fading = (first_rows(rows.fading_k, num_read), first_rows(rows.fading_v, num_read))
         out_bthp = memory_attention(
@@ -111,21 +112,24 @@ class BMojo(Mixer):
         assert rotary is not None
         y_bd = self.ssm.step(u_bd, position_b, rotary, ssm_state(state))
         q_bhp = self.projections.queries(u_bd)
-        k, v = self.projections.keys_values(u_bd)
-        fading_k, fading_v = self.projections.keys_values(y_bd, self.fading_kv_proj)
-        new = {"k": rotary.rotate(k), "v": v, "fk": rotary.rotate(fading_k), "fv": fading_v}
+        near_k, _, v = self.projections.keys_values(u_bd, rotary)
+        fading_k, _, fading_v = self.projections.keys_values(y_bd, rotary, self.fading_kv_proj)
+        new = {"k": near_k, "v": v, "fk": fading_k, "fv": fading_v}
         if self.innovation is not None:
             innovation_b1, _ = self.innovation(y_bd[:, None], state["y"])
             new["log_e"] = self._rank(innovation_b1[:, 0], position_b)
             state["y"].copy_(torch.cat([state["y"][:, 1:], y_bd[:, None].to(state["y"].dtype)], 1))
         ring.write(state, position_b, new)
         eidetic = None
-        if self.innovation is not None:
+        if self.innovation is None:
+            q_near = rotary.rotate(q_bhp)
+        else:
             if bool((position_b % self.config.chunk_size == 0).any()):
                 self._update_slots(state, position_b)
-            eidetic = (self._at_slot_distance(q_bhp, rotary), state["slot_k"], state["slot_v"], state["slot_position"])
+            q_near, q_far = rotary.rotate_both(q_bhp, self.config.window_size)
+            eidetic = (q_far, state["slot_k"], state["slot_v"], state["slot_position"])
         out_bhp = memory_attention_step(
-            rotary.rotate(q_bhp), state["k"], state["v"], (state["fk"], state["fv"]), eidetic,
+            q_near, state["k"], state["v"], (state["fk"], state["fv"]), eidetic,
             window_size=self.config.window_size, position_b=position_b,
         )  # fmt: skip
         return self.out_proj(out_bhp.flatten(-2))
@@ -161,10 +165,6 @@ class BMojo(Mixer):
         if self.config.selection == "random":
             return random_rank(position).to(innovation.dtype)
         return innovation.clamp_min(LOWEST).log()
-
-    def _at_slot_distance(self, q: Tensor, rotary: RotaryTable) -> Tensor:
-        """Rotate queries by W positions, which is to see unrotated keys at distance W."""
-        return rotary.at(self.config.window_size).rotate(q)
 
     def _unrotated(self, k_bshp: Tensor, position_s: Tensor) -> Tensor:
         precise = torch.promote_types(k_bshp.dtype, torch.float32)

@@ -6,8 +6,18 @@ from torch import Tensor
 
 from kernels import dispatch
 from kernels.pointwise import cpp_op, plain
+from kernels.pointwise.cpp_op import Table
 
-__all__ = ["gated", "gated_product", "gated_rms_norm", "rms_norm", "rotate", "softmax_nll_"]
+__all__ = [
+    "gated",
+    "gated_product",
+    "gated_rms_norm",
+    "rms_norm",
+    "rotate",
+    "rotate_both",
+    "rotate_keys",
+    "softmax_nll_",
+]
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -55,6 +65,25 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, inverse: bool = False) -> Tensor
     if dispatch.chosen(x) == "cpp" and cpp_op.rotates(x, cos, sin):
         return cpp_op.rotate(x, cos, sin, inverse)
     return plain.rotate(x, cos, sin, inverse)
+
+
+def rotate_both(x: Tensor, first: Table, second: Table) -> tuple[Tensor, Tensor]:
+    """x rotated by one table of cosines and sines, and x rotated by another: see `rotate`."""
+    if dispatch.chosen(x) == "cpp" and cpp_op.rotates(x, *first) and cpp_op.rotates(x, *second):
+        return cpp_op.rotate_both(x, first, second)
+    return plain.rotate(x, *first, False), plain.rotate(x, *second, False)
+
+
+def rotate_keys(keys_values: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys rotated, keys as they are, and values.
+
+    Args: keys_values: [..., 2 h, p], keys before values.  cos, sin: see `rotate`.
+    Returns: [..., h, p] each; the last two are views.
+    """
+    k, v = keys_values.chunk(2, -2)
+    if dispatch.chosen(keys_values) == "cpp" and cpp_op.rotates(k, cos, sin):
+        return cpp_op.rotate_keys(keys_values, cos, sin)
+    return plain.rotate(k, cos, sin, False), k, v
 
 
 def softmax_nll_(logits_sv: Tensor, target_s: Tensor, with_softmax: bool = True) -> tuple[Tensor, Tensor]:

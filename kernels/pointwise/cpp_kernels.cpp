@@ -219,21 +219,23 @@ void gated_rms_norm_backward(const Tensor<T>& x, const Tensor<T>& gate, const Te
 BMOJO_EXPORT(gated_rms_norm_backward)
 
 // Rotates the pairs (i, i + p/2) of x and out [..., h, p], of `dims` dimensions, by the angles of cos and sin
-// [..., p/2], of `table_dims` dimensions; the leading ones broadcast. The last dimension of each is contiguous.
+// [..., p/2], of `table_dims` dimensions; the leading ones broadcast. The last dimension of each is contiguous. What
+// comes out is added to `base`, which may be out itself, where that is not null.
 template <typename T>
-void rotate(const Tensor<T>& x, const Tensor<T>& cos, const Tensor<T>& sin, const Tensor<T>& out, int64_t dims,
-            int64_t table_dims, int64_t inverse, int64_t threads) {
+void rotate(const Tensor<T>& x, const Tensor<T>& cos, const Tensor<T>& sin, const Tensor<T>& base, const Tensor<T>& out,
+            int64_t dims, int64_t table_dims, int64_t inverse, int64_t threads) {
     const int64_t leading = dims - 2, heads = x.size[leading], half = x.size[leading + 1] / 2;
     const T sign = inverse ? T(-1) : T(1);
     int64_t places = 1;
     for (int64_t d = 0; d < leading; ++d) places *= x.size[d];
     for_each_row(places, 2 * half * heads, threads, [&](int64_t place) {
-        const T *x_place = x.data, *cos_row = cos.data, *sin_row = sin.data;
+        const T *x_place = x.data, *cos_row = cos.data, *sin_row = sin.data, *base_place = base.data;
         T* out_place = out.data;
         for (int64_t d = leading - 1, rest = place; d >= 0; rest /= x.size[d--]) {
             const int64_t i = rest % x.size[d], table_d = d - leading + table_dims - 1;
             x_place += i * x.stride[d];
             out_place += i * out.stride[d];
+            if (base) base_place += i * base.stride[d];
             if (table_d < 0 || cos.size[table_d] == 1) continue;
             cos_row += i * cos.stride[table_d];
             sin_row += i * sin.stride[table_d];
@@ -241,11 +243,12 @@ void rotate(const Tensor<T>& x, const Tensor<T>& cos, const Tensor<T>& sin, cons
         for (int64_t h = 0; h < heads; ++h) {
             const T *low = x_place + h * x.stride[leading], *high = low + half;
             T *out_low = out_place + h * out.stride[leading], *out_high = out_low + half;
+            const T* base_low = base ? base_place + h * base.stride[leading] : nullptr;
 #pragma omp simd
             for (int64_t i = 0; i < half; ++i) {
                 const T c = cos_row[i], s = sign * sin_row[i];
-                out_low[i] = low[i] * c - high[i] * s;
-                out_high[i] = high[i] * c + low[i] * s;
+                out_low[i] = (base_low ? base_low[i] : T(0)) + (low[i] * c - high[i] * s);
+                out_high[i] = (base_low ? base_low[half + i] : T(0)) + (high[i] * c + low[i] * s);
             }
         }
     });

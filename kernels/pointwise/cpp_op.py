@@ -15,6 +15,8 @@ from kernels.cpp import library
 from kernels.cpp.library import rows_contiguous
 from kernels.pointwise.plain import heads_first
 
+Table = tuple[Tensor, Tensor]  # cosines and sines
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """See kernels.pointwise; weight is in the dtype of x."""
@@ -179,8 +181,81 @@ class _Rotate(torch.autograd.Function):
         return _rotated(grad, cos, sin, not ctx.inverse, _contiguous(grad)), None, None, None  # as projections have it
 
 
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor, inverse: bool, out: Tensor) -> Tensor:
-    operands = (rows_contiguous(x), rows_contiguous(cos), rows_contiguous(sin), out)
+def rotate_both(x: Tensor, first: Table, second: Table) -> tuple[Tensor, Tensor]:
+    """See kernels.pointwise; only what `rotates` admits."""
+    if not _needs_grad(x):
+        return _rotated(x, *first, False, heads_first(x)), _rotated(x, *second, False, heads_first(x))
+    both: tuple[Tensor, Tensor] = _RotateBoth.apply(x, *first, *second)
+    return both
+
+
+class _RotateBoth(torch.autograd.Function):
+    """The two gradients are added on the way back, without a tensor for each."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *tables: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(*tables)
+        ctx.set_materialize_grads(False)
+        cos, sin, other_cos, other_sin = tables
+        return _rotated(x, cos, sin, False, heads_first(x)), _rotated(x, other_cos, other_sin, False, heads_first(x))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        total: Tensor | None = None
+        for grad, cos, sin in zip(grads, ctx.saved_tensors[::2], ctx.saved_tensors[1::2], strict=True):
+            if grad is not None:
+                total = _rotated(grad, cos, sin, True, _contiguous(grad) if total is None else total, base=total)
+        return total, None, None, None, None
+
+
+def rotate_keys(keys_values: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """See kernels.pointwise; only what `rotates` admits."""
+    if not _needs_grad(keys_values):
+        k, v = keys_values.chunk(2, -2)
+        return _rotated(k, cos, sin, False, heads_first(k)), k, v
+    parts: tuple[Tensor, Tensor, Tensor] = _RotateKeys.apply(keys_values, cos, sin)
+    return parts
+
+
+class _RotateKeys(torch.autograd.Function):
+    """The gradients land side by side, as the projection has them."""
+
+    @staticmethod
+    def forward(ctx: Any, keys_values: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(cos, sin)
+        ctx.set_materialize_grads(False)
+        ctx.shape, ctx.dtype = keys_values.shape, keys_values.dtype
+        k, v = keys_values.chunk(2, -2)
+        return _rotated(k, cos, sin, False, heads_first(k)), k, v
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, grad_rotated: Tensor | None, grad_k: Tensor | None, grad_v: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        grad = torch.empty(ctx.shape, dtype=ctx.dtype)
+        into_k, into_v = grad.chunk(2, -2)
+        if grad_rotated is None:
+            _fill(into_k, grad_k)
+        else:
+            cos, sin = ctx.saved_tensors
+            _rotated(grad_rotated, cos, sin, True, into_k, base=grad_k)
+        _fill(into_v, grad_v)
+        return grad, None, None
+
+
+def _fill(into: Tensor, grad: Tensor | None) -> None:
+    if grad is None:
+        into.zero_()
+    else:
+        into.copy_(grad)
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor, inverse: bool, out: Tensor, base: Tensor | None = None) -> Tensor:
+    """Into `out`, and on top of `base`."""
+    base = None if base is None else rows_contiguous(base)
+    operands = (rows_contiguous(x), rows_contiguous(cos), rows_contiguous(sin), base, out)
     library.call("rotate", x.dtype, *operands, x.dim(), cos.dim(), int(inverse))
     return out
 

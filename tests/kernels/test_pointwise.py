@@ -12,7 +12,16 @@ from torch.nn import functional as F
 
 from kernels import dispatch, pointwise
 from kernels.innovation_select import innovation_scores, innovation_scores_reference
-from kernels.pointwise import gated, gated_product, gated_rms_norm, rms_norm, rotate, softmax_nll_
+from kernels.pointwise import (
+    gated,
+    gated_product,
+    gated_rms_norm,
+    rms_norm,
+    rotate,
+    rotate_both,
+    rotate_keys,
+    softmax_nll_,
+)
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
 
@@ -144,6 +153,36 @@ def test_rotate(shape, table, dtype, inverse, path):
 
 
 @pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("used", [[0, 1], [0], [1]])
+@pytest.mark.parametrize("second_table", [(), (9,)])
+def test_rotate_both(second_table, used, dtype, path):
+    angles = normal(9, 4, seed=1), normal(*second_table, 4, seed=2)
+    tables = [(angle.cos().to(dtype), angle.sin().to(dtype)) for angle in angles]
+
+    def exact(x: Tensor) -> Tensor:
+        return torch.cat([exact_rotate(x, angles[i], False) for i in used])
+
+    for x in (normal(2, 9, 3, 8, dtype=dtype), normal(3, 2, 9, 8, dtype=dtype).movedim(0, -2)):
+        assert_exact(lambda x: torch.cat([rotate_both(x, *tables)[i] for i in used]), exact, [x], path)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("used", [[0, 1, 2], [0, 2], [1, 2], [0, 1], [0], [1], [2]])
+def test_rotate_keys(used, dtype, path):
+    angle = normal(9, 4, seed=1)
+    cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
+
+    def exact(keys_values: Tensor) -> Tensor:
+        k, v = keys_values.chunk(2, -2)
+        return torch.cat([(exact_rotate(k, angle, False), k, v)[i] for i in used])
+
+    keys_values = normal(2, 9, 6, 8, dtype=dtype)
+    assert_exact(lambda x: torch.cat([rotate_keys(x, cos, sin)[i] for i in used]), exact, [keys_values], path)
+
+
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("with_softmax", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("rows", "classes"), [(1, 1), (5, 3), (40, 1001), (1, 30000)])
@@ -243,6 +282,8 @@ def test_results_do_not_depend_on_the_number_of_threads(dtype, three_threads):
         found = run(op_rms_norm, [x, weight], "cpp") + run(gated, [x, gate], "cpp")
         found += run(op_gated_rms_norm, [x, gate, weight], "cpp") + run(gated_product, [x[..., :130]], "cpp")
         found += run(lambda x: rotate(x[:, :, None, :130], angle, angle), [x], "cpp")
+        both = (angle, angle), (angle[0], angle[1])
+        found += run(lambda x: torch.cat(rotate_both(x[:, :, None, :130], *both)), [x], "cpp")
         logits = x.flatten(0, 1).clone()
         with dispatch.use("cpp"):
             found += [*softmax_nll_(logits, target), logits, innovation_scores(x, gate[0, :4])]
