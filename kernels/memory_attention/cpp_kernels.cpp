@@ -127,29 +127,40 @@ void attend(const Problem<T>& problem, const Tensor<T>& out_bthp, const Tensor<T
 }
 
 // Where a span of queries adds up the gradients of the keys it reads. Spans have buffers of their own, so that they can
-// run at the same time and their sums be added in one order.
+// run at the same time and their sums be added in one order. Where nobody else adds to a gradient, it is the buffer.
 template <typename T>
 struct SpanGradients {
-    Tensor<T> near_bhlxrp;     // l: spans, x: (window, fading) x (k, v) flattened with r: rows of the span
-    Tensor<T> slots_bhjxmp;    // x: k, v
-    int64_t window_size, span, reach, width;  // reach: window_size, or fewer where there are fewer rows
+    using Set = typename Keys<T>::Set;
 
-    int64_t rows() const { return span + reach - 1; }
-    // Nothing found yet for rows begin .. end - 1 of a set, or for the slots of chunk j.
-    void clear_near(int64_t b, int64_t h, int64_t l, typename Keys<T>::Set set, int64_t begin, int64_t end) const {
-        for (int kind = 0; kind < 2 && begin < end; ++kind)
-            std::fill_n(near(b, h, l, set, kind) + begin * width, (end - begin) * width, T(0));
+    Tensor<T> near_bhlxrp;   // l: spans, x: (window, fading) x (k, v) flattened with r: rows of the span
+    Tensor<T> slots_bhjxmp;  // x: k, v
+    Tensor<T> grads_bshp[4];  // of window keys and values, fading keys and values
+    int64_t window_size, span, reach, width;  // reach: window_size, or fewer where there are fewer rows
+    int64_t queries, group;
+
+    bool in_place() const { return near_bhlxrp.size[2] == 1 && group == 1 && width == grads_bshp[0].size[3]; }
+    int64_t age(Set set) const { return set == Keys<T>::kFading ? window_size : 0; }
+    int64_t row_size() const { return in_place() ? grads_bshp[0].stride[1] : width; }
+    // Position of the first row, and that after the last.
+    int64_t begin(int64_t l, Set set) const {
+        return in_place() ? end(l, set) - grads_bshp[2 * set].size[1] : l * span - reach + 1 - age(set);
+    }
+    int64_t end(int64_t l, Set set) const { return (in_place() ? queries : (l + 1) * span) - age(set); }
+    // Keys (kind 0) or values (kind 1) of a position.
+    T* near(int64_t b, int64_t h, int64_t l, Set set, int kind, int64_t position) const {
+        const int64_t row = position - begin(l, set);
+        if (in_place()) return grads_bshp[2 * set + kind].at(b, row, h);
+        return near_bhlxrp.at(b, h, l, 0) + ((2 * set + kind) * (span + reach - 1) + row) * width;
+    }
+    // Nothing found yet for positions first .. last - 1 of a set, or for the slots of chunk j.
+    void clear_near(int64_t b, int64_t h, int64_t l, Set set, int64_t first, int64_t last) const {
+        for (int kind = 0; kind < 2; ++kind) {
+            for (int64_t position = first; position < last; ++position)
+                std::fill_n(near(b, h, l, set, kind, position), width, T(0));
+        }
     }
     void clear_slots(int64_t b, int64_t h, int64_t j) const {
         std::fill_n(slots_bhjxmp.at(b, h, j, 0), slots_bhjxmp.stride[2], T(0));
-    }
-    // Position of the first row.
-    int64_t origin(int64_t l, typename Keys<T>::Set set) const {
-        return l * span - reach + 1 - (set == Keys<T>::kFading ? window_size : 0);
-    }
-    // Keys (kind 0) or values (kind 1) of the first row.
-    T* near(int64_t b, int64_t h, int64_t l, typename Keys<T>::Set set, int kind) const {
-        return near_bhlxrp.at(b, h, l, 0) + (2 * set + kind) * rows() * width;
     }
     T* slots(int64_t b, int64_t h, int64_t j, int kind, int64_t m) const {
         return slots_bhjxmp.at(b, h, j, kind) + m * width;
@@ -173,7 +184,7 @@ struct Cotangents {
     Tensor<T> out_bthp, log_sum_bht, grad_out_bthp, grad_q_bthp, grad_far_q_bthp;
 };
 
-// cleared: rows of the span's window and fading buffers, from the first on, that are no longer uninitialised.
+// cleared: the positions, of window and fading memory, up to which the span's memory is no longer uninitialised.
 template <typename T>
 void add_gradients(const Problem<T>& problem, const Cotangents<T>& given, const SpanGradients<T>& into, int64_t b,
                    int64_t h, int64_t l, const Tile& tile, int64_t* cleared) {
@@ -198,7 +209,7 @@ void add_gradients(const Problem<T>& problem, const Cotangents<T>& given, const 
         pad_rows(q.at(b, tile.start, h), q.stride[1], tile.count, p, problem.scale(), +q_cp, width);
         std::fill_n(+grad_q_pc, tall, T(0));
     };
-    const auto read = [&](const Keys<T>& keys, T* grad_k, T* grad_v) {
+    const auto read = [&](const Keys<T>& keys, T* grad_k, T* grad_v, int64_t grad_row) {
         for (int64_t first = 0; first < keys.count; first += kKeys) {
             const int64_t count = std::min(kKeys, keys.count - first);
             scores_of(keys, first, count, problem, tile, b, columns, +q_pc, +probs);
@@ -212,8 +223,8 @@ void add_gradients(const Problem<T>& problem, const Cotangents<T>& given, const 
                 }
             }
             const Matrix<T> probs_kc{probs, kQueries, 1}, grads_kc{grads, kQueries, 1};
-            multiply(count, width, columns, probs_kc, +grad_out_cp, width, grad_v + first * width, width, true);
-            multiply(count, width, columns, grads_kc, +q_cp, width, grad_k + first * width, width, true);
+            multiply(count, width, columns, probs_kc, +grad_out_cp, width, grad_v + first * grad_row, grad_row, true);
+            multiply(count, width, columns, grads_kc, +q_cp, width, grad_k + first * grad_row, grad_row, true);
             multiply(p, columns, count, keys.keys_from(first).transposed(), +grads, kQueries, +grad_q_pc, kQueries,
                      true);
         }
@@ -222,10 +233,11 @@ void add_gradients(const Problem<T>& problem, const Cotangents<T>& given, const 
     take_queries(problem.q_bthp);
     for (const Keys<T>& keys : keys_of<T>(problem, nullptr, b, h, tile)) {
         if (keys.count == 0) continue;
-        const int64_t row = keys.first - into.origin(l, keys.set);
-        into.clear_near(b, h, l, keys.set, cleared[keys.set], row + keys.count);
-        cleared[keys.set] = row + keys.count;
-        read(keys, into.near(b, h, l, keys.set, 0) + row * width, into.near(b, h, l, keys.set, 1) + row * width);
+        const int64_t last = keys.first + keys.count;
+        into.clear_near(b, h, l, keys.set, cleared[keys.set], last);
+        cleared[keys.set] = last;
+        read(keys, into.near(b, h, l, keys.set, 0, keys.first), into.near(b, h, l, keys.set, 1, keys.first),
+             into.row_size());
     }
     store_transposed(+grad_q_pc, tile.count, p, problem.scale(), given.grad_q_bthp, b, tile.start, h);
     if (!problem.index_bjm) return;
@@ -237,7 +249,7 @@ void add_gradients(const Problem<T>& problem, const Cotangents<T>& given, const 
     Scratch<T> grad_k(keys.count * width), grad_v(keys.count * width);
     std::fill_n(+grad_k, keys.count * width, T(0));
     std::fill_n(+grad_v, keys.count * width, T(0));
-    read(keys, grad_k, grad_v);
+    read(keys, grad_k, grad_v, width);
     for (int64_t i = 0; i < keys.count; ++i) {
         T *to_k = into.slots(b, h, tile.chunk, 0, slots.slot(i)), *to_v = into.slots(b, h, tile.chunk, 1, slots.slot(i));
         for (int64_t x = 0; x < width; ++x) to_k[x] += grad_k[i * width + x];
@@ -248,21 +260,19 @@ void add_gradients(const Problem<T>& problem, const Cotangents<T>& given, const 
 
 // Adds up, for the rows of one set, what the spans and the group's query heads found, and writes it.
 template <typename T>
-void gather_near(const SpanGradients<T>& from, typename Keys<T>::Set set, int kind, const Tensor<T>& grad_bshp,
-                 int64_t queries, int64_t group, int64_t spans, int64_t threads) {
+void gather_near(const SpanGradients<T>& from, typename Keys<T>::Set set, int kind, int64_t spans, int64_t threads) {
+    const Tensor<T>& grad_bshp = from.grads_bshp[2 * set + kind];
     const int64_t kv_heads = grad_bshp.size[2], p = grad_bshp.size[3], rows = grad_bshp.size[1];
     parallel_for(grad_bshp.size[0] * kv_heads, threads, [&](int64_t task) {
         const int64_t b = task / kv_heads, kv_head = task % kv_heads;
         for (int64_t row = 0; row < rows; ++row) {
             T* to = grad_bshp.at(b, row, kv_head);
             std::fill_n(to, p, T(0));
-            const int64_t position = row - (rows - queries) - (set == Keys<T>::kFading ? from.window_size : 0);
-            for (int64_t l = 0; l < spans; ++l) {
-                const int64_t at = position - from.origin(l, set);
-                if (at < 0) break;
-                if (at >= from.rows()) continue;
-                for (int64_t h = kv_head * group; h < (kv_head + 1) * group; ++h) {
-                    const T* found = from.near(b, h, l, set, kind) + at * from.width;
+            const int64_t position = from.queries - from.age(set) - rows + row;
+            for (int64_t l = 0; l < spans && from.begin(l, set) <= position; ++l) {
+                if (position >= from.end(l, set)) continue;
+                for (int64_t h = kv_head * from.group; h < (kv_head + 1) * from.group; ++h) {
+                    const T* found = from.near(b, h, l, set, kind, position);
                     for (int64_t i = 0; i < p; ++i) to[i] += found[i];
                 }
             }
@@ -311,7 +321,7 @@ void memory_attention_forward(const Tensor<T>& q, const Tensor<T>& k, const Tens
     });
 }
 
-// near_bhlxrp and slots_bhjxmp are room for what the spans find. grad_slot_v may be grad_v itself.
+// near_bhlxrp and slots_bhjxmp are room for what the spans find, touched where it is needed. grad_slot_v may be grad_v itself.
 template <typename T>
 void memory_attention_backward(const Tensor<T>& q, const Tensor<T>& k, const Tensor<T>& v, const Tensor<T>& fading_k,
                                const Tensor<T>& fading_v, const Tensor<T>& far_q, const Tensor<T>& slot_k,
@@ -326,27 +336,24 @@ void memory_attention_backward(const Tensor<T>& q, const Tensor<T>& k, const Ten
                              slot_v, index_bjm, docs_bt, window_size, chunk_size, num_past};
     const Cotangents<T> given{out, log_sum, grad_out, grad_q, grad_far_q};
     const int64_t width = near_bhlxrp.size[4], heads = problem.heads(), spans = near_bhlxrp.size[2];
-    const SpanGradients<T> found{near_bhlxrp, slots_bhjxmp, window_size, span, reach, width};
+    const int64_t group = problem.group();
+    const SpanGradients<T> found{near_bhlxrp, slots_bhjxmp, {grad_k, grad_v, grad_fading_k, grad_fading_v},
+                                 window_size, span,         reach,
+                                 width,       problem.queries(), group};
     const int64_t rows = problem.batch() * heads;
     using Set = typename Keys<T>::Set;
+    const std::vector<Set> sets = fading_k ? std::vector{Set::kWindow, Set::kFading} : std::vector{Set::kWindow};
     parallel_for(rows * spans, threads, [&](int64_t task) {
         const int64_t l = spans - 1 - task / rows, row = task % rows;  // first spans read fewer keys: they even out the end
-        const int64_t begin = l * span, end = std::min(begin + span, problem.queries());
-        int64_t cleared[] = {0, 0};
-        for (const Tile& tile : problem.tiles(begin, end))
-            add_gradients(problem, given, found, row / heads, row % heads, l, tile, cleared);
-        for (const auto set : {Set::kWindow, Set::kFading}) {
-            if (set == Set::kWindow || fading_k)
-                found.clear_near(row / heads, row % heads, l, set, cleared[set], found.rows());
-        }
+        const int64_t b = row / heads, h = row % heads;
+        int64_t cleared[] = {found.begin(l, Set::kWindow), found.begin(l, Set::kFading)};
+        for (const Tile& tile : problem.tiles(l * span, std::min((l + 1) * span, problem.queries())))
+            add_gradients(problem, given, found, b, h, l, tile, cleared);
+        for (const Set set : sets) found.clear_near(b, h, l, set, cleared[set], found.end(l, set));
     });
 
-    const int64_t t = problem.queries(), group = problem.group();
-    gather_near<T>(found, Set::kWindow, 0, grad_k, t, group, spans, threads);
-    gather_near<T>(found, Set::kWindow, 1, grad_v, t, group, spans, threads);
-    if (fading_k) {
-        gather_near<T>(found, Set::kFading, 0, grad_fading_k, t, group, spans, threads);
-        gather_near<T>(found, Set::kFading, 1, grad_fading_v, t, group, spans, threads);
+    for (const Set set : sets) {
+        for (int kind = 0; kind < 2 && !found.in_place(); ++kind) gather_near<T>(found, set, kind, spans, threads);
     }
     if (index_bjm) {
         scatter_slots<T>(found, index_bjm, 0, grad_slot_k, true, group, threads);

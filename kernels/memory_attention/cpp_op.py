@@ -12,7 +12,7 @@ from kernels.cpp import library
 from kernels.cpp.library import require_shapes, rows_contiguous, whole_vectors
 from kernels.memory_attention.layout import Geometry
 
-SPAN = 512  # queries whose gradients by keys are added up together, at least; spans are what threads share
+SPAN = 1024  # queries whose gradients by keys are added up together, at least; spans are what threads share
 
 
 class MemoryAttentionCpp(torch.autograd.Function):

@@ -57,8 +57,11 @@ def attend(
 @pytest.mark.parametrize("own_values", [False, True])
 @pytest.mark.parametrize(
     ("t", "w", "c", "m", "kv_heads", "p"),
-    [(700, 200, 70, 20, 1, 64), (1100, 40, 33, 7, 2, 32), (130, 128, 128, 64, 2, 80), (600, 600, 100, 3, 1, 20)],
-)
+    [
+        (700, 200, 70, 20, 1, 64), (1100, 40, 33, 7, 2, 32), (130, 128, 128, 64, 2, 80), (600, 600, 100, 3, 1, 20),
+        (1100, 40, 33, 7, 1, 32), (300, 70, 70, 20, 2, 64),
+    ],
+)  # fmt: skip
 def test_output_and_gradients_agree_with_the_reference(t, w, c, m, kv_heads, p, own_values, dtype, nan_memory):
     options = {"dtype": dtype, "kv_heads": kv_heads, "p": p, "own_values": own_values}
     want, got = (attend(path, t, w, c, m, **options) for path in ("reference", "cpp"))
@@ -67,6 +70,21 @@ def test_output_and_gradients_agree_with_the_reference(t, w, c, m, kv_heads, p, 
             assert found is None
         else:
             assert (found - expected).abs().max() <= TOLERANCE[dtype] * max(1.0, expected.abs().max().item())
+
+
+@pytest.mark.parametrize("num_past", [0, 10, 100])
+def test_rows_that_are_no_past_get_no_gradient(num_past, nan_memory):
+    """One query head a key/value head, whole vectors: gradients are added up where they belong."""
+    t, w, p = 50, 16, 64
+    inputs = [normal(1, rows, 2, p, seed=i) for i, rows in enumerate([t, t + w, t + w, t + w, t + w])]
+    results = []
+    for path in ("reference", "cpp"):
+        q, k, v, fading_k, fading_v = leaves = [x.detach().requires_grad_() for x in inputs]
+        with dispatch.use(path):
+            out = memory_attention(q, k, v, (fading_k, fading_v), window_size=w, num_past=num_past)
+        results.append([out, *torch.autograd.grad(out, leaves, normal(*out.shape, seed=9))])
+    for want, got in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-11)
 
 
 @pytest.fixture
