@@ -45,10 +45,14 @@ class _Linear(torch.autograd.Function):
         wants_x, wants_weight = ctx.needs_input_grad
         grad_x = product(grad_y, weight_oi.t()) if wants_x else None
         # over rows: torch's own product is the faster one here
-        grad_weight_oi = torch.mm(grad_y.flatten(0, -2).t(), x.flatten(0, -2)) if wants_weight else None
+        grad_weight_oi = torch.mm(_rows(grad_y).t(), _rows(x)) if wants_weight else None
         return grad_x, grad_weight_oi
 
 
 def product(x: Tensor, weight_oi: Tensor) -> Tensor:
     y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight_oi, None, "none", [], "")
     return y
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
