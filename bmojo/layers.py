@@ -39,6 +39,15 @@ class RMSNorm(nn.Module):
             return pointwise.rms_norm(x, self.weight, self.eps)
         return pointwise.gated_rms_norm(x, gate, self.weight, self.eps)
 
+    def of_sum(self, x: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor]:
+        """x + delta, and the norm of that; where delta is None, x and its norm."""
+        if delta is None:
+            return x, self(x)
+        if fused.serves(x):
+            x = x + delta
+            return x, self(x)
+        return pointwise.add_rms_norm(x, delta, self.weight, self.eps)
+
 
 class SwiGLU(nn.Module):
     """W_down(SiLU(W_gate x) * W_up x) (arXiv:2002.05202); gate and up are one matrix."""

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from bmojo import fused
-from kernels.linear import product
-from kernels.pointwise import softmax_nll_
+from kernels import dispatch
+from kernels.linear import product, weight_gradient_
+from kernels.pointwise import cross_entropy_
 
 IGNORED = -100
 CHUNK_LOGITS = 1 << 22  # logits held at a time, 16 MiB in float32: fewer make thin products, more gain nothing
@@ -57,15 +58,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
             part = slice(first, min(first + rows, num_tokens))
             logits_sv = product(hidden_sd[part], weight_vd).to(precise)
             class_s = target_s[part].clamp_min(0)
-            nll_s[part], log_z_s = softmax_nll_(logits_sv, class_s, with_softmax=with_grad)
+            nll_s[part], log_z_s = cross_entropy_(logits_sv, class_s, z_loss_weight, with_gradient=with_grad)
             nll_s[part] *= counted_s[part]
             loss += (nll_s[part] + z_loss_weight * log_z_s.square()) @ share_s[part]
             if grad_hidden_sd is not None and grad_weight_vd is not None:
-                slope_s1 = (1 + 2 * z_loss_weight * log_z_s)[:, None]
-                grad_logits_sv = logits_sv.scatter_add_(1, class_s[:, None], -1 / slope_s1).to(hidden_sd.dtype)
-                scale_s1 = (slope_s1 * share_s[part, None]).to(hidden_sd.dtype)  # on the thin side of both products
+                grad_logits_sv = logits_sv.to(hidden_sd.dtype)
+                slope_s = (1 + 2 * z_loss_weight * log_z_s) * share_s[part]
+                scale_s1 = slope_s[:, None].to(hidden_sd.dtype)  # applied on the thin side of both products
                 torch.mul(product(grad_logits_sv, weight_vd.t()), scale_s1, out=grad_hidden_sd[part])
-                _add_product(grad_weight_vd, grad_logits_sv.t(), hidden_sd[part] * scale_s1, fresh=first == 0)
+                _add_weight_gradient(grad_weight_vd, grad_logits_sv, hidden_sd[part] * scale_s1, add=first > 0)
         ctx.save_for_backward(grad_hidden_sd, grad_weight_vd)
         ctx.mark_non_differentiable(nll_s, num_targets)
         return loss, nll_s, num_targets
@@ -74,14 +75,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden_sd, grad_weight_vd = ctx.saved_tensors
         scale = grad_outputs[0]
+        if dispatch.chosen(scale) == "cpp" and scale == 1:  # two passes over memory less, where looking costs nothing
+            return grad_hidden_sd, grad_weight_vd.to(grad_hidden_sd.dtype), None, None
         return grad_hidden_sd * scale, (grad_weight_vd * scale).to(grad_hidden_sd.dtype), None, None
 
 
-def _add_product(total: Tensor, a: Tensor, b: Tensor, fresh: bool) -> None:
-    """total += a b, or total = a b where it is `fresh`."""
-    if total.dtype == b.dtype:
-        total.addmm_(a, b, beta=0 if fresh else 1)  # beta 0: nothing is read, so memory need not be zeroed
-    elif fresh:
-        total.copy_(a @ b)
+def _add_weight_gradient(total: Tensor, grad_logits: Tensor, hidden: Tensor, add: bool) -> None:
+    """As weight_gradient_, with a total that may be of a higher precision."""
+    if total.dtype == hidden.dtype:
+        weight_gradient_(total, grad_logits, hidden, add)
+    elif add:
+        total += grad_logits.t() @ hidden
     else:
-        total += a @ b
+        total.copy_(grad_logits.t() @ hidden)

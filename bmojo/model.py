@@ -39,6 +39,10 @@ from bmojo.state import DecodingState, LayerState
 SSM_PARAMS = ("A_log", "D", "dt_bias")
 
 
+# The residual stream, and what the last layer has yet to add to it (None: nothing): the norm that comes next does it.
+Stream = tuple[Tensor, Tensor | None]
+
+
 class LMOutput(NamedTuple):
     """What a forward pass gives; see BMojoLM.forward."""
 
@@ -59,15 +63,22 @@ class Block(nn.Module):
         self.mlp_norm = RMSNorm(config.d_model, config.norm_eps) if config.ff_width else None
         self.mlp = SwiGLU(config.d_model, config.ff_width) if config.ff_width else None
 
-    def forward(self, x_btd: Tensor, sequence: Sequence, state: LayerState | None = None) -> tuple[Tensor, MixerOutput]:
-        mixed = self.mixer(self.mixer_norm(x_btd), sequence, state)
-        return self._feed_forward(x_btd + mixed.out_btd), mixed
+    def forward(
+        self, stream: Stream, sequence: Sequence, state: LayerState | None = None
+    ) -> tuple[Stream, MixerOutput]:
+        x_btd, normed_btd = self.mixer_norm.of_sum(*stream)
+        mixed = self.mixer(normed_btd, sequence, state)
+        return self._feed_forward(x_btd, mixed.out_btd), mixed
 
-    def step(self, x_bd: Tensor, position_b: Tensor, rotary: RotaryTable | None, state: LayerState) -> Tensor:
-        return self._feed_forward(x_bd + self.mixer.step(self.mixer_norm(x_bd), position_b, rotary, state))
+    def step(self, stream: Stream, position_b: Tensor, rotary: RotaryTable | None, state: LayerState) -> Stream:
+        x_bd, normed_bd = self.mixer_norm.of_sum(*stream)
+        return self._feed_forward(x_bd, self.mixer.step(normed_bd, position_b, rotary, state))
 
-    def _feed_forward(self, x: Tensor) -> Tensor:
-        return x if self.mlp is None or self.mlp_norm is None else x + self.mlp(self.mlp_norm(x))
+    def _feed_forward(self, x: Tensor, mixed: Tensor) -> Stream:
+        if self.mlp is None or self.mlp_norm is None:
+            return x, mixed
+        x, normed = self.mlp_norm.of_sum(x, mixed)
+        return x, self.mlp(normed)
 
 
 class BMojoLM(nn.Module):
@@ -126,14 +137,14 @@ class BMojoLM(nn.Module):
     ) -> tuple[Tensor, list[Tensor], list[LayerMemory | None]]:
         t = tokens_bt.shape[1]
         sequence = Sequence(t, 0, doc_ids_bt, self._rotary(torch.arange(t, device=tokens_bt.device)), return_memory)
-        x_btd = self.embedding(tokens_bt)
+        stream: Stream = (self.embedding(tokens_bt), None)
         predictor_losses, memory = [], []
         for block in self.blocks:
-            x_btd, mixed = block(x_btd, sequence)
+            stream, mixed = block(stream, sequence)
             memory.append(mixed.memory)
             if mixed.predictor_loss is not None:
                 predictor_losses.append(mixed.predictor_loss)
-        return self.norm(x_btd), predictor_losses, memory
+        return self.norm.of_sum(*stream)[1], predictor_losses, memory
 
     def _rotary(self, position: Tensor) -> RotaryTable | None:
         if not ATTENDING & set(self.config.mixers):
@@ -171,21 +182,21 @@ class BMojoLM(nn.Module):
         t = tokens_bt.shape[1]
         position_t = torch.arange(start, start + t, device=tokens_bt.device)
         sequence = Sequence(t, start, None, self._rotary(position_t))
-        x_btd = self.embedding(tokens_bt)
+        stream: Stream = (self.embedding(tokens_bt), None)
         for block, layer in zip(self.blocks, state.layers, strict=True):
-            x_btd, _ = block(x_btd, sequence, layer)
+            stream, _ = block(stream, sequence, layer)
         state.position_b += t
-        return self.norm(x_btd)
+        return self.norm.of_sum(*stream)[1]
 
     @torch.no_grad()
     def step(self, tokens_b: Tensor, state: DecodingState) -> tuple[Tensor, DecodingState]:
         """Read one token a row. Returns logits_bv for the next, and the state, which is updated in place."""
         rotary = self._rotary(state.position_b)
-        x_bd = self.embedding(tokens_b)
+        stream: Stream = (self.embedding(tokens_b), None)
         for block, layer in zip(self._blocks(), state.layers, strict=True):
-            x_bd = block.step(x_bd, state.position_b, rotary, layer)
+            stream = block.step(stream, state.position_b, rotary, layer)
         state.position_b += 1
-        return self.head(self.norm(x_bd)), state
+        return self.head(self.norm.of_sum(*stream)[1]), state
 
     def _blocks(self) -> Iterator[Block]:
         for block in self.blocks:

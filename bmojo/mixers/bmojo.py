@@ -23,6 +23,7 @@ from bmojo.mixers.mamba2 import Mamba2
 from bmojo.state import LayerState
 from kernels.innovation_select import innovation_select, keep_best
 from kernels.memory_attention import attention_mass, memory_attention, memory_attention_step
+from kernels.pointwise import branch
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,10 @@ class BMojo(Mixer):
         config, start, t = self.config, sequence.start, sequence.num_tokens
         past = sequence.first(self._num_fading(sequence, state))  # later tokens stay in every query's window
         assert past.rotary is not None
-        y_btd = self.ssm(first_rows(u_btd, past.num_tokens), past, None if state is None else ssm_state(state)).out_btd
-        q_bthp = self.projections.queries(u_btd)
-        near_k, k, v = self.projections.keys_values(u_btd, sequence.rotary)
+        for_q_btd, for_kv_btd, for_ssm_btd = branch(u_btd, (t, t, past.num_tokens))
+        y_btd = self.ssm(for_ssm_btd, past, None if state is None else ssm_state(state)).out_btd
+        q_bthp = self.projections.queries(for_q_btd)
+        near_k, k, v = self.projections.keys_values(for_kv_btd, sequence.rotary)
         fading_k, _, fading_v = self.projections.keys_values(y_btd, past.rotary, self.fading_kv_proj)
         rows = Rows(k, v, near_k, v, fading_k, fading_v)
         innovation_bt = predictor_loss = None

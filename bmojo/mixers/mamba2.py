@@ -13,6 +13,7 @@ from bmojo.layers import Linear, RMSNorm, RotaryTable
 from bmojo.mixers.base import Mixer, MixerOutput, Sequence
 from bmojo.state import LayerState
 from kernels.causal_conv1d import causal_conv1d, causal_conv1d_step
+from kernels.pointwise import split
 from kernels.ssd_scan import ssd_scan, ssd_step
 
 
@@ -73,13 +74,13 @@ class Mamba2(Mixer):
         }
 
     def _project(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        z, conv_in, dt = self.in_proj(u).split([self.d_inner, self.conv_channels, self.num_heads], -1)
+        z, conv_in, dt = split(self.in_proj(u), (self.d_inner, self.conv_channels, self.num_heads))
         precise = torch.promote_types(dt.dtype, self.dt_bias.dtype)
         return z, conv_in, F.softplus(dt.to(precise) + self.dt_bias)
 
     def _split(self, conv_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         maps = self.num_groups * self.d_state
-        x, B, C = conv_out.split([self.d_inner, maps, maps], -1)
+        x, B, C = split(conv_out, (self.d_inner, maps, maps))
         by_group = (self.num_groups, self.d_state)
         return x.unflatten(-1, (self.num_heads, self.head_dim)), B.unflatten(-1, by_group), C.unflatten(-1, by_group)
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from kernels.linear import cpp_op
+
 HAS_OPERATOR = hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
@@ -44,8 +46,10 @@ class _Linear(torch.autograd.Function):
         x, weight_oi = ctx.saved_tensors
         wants_x, wants_weight = ctx.needs_input_grad
         grad_x = product(grad_y, weight_oi.t()) if wants_x else None
-        # over rows: torch's own product is the faster one here
-        grad_weight_oi = torch.mm(_rows(grad_y).t(), _rows(x)) if wants_weight else None
+        if not wants_weight:
+            return grad_x, None
+        grad_weight_oi = torch.empty_like(weight_oi, memory_format=torch.contiguous_format)
+        cpp_op.weight_gradient_(grad_weight_oi, _rows(grad_y), _rows(x), add=False)  # oneDNN is slow at these
         return grad_x, grad_weight_oi
 
 

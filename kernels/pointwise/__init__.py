@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from kernels import dispatch
@@ -9,6 +10,9 @@ from kernels.pointwise import cpp_op, plain
 from kernels.pointwise.cpp_op import Table
 
 __all__ = [
+    "add_rms_norm",
+    "branch",
+    "cross_entropy_",
     "gated",
     "gated_product",
     "gated_rms_norm",
@@ -16,7 +20,7 @@ __all__ = [
     "rotate",
     "rotate_both",
     "rotate_keys",
-    "softmax_nll_",
+    "split",
 ]
 
 
@@ -29,6 +33,14 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     if dispatch.chosen(x) == "cpp":
         return cpp_op.rms_norm(x, weight, eps)
     return plain.rms_norm(x, weight, eps)
+
+
+def add_rms_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x + delta, and its rms_norm: a step along the residual stream. x and delta: [..., d]."""
+    if dispatch.chosen(x) == "cpp" and delta.dtype == x.dtype:
+        return cpp_op.add_rms_norm(x, delta, weight.to(x.dtype), eps)
+    total = x + delta
+    return total, plain.rms_norm(total, weight.to(total.dtype), eps)
 
 
 def gated(x: Tensor, gate: Tensor) -> Tensor:
@@ -86,15 +98,34 @@ def rotate_keys(keys_values: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, 
     return plain.rotate(k, cos, sin, False), k, v
 
 
-def softmax_nll_(logits_sv: Tensor, target_s: Tensor, with_softmax: bool = True) -> tuple[Tensor, Tensor]:
-    """Replace the logits by their softmax, row by row. No gradient passes.
+def branch(x_btd: Tensor, num_rows: tuple[int, int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Views of x's first rows (along t), each to go a way of its own; their gradients meet in one pass."""
+    if x_btd.requires_grad and torch.is_grad_enabled() and dispatch.chosen(x_btd) == "cpp":
+        return cpp_op.branch(x_btd, num_rows)
+    first, second, third = (x_btd if count == x_btd.shape[1] else x_btd[:, :count] for count in num_rows)
+    return first, second, third
+
+
+def split(x: Tensor, widths: tuple[int, int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """x cut into three along its last dimension, as views."""
+    if x.requires_grad and torch.is_grad_enabled() and dispatch.chosen(x) == "cpp":
+        return cpp_op.split(x, widths)
+    first, second, third = x.split(widths, -1)
+    return first, second, third
+
+
+def cross_entropy_(
+    logits_sv: Tensor, target_s: Tensor, z_loss_weight: float = 0.0, with_gradient: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Replace each row of logits by softmax - onehot(target) / slope with slope = 1 + 2 z_loss_weight log_z: times its
+    slope, it is the gradient of nll + z_loss_weight log_z^2. No gradient passes.
 
     Args:
         target_s: a class for each row, in 0 .. v - 1.
-        with_softmax: where False the logits are lost all the same, but what replaces them has no meaning.
-    Returns: -log softmax[target] and logsumexp of each row.
+        with_gradient: where False the logits are lost all the same, but what replaces them has no meaning.
+    Returns: nll = -log softmax[target] and log_z = logsumexp of each row.
     Raises: IndexError, or RuntimeError: a target is no class.
     """
     if dispatch.chosen(logits_sv) == "cpp":
-        return cpp_op.softmax_nll_(logits_sv, target_s, with_softmax)
-    return plain.softmax_nll_(logits_sv, target_s, with_softmax)
+        return cpp_op.cross_entropy_(logits_sv, target_s, z_loss_weight, with_gradient)
+    return plain.cross_entropy_(logits_sv, target_s, z_loss_weight, with_gradient)

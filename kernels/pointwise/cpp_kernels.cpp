@@ -1,4 +1,4 @@
-// Row by row: RMSNorm, gates, rotary embedding and softmax. Each reads and writes memory once; what a row needs twice
+// Row by row: RMSNorm, gates, rotary embedding and cross-entropy. Each reads and writes memory once; what a row needs twice
 // is then in the first cache. README.md has the formulas of the gradients.
 #include <algorithm>
 #include <cmath>
@@ -78,18 +78,26 @@ void gated_row_backward(const T* x, const T* gate, const T* grad, T* grad_x, T* 
 
 }  // namespace
 
-// x [rows, width], its rows contiguous; out alike in memory of its own. inverse [rows] is kept where it is not null.
+// Of x [rows, width], or of total = x + delta where delta is not null. Rows of x and delta are contiguous, total and out
+// altogether. inverse [rows] is kept where it is not null.
 template <typename T>
-void rms_norm(const Tensor<T>& x, const Tensor<T>& weight, const Tensor<T>& out, const Tensor<T>& inverse, double eps,
-              int64_t threads) {
+void rms_norm(const Tensor<T>& x, const Tensor<T>& delta, const Tensor<T>& weight, const Tensor<T>& total,
+              const Tensor<T>& out, const Tensor<T>& inverse, double eps, int64_t threads) {
     const int64_t rows = x.size[0], width = x.size[1];
     for_each_row(rows, width, threads, [&](int64_t row) {
         const T *x_row = x.at(row), *w = weight.data;
         T* out_row = out.data + row * width;
-        T sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t i = 0; i < width; ++i) sum += x_row[i] * x_row[i];
-        const T inverse_row = inverse_rms(sum, width, eps);
+        if (delta) {
+            const T* delta_row = delta.at(row);
+            T* total_row = total.data + row * width;
+#pragma omp simd
+            for (int64_t i = 0; i < width; ++i) total_row[i] = x_row[i] + delta_row[i];
+            x_row = total_row;
+        }
+        T squares = 0;
+#pragma omp simd reduction(+ : squares)
+        for (int64_t i = 0; i < width; ++i) squares += x_row[i] * x_row[i];
+        const T inverse_row = inverse_rms(squares, width, eps);
 #pragma omp simd
         for (int64_t i = 0; i < width; ++i) out_row[i] = x_row[i] * inverse_row * w[i];
         if (inverse) inverse(row) = inverse_row;
@@ -97,12 +105,14 @@ void rms_norm(const Tensor<T>& x, const Tensor<T>& weight, const Tensor<T>& out,
 }
 BMOJO_EXPORT(rms_norm)
 
+// x is what was normed. The gradient is added to `base` where that is not null.
 template <typename T>
 void rms_norm_backward(const Tensor<T>& x, const Tensor<T>& weight, const Tensor<T>& inverse, const Tensor<T>& grad,
-                       const Tensor<T>& grad_x, const Tensor<T>& grad_weight, int64_t threads) {
+                       const Tensor<T>& base, const Tensor<T>& grad_x, const Tensor<T>& grad_weight, int64_t threads) {
     const int64_t rows = x.size[0], width = x.size[1];
     sum_over_rows(rows, width, grad_weight.data, threads, [&](int64_t row, T* grad_w) {
         const T *x_row = x.at(row), *grad_row = grad.at(row), *w = weight.data;
+        const T* base_row = base ? base.at(row) : nullptr;
         T* grad_x_row = grad_x.data + row * width;
         const T inverse_row = inverse(row);
         T share = 0;
@@ -114,8 +124,10 @@ void rms_norm_backward(const Tensor<T>& x, const Tensor<T>& weight, const Tensor
         }
         share /= T(width);
 #pragma omp simd
-        for (int64_t i = 0; i < width; ++i)
-            grad_x_row[i] = (grad_row[i] * w[i] - x_row[i] * inverse_row * share) * inverse_row;
+        for (int64_t i = 0; i < width; ++i) {
+            const T grad_normed = grad_row[i] * w[i] - x_row[i] * inverse_row * share;
+            grad_x_row[i] = (base_row ? base_row[i] : T(0)) + grad_normed * inverse_row;
+        }
     });
 }
 BMOJO_EXPORT(rms_norm_backward)
@@ -255,11 +267,54 @@ void rotate(const Tensor<T>& x, const Tensor<T>& cos, const Tensor<T>& sin, cons
 }
 BMOJO_EXPORT(rotate)
 
-// Each row of logits [rows, classes] becomes its softmax (rubbish unless with_softmax), and gives -log softmax[target]
-// and logsumexp.
+// out[b, t] = the sum of a[b, t], b[b, t] and c[b, t], of those that are not null and have a row t. Rows are contiguous.
 template <typename T>
-void softmax_nll(const Tensor<T>& logits, const Tensor<int64_t>& target, const Tensor<T>& nll, const Tensor<T>& log_z,
-                 int64_t with_softmax, int64_t threads) {
+void add_rows(const Tensor<T>& a, const Tensor<T>& b, const Tensor<T>& c, const Tensor<T>& out, int64_t threads) {
+    const int64_t t = out.size[1], width = out.size[2];
+    for_each_row(out.size[0] * t, width, threads, [&](int64_t row) {
+        T* out_row = out.at(row / t, row % t);
+        bool first = true;
+        for (const Tensor<T>* x : {&a, &b, &c}) {
+            if (!*x || row % t >= x->size[1]) continue;
+            const T* x_row = x->at(row / t, row % t);
+            if (first) {
+                std::copy_n(x_row, width, out_row);
+            } else {
+#pragma omp simd
+                for (int64_t i = 0; i < width; ++i) out_row[i] += x_row[i];
+            }
+            first = false;
+        }
+        if (first) std::fill_n(out_row, width, T(0));
+    });
+}
+BMOJO_EXPORT(add_rows)
+
+// Rows of out are those of a, b and c one behind another, zeros where one is null; b and c begin at the given columns.
+template <typename T>
+void join_columns(const Tensor<T>& a, const Tensor<T>& b, const Tensor<T>& c, const Tensor<T>& out, int64_t begin_b,
+                  int64_t begin_c, int64_t threads) {
+    const int64_t rows = out.size[0], width = out.size[1];
+    for_each_row(rows, width, threads, [&](int64_t row) {
+        const auto copy = [&](const Tensor<T>& part, int64_t begin, int64_t end) {
+            if (part) {
+                std::copy_n(part.at(row), end - begin, out.at(row, begin));
+            } else {
+                std::fill_n(out.at(row, begin), end - begin, T(0));
+            }
+        };
+        copy(a, 0, begin_b);
+        copy(b, begin_b, begin_c);
+        copy(c, begin_c, width);
+    });
+}
+BMOJO_EXPORT(join_columns)
+
+// Each row of logits [rows, classes] gives nll = -log softmax[target] and log_z = logsumexp, and becomes
+// softmax - onehot(target) / (1 + 2 z_loss_weight log_z), or rubbish unless with_gradient.
+template <typename T>
+void cross_entropy(const Tensor<T>& logits, const Tensor<int64_t>& target, const Tensor<T>& nll, const Tensor<T>& log_z,
+                   double z_loss_weight, int64_t with_gradient, int64_t threads) {
     const int64_t rows = logits.size[0], classes = logits.size[1];
     for_each_row(rows, classes, threads, [&](int64_t row) {
         T* x = logits.at(row);
@@ -276,12 +331,13 @@ void softmax_nll(const Tensor<T>& logits, const Tensor<int64_t>& target, const T
         const T log_sum = std::log(sum);
         nll(row) = log_sum - picked;
         log_z(row) = highest + log_sum;
-        if (!with_softmax) return;
+        if (!with_gradient) return;
         const T scale = T(1) / sum;
 #pragma omp simd
         for (int64_t i = 0; i < classes; ++i) x[i] *= scale;
+        x[target(row)] -= T(1) / (T(1) + T(2 * z_loss_weight) * log_z(row));
     });
 }
-BMOJO_EXPORT(softmax_nll)
+BMOJO_EXPORT(cross_entropy)
 
 }  // namespace bmojo

@@ -38,7 +38,7 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, inverse = ctx.saved_tensors
         grad_x, grad_weight = _contiguous(x), torch.empty_like(weight, memory_format=torch.contiguous_format)
-        operands = (_rows(x), weight.contiguous(), inverse, _rows(grad))
+        operands = (_rows(x), weight.contiguous(), inverse, _rows(grad), None)
         library.call("rms_norm_backward", x.dtype, *operands, grad_x, grad_weight)
         return grad_x, grad_weight, None
 
@@ -46,8 +46,50 @@ class _RMSNorm(torch.autograd.Function):
 def _rms_norm(x: Tensor, weight: Tensor, eps: float, inverse: Tensor | None) -> Tensor:
     _require(weight.shape == x.shape[-1:], x, weight)
     out = _contiguous(x)
-    library.call("rms_norm", x.dtype, _rows(x), weight.contiguous(), out, inverse, float(eps))
+    library.call("rms_norm", x.dtype, _rows(x), None, weight.contiguous(), None, out, inverse, float(eps))
     return out
+
+
+def add_rms_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """See kernels.pointwise; all are of one dtype."""
+    if not _needs_grad(x, delta, weight):
+        return _add_rms_norm(x, delta, weight, eps, None)
+    both: tuple[Tensor, Tensor] = _AddRMSNorm.apply(x, delta, weight, eps)
+    return both
+
+
+class _AddRMSNorm(torch.autograd.Function):
+    """The gradients of the sum and of its norm are added on the way back, without a tensor for each."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        inverse = x.new_empty(x.shape[:-1].numel())
+        total, normed = _add_rms_norm(x, delta, weight, eps, inverse)
+        ctx.save_for_backward(total, weight, inverse)
+        ctx.set_materialize_grads(False)
+        return total, normed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_total: Tensor | None, grad_normed: Tensor | None) -> tuple[Tensor | None, ...]:
+        total, weight, inverse = ctx.saved_tensors
+        if grad_normed is None:
+            return grad_total, grad_total, None, None
+        grad, grad_weight = _contiguous(total), torch.empty_like(weight, memory_format=torch.contiguous_format)
+        base = None if grad_total is None else _rows(grad_total)
+        operands = (_rows(total), weight.contiguous(), inverse, _rows(grad_normed), base)
+        library.call("rms_norm_backward", total.dtype, *operands, grad, grad_weight)
+        return grad, grad, grad_weight, None
+
+
+def _add_rms_norm(
+    x: Tensor, delta: Tensor, weight: Tensor, eps: float, inverse: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    _require(weight.shape == x.shape[-1:] and delta.shape == x.shape, x, delta, weight)
+    total, normed = _contiguous(x), _contiguous(x)
+    operands = (_rows(x), _rows(delta), weight.contiguous(), total, normed, inverse)
+    library.call("rms_norm", x.dtype, *operands, float(eps))
+    return total, normed
 
 
 def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -260,17 +302,68 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor, inverse: bool, out: Tensor, ba
     return out
 
 
-def softmax_nll_(logits_sv: Tensor, target_s: Tensor, with_softmax: bool) -> tuple[Tensor, Tensor]:
+def branch(x_btd: Tensor, num_rows: tuple[int, int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """See kernels.pointwise; x needs a gradient."""
+    branches: tuple[Tensor, Tensor, Tensor] = _Branch.apply(x_btd, num_rows)
+    return branches
+
+
+class _Branch(torch.autograd.Function):
+    """The branches' gradients are added in one pass, without filling up what is shorter."""
+
+    @staticmethod
+    def forward(ctx: Any, x_btd: Tensor, num_rows: tuple[int, int, int]) -> tuple[Tensor, ...]:
+        ctx.shape, ctx.dtype = x_btd.shape, x_btd.dtype
+        ctx.set_materialize_grads(False)
+        return tuple(x_btd[:, :count] for count in num_rows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, None]:
+        total = torch.empty(ctx.shape, dtype=ctx.dtype)
+        operands = [None if grad is None else rows_contiguous(grad) for grad in grads]
+        library.call("add_rows", ctx.dtype, *operands, total)
+        return total, None
+
+
+def split(x: Tensor, widths: tuple[int, int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """See kernels.pointwise; x needs a gradient."""
+    parts: tuple[Tensor, Tensor, Tensor] = _Split.apply(x, widths)
+    return parts
+
+
+class _Split(torch.autograd.Function):
+    """torch joins the parts' gradients on one thread."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, widths: tuple[int, int, int]) -> tuple[Tensor, ...]:
+        ctx.shape, ctx.dtype, ctx.widths = x.shape, x.dtype, widths
+        ctx.set_materialize_grads(False)
+        return x.split(widths, -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, None]:
+        joined, (first, second, _) = torch.empty(ctx.shape, dtype=ctx.dtype), ctx.widths
+        operands = [None if grad is None else _rows(grad) for grad in grads]
+        library.call("join_columns", ctx.dtype, *operands, _rows(joined), first, first + second)
+        return joined, None
+
+
+def cross_entropy_(
+    logits_sv: Tensor, target_s: Tensor, z_loss_weight: float, with_gradient: bool
+) -> tuple[Tensor, Tensor]:
     """See kernels.pointwise."""
     if logits_sv.stride(-1) != 1:
-        raise ValueError(f"softmax_nll_ works in place on contiguous rows; these have strides {logits_sv.stride()}.")
+        raise ValueError(f"cross_entropy_ works in place on contiguous rows; these have strides {logits_sv.stride()}.")
     _require(target_s.shape == logits_sv.shape[:1], logits_sv, target_s)
     if target_s.numel():
         lowest, highest = target_s.aminmax()
         if lowest < 0 or highest >= logits_sv.shape[1]:
             raise IndexError(f"targets {int(lowest)} .. {int(highest)} for {logits_sv.shape[1]} classes.")
     nll_s, log_z_s = logits_sv.new_empty(2, logits_sv.shape[0])
-    library.call("softmax_nll", logits_sv.dtype, logits_sv, target_s, nll_s, log_z_s, int(with_softmax))
+    scalars = (float(z_loss_weight), int(with_gradient))
+    library.call("cross_entropy", logits_sv.dtype, logits_sv, target_s, nll_s, log_z_s, *scalars)
     return nll_s, log_z_s
 
 

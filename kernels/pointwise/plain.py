@@ -131,12 +131,15 @@ def heads_first(x: Tensor) -> Tensor:
     return torch.empty_like(x.transpose(-3, -2), memory_format=torch.contiguous_format).transpose(-3, -2)
 
 
-def softmax_nll_(logits_sv: Tensor, target_s: Tensor, with_softmax: bool) -> tuple[Tensor, Tensor]:
+def cross_entropy_(
+    logits_sv: Tensor, target_s: Tensor, z_loss_weight: float, with_gradient: bool
+) -> tuple[Tensor, Tensor]:
     """See kernels.pointwise."""
     target_s1 = target_s[:, None]
     picked_s1 = logits_sv.gather(1, target_s1)
     log_probs_sv = torch.ops.aten._log_softmax.out(logits_sv, -1, False, out=logits_sv)  # one pass, in place
     nll_s1 = -log_probs_sv.gather(1, target_s1)
-    if with_softmax:
-        log_probs_sv.exp_()
-    return nll_s1[:, 0], (picked_s1 + nll_s1)[:, 0]
+    log_z_s1 = picked_s1 + nll_s1
+    if with_gradient:
+        log_probs_sv.exp_().scatter_add_(1, target_s1, -1 / (1 + 2 * z_loss_weight * log_z_s1))
+    return nll_s1[:, 0], log_z_s1[:, 0]

@@ -41,7 +41,7 @@ class TrainStage:
     """Training as a stage: all its state is in the artifact's checkpoints/."""
 
     kind: ClassVar[str] = "train"
-    code_version: ClassVar[int] = 4
+    code_version: ClassVar[int] = 5
     config_type: ClassVar[type[StageConfig]] = TrainStageConfig
     output_type: ClassVar[type[StageOutput]] = TrainOutput
 

@@ -13,6 +13,9 @@ from torch.nn import functional as F
 from kernels import dispatch, pointwise
 from kernels.innovation_select import innovation_scores, innovation_scores_reference
 from kernels.pointwise import (
+    add_rms_norm,
+    branch,
+    cross_entropy_,
     gated,
     gated_product,
     gated_rms_norm,
@@ -20,7 +23,7 @@ from kernels.pointwise import (
     rotate,
     rotate_both,
     rotate_keys,
-    softmax_nll_,
+    split,
 )
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
@@ -110,6 +113,51 @@ def test_rms_norm(shape, dtype, path):
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("used", [[0, 1], [0], [1]])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_add_rms_norm(shape, used, dtype, path):
+    def exact(x: Tensor, delta: Tensor, weight: Tensor) -> Tensor:
+        both = x + delta, exact_rms_norm(x + delta, weight)
+        return torch.cat([both[i] for i in used]) + 0 * weight  # a weight that is not used has no gradient
+
+    def op(x: Tensor, delta: Tensor, weight: Tensor) -> Tensor:
+        both = add_rms_norm(x, delta, weight, EPS)
+        return torch.cat([both[i] for i in used]) + 0 * weight
+
+    x, wide, weight = (normal(*s, dtype=dtype, seed=i) for i, s in enumerate([shape, (*shape, 2), shape[-1:]]))
+    assert_exact(op, exact, [x, wide[..., 1], weight], path)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("used", [[0, 1, 2], [0, 2], [1, 2], [2], [0, 1]])
+@pytest.mark.parametrize("num_rows", [(9, 9, 6), (1, 9, 4), (5, 5, 5), (9, 0, 2)])
+def test_branch(num_rows, used, dtype, path):
+    def exact(x: Tensor) -> Tensor:
+        return torch.cat([x[:, : num_rows[i]] for i in used], 1)
+
+    for x in (normal(3, 9, 5, dtype=dtype), normal(9, 3, 40, dtype=dtype).transpose(0, 1)):
+        assert_exact(lambda x: torch.cat([branch(x, num_rows)[i] for i in used], 1), exact, [x], path)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("used", [[0, 1, 2], [0, 2], [1], [2]])
+@pytest.mark.parametrize("shape", [(2, 5, 12), (70, 12), (12,)])
+def test_split(shape, used, dtype, path):
+    widths = (5, 6, 1)
+
+    def exact(x: Tensor) -> Tensor:
+        parts = x[..., :5], x[..., 5:11], x[..., 11:]
+        return torch.cat([parts[i] for i in used], -1)
+
+    assert_exact(
+        lambda x: torch.cat([split(x, widths)[i] for i in used], -1), exact, [normal(*shape, dtype=dtype)], path
+    )
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_gates(shape, dtype, path):
     x, gate, weight = (normal(*s, dtype=dtype, seed=i) for i, s in enumerate([shape, shape, shape[-1:]]))
@@ -183,30 +231,35 @@ def test_rotate_keys(used, dtype, path):
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("with_softmax", [True, False])
+@pytest.mark.parametrize("with_gradient", [True, False])
+@pytest.mark.parametrize("z_loss_weight", [0.0, 0.1])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("rows", "classes"), [(1, 1), (5, 3), (40, 1001), (1, 30000)])
-def test_softmax_nll(rows, classes, dtype, with_softmax, path):
+def test_cross_entropy(rows, classes, dtype, z_loss_weight, with_gradient, path):
     logits = 5 * normal(rows, classes, dtype=dtype) + 30
     target = torch.randint(classes, (rows,), generator=torch.Generator().manual_seed(0))
-    want = logits.double().clone()
+    want = logits.double().clone().requires_grad_()
     with dispatch.use(path):
-        nll, log_z = softmax_nll_(logits, target, with_softmax)
+        nll, log_z = cross_entropy_(logits, target, z_loss_weight, with_gradient)
     assert nll.dtype == log_z.dtype == dtype
-    torch.testing.assert_close(nll.double(), F.cross_entropy(want, target, reduction="none"), rtol=1e-5, atol=2e-5)
-    torch.testing.assert_close(log_z.double(), want.logsumexp(-1), rtol=TOLERANCE[dtype], atol=0)
-    if with_softmax:
-        assert (logits - want.softmax(-1)).abs().max() <= TOLERANCE[dtype]
-        torch.testing.assert_close(logits.double(), want.softmax(-1), rtol=2e-5, atol=1e-30)
+    want_nll, want_log_z = F.cross_entropy(want, target, reduction="none"), want.logsumexp(-1)
+    torch.testing.assert_close(nll.double(), want_nll, rtol=1e-5, atol=2e-5)
+    torch.testing.assert_close(log_z.double(), want_log_z, rtol=TOLERANCE[dtype], atol=0)
+    if with_gradient:
+        (gradient,) = torch.autograd.grad((want_nll + z_loss_weight * want_log_z.square()).sum(), want)
+        gradient /= (1 + 2 * z_loss_weight * want_log_z)[:, None].detach()
+        assert (logits - gradient).abs().max() <= TOLERANCE[dtype]
+        others = torch.ones_like(logits, dtype=torch.bool).scatter_(1, target[:, None], False)
+        torch.testing.assert_close(logits[others].double(), gradient[others], rtol=2e-5, atol=1e-30)
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_softmax_of_extreme_logits(path):
+def test_cross_entropy_of_extreme_logits(path):
     inf, nan = float("inf"), float("nan")
     logits = torch.tensor([[0.0, -inf, 1e4], [-1e4, -1e4, -3e38], [nan, 0, 1], [0, 1, inf]])
     with dispatch.use(path):
-        nll, log_z = softmax_nll_(logits, torch.tensor([0, 1, 1, 0]))
-    torch.testing.assert_close(logits[:2], torch.tensor([[0.0, 0, 1], [0.5, 0.5, 0]]))
+        nll, log_z = cross_entropy_(logits, torch.tensor([0, 1, 1, 0]))
+    torch.testing.assert_close(logits[:2], torch.tensor([[-1.0, 0, 1], [0.5, -0.5, 0]]))
     torch.testing.assert_close(nll[:2], torch.tensor([1e4, math.log(2)]))
     torch.testing.assert_close(log_z[:2], torch.tensor([1e4, math.log(2) - 1e4]))
     assert logits[2:].isnan().all()  # a loss that diverged has to show
@@ -217,7 +270,7 @@ def test_softmax_of_extreme_logits(path):
 @pytest.mark.parametrize("target", [-1, 4])
 def test_targets_that_are_no_class_are_refused(target, path):
     with dispatch.use(path), pytest.raises((IndexError, RuntimeError)):
-        softmax_nll_(torch.zeros(2, 4), torch.tensor([0, target]))
+        cross_entropy_(torch.zeros(2, 4), torch.tensor([0, target]))
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -280,13 +333,14 @@ def test_results_do_not_depend_on_the_number_of_threads(dtype, three_threads):
 
     def results() -> list[Tensor]:
         found = run(op_rms_norm, [x, weight], "cpp") + run(gated, [x, gate], "cpp")
+        found += run(lambda x: torch.cat(add_rms_norm(x, gate, weight, EPS)), [x], "cpp")
         found += run(op_gated_rms_norm, [x, gate, weight], "cpp") + run(gated_product, [x[..., :130]], "cpp")
         found += run(lambda x: rotate(x[:, :, None, :130], angle, angle), [x], "cpp")
         both = (angle, angle), (angle[0], angle[1])
         found += run(lambda x: torch.cat(rotate_both(x[:, :, None, :130], *both)), [x], "cpp")
         logits = x.flatten(0, 1).clone()
         with dispatch.use("cpp"):
-            found += [*softmax_nll_(logits, target), logits, innovation_scores(x, gate[0, :4])]
+            found += [*cross_entropy_(logits, target, 1e-2), logits, innovation_scores(x, gate[0, :4])]
         return found
 
     want = results()
@@ -304,7 +358,7 @@ def test_a_row_is_the_same_wherever_it_stands(width):
     with dispatch.use("cpp"):
         logits = x.clone()
         results = [rms_norm(x, weight, EPS), gated(x, gates), gated_rms_norm(x, gates, weight, EPS), logits]
-        results += softmax_nll_(logits, torch.zeros(70, dtype=torch.long))
+        results += cross_entropy_(logits, torch.zeros(70, dtype=torch.long))
         results.append(innovation_scores(x[None], torch.ones(1, 1))[0, 1:])
     x.requires_grad_()
     results.append(run(lambda x: gated_rms_norm(x, gates, weight, EPS), [x], "cpp")[0])
@@ -335,11 +389,12 @@ def test_half_precision_runs_as_plain_torch():
     "call",
     [
         lambda x: rms_norm(x, torch.ones(3), EPS),
+        lambda x: add_rms_norm(x, x[:1], torch.ones(4), EPS),
         lambda x: gated(x, x[:1]),
         lambda x: gated_rms_norm(x, x, torch.ones(5), EPS),
         lambda x: gated_product(torch.ones(2, 5)),
         lambda x: rotate(x[:, None], torch.ones(3, 2), torch.ones(3, 2)),
-        lambda x: softmax_nll_(x, torch.zeros(3, dtype=torch.long)),
+        lambda x: cross_entropy_(x, torch.zeros(3, dtype=torch.long)),
         lambda x: innovation_scores(x[None], torch.ones(2, 4), torch.ones(1, 3, 4)),
     ],
 )
