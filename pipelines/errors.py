@@ -1,4 +1,14 @@
-"""Errors that are the user's to mend. The command line prints one screen, no traceback, and exits with 1."""
+"""The three kinds of errors: the user's, the infrastructure's, and bugs.
+
+Errors are classified where they arise: whoever calls Ray, a store, MLflow or a parser turns what those raise into one of
+the first two. Anything else that reaches the top is a bug. pipelines.engine.failures derives status and exit code.
+
+| error               | status    | exit code | the command prints                                            |
+|---------------------|-----------|-----------|---------------------------------------------------------------|
+| UserError           | FAILED    | 1         | one screen: found, where, expected, next step                 |
+| InfrastructureError | RESUMABLE | 75        | one screen: what failed; the same command resumes             |
+| anything else       | FAILED    | 70        | one screen, and the file that holds the traceback             |
+"""
 
 from __future__ import annotations
 
@@ -9,3 +19,11 @@ class UserError(Exception):
 
 class ConfigError(UserError):
     """The pipeline file, a preset or an override is wrong; nothing was started or written."""
+
+
+class DamagedError(UserError):
+    """A file's content does not match its digest. The message names the file and how to have it made again."""
+
+
+class InfrastructureError(Exception):
+    """The cluster, the storage, the network or a disk failed. The same command resumes; a script may retry it."""
