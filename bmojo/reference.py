@@ -1,0 +1,199 @@
+"""The model family as a literal loop over tokens: the definition that every faster path is compared with.
+
+Written for readers and tests: one sequence, one token at a time, float64, weights read by name, and nothing shared with
+the modules in bmojo/mixers or the operators in kernels. Letters: t time, d model width, h heads, p channels per head,
+n SSM state, W window_size, C chunk_size, M num_eidetic. Sources: arXiv:2407.06324 (B'MOJO), 2405.21060 (Mamba-2),
+2312.00752 (Mamba), 2104.09864 (RoPE).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn.functional import silu, softplus
+
+from bmojo.config import ModelConfig
+from bmojo.mixers.innovation import random_rank
+from bmojo.model import BMojoLM
+
+Weights = dict[str, Tensor]
+
+
+@dataclass
+class Reference:
+    """What the loop gives for one sequence.
+
+    Attributes:
+        logits_tv: float64.
+        innovation_lt: log e_i of every bmojo layer, in order (ranks instead, if selection is random).
+        eidetic_lt: for every bmojo layer the positions each token sees through the eidetic memory, best first.
+    """
+
+    logits_tv: Tensor
+    innovation_lt: list[list[float]] = field(default_factory=list)
+    eidetic_lt: list[list[list[int]]] = field(default_factory=list)
+
+
+def reference_forward(model: BMojoLM, tokens_t: Tensor, doc_ids_t: Tensor | None = None) -> Reference:
+    """Run one sequence of tokens through the model.
+
+    Args: doc_ids_t: integers, equal within a document, non-decreasing. None: the sequence is one document.
+    """
+    config, weights = model.config, {name: w.detach().double() for name, w in model.state_dict().items()}
+    docs = [0] * len(tokens_t) if doc_ids_t is None else doc_ids_t.tolist()
+    x_td = weights["embedding.weight"][tokens_t]
+    trace = Reference(x_td)
+    for layer, mixer in enumerate(config.mixers):
+        w = _part(weights, f"blocks.{layer}.")
+        u_td = _rms_norm(x_td, w["mixer_norm.weight"], config)
+        x_td = x_td + _mix(mixer, config, _part(w, "mixer."), u_td, docs, trace)
+        if config.ff_width:
+            gate, up = (_rms_norm(x_td, w["mlp_norm.weight"], config) @ w["mlp.gate_up_proj.weight"].T).chunk(2, -1)
+            x_td = x_td + (silu(gate) * up) @ w["mlp.down_proj.weight"].T
+    trace.logits_tv = _rms_norm(x_td, weights["norm.weight"], config) @ weights["head.weight"].T
+    return trace
+
+
+def _mix(mixer: str, config: ModelConfig, w: Weights, u_td: Tensor, docs: list[int], trace: Reference) -> Tensor:
+    if mixer == "mamba":
+        return _mamba(config, w, u_td, docs)
+    if mixer == "mamba2":
+        return _mamba2(config, w, u_td, docs, config.ssm_expand)
+    return _attention(mixer, config, w, u_td, docs, trace)
+
+
+def _attention(mixer: str, config: ModelConfig, w: Weights, u_td: Tensor, docs: list[int], trace: Reference) -> Tensor:
+    """One softmax over window, fading and eidetic memory; `swa` has only the first, `attention` an endless window."""
+    W, num_tokens = config.window_size, len(u_td)
+    heads, p = config.num_heads, config.attention_head_dim
+    q_thp = _queries(config, w, u_td)
+    k_thp, v_thp = _keys_values(config, w, u_td, w["projections.kv_proj.weight"])
+    has_fading = mixer in ("bmojo", "bmojo_f")
+    if has_fading:
+        y_td = _mamba2(config, _part(w, "ssm."), u_td, docs, config.fading_expand)
+        fading_kv = w.get("fading_kv_proj.weight", w["projections.kv_proj.weight"])
+        fk_thp, fv_thp = _keys_values(config, w, y_td, fading_kv)
+    if mixer == "bmojo":
+        innovation = _innovation(config, w, y_td, docs)
+        trace.innovation_lt.append(innovation)
+        trace.eidetic_lt.append([_eidetic_set(config, innovation, docs, t) for t in range(num_tokens)])
+
+    out = []
+    for t in range(num_tokens):
+        here = [i for i in range(t + 1) if docs[i] == docs[t]]
+        window = [i for i in here if mixer == "attention" or t - W < i <= t]
+        fading = [i for i in here if has_fading and t - 2 * W < i <= t - W]
+        eidetic = trace.eidetic_lt[-1][t] if mixer == "bmojo" else []
+        near = _rope(q_thp[t], t, config)
+        far = _rope(q_thp[t], W, config)  # kept tokens are seen at the constant distance W
+        scores = [(near * _rope(k_thp[i], i, config)).sum(-1) for i in window]
+        scores += [(near * _rope(fk_thp[i], i, config)).sum(-1) for i in fading]
+        scores += [(far * k_thp[i]).sum(-1) for i in eidetic]
+        values = [v_thp[i] for i in window] + [fv_thp[i] for i in fading] + [v_thp[i] for i in eidetic]
+        weight_sh = torch.softmax(torch.stack(scores) * p**-0.5, 0)
+        out.append((weight_sh[..., None] * torch.stack(values)).sum(0).reshape(heads * p))
+    return torch.stack(out) @ w["out_proj.weight"].T
+
+
+def _eidetic_set(config: ModelConfig, innovation: list[float], docs: list[int], t: int) -> list[int]:
+    """S_{floor(t / C)}: the M best-ranked i <= jC - W of the document that holds jC; none for queries of another."""
+    boundary = t // config.chunk_size * config.chunk_size
+    if docs[boundary] != docs[t]:
+        return []
+    candidates = [i for i in range(boundary - config.window_size + 1) if docs[i] == docs[boundary]]
+    age = 0.0 if config.innovation_tau is None else 1 / config.innovation_tau
+    return sorted(candidates, key=lambda i: (-(innovation[i] + i * age), i))[: config.num_eidetic]
+
+
+def _innovation(config: ModelConfig, w: Weights, y_td: Tensor, docs: list[int]) -> list[float]:
+    """log e_i,  e_i = |y_i - yhat_i|^2 / (|y_i|^2 + 1e-6),  yhat_i = sum_{j=1..K} w_j * y_{i-j} in the document."""
+    if config.selection == "random":
+        return [float(random_rank(torch.tensor(i - docs.index(docs[i])))) for i in range(len(docs))]
+    taps = range(1, config.innovation_taps + 1)
+    total = sum(config.innovation_decay**j for j in taps)
+    fixed = [torch.tensor(config.innovation_decay**j / total) for j in taps]
+    weights = list(w.get("innovation.predictor", fixed))
+    scores = []
+    for i, y_d in enumerate(y_td):
+        past = [(j, i - j) for j in taps if i - j >= 0 and docs[i - j] == docs[i]]
+        predicted_d = sum((weights[j - 1] * y_td[before] for j, before in past), torch.zeros_like(y_d))
+        e = (y_d - predicted_d).square().sum() / (y_d.square().sum() + 1e-6)
+        scores.append(float(e.clamp_min(1e-30).log()))
+    return scores
+
+
+def _mamba2(config: ModelConfig, w: Weights, u_td: Tensor, docs: list[int], expand: int) -> Tensor:
+    """S_t = exp(dt_t A) S_{t-1} + dt_t x_t B_t^T;  y_t = S_t C_t + D x_t;  out = W RMSNorm(y * SiLU(z))."""
+    width, p, n, groups = expand * config.d_model, config.ssm_head_dim, config.d_state, config.ssm_num_groups
+    heads = width // p
+    z_ti, conv_tc, dt_th = (u_td @ w["in_proj.weight"].T).split([width, width + 2 * groups * n, heads], -1)
+    x_ti, B_tm, C_tm = _conv(conv_tc, w["conv_weight"], docs).split([width, groups * n, groups * n], -1)
+    A_h, state_hpn, out = -w["A_log"].exp(), torch.zeros(heads, p, n, dtype=u_td.dtype), []
+    for t in range(len(u_td)):
+        if t and docs[t] != docs[t - 1]:
+            state_hpn = torch.zeros_like(state_hpn)
+        x_hp = x_ti[t].view(heads, p)
+        B_hn, C_hn = (m[t].view(groups, n).repeat_interleave(heads // groups, 0) for m in (B_tm, C_tm))
+        dt_h = softplus(dt_th[t] + w["dt_bias"])
+        write_hpn = dt_h[:, None, None] * x_hp[:, :, None] * B_hn[:, None, :]
+        state_hpn = (dt_h * A_h).exp()[:, None, None] * state_hpn + write_hpn
+        y_hp = (state_hpn * C_hn[:, None, :]).sum(-1) + w["D"][:, None] * x_hp
+        out.append(_rms_norm(y_hp.reshape(width) * silu(z_ti[t]), w["norm.weight"], config))
+    return torch.stack(out) @ w["out_proj.weight"].T
+
+
+def _mamba(config: ModelConfig, w: Weights, u_td: Tensor, docs: list[int]) -> Tensor:
+    """h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t;  y_t = h_t C_t + D x_t, per channel;  out = W (y * SiLU(z))."""
+    n, rank = config.mamba_d_state, config.dt_rank
+    x_ti, z_ti = (u_td @ w["in_proj.weight"].T).chunk(2, -1)
+    x_ti = _conv(x_ti, w["conv_weight"], docs)
+    A_in, state_in, out = -w["A_log"].exp(), torch.zeros_like(w["A_log"]), []
+    for t, x_i in enumerate(x_ti):
+        if t and docs[t] != docs[t - 1]:
+            state_in = torch.zeros_like(state_in)
+        low_r, B_n, C_n = (x_i @ w["x_proj.weight"].T).split([rank, n, n])
+        dt_i = softplus(low_r @ w["dt_proj.weight"].T + w["dt_bias"])
+        state_in = (dt_i[:, None] * A_in).exp() * state_in + (dt_i * x_i)[:, None] * B_n
+        out.append((state_in @ C_n + w["D"] * x_i) * silu(z_ti[t]))
+    return torch.stack(out) @ w["out_proj.weight"].T
+
+
+def _conv(x_tc: Tensor, weight_ck: Tensor, docs: list[int]) -> Tensor:
+    """SiLU of a causal convolution per channel; the last tap is the token itself."""
+    taps, out = weight_ck.shape[1], []
+    for t in range(len(x_tc)):
+        lags = [j for j in range(taps) if t - j >= 0 and docs[t - j] == docs[t]]
+        out.append(silu(sum((weight_ck[:, taps - 1 - j] * x_tc[t - j] for j in lags), torch.zeros_like(x_tc[t]))))
+    return torch.stack(out)
+
+
+def _queries(config: ModelConfig, w: Weights, u_td: Tensor) -> Tensor:
+    q_thp = (u_td @ w["projections.q_proj.weight"].T).unflatten(-1, (config.num_heads, config.attention_head_dim))
+    return _rms_norm(q_thp, w["projections.q_norm.weight"], config) if config.qk_norm else q_thp
+
+
+def _keys_values(config: ModelConfig, w: Weights, u_td: Tensor, kv_weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys (not rotated) and values, repeated for the query heads that share them."""
+    k_thp, v_thp = (u_td @ kv_weight.T).unflatten(-1, (2 * config.kv_heads, config.attention_head_dim)).chunk(2, -2)
+    if config.qk_norm:
+        k_thp = _rms_norm(k_thp, w["projections.k_norm.weight"], config)
+    sharing = config.num_heads // config.kv_heads
+    return k_thp.repeat_interleave(sharing, -2), v_thp.repeat_interleave(sharing, -2)
+
+
+def _rope(x_hp: Tensor, position: int, config: ModelConfig) -> Tensor:
+    """Rotate each pair of channels (i, i + p/2) by position * theta^(-2i/p)."""
+    p = x_hp.shape[-1]
+    angle = position * config.rope_theta ** (-2 * torch.arange(p // 2, dtype=x_hp.dtype) / p)
+    first, second = x_hp.chunk(2, -1)
+    return torch.cat([first * angle.cos() - second * angle.sin(), first * angle.sin() + second * angle.cos()], -1)
+
+
+def _rms_norm(x: Tensor, weight: Tensor, config: ModelConfig) -> Tensor:
+    return x / (x.square().mean(-1, keepdim=True) + config.norm_eps).sqrt() * weight
+
+
+def _part(weights: Weights, prefix: str) -> Weights:
+    return {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
