@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 .DEFAULT_GOAL := help
-.PHONY: needs-compiler help quickstart install test test-slow lint format types bench kernel-report lock clean
+.PHONY: needs-compiler help quickstart install test test-slow mutants lint format types bench kernel-report lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -33,6 +33,9 @@ test: install needs-compiler  ## Quick tests (under 20 minutes on 2 cores)
 
 test-slow: install needs-compiler  ## The tests that take longer: kills, resumes, whole pipelines
 	$(BIN)/python -m pytest -m slow
+
+mutants: install needs-compiler  ## Wrong versions of the code, each of which some test must reject (minutes)
+	$(BIN)/python -m tests.mutants
 
 lint: install  ## ruff: lint and format
 	$(BIN)/ruff check .

@@ -24,13 +24,14 @@ def small_config(**fields: Any) -> ModelConfig:
 
 
 def build(config: ModelConfig, seed: int = 0, dtype: torch.dtype = torch.float64) -> BMojoLM:
-    """A model whose weights are large enough that every part shows in the logits."""
+    """A model whose weights are large enough that every part shows in the logits, no two of them alike."""
     model = BMojoLM(config)
     model.init_weights(seed)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() == 2 and "conv" not in name and "A_log" not in name:
-                parameter.normal_(std=parameter.shape[1] ** -0.5, generator=torch.Generator().manual_seed(seed))
+                parameter.normal_(std=parameter.shape[1] ** -0.5, generator=generator)
     return model.to(dtype)
 
 

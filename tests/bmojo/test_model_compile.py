@@ -19,10 +19,13 @@ def loss_and_gradients(call: nn.Module, model: nn.Module, tokens: Tensor, docs: 
     return {"loss": loss.detach()} | {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("path", ["torch", "triton"])
-def test_the_whole_model_compiles_without_a_graph_break(path):
+@pytest.mark.parametrize(
+    ("path", "dtype", "tolerance"), [("torch", torch.float64, 1e-12), ("triton", torch.float32, 1e-5)]
+)
+def test_the_whole_model_compiles_without_a_graph_break(path, dtype, tolerance):
+    """Tolerances are relative to the largest gradient of a parameter: rounding grows with the terms that are added."""
     config = small_config(pattern=MIXERS, window_size=4, innovation_predictor="learned", d_ff=8)
-    model = build(config, dtype=torch.float32)
+    model = build(config, dtype=dtype)
     tokens, docs = random_tokens(2, 8), torch.tensor([[0] * 5 + [1] * 3, [0] * 8])
     with dispatch.use(path):
         eager = loss_and_gradients(model, model, tokens, docs)
@@ -30,6 +33,4 @@ def test_the_whole_model_compiles_without_a_graph_break(path):
         got = loss_and_gradients(compiled, model, tokens, docs)
     assert got.keys() == eager.keys()
     for name, value in eager.items():
-        torch.testing.assert_close(
-            got[name], value, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
-        )
+        assert (got[name] - value).abs().max() <= tolerance * value.abs().max(), name

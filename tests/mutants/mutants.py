@@ -1,0 +1,88 @@
+"""Wrong versions of the code, each of which some test must reject.
+
+A mutant is the smallest edit that gives a wrong definition while everything still runs and all paths still agree with
+each other: what only a test against the meaning can see.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Replace `old`, which occurs `count` times in `file`, by `new`."""
+
+    file: str
+    old: str
+    new: str
+    count: int = 1
+
+    def apply(self, root: Path) -> None:
+        """Change the file under `root`. Raises ValueError: the text to replace is not there as often as expected."""
+        path = root / self.file
+        text = path.read_text(encoding="utf-8")
+        if (found := text.count(self.old)) != self.count:
+            raise ValueError(
+                f"{self.file}: found {self.old!r} {found} times, expected {self.count}. Update the mutant."
+            )
+        path.write_text(text.replace(self.old, self.new), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A named set of edits and the tests (paths or node ids) of which at least one must fail."""
+
+    name: str
+    edits: tuple[Edit, ...]
+    tests: tuple[str, ...]
+
+
+def _mutant(name: str, tests: str, *edits: Edit) -> Mutant:
+    return Mutant(name, edits, tuple(tests.split()))
+
+
+_BMOJO = "bmojo/mixers/bmojo.py"
+_MAMBA2 = "bmojo/mixers/mamba2.py"
+_REFERENCE = "tests/bmojo/test_model_reference.py"
+
+MUTANTS: tuple[Mutant, ...] = (
+    # The model
+    _mutant("eidetic keys seen at distance W + 1", _REFERENCE,
+            Edit(_BMOJO, "config.window_size)  # slots are seen", "config.window_size + 1)  # slots are seen"),
+            Edit(_BMOJO, "rotary.rotate_both(q_bhp, self.config.window_size)",
+                 "rotary.rotate_both(q_bhp, self.config.window_size + 1)")),
+    _mutant("dt bias with the wrong sign", _REFERENCE,
+            Edit(_MAMBA2, "dt.to(precise) + self.dt_bias", "dt.to(precise) - self.dt_bias")),
+    _mutant("D term dropped", _REFERENCE,
+            Edit(_MAMBA2, "B_btgn, C_btgn, self.D, initial", "B_btgn, C_btgn, self.D * 0, initial"),
+            Edit(_MAMBA2, "B_bgn, C_bgn, self.D, state", "B_bgn, C_bgn, self.D * 0, state")),
+    _mutant("residual projections without 1 / sqrt(2 L)", _REFERENCE,
+            Edit("bmojo/model.py", "self.config.init_std / math.sqrt(2 * self.config.num_layers)",
+                 "self.config.init_std")),
+    _mutant("random selection with a constant rank", _REFERENCE,
+            Edit("bmojo/mixers/innovation.py", "return ((mixed ^ (mixed >> 13)) & 0xFFFFFF)",
+                 "return ((mixed ^ mixed) & 0xFFFFFF)")),
+    _mutant("separate fading projections ignored", _REFERENCE,
+            Edit(_BMOJO, ", self.fading_kv_proj)", ")", count=2)),
+    _mutant("queries times 1.1", _REFERENCE,
+            Edit("bmojo/mixers/attention.py", "q = self.q_proj(u)", "q = 1.1 * self.q_proj(u)"),
+            Edit("bmojo/mixers/attention.py", "else self.q_norm(q)", "else 1.1 * self.q_norm(q)")),
+    _mutant("gate after the norm", _REFERENCE,
+            Edit(_MAMBA2, "self.norm(y, gate=z)", "self.norm(y) * F.silu(z)")),
+    _mutant("fading keys without RoPE", _REFERENCE,
+            Edit(_BMOJO, "fading_k, _, fading_v =", "_, fading_k, fading_v =", count=2)),
+    _mutant("predictor weights reversed", _REFERENCE,
+            Edit("bmojo/mixers/innovation.py", "for j in range(1, self.taps + 1)", "for j in range(self.taps, 0, -1)")),
+    _mutant("score eps 1e-2", _REFERENCE, Edit("kernels/innovation_select/scores.py", "EPS = 1e-6", "EPS = 1e-2")),
+    _mutant("tau doubled", _REFERENCE,
+            Edit("bmojo/config.py", "    @cached_property\n    def mixers(",
+                 "    def __getattribute__(self, name):\n        value = super().__getattribute__(name)\n"
+                 "        return 2 * value if name == 'innovation_tau' and value else value\n\n"
+                 "    @cached_property\n    def mixers(")),
+    _mutant("RoPE exponent doubled", _REFERENCE,
+            Edit("bmojo/layers.py", "theta ** (-channel / head_dim)", "theta ** (-2 * channel / head_dim)")),
+)  # fmt: skip
