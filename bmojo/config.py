@@ -69,6 +69,11 @@ class ModelConfig(BaseModel):
     fading_projections: Literal["tied", "separate"] = Field(
         default="tied", description="Whether fading keys and values use the window's projections or their own."
     )
+    fading_output: Literal["memory", "memory_and_residual"] = Field(
+        default="memory",
+        description="Where the SSM's output y goes. memory: attention reads it beyond the window. memory_and_residual: "
+        "also gain * y is added to the layer's output, with one learned gain per channel.",
+    )
     chunk_size: int = Field(
         default=128, gt=0, description="Tokens between updates of the eidetic set [C]; at most window_size."
     )
@@ -120,13 +125,22 @@ class ModelConfig(BaseModel):
     def dt_rank(self) -> int:
         return self.mamba_dt_rank or -(-self.d_model // 16)
 
+    @property
+    def adds_fading_output(self) -> bool:
+        """bmojo and bmojo_f add gain * y to their output."""
+        return self.fading_output == "memory_and_residual"
+
     def fading_positions(self, num_tokens: int, learned_predictor: bool) -> int:
-        """For how many positions of a whole sequence bmojo and bmojo_f compute the fading memory y: queries read it
-        beyond their window, so not for the last window_size; for at least one, so that parameters have a gradient.
+        """Positions of a whole sequence from which bmojo and bmojo_f make fading keys, values and scores: queries read
+        them beyond their window, so not the last window_size; at least one, so that parameters have a gradient.
 
         learned_predictor: whether a learned innovation predictor takes its loss from the layer's y, which is from all.
         """
         return num_tokens if learned_predictor else max(num_tokens - self.window_size, 1)
+
+    def ssm_positions(self, num_tokens: int, learned_predictor: bool) -> int:
+        """Positions of a sequence for which bmojo and bmojo_f compute y: all of them if y is added to the output."""
+        return num_tokens if self.adds_fading_output else self.fading_positions(num_tokens, learned_predictor)
 
     def ssm_inner_width(self, expand: int) -> int:
         return expand * self.d_model

@@ -2,7 +2,7 @@
 
 One multiply-add is two FLOPs; element-wise work (norms, softmax, convolution, RoPE) is not counted, as is customary.
 Attention counts the keys a query may look at, averaged over seq_len, not those a tile computes and masks. The SSD scan
-counts what its chunked form needs; inside bmojo and bmojo_f, as far as queries read it. Backward is twice forward.
+counts what its chunked form needs; inside bmojo and bmojo_f, as far as y is used. Backward is twice forward.
 """
 
 from __future__ import annotations
@@ -73,6 +73,8 @@ def _mixer_params(config: ModelConfig, name: MixerName) -> dict[str, int]:
     if config.fading_projections == "separate":
         attention += d * keys_values
     parts = {"attention": attention, "ssm": _mamba2_params(config, config.fading_expand)}
+    if config.adds_fading_output:
+        parts["fading_gain"] = d
     if _learns_predictor(config, name):
         parts["innovation"] = config.innovation_taps * d
     return parts
@@ -112,7 +114,9 @@ def _mixer_flops(config: ModelConfig, name: MixerName, seq_len: int) -> dict[str
     keys = mean_keys(seq_len, window)
     if name in ("attention", "swa"):
         return {"attention_projections": 2.0 * projections, "attention": 4.0 * queries * keys}
-    fading = config.fading_positions(seq_len, _learns_predictor(config, name)) / seq_len
+    learned = _learns_predictor(config, name)
+    fading = config.fading_positions(seq_len, learned) / seq_len
+    scanned = config.ssm_positions(seq_len, learned) / seq_len
     fading_projections = fading * config.d_model * keys_values
     keys = mean_keys(seq_len, 2 * window)
     if name == "bmojo":
@@ -120,7 +124,7 @@ def _mixer_flops(config: ModelConfig, name: MixerName, seq_len: int) -> dict[str
     flops = {
         "attention_projections": 2.0 * (projections + fading_projections), "attention": 4.0 * queries * keys
     }  # fmt: skip
-    return flops | {part: fading * x for part, x in _mamba2_flops(config, config.fading_expand).items()}
+    return flops | {part: scanned * x for part, x in _mamba2_flops(config, config.fading_expand).items()}
 
 
 def _learns_predictor(config: ModelConfig, name: MixerName) -> bool:

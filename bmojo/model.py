@@ -15,6 +15,7 @@ Initial values (L layers, std = init_std):
     A_log                               log uniform[a_min, a_max] (mamba2), log 1..n (mamba)
     dt_proj (mamba)                     uniform(+-1 / sqrt(rank))
     innovation predictor                exponential average
+    fading_gain                         0.35, not scaled by 1 / sqrt(2 L)     docs/design/0044
 """
 
 from __future__ import annotations
@@ -225,8 +226,10 @@ class BMojoLM(nn.Module):
         for module in self.modules():
             if isinstance(module, Mamba | Mamba2):
                 module.init_ssm(generator)
-            if isinstance(module, BMojo) and module.innovation is not None:
-                module.innovation.init_predictor()
+            if isinstance(module, BMojo):
+                module.init_gain()
+                if module.innovation is not None:
+                    module.innovation.init_predictor()
 
     def _linear_std(self, name: str, module: nn.Linear) -> float:
         if name.endswith(".ssm.out_proj"):

@@ -94,7 +94,8 @@ def _attention(mixer: str, config: ModelConfig, w: Weights, u_td: Tensor, docs: 
         values = [v_thp[i] for i in window] + [fv_thp[i] for i in fading] + [v_thp[i] for i in eidetic]
         weight_sh = torch.softmax(torch.stack(scores) * p**-0.5, 0)
         out.append((weight_sh[..., None] * torch.stack(values)).sum(0).reshape(heads * p))
-    return torch.stack(out) @ w["out_proj.weight"].T
+    out_td = torch.stack(out) @ w["out_proj.weight"].T
+    return out_td + w["fading_gain"] * y_td if has_fading and config.adds_fading_output else out_td
 
 
 def _eidetic_set(config: ModelConfig, innovation: list[float], docs: list[int], t: int) -> list[int]:

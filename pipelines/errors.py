@@ -1,7 +1,7 @@
 """The three kinds of errors: the user's, the infrastructure's, and bugs.
 
-Errors are classified where they arise: whoever calls Ray, a store, MLflow or a parser turns what those raise into one of
-the first two. Anything else that reaches the top is a bug. pipelines.engine.failures derives status and exit code.
+Errors are classified where they arise: code that calls Ray, a store, MLflow or a parser turns what those raise into one
+of the first two. Anything else that reaches the top is a bug. pipelines.engine.failures derives status and exit code.
 
 | error               | status    | exit code | the command prints                                            |
 |---------------------|-----------|-----------|---------------------------------------------------------------|

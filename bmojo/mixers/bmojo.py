@@ -3,6 +3,7 @@
 - fading memory: a state-space model summarises the unbounded past in y
 - eidetic memory: tokens whose y the past predicts badly are kept verbatim (innovation selection)
 - one softmax reads the window (keys and values of u), the fading memory (of y, beyond the window) and the kept tokens
+- with fading_output: memory_and_residual, gain * y is added to what attention gives (docs/design/0044)
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bmojo.config import ModelConfig
@@ -24,6 +25,8 @@ from bmojo.state import LayerState
 from kernels.innovation_select import innovation_select, keep_best
 from kernels.memory_attention import attention_mass, memory_attention, memory_attention_step
 from kernels.pointwise import branch
+
+INITIAL_GAIN = 0.35  # of y in the layer's output; y has the scale of u
 
 
 @dataclass(frozen=True)
@@ -57,14 +60,22 @@ class BMojo(Mixer):
         self.ssm = Mamba2(config, config.fading_expand)
         self.innovation = InnovationScore(config) if num_eidetic else None
         self.out_proj = Linear(config.num_heads * config.attention_head_dim, config.d_model)
+        self.fading_gain = nn.Parameter(torch.empty(config.d_model)) if config.adds_fading_output else None
+
+    def init_gain(self) -> None:
+        """Set the gain of y; see the table in bmojo.model."""
+        if self.fading_gain is not None:
+            nn.init.constant_(self.fading_gain, INITIAL_GAIN)
 
     def forward(self, u_btd: Tensor, sequence: Sequence, state: LayerState | None = None) -> MixerOutput:
         assert sequence.rotary is not None
         config, start, t = self.config, sequence.start, sequence.num_tokens
         past = sequence.first(self._num_fading(sequence, state))  # later tokens stay in every query's window
         assert past.rotary is not None
-        for_q_btd, for_kv_btd, for_ssm_btd = branch(u_btd, (t, t, past.num_tokens))
-        y_btd = self.ssm(for_ssm_btd, past, None if state is None else ssm_state(state)).out_btd
+        read_by_ssm = past if self.fading_gain is None else sequence
+        for_q_btd, for_kv_btd, for_ssm_btd = branch(u_btd, (t, t, read_by_ssm.num_tokens))
+        all_y_btd = self.ssm(for_ssm_btd, read_by_ssm, None if state is None else ssm_state(state)).out_btd
+        y_btd = first_rows(all_y_btd, past.num_tokens)
         q_bthp = self.projections.queries(for_q_btd)
         near_k, k, v = self.projections.keys_values(for_kv_btd, sequence.rotary)
         fading_k, _, fading_v = self.projections.keys_values(y_btd, past.rotary, self.fading_kv_proj)
@@ -108,7 +119,7 @@ class BMojo(Mixer):
             memory = LayerMemory(innovation_bt, positions_of(index_bjm, rows.position), mass_bt3)
         if state is not None:
             self._remember(rows, y_btd, index_bjm, state, start + t)
-        return MixerOutput(self.out_proj(out_bthp.flatten(-2)), predictor_loss, memory)
+        return MixerOutput(self._output(out_bthp, all_y_btd), predictor_loss, memory)
 
     def step(self, u_bd: Tensor, position_b: Tensor, rotary: RotaryTable | None, state: LayerState) -> Tensor:
         assert rotary is not None
@@ -134,7 +145,12 @@ class BMojo(Mixer):
             q_near, state["k"], state["v"], (state["fk"], state["fv"]), eidetic,
             window_size=self.config.window_size, position_b=position_b,
         )  # fmt: skip
-        return self.out_proj(out_bhp.flatten(-2))
+        return self._output(out_bhp, y_bd)
+
+    def _output(self, attention_hp: Tensor, y_d: Tensor) -> Tensor:
+        """out_proj(attention), and gain * y where y is added; leading dimensions alike."""
+        out_d = self.out_proj(attention_hp.flatten(-2))
+        return out_d if self.fading_gain is None else torch.addcmul(out_d, y_d, self.fading_gain.to(y_d.dtype))
 
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> LayerState:
         config = self.config

@@ -32,6 +32,8 @@ def build(config: ModelConfig, seed: int = 0, dtype: torch.dtype = torch.float64
         for name, parameter in model.named_parameters():
             if parameter.dim() == 2 and "conv" not in name and "A_log" not in name:
                 parameter.normal_(std=parameter.shape[1] ** -0.5, generator=generator)
+            elif name.endswith("fading_gain"):
+                parameter.normal_(generator=generator)
     return model.to(dtype)
 
 
@@ -53,6 +55,7 @@ def configs(draw: st.DrawFn, patterns: tuple[str, ...] = PATTERNS) -> ModelConfi
         conv_width=draw(st.integers(2, 4)),
         qk_norm=draw(st.booleans()),
         fading_projections=draw(st.sampled_from(["tied", "separate"])),
+        fading_output=draw(st.sampled_from(["memory", "memory_and_residual"])),
         innovation_predictor=draw(st.sampled_from(["fixed", "learned"])),
         innovation_taps=draw(st.integers(1, 4)),
         innovation_tau=draw(st.sampled_from([None, 7.0])),

@@ -30,11 +30,19 @@ def test_parameters_and_state_bytes_are_those_of_the_modules(config):
     assert counts.state_bytes == state.num_bytes()
 
 
+@pytest.mark.parametrize("fading_output", ["memory", "memory_and_residual"])
 @pytest.mark.parametrize("pattern", ["attention", "swa", "mamba2", "bmojo_f", "bmojo", "mamba2,bmojo,swa"])
-def test_flops_agree_with_the_flop_counter(pattern):
+def test_flops_agree_with_the_flop_counter(pattern, fading_output):
     """Exactly, except that a tile of attention also computes keys it then masks."""
     config = small_config(
-        pattern=pattern, d_model=64, ssm_head_dim=16, d_state=16, window_size=256, chunk_size=64, num_eidetic=32
+        fading_output=fading_output,
+        pattern=pattern,
+        d_model=64,
+        ssm_head_dim=16,
+        d_state=16,
+        window_size=256,
+        chunk_size=64,
+        num_eidetic=32,
     )
     t = 1024
     counts = count(config, t)

@@ -34,10 +34,39 @@ def test_bmojo_without_slots_is_bmojo_f(config, t, seed):
 
 
 @few
+@given(config=configs(("bmojo*2", "bmojo_f*2")), t=st.integers(1, 40), seed=st.integers(0, 99))
+def test_a_gain_of_zero_adds_nothing(config, t, seed):
+    """memory_and_residual with gain 0 is memory: also y of the tokens that no query reads leaves no trace."""
+    model = build(config.replace(fading_output="memory_and_residual"), seed)
+    for block in model.blocks:
+        torch.nn.init.zeros_(block.mixer.fading_gain)
+    weights = {name: w for name, w in model.state_dict().items() if not name.endswith("fading_gain")}
+    plain = BMojoLM(config.replace(fading_output="memory")).double()
+    plain.load_state_dict(weights)
+    tokens = random_tokens(2, t, seed)
+    torch.testing.assert_close(model(tokens).logits_btv, plain(tokens).logits_btv, rtol=0, atol=TOLERANCE)
+
+
+@few
+@given(config=configs(("bmojo", "bmojo_f")), t=st.integers(1, 40), seed=st.integers(0, 99))
+def test_without_attention_the_layer_is_its_ssm_times_the_gain(config, t, seed):
+    config = config.replace(fading_output="memory_and_residual", d_ff=0)
+    model = build(config, seed)
+    mixer = model.blocks[0].mixer
+    torch.nn.init.zeros_(mixer.out_proj.weight)
+    ssm = BMojoLM(config.replace(pattern="mamba2", ssm_expand=config.fading_expand)).double()
+    weights = {name.replace(".ssm.", "."): w for name, w in model.state_dict().items()}
+    weights["blocks.0.mixer.out_proj.weight"] = mixer.fading_gain[:, None] * mixer.ssm.out_proj.weight
+    ssm.load_state_dict({name: w for name, w in weights.items() if name in ssm.state_dict()})
+    tokens = random_tokens(2, t, seed)
+    torch.testing.assert_close(model(tokens).logits_btv, ssm(tokens).logits_btv, rtol=0, atol=TOLERANCE)
+
+
+@few
 @given(config=configs(("bmojo_f*2",)), t=st.integers(1, 40), seed=st.integers(0, 99))
 def test_bmojo_f_whose_window_covers_everything_before_fading_is_swa(config, t, seed):
     """No position is older than the window, so nothing of the fading memory is in reach."""
-    config = config.replace(window_size=t, chunk_size=1)
+    config = config.replace(window_size=t, chunk_size=1, fading_output="memory")
     model = build(config, seed)
     swa = BMojoLM(config.replace(pattern="swa*2")).double()
     swa.load_state_dict({k.replace(".ssm.", ".none."): v for k, v in model.state_dict().items()}, strict=False)
@@ -48,6 +77,7 @@ def test_bmojo_f_whose_window_covers_everything_before_fading_is_swa(config, t, 
 @few
 @given(config=configs(("bmojo_f*2",)), t=st.integers(1, 40), seed=st.integers(0, 99))
 def test_bmojo_f_with_fading_masked_is_swa(config, t, seed):
+    config = config.replace(fading_output="memory")
     model = build(config, seed)
     swa = like(config.replace(pattern="swa*2"), model)
     tokens = random_tokens(2, t, seed)
@@ -126,8 +156,8 @@ def test_the_ssm_runs_only_over_what_queries_read_of_it_and_nothing_else_changes
         result = model(tokens, tokens.roll(-1, 1), doc_ids_bt=docs, return_memory=everywhere)
         result.loss.backward()
         results.append([result.loss.detach(), *(p.grad for p in model.parameters())])
-    learned = config.pattern == "bmojo*2" and config.innovation_predictor == "learned"
-    assert lengths == [t if learned else max(t - config.window_size, 1)] * 2 + [t] * 2
+    needs_all = config.adds_fading_output or (config.pattern == "bmojo*2" and config.innovation_predictor == "learned")
+    assert lengths == [t if needs_all else max(t - config.window_size, 1)] * 2 + [t] * 2
     for some, every in zip(*results, strict=True):
         torch.testing.assert_close(some, every, rtol=0, atol=TOLERANCE)
 

@@ -92,13 +92,18 @@ def test_random_selection_spreads_over_positions() -> None:
 def test_initial_values_are_those_of_the_table(num_layers: int) -> None:
     """Standard deviations by the table in bmojo.model, to 10 %."""
     pattern = f"(bmojo,mamba2,attention,mamba)*{num_layers // 4}"
-    config = ModelConfig(pattern=pattern, vocab_size=512, d_model=128, num_heads=4, ssm_head_dim=32)
+    config = ModelConfig(
+        pattern=pattern, vocab_size=512, d_model=128, num_heads=4, ssm_head_dim=32, fading_output="memory_and_residual"
+    )
     model = BMojoLM(config)
     residual = config.init_std / math.sqrt(2 * config.num_layers)
     for name, weight in model.state_dict().items():
         last = name.removesuffix(".weight").rsplit(".", 1)[-1]
         if name.endswith("ssm.out_proj.weight"):
             expected = weight.shape[1] ** -0.5
+        elif last == "fading_gain":
+            assert (weight == 0.35).all()
+            continue
         elif last in ("out_proj", "down_proj"):
             expected = residual
         elif last in ("embedding", "head", "in_proj", "q_proj", "kv_proj", "gate_up_proj", "x_proj"):
@@ -109,26 +114,31 @@ def test_initial_values_are_those_of_the_table(num_layers: int) -> None:
         assert abs(float(weight.mean())) < 0.1 * expected, name
 
 
-def golden_model(pattern: str) -> BMojoLM:
-    fields: dict[str, Any] = {"qk_norm": True, "num_kv_heads": 2, "innovation_tau": 7.0}
-    return BMojoLM(small_config(pattern=pattern, init_std=0.3, **fields))
+GOLDEN_MODELS: dict[str, dict[str, Any]] = {pattern: {"pattern": pattern} for pattern in PATTERNS} | {
+    "bmojo*2, memory_and_residual": {"pattern": "bmojo*2", "fading_output": "memory_and_residual"}
+}
 
 
-def golden_logits(pattern: str) -> list[float]:
+def golden_model(name: str) -> BMojoLM:
+    fields = {"fading_output": "memory"} | GOLDEN_MODELS[name]
+    return BMojoLM(small_config(init_std=0.3, qk_norm=True, num_kv_heads=2, innovation_tau=7.0, **fields))
+
+
+def golden_logits(name: str) -> list[float]:
     """The first five logits of three positions; weights are the initial ones of seed 0, in float32."""
     tokens_bt = (torch.arange(30) * 7 % VOCAB_SIZE)[None]
     with torch.no_grad():
-        logits_btv = golden_model(pattern)(tokens_bt).logits_btv
+        logits_btv = golden_model(name)(tokens_bt).logits_btv
     return [float(x) for x in logits_btv[0, [3, 17, 29], :5].flatten()]
 
 
-@pytest.mark.parametrize("pattern", PATTERNS)
-def test_logits_of_the_initial_weights_never_change(pattern: str) -> None:
+@pytest.mark.parametrize("name", GOLDEN_MODELS)
+def test_logits_of_the_initial_weights_never_change(name: str) -> None:
     """A change here changes every model trained before: raise the train stage's code version, then write them again
     with `python -m tests.bmojo.test_model_reference`."""
-    expected = json.loads(GOLDEN.read_text())[pattern]
-    assert golden_logits(pattern) == pytest.approx(expected, rel=1e-4, abs=1e-4)
+    expected = json.loads(GOLDEN.read_text())[name]
+    assert golden_logits(name) == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
 if __name__ == "__main__":
-    GOLDEN.write_text(json.dumps({pattern: golden_logits(pattern) for pattern in PATTERNS}, indent=1) + "\n")
+    GOLDEN.write_text(json.dumps({name: golden_logits(name) for name in GOLDEN_MODELS}, indent=1) + "\n")
