@@ -111,7 +111,8 @@ def _run(folder: Path, jobs: list[tuple[str, dict[str, Any]]]) -> int:
     """Run pipelines side by side; each one's output goes to NAME.log beside its YAML file."""
     processes = []
     for name, stages in jobs:
-        pipeline = {"name": f"compare-seeds-{name}", "storage": str(folder), "stages": stages}
+        cluster = {"num_cpus": 2}  # room for one stage's workers; many small clusters share the machine
+        pipeline = {"name": f"compare-seeds-{name}", "storage": str(folder), "cluster": cluster, "stages": stages}
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False))
         with open(folder / f"{name}.log", "w") as log:
             command = [sys.executable, "-m", "pipelines", "run", str(folder / f"{name}.yaml")]
