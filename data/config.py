@@ -9,7 +9,18 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 MIB = 1 << 20
 NOT_IN_FINGERPRINT: dict[str, Any] = {"affects_result": False}
 InvalidUtf8 = Literal["error", "replace", "skip_document"]
-FILE_SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+FileFormat = Literal["txt", "jsonl", "jsonl.gz", "jsonl.zst", "parquet"]
+FORMAT_OF_SUFFIX: dict[str, FileFormat] = {
+    ".txt": "txt",
+    ".jsonl": "jsonl",
+    ".jsonl.gz": "jsonl.gz",
+    ".jsonl.zst": "jsonl.zst",
+    ".json": "jsonl",
+    ".json.gz": "jsonl.gz",
+    ".json.zst": "jsonl.zst",
+    ".parquet": "parquet",
+}
+"""What a file's name says about it, in either case. A .json file holds JSON lines, as those of C4 and Dolma do."""
 
 
 class StrictConfig(BaseModel):
@@ -25,7 +36,8 @@ class FilesSource(StrictConfig):
     paths: tuple[str, ...] = Field(
         min_length=1,
         description="Files or globs (`**` descends), read in this order, a glob's matches sorted. "
-        "Formats: .txt (one file is one document), .jsonl, .jsonl.gz, .jsonl.zst (one JSON object a line), .parquet.",
+        "Formats: .txt (one file is one document); .jsonl or .json, plain or as .gz or .zst (one JSON object per "
+        "line); .parquet. A file that several names or links lead to is read once.",
     )
     text_field: str = Field(
         "text", min_length=1, description="Field (.jsonl) or column (.parquet) that holds the text."
@@ -84,7 +96,10 @@ class TokenizerFields(StrictConfig):
         "A small text may yield fewer. Not used with `load`.",
     )
     sample_bytes: int = Field(
-        64 * MIB, ge=1, description="Train on at most about this much text, taken evenly from the whole source."
+        64 * MIB,
+        ge=1,
+        description="Train on at most about this much text: whole documents from all over the source, also from inside "
+        "compressed files.",
     )
     end_of_document: str = Field(
         "<|endoftext|>", min_length=1, description="Name of the special token that keeps documents apart."

@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,9 @@ def write_slice(slice_: Slice, tokenizer: Tokenizer, fields: TokenizeFields, out
     for folder in folders.values():
         shutil.rmtree(folder, ignore_errors=True)
     writers = {split: _SplitWriter(folder, format_, fields.shard_bytes) for split, folder in folders.items()}
+    left_out: Counter[str] = Counter()
     try:
-        for documents in _batches(read_slice(slice_)):
+        for documents in _batches(read_slice(slice_, left_out)):
             ids_of = tokenizer.encode_batch([document.text for document in documents])
             for document, ids in zip(documents, ids_of, strict=True):
                 raw = document.text.encode("utf-8")
@@ -68,7 +70,7 @@ def write_slice(slice_: Slice, tokenizer: Tokenizer, fields: TokenizeFields, out
             shutil.rmtree(folder, ignore_errors=True)
         raise
     counts = {split: writer.counts for split, writer in writers.items()}
-    return SliceRecord(index=slice_.index, format=format_, counts=counts, shards=shards)
+    return SliceRecord(index=slice_.index, format=format_, counts=counts, left_out=dict(left_out), shards=shards)
 
 
 def merge_slices(out_dir: Path, records: Sequence[SliceRecord], fields: TokenizeFields) -> ShardsSummary:
@@ -81,6 +83,12 @@ def merge_slices(out_dir: Path, records: Sequence[SliceRecord], fields: Tokenize
     counts = {split: sum((record.counts[split] for record in records), NOTHING) for split in SPLITS}
     _check_not_empty(counts, fields)
     format_ = records[0].format
+    other = next((record for record in records if record.format != format_), None)
+    if other is not None:
+        raise DataError(
+            f"slices {records[0].index} and {other.index} in {out_dir} were written with different tokenizers or "
+            f"lengths: {format_} and {other.format}. Delete the tokenize stage's artifact and run it again."
+        )
     digests: dict[Split, str] = {}
     for split in SPLITS:
         if counts[split].num_samples:
@@ -94,7 +102,8 @@ def merge_slices(out_dir: Path, records: Sequence[SliceRecord], fields: Tokenize
             data = json.dumps(index, sort_keys=True).encode()
             _write_atomic(out_dir / split / INDEX_FILE, data)
             digests[split] = hashlib.sha256(data).hexdigest()
-    return ShardsSummary(format=format_, counts=counts, index_sha256=digests)
+    left_out = sum((Counter(record.left_out) for record in records), Counter())
+    return ShardsSummary(format=format_, counts=counts, left_out=dict(left_out), index_sha256=digests)
 
 
 class _SplitWriter:
@@ -186,8 +195,8 @@ def _check_not_empty(counts: dict[Split, SplitCounts], fields: TokenizeFields) -
             raise DataError(
                 f"source: none of the {num_documents} documents went to the {split} split (validation_fraction="
                 f"{fields.validation_fraction}, decided by the hash of each text). Set validation_fraction to another "
-                "value, or give more documents: one .txt file is one document unless longer than "
-                "source.max_txt_document_bytes."
+                "value, or give more documents that differ (equal texts always go to the same split): one .txt file is "
+                "one document unless longer than source.max_txt_document_bytes."
             )
 
 

@@ -41,6 +41,7 @@ class SliceRecord(StrictConfig):
     index: int
     format: PackingFormat
     counts: dict[Split, SplitCounts]
+    left_out: dict[str, int]  # documents that are in no split, by reason (data.sources.document.Reason)
     shards: dict[Split, tuple[dict[str, Any], ...]]  # entries of an MDS index, relative to the split's folder
 
 
@@ -49,4 +50,5 @@ class ShardsSummary(StrictConfig):
 
     format: PackingFormat
     counts: dict[Split, SplitCounts]
+    left_out: dict[str, int]
     index_sha256: dict[Split, str]  # identity of each split's content

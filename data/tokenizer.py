@@ -19,13 +19,12 @@ import tiktoken
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from data.config import Source, TokenizerFields
+from data.config import TokenizerFields
 from data.errors import DataError
-from data.sources import plan_slices, read_slice
+from data.lossless import byte_of_char, check_name_is_no_text, check_parts, check_probes, pre_tokenizers_of
 
 TOKENIZER_FILE = "tokenizer.json"
 _CONFIG_FILE = "tokenizer_config.json"  # what transformers reads beside it; names the end-of-document token
-_SAMPLE_SLICE_BYTES = 1 << 20
 
 # Contractions; a word with the one character before it; up to three digits; punctuation; white space, whose last blank
 # goes to the next word. As GPT-4's, with marks counted as letters and every run bounded, so that no text makes the
@@ -49,13 +48,15 @@ class Tokenizer:
     """
 
     def __init__(self, model: tokenizers.Tokenizer, end_of_document: str, name: str = TOKENIZER_FILE) -> None:
-        """Raises: DataError: `model` is not a byte-level BPE that keeps every byte, or has no such special token."""
+        """Raises: DataError: `model` does not give every text back (data/lossless.py), or has no such special token."""
         self._model = model
         self._model.encode_special_tokens = True  # a special token's name in a text is only text
         self._model.no_truncation()
         self._model.no_padding()
+        if model.decoder is None:
+            model.decoder = decoders.ByteLevel()  # for those who read the stored file
         spec = json.loads(model.to_str())
-        _check_byte_level(spec, name)
+        check_parts(spec, name)
         self.end_of_document = end_of_document
         self._bytes_of_id = _bytes_of_ids(model, spec, name)
         eod_id = model.token_to_id(end_of_document)
@@ -69,6 +70,7 @@ class Tokenizer:
         self.vocab_size = len(self._bytes_of_id)
         self.token_num_bytes = np.array([len(token) for token in self._bytes_of_id], np.int32)
         self._tiktoken = _same_in_tiktoken(spec)
+        check_probes(spec, self.encode_batch, self.decode, name)
 
     @property
     def backend(self) -> str:
@@ -115,8 +117,9 @@ class Tokenizer:
 def train_tokenizer(documents: Iterable[str], fields: TokenizerFields) -> Tokenizer:
     """Learn merges from texts. The same texts give the same tokenizer.
 
-    Raises: DataError: there is no text.
+    Raises: DataError: there is no text, or text could be merged into the end-of-document token.
     """
+    check_name_is_no_text(fields.end_of_document, PATTERN)
     model = tokenizers.Tokenizer(models.BPE())
     split = pre_tokenizers.Split(tokenizers.Regex(PATTERN), behavior="isolated")
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -147,27 +150,18 @@ def load_tokenizer(path: str | Path, end_of_document: str | None = None) -> Toke
     if not file.is_file():
         raise DataError(f"{file}: there is no such file. Expected a tokenizer.json of Hugging Face tokenizers.")
     try:
-        model = tokenizers.Tokenizer.from_file(str(file))
+        text = file.read_text(encoding="utf-8")
+        check_parts(json.loads(text), str(file))  # first: the library panics at some of what is refused
+        model = tokenizers.Tokenizer.from_str(text)
         if end_of_document is None:
             end_of_document = str(json.loads((file.parent / _CONFIG_FILE).read_text(encoding="utf-8"))["eos_token"])
-    except Exception as error:  # tokenizers raises bare Exception for a file it cannot read
+    except DataError:
+        raise
+    except BaseException as error:  # a bare Exception of tokenizers, or a panic in it, which is no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise DataError(f"{file}: cannot be read as a tokenizer: {error}. Train or copy it again.") from error
     return Tokenizer(model, end_of_document, str(file))
-
-
-def sample_texts(source: Source, sample_bytes: int) -> Iterator[str]:
-    """About `sample_bytes` of a source's text, the same share from each of its slices."""
-    slices = plan_slices(source, _SAMPLE_SLICE_BYTES)
-    planned = sum(slice_.num_bytes for slice_ in slices)
-    for slice_ in slices:
-        share = slice_.num_bytes if planned <= sample_bytes else max(slice_.num_bytes * sample_bytes // planned, 1)
-        left: float = share if planned > sample_bytes else float("inf")
-        for document in read_slice(slice_):
-            text = document.text if len(document.text) <= left else document.text[: int(left)]
-            yield text
-            left -= len(text.encode())
-            if left <= 0:
-                break
 
 
 class _Counted:
@@ -183,48 +177,14 @@ class _Counted:
             yield text
 
 
-def _check_byte_level(spec: dict[str, Any], name: str) -> None:
-    """Raise DataError unless every text survives encoding and decoding byte by byte."""
-    stages = _pre_tokenizers(spec)
-    byte_level = [stage for stage in stages if stage["type"] == "ByteLevel"]
-    found = None
-    if spec["model"]["type"] != "BPE":
-        found = f"its model is {spec['model']['type']}"
-    elif not byte_level:
-        found = "its pre-tokenizer is not byte-level"
-    elif byte_level[0]["add_prefix_space"]:
-        found = "it puts a blank before every text (add_prefix_space)"
-    elif spec["normalizer"] is not None:
-        found = f"its normalizer ({spec['normalizer']['type']}) changes the text"
-    elif spec["model"].get("dropout"):
-        found = "it drops merges at random (dropout)"
-    if found:
-        raise DataError(
-            f"{name}: {found}. Expected a byte-level BPE that keeps every byte (as GPT-2's), which bits per byte rest "
-            "on. Take another tokenizer, or train one: set `source` instead of `load`."
-        )
-
-
-def _pre_tokenizers(spec: dict[str, Any]) -> list[dict[str, Any]]:
-    stage = spec["pre_tokenizer"] or {"type": "none"}
-    return list(stage["pretokenizers"]) if stage["type"] == "Sequence" else [stage]
-
-
-def _byte_of_char() -> dict[str, int]:
-    """GPT-2's printable stand-in for each byte: itself where printable, else the next free character from U+0100 on."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in set(printable)]
-    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
-
-
 def _bytes_of_ids(model: tokenizers.Tokenizer, spec: dict[str, Any], name: str) -> list[bytes]:
-    byte_of_char = _byte_of_char()
+    stand_ins = byte_of_char()
     added = {token["id"]: b"" if token["special"] else token["content"].encode() for token in spec["added_tokens"]}
     vocab = model.get_vocab(with_added_tokens=True)
     of_id = [b""] * (max(vocab.values()) + 1)
     for token, index in vocab.items():
         try:
-            of_id[index] = added[index] if index in added else bytes(byte_of_char[char] for char in token)
+            of_id[index] = added[index] if index in added else bytes(stand_ins[char] for char in token)
         except KeyError:
             raise DataError(
                 f"{name}: token {token!r} (id {index}) is not in byte-level characters. Expected a byte-level BPE."
@@ -243,20 +203,20 @@ def _same_in_tiktoken(spec: dict[str, Any]) -> tiktoken.Encoding | None:
     split into bytes and joined by the merges before its own, ends as the two halves of its merge.
     """
     model = spec["model"]
-    split, *rest = _pre_tokenizers(spec)
+    split, *rest = pre_tokenizers_of(spec)
     plain_split = split.get("pattern") == {"Regex": PATTERN} and split["behavior"] == "Isolated" and not split["invert"]
     if not plain_split or [stage["type"] for stage in rest] != ["ByteLevel"] or rest[0]["use_regex"]:
         return None
     if any(not token["special"] for token in spec["added_tokens"]) or model["byte_fallback"] or model["ignore_merges"]:
         return None
-    byte_of_char = _byte_of_char()
+    stand_ins = byte_of_char()
     special = {token["content"] for token in spec["added_tokens"]}
     ranks = {
-        bytes(byte_of_char[char] for char in token): index
+        bytes(stand_ins[char] for char in token): index
         for token, index in model["vocab"].items()
         if token not in special
     }
-    merges = [tuple(bytes(byte_of_char[char] for char in half) for half in pair) for pair in model["merges"]]
+    merges = [tuple(bytes(stand_ins[char] for char in half) for half in pair) for pair in model["merges"]]
     merged_ids = [ranks.get(left + right, -1) for left, right in merges]
     in_order = all(before < after for before, after in pairwise([-1, *merged_ids]))
     if not in_order or len(merges) + 256 != len(ranks) or not all(_joins_to(ranks, pair) for pair in merges):

@@ -6,13 +6,23 @@ which any process reads alone with `read_slice`, in bounded memory (one document
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from data.config import FilesSource, HuggingFaceSource, PythonStdlibSource, Source
-from data.sources.document import Document, Part, Slice
+from data.sources.document import Document, LeftOut, Part, Slice
 
-__all__ = ["Document", "Part", "Slice", "content_identity", "plan_slices", "read_slice", "with_absolute_paths"]
+__all__ = [
+    "Document",
+    "Part",
+    "Slice",
+    "content_identity",
+    "duplicate_files",
+    "plan_slices",
+    "read_slice",
+    "with_absolute_paths",
+]
 
 
 def with_absolute_paths(source: Source) -> Source:
@@ -42,26 +52,40 @@ def plan_slices(source: Source, slice_bytes: int) -> list[Slice]:
     """
     slices: list[Slice] = []
     parts: list[Part] = []
+    num_bytes = 0
     for part in _reader_of(source).plan_parts(source, slice_bytes):
-        if parts and sum(held.num_bytes for held in parts) + part.num_bytes > slice_bytes:
+        if parts and num_bytes + part.num_bytes > slice_bytes:
             slices.append(Slice(len(slices), source, tuple(parts)))
-            parts = []
+            parts, num_bytes = [], 0
         parts.append(part)
+        num_bytes += part.num_bytes
     if parts:
         slices.append(Slice(len(slices), source, tuple(parts)))
     return slices
 
 
-def read_slice(slice_: Slice) -> Iterator[Document]:
+def duplicate_files(source: Source) -> list[str]:
+    """Names in the source that lead to a file that another name leads to already; each file is read once."""
+    if not isinstance(source, FilesSource):
+        return []
+    from data.sources import files
+
+    return [str(path) for path in files.find(source).duplicates]
+
+
+def read_slice(slice_: Slice, left_out: Counter[str] | None = None) -> Iterator[Document]:
     """The documents of a slice, in order, empty ones left out.
 
+    Args: left_out: counts, by reason, the documents that are not handed on.
     Raises: DataError: a file is damaged, changed since the plan was made, or holds what cannot be text.
     """
     reader = _reader_of(slice_.source)
     for part in slice_.parts:
-        for document in reader.read_part(slice_.source, part):
-            if document.text:
-                yield document
+        for found in reader.read_part(slice_.source, part):
+            if isinstance(found, Document) and found.text:
+                yield found
+            elif left_out is not None:
+                left_out[found.reason if isinstance(found, LeftOut) else "empty"] += 1
 
 
 def _absolute(path: str) -> str:

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from typing import Literal
 
 from data.config import InvalidUtf8, Source
 from data.errors import DataError
+
+BOM = b"\xef\xbb\xbf"
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+Reason = Literal["empty", "invalid_utf8", "undecodable"]
+"""Why a document is left out: no text in it; the policy for invalid UTF-8; its declared encoding does not fit."""
 
 
 @dataclass(frozen=True)
@@ -14,6 +23,14 @@ class Document:
 
     id: str
     text: str
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A document that is not handed on, so that it can be counted."""
+
+    id: str
+    reason: Reason
 
 
 @dataclass(frozen=True)
@@ -64,10 +81,36 @@ def decode_utf8(raw: bytes, policy: InvalidUtf8, where: str, first_byte: int | N
         if policy == "skip_document":
             return None
         at = f"byte {error.start}" + ("" if first_byte is None else f" (byte {first_byte + error.start} of the file)")
+        if raw.startswith(_UTF16_MARKS):
+            raise DataError(
+                f"{where}: this is UTF-16 (it begins with the byte-order mark {raw[:2].hex(' ')}), expected UTF-8. "
+                "Convert the file: iconv -f UTF-16 -t UTF-8."
+            ) from None
         raise DataError(
-            f"{where}: invalid UTF-8 at {at}: found 0x{raw[error.start]:02x}, {error.reason}. Convert the file "
-            "(iconv -f LATIN1 -t UTF-8), or set source.invalid_utf8 to `replace` or `skip_document`."
+            f"{where}: invalid UTF-8 at {at}: found 0x{raw[error.start]:02x}, {error.reason}. Convert the file from "
+            "its encoding (such as iconv -f LATIN1 -t UTF-8), or set source.invalid_utf8 to `replace` or "
+            "`skip_document`."
         ) from None
+
+
+def is_blank(line: bytes) -> bool:
+    """Whether a line holds nothing but white space, a byte-order mark aside."""
+    return not line.removeprefix(BOM).strip()
+
+
+def text_of(value: object, policy: InvalidUtf8, where: str) -> str | None:
+    """The text in a value of a column: a string, or bytes in UTF-8. None leaves the document out.
+
+    Raises: DataError: it is neither, or not valid UTF-8 and the policy is `error`.
+    """
+    if isinstance(value, str):
+        return mend_surrogates(value, policy, where)
+    if isinstance(value, bytes):
+        return decode_utf8(value, policy, where)
+    found = "null" if value is None else type(value).__name__
+    raise DataError(
+        f"{where}: found {found}, expected a string. Drop such rows, or set source.text_field to a column of text."
+    )
 
 
 def mend_surrogates(text: str, policy: InvalidUtf8, where: str) -> str | None:
@@ -79,11 +122,11 @@ def mend_surrogates(text: str, policy: InvalidUtf8, where: str) -> str | None:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         if policy == "replace":
-            return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+            return _SURROGATE.sub("\ufffd", text)
         if policy == "skip_document":
             return None
         raise DataError(
             f"{where}: character {error.start} is the lone surrogate U+{ord(text[error.start]):04X}, which is not "
-            "valid UTF-8. Mend the text, or set source.invalid_utf8 to `replace` or `skip_document`."
+            "valid UTF-8. Fix the text, or set source.invalid_utf8 to `replace` or `skip_document`."
         ) from None
     return text

@@ -1,44 +1,45 @@
-"""Text files on a disk: .txt, .jsonl, .jsonl.gz, .jsonl.zst and .parquet, read as streams."""
+"""Text files on a disk, read as streams; data.config.FORMAT_OF_SUFFIX says which formats there are."""
 
 from __future__ import annotations
 
+import errno
 import glob
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-from data.config import FILE_SUFFIXES, FilesSource
+from data.config import FORMAT_OF_SUFFIX, FileFormat, FilesSource
 from data.errors import DataError
 from data.sources import jsonl, parquet
 from data.sources.digests import digest_of, file_sha256
-from data.sources.document import Document, Part, decode_utf8
+from data.sources.document import BOM, Document, LeftOut, Part, decode_utf8
 
 _COMPRESSION_RATIO = 3  # bytes of text per compressed byte, for planning only
 _LOOK_AHEAD_BYTES = 64 << 10  # how far past a cut a line end is looked for
-_BOM = b"\xef\xbb\xbf"
 
 
 def content_identity(source: FilesSource) -> str:
     """Digest of the names and contents of the files."""
-    return digest_of(entry for path in _paths(source) for entry in (path.name, file_sha256(path)))
+    return digest_of(entry for path in find(source).paths for entry in (path.name, _sha256(path)))
 
 
 def plan_parts(source: FilesSource, slice_bytes: int) -> Iterator[Part]:
     """Pieces of the files, in order: no larger than a slice where the format can be entered in the middle."""
-    for path in _paths(source):
+    for path in find(source).paths:
         size = path.stat().st_size
-        match _suffix(path):
-            case ".parquet":
+        match _format(path):
+            case "parquet":
                 for group, num_bytes in enumerate(parquet.row_group_bytes(path, source.text_field)):
                     yield Part(str(path), group, group + 1, num_bytes, size)
-            case ".jsonl":
+            case "jsonl":
                 yield from _cut(path, size, slice_bytes)
-            case ".txt":
+            case "txt":
                 yield from _cut(path, size, source.max_txt_document_bytes)
             case _:
                 yield Part(str(path), 0, size, size * _COMPRESSION_RATIO, size)
 
 
-def read_part(source: FilesSource, part: Part) -> Iterator[Document]:
+def read_part(source: FilesSource, part: Part) -> Iterator[Document | LeftOut]:
     """The documents of one part.
 
     Raises: DataError: the file is gone, changed, damaged, or a document in it is not text.
@@ -56,15 +57,15 @@ def read_part(source: FilesSource, part: Part) -> Iterator[Document]:
             f"{path}: {size} bytes, but {part.file_bytes} when the work was planned. Leave the files alone while they "
             "are tokenized, then run again."
         )
-    match _suffix(path):
-        case ".parquet":
+    match _format(path):
+        case "parquet":
             yield from parquet.read_row_groups(source, path, range(part.start, part.end))
-        case ".txt":
+        case "txt":
             yield from _read_txt(source, path, part)
-        case ".jsonl":
+        case "jsonl":
             yield from jsonl.read_range(source, path, part.start, part.end)
-        case _:
-            yield from jsonl.read_compressed(source, path)
+        case "jsonl.gz" | "jsonl.zst" as compressed:
+            yield from jsonl.read_compressed(source, path, compressed)
 
 
 def _cut(path: Path, size: int, step: int) -> Iterator[Part]:
@@ -73,7 +74,7 @@ def _cut(path: Path, size: int, step: int) -> Iterator[Part]:
         yield Part(str(path), start, end, end - start, size)
 
 
-def _read_txt(source: FilesSource, path: Path, part: Part) -> Iterator[Document]:
+def _read_txt(source: FilesSource, path: Path, part: Part) -> Iterator[Document | LeftOut]:
     with open(path, "rb") as file:
         start, end = _txt_boundary(file, part.start, part.file_bytes), _txt_boundary(file, part.end, part.file_bytes)
         file.seek(start)
@@ -81,11 +82,11 @@ def _read_txt(source: FilesSource, path: Path, part: Part) -> Iterator[Document]
     is_whole = part.start == 0 and part.end == part.file_bytes
     where = str(path) if is_whole else f"{path}, bytes {start} to {end}"
     first_byte = start
-    if start == 0 and raw.startswith(_BOM):
-        raw, first_byte = raw[len(_BOM) :], len(_BOM)
+    if start == 0 and raw.startswith(BOM):
+        raw, first_byte = raw[len(BOM) :], len(BOM)
+    name = str(path) if is_whole else f"{path}:{start}"
     text = decode_utf8(raw, source.invalid_utf8, where, first_byte)
-    if text is not None:
-        yield Document(str(path) if is_whole else f"{path}:{start}", text)
+    yield LeftOut(name, "invalid_utf8") if text is None else Document(name, text)
 
 
 def _txt_boundary(file, offset: int, size: int) -> int:  # type: ignore[no-untyped-def]  # a binary file
@@ -101,35 +102,72 @@ def _txt_boundary(file, offset: int, size: int) -> int:  # type: ignore[no-untyp
     return offset + inside_character
 
 
-def _paths(source: FilesSource) -> list[Path]:
-    paths: dict[Path, None] = {}
-    for pattern in source.paths:
-        expanded = Path(pattern).expanduser()
-        if expanded.is_dir():
-            raise DataError(
-                f"source.paths: {pattern} is a folder. Name files in it, for example {pattern.rstrip('/')}/*.jsonl; "
-                f"formats: {', '.join(FILE_SUFFIXES)}."
-            )
-        is_glob = glob.has_magic(pattern) and not expanded.exists()
-        found = [Path(name) for name in sorted(glob.glob(str(expanded), recursive=True))] if is_glob else [expanded]
-        found = [path for path in found if not (is_glob and path.is_dir())]
-        if not found:
-            raise DataError(f"source.paths: no file matches {pattern!r} (from {Path.cwd()}). Correct the pattern.")
-        for path in found:
-            if not path.is_file():
-                raise DataError(f"source.paths: there is no file {path} (from {Path.cwd()}). Correct the path.")
-            _suffix(path)
-            paths[path.absolute()] = None
-    if not any(path.stat().st_size for path in paths):
-        raise DataError(f"source.paths: empty corpus: all {len(paths)} files have 0 bytes. Name files with text.")
-    return list(paths)
+class Found(NamedTuple):
+    """Files in the order they are read, and names that lead to one of them once more."""
+
+    paths: list[Path]
+    duplicates: list[Path]
 
 
-def _suffix(path: Path) -> str:
-    for suffix in FILE_SUFFIXES:
-        if path.name.endswith(suffix):
-            return suffix
+def find(source: FilesSource) -> Found:
+    """The files a source names. Raises DataError: one is missing, no file, of an unknown format, or all are empty."""
+    found = Found([], [])
+    seen: set[tuple[int, int]] = set()
+    for path in (path for pattern in source.paths for path in _matches(pattern)):
+        stat = path.stat()
+        if (stat.st_dev, stat.st_ino) in seen:
+            found.duplicates.append(path.absolute())
+        else:
+            seen.add((stat.st_dev, stat.st_ino))
+            found.paths.append(path.absolute())
+    if not any(path.stat().st_size for path in found.paths):
+        raise DataError(f"source.paths: empty corpus: all {len(found.paths)} files have 0 bytes. Name files with text.")
+    return found
+
+
+def _matches(pattern: str) -> list[Path]:
+    expanded = Path(pattern).expanduser()
+    if expanded.is_dir():
+        raise DataError(
+            f"source.paths: {pattern} is a folder. Name files in it, for example {pattern.rstrip('/')}/*.jsonl; "
+            f"formats: {', '.join(FORMAT_OF_SUFFIX)}."
+        )
+    is_glob = glob.has_magic(pattern) and not expanded.exists()
+    found = [Path(name) for name in sorted(glob.glob(str(expanded), recursive=True))] if is_glob else [expanded]
+    if is_glob:
+        found = [path for path in found if not path.is_dir() and not _is_endless(path)]
+    if not found:
+        raise DataError(f"source.paths: no file matches {pattern!r} (from {Path.cwd()}). Correct the pattern.")
+    for path in found:
+        if not path.is_file():
+            what = f"{path} is not a regular file" if path.exists() else f"there is no file {path}"
+            raise DataError(f"source.paths: {what} (from {Path.cwd()}). Correct the path.")
+        _format(path)
+    return found
+
+
+def _is_endless(path: Path) -> bool:
+    """Whether a glob came here by way of a link to a folder above, once too often."""
+    try:
+        path.stat()
+    except OSError as error:
+        return error.errno == errno.ELOOP
+    return False
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return file_sha256(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}. Allow reading it, or name other files.") from error
+
+
+def _format(path: Path) -> FileFormat:
+    name = path.name.lower()
+    for suffix, format_ in FORMAT_OF_SUFFIX.items():
+        if name.endswith(suffix):
+            return format_
     raise DataError(
-        f"source.paths: {path}: cannot tell the format from the name. Expected one of {', '.join(FILE_SUFFIXES)}: "
+        f"source.paths: {path}: cannot tell the format from the name. Expected one of {', '.join(FORMAT_OF_SUFFIX)}: "
         "rename or convert the file."
     )

@@ -9,7 +9,8 @@ from typing import Any
 from data.config import HuggingFaceSource
 from data.errors import DataError
 from data.sources.digests import digest_of, file_sha256
-from data.sources.document import Document, Part, mend_surrogates
+from data.sources.document import Document, Part, text_of
+from data.sources.parquet import is_text_type
 
 _COMMIT_LENGTH = 40
 _ROWS_SAMPLED = 1000
@@ -32,7 +33,7 @@ def plan_parts(source: HuggingFaceSource, slice_bytes: int) -> Iterator[Part]:
     if not len(rows):
         raise DataError(f"source: {source.dataset}, split {source.split}: empty corpus: no rows. Name another split.")
     sampled = rows[range(0, len(rows), max(len(rows) // _ROWS_SAMPLED, 1))][source.text_field]
-    mean_bytes = sum(len((text or "").encode("utf-8", "replace")) for text in sampled) / len(sampled) + 1
+    mean_bytes = sum(len(text or "") for text in sampled) / len(sampled) + 1
     step = max(int(slice_bytes / mean_bytes), 1)
     for start in range(0, len(rows), step):
         end = min(start + step, len(rows))
@@ -49,15 +50,9 @@ def read_part(source: HuggingFaceSource, part: Part) -> Iterator[Document]:
         )
     for row in range(part.start, part.end):
         where = f"{source.dataset}, split {source.split}, row {row}"
-        text = rows[row][source.text_field]
-        if not isinstance(text, str):
-            raise DataError(
-                f"{where}: column {source.text_field!r} holds {type(text).__name__}, expected a string. Set "
-                "source.text_field to a column of text."
-            )
-        text = mend_surrogates(text, "error", where)
-        if text is not None:
-            yield Document(f"{source.dataset}:{row}", text)
+        text = text_of(rows[row][source.text_field], "error", f"{where}, column {source.text_field!r}")
+        assert text is not None  # the policy is `error`
+        yield Document(f"{source.dataset}:{row}", text)
 
 
 def _load(source: HuggingFaceSource) -> Any:
@@ -74,6 +69,12 @@ def _load(source: HuggingFaceSource) -> Any:
         raise DataError(
             f"source.dataset={source.dataset}: no column {source.text_field!r}; its columns are "
             f"{', '.join(map(repr, rows.column_names))}. Set source.text_field to the one that holds the text."
+        )
+    column = rows.data.schema.field(source.text_field).type
+    if not is_text_type(column):
+        raise DataError(
+            f"source.dataset={source.dataset}: column {source.text_field!r} has type {column}, expected string. Set "
+            "source.text_field to a column of text."
         )
     return rows
 

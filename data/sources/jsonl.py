@@ -7,41 +7,49 @@ import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from data.config import FilesSource
 from data.errors import DataError
-from data.sources.document import Document, decode_utf8, mend_surrogates
+from data.sources.document import BOM, Document, LeftOut, decode_utf8, is_blank, mend_surrogates
 
 _BLOCK_BYTES = 1 << 16
+_SKIP_BYTES = 1 << 20
+_DECODER = json.JSONDecoder(parse_int=float)  # of a number only its type matters, and int refuses 4,301 digits
 _SHOWN_CHARS = 60
 
 
-def read_range(source: FilesSource, path: Path, start: int, end: int) -> Iterator[Document]:
+def read_range(source: FilesSource, path: Path, start: int, end: int) -> Iterator[Document | LeftOut]:
     """The documents of the lines that begin in bytes [start, end) of a plain file."""
     with open(path, "rb", buffering=1 << 20) as file:
         if start:
             file.seek(start - 1)
-            file.readline()  # the rest of the line before, which begins in another range
+            while file.tell() < end and not file.readline(_SKIP_BYTES).endswith(b"\n"):
+                pass  # the rest of the line before, which begins in another range and may be longer than memory
         while (offset := file.tell()) < end:
             line = file.readline()
             yield from _parse(source, line, f"{path}:{offset}", _Place(path, offset))
 
 
-def read_compressed(source: FilesSource, path: Path) -> Iterator[Document]:
+def read_compressed(
+    source: FilesSource, path: Path, format_: Literal["jsonl.gz", "jsonl.zst"]
+) -> Iterator[Document | LeftOut]:
     """The documents of a .jsonl.gz or .jsonl.zst file.
 
     Raises: DataError: the compressed stream is cut off or damaged, or a line is bad.
     """
+    tool = "gzip" if format_ == "jsonl.gz" else "zstd"
+    advice = f"Check the file with `{tool} -t`, and fetch it again if that fails."
     number = 0
     try:
-        for number, line in enumerate(_lines(path), start=1):
-            yield from _parse(source, line, f"{path}:{number}", _Place(path, line_number=number))
+        for number, line in enumerate(_lines(path, format_), start=1):
+            try:
+                yield from _parse(source, line, f"{path}:{number}", _Place(path, line_number=number))
+            except DataError as error:
+                raise DataError(f"{error} {advice}") from error.__cause__
     except (EOFError, gzip.BadGzipFile, zlib.error, _ZstdError) as error:
-        raise DataError(
-            f"{path}: the compressed stream is damaged or cut off after line {number}: {error}. Expected a whole "
-            f"{path.suffix} file: check it with `{'gzip' if path.suffix == '.gz' else 'zstd'} -t`, fetch it again."
-        ) from error
+        where = f"damaged or cut off after line {number}" if number else f"not {tool}, or damaged at its beginning"
+        raise DataError(f"{path}: the compressed stream is {where}: {error}. {advice}") from error
 
 
 class _ZstdError(Exception):
@@ -66,23 +74,26 @@ class _Place:
         return f"{self._path}, line {number}"
 
 
-def _parse(source: FilesSource, line: bytes, document_id: str, place: _Place) -> Iterator[Document]:
-    """The document of one line; none for a blank line or one the policy for invalid UTF-8 leaves out."""
-    if line.isspace():
+def _parse(source: FilesSource, line: bytes, document_id: str, place: _Place) -> Iterator[Document | LeftOut]:
+    """The document of one line; none for a blank line."""
+    if is_blank(line):
         return
+    if line.startswith(BOM):  # also inside a file: files are joined with cat
+        line = line[len(BOM) :]
     try:
-        decoded = line.decode("utf-8-sig" if line[:3] == b"\xef\xbb\xbf" else "utf-8")
+        decoded = line.decode("utf-8")
     except UnicodeDecodeError:
         mended = decode_utf8(line, source.invalid_utf8, str(place), place.offset)
         if mended is None:
+            yield LeftOut(document_id, "invalid_utf8")
             return
         decoded = mended
     try:
-        record = json.loads(decoded)
+        record = _DECODER.decode(decoded)
     except (json.JSONDecodeError, RecursionError) as error:
         raise DataError(
-            f"{place}: not JSON ({error}): {_shown(decoded)}. Expected one JSON object a line with the text in field "
-            f"{source.text_field!r}. Mend or delete the line."
+            f"{place}: not JSON ({error}): {_shown(decoded)}. Expected one JSON object per line with the text in field "
+            f"{source.text_field!r}. Fix or delete the line."
         ) from None
     if not isinstance(record, dict):
         raise DataError(
@@ -92,21 +103,20 @@ def _parse(source: FilesSource, line: bytes, document_id: str, place: _Place) ->
     if source.text_field not in record:
         raise DataError(
             f"{place}: no field {source.text_field!r}; its fields are {', '.join(map(repr, record)) or 'none'}. "
-            "Set source.text_field to the one that holds the text, or mend the line."
+            "Set source.text_field to the one that holds the text, or fix the line."
         )
     text = record[source.text_field]
     if not isinstance(text, str):
         raise DataError(
             f"{place}: field {source.text_field!r} is a JSON {_json_type(text)}, expected a string. "
-            "Set source.text_field to the field that holds the text, or mend the line."
+            "Set source.text_field to the field that holds the text, or fix the line."
         )
     text = mend_surrogates(text, source.invalid_utf8, str(place))
-    if text is not None:
-        yield Document(document_id, text)
+    yield LeftOut(document_id, "invalid_utf8") if text is None else Document(document_id, text)
 
 
-def _lines(path: Path) -> Iterator[bytes]:
-    if path.suffix == ".gz":
+def _lines(path: Path, format_: Literal["jsonl.gz", "jsonl.zst"]) -> Iterator[bytes]:
+    if format_ == "jsonl.gz":
         with gzip.open(path, "rb") as file:
             yield from file
         return

@@ -15,7 +15,7 @@ from pathlib import Path
 from data.config import PythonStdlibSource
 from data.errors import DataError
 from data.sources.digests import digest_of, file_sha256
-from data.sources.document import Document, Part
+from data.sources.document import Document, LeftOut, Part
 
 _NEVER = {"__pycache__", "site-packages", "dist-packages"}
 _TESTS = {"test", "tests", "idle_test"}
@@ -35,7 +35,7 @@ def plan_parts(source: PythonStdlibSource, slice_bytes: int) -> Iterator[Part]:
         yield Part(name, 0, size, num_bytes=size, file_bytes=size)
 
 
-def read_part(source: PythonStdlibSource, part: Part) -> Iterator[Document]:
+def read_part(source: PythonStdlibSource, part: Part) -> Iterator[Document | LeftOut]:
     """The file as one document, unless it does not decode."""
     raw = (_root() / part.path).read_bytes()
     if len(raw) != part.file_bytes:
@@ -47,7 +47,7 @@ def read_part(source: PythonStdlibSource, part: Part) -> Iterator[Document]:
         encoding, _ = tokenize.detect_encoding(io.BytesIO(raw).readline)
         yield Document(part.path, raw.decode(encoding))
     except (SyntaxError, UnicodeDecodeError, LookupError):
-        return
+        yield LeftOut(part.path, "undecodable")
 
 
 def _root() -> Path:

@@ -6,6 +6,7 @@ the end {train,valid}/index.json, which make a data set of them, and a copy of t
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from data.config import TokenizeFields
-from data.records import SPLITS, ShardsSummary, SliceRecord
+from data.records import NOTHING, SPLITS, ShardsSummary, SliceRecord
 from pipelines.stages.base import StageConfig, StageContext, StageOutput
 from pipelines.stages.tokenizer import TOKENIZER_FOLDER, describe_source
 
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from pipelines.engine.artifact import ArtifactDir
 
 _RECORDS_FOLDER = "slices"
+_LOG_EVERY_S = 1.0
+_NOTICEABLE_SHARE = 0.01
+
+logger = logging.getLogger(__name__)
 
 
 class TokenizeStageConfig(StageConfig, TokenizeFields):
@@ -48,6 +53,11 @@ class TokenizeOutput(StageOutput):
     num_valid_samples: int
     num_valid_tokens: int
     num_valid_bytes: int
+    left_out: dict[str, int] = Field(
+        description="Documents in neither split, by reason: `empty` (no text), `invalid_utf8` (left out by "
+        "source.invalid_utf8), `undecodable` (not in the encoding they declare)."
+    )
+    num_duplicate_files: int = Field(description="Names in the source that lead to a file already read.")
     train_sha256: str = Field(description="Identity of the training split's content.")
     valid_sha256: str | None = Field(description="Identity of the validation split's content; null: it is empty.")
 
@@ -56,7 +66,7 @@ class TokenizeStage:
     """Finished slices are kept between attempts; one that was being written is written again."""
 
     kind: ClassVar[str] = "tokenize"
-    code_version: ClassVar[int] = 1
+    code_version: ClassVar[int] = 2
     config_type: ClassVar[type[StageConfig]] = TokenizeStageConfig
     output_type: ClassVar[type[StageOutput]] = TokenizeOutput
 
@@ -71,7 +81,7 @@ class TokenizeStage:
     def run(self, config: TokenizeStageConfig, context: StageContext) -> TokenizeOutput:
         """Write the shards. Raises UserError: the text is unfit, or there is none for a split."""
         from data.packing import merge_slices
-        from data.sources import plan_slices, with_absolute_paths
+        from data.sources import duplicate_files, plan_slices, with_absolute_paths
         from pipelines.stages.tasks import user_errors
 
         (tokenizer,) = context.inputs_of("tokenizer")
@@ -81,6 +91,7 @@ class TokenizeStage:
         context.journal.log_dataset(context.name, digest, describe_source(config.source), context="tokenize")
         with user_errors():
             slices = plan_slices(config.source, config.slice_bytes)
+            duplicates = duplicate_files(config.source)
             records = self._tokenize(slices, config, tokenizer.artifact, context)
             summary = merge_slices(artifact.local, records, config)
             for split in summary.index_sha256:
@@ -88,7 +99,9 @@ class TokenizeStage:
             tokenizer_folder = tokenizer.artifact.fetch(TOKENIZER_FOLDER)
             shutil.copytree(tokenizer_folder, artifact.local / TOKENIZER_FOLDER, dirs_exist_ok=True)
             artifact.publish(TOKENIZER_FOLDER)
-        return _output(summary, len(slices))
+        output = _output(summary, len(slices), duplicates)
+        _report_left_out(output, duplicates, context)
+        return output
 
     def _tokenize(
         self, slices: list[Slice], config: TokenizeStageConfig, tokenizer: ArtifactDir, context: StageContext
@@ -100,20 +113,24 @@ class TokenizeStage:
         records = _finished_slices(artifact)
         finished = {record.index for record in records}
         calls = [(slice_, config, tokenizer, artifact) for slice_ in slices if slice_.index not in finished]
-        num_reused = len(records)
+        done = sum((counts for record in records for counts in record.counts.values()), NOTHING)
+        num_reused, tokens_reused = len(records), done.num_tokens
         journal.log_metrics(num_reused, {"tokenize/slices_total": len(slices), "tokenize/slices_done": num_reused})
-        started = time.monotonic()
+        started = logged = time.monotonic()
         for record in run_tasks(_tokenize_slice, calls, config.resources):
             records.append(record)
-            elapsed_s = time.monotonic() - started
-            num_tokens = _total(records, "num_tokens")
+            done = sum(record.counts.values(), done)
+            now = time.monotonic()
+            if now - logged < _LOG_EVERY_S and len(records) < len(slices):
+                continue
+            logged = now
             journal.log_metrics(
                 len(records),
                 {
                     "tokenize/slices_done": len(records),
-                    "tokenize/tokens": num_tokens,
-                    "tokenize/tokens_per_s": _total(records[num_reused:], "num_tokens") / elapsed_s,
-                    "tokenize/bytes_per_token": _total(records, "num_bytes") / max(num_tokens, 1),
+                    "tokenize/tokens": done.num_tokens,
+                    "tokenize/tokens_per_s": (done.num_tokens - tokens_reused) / (now - started),
+                    "tokenize/bytes_per_token": done.num_bytes / max(done.num_tokens, 1),
                 },
             )
         return records
@@ -149,11 +166,23 @@ def _finished_slices(artifact: ArtifactDir) -> list[SliceRecord]:
     return [SliceRecord.model_validate(artifact.read_json(f"{_RECORDS_FOLDER}/{name}")) for name in names]
 
 
-def _total(records: list[SliceRecord], count: str) -> int:
-    return sum(getattr(record.counts[split], count) for record in records for split in SPLITS)
+def _report_left_out(output: TokenizeOutput, duplicates: list[str], context: StageContext) -> None:
+    """Tell MLflow how many documents and files were left out and why, and the user if it is a noticeable share."""
+    figures = {f"tokenize/left_out_{reason}": float(count) for reason, count in output.left_out.items()}
+    context.journal.log_metrics(0, figures | {"tokenize/duplicate_files": float(output.num_duplicate_files)})
+    num_left_out = sum(output.left_out.values())
+    num_documents = num_left_out + output.num_train_documents + output.num_valid_documents
+    if num_left_out > _NOTICEABLE_SHARE * num_documents:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(output.left_out.items()))
+        logger.warning("%s: %d of %d documents were left out: %s.", context.name, num_left_out, num_documents, reasons)
+    if duplicates:
+        logger.warning(
+            "%s: %d names in the source lead to files that were already read, and are not read again: %s%s.",
+            context.name, len(duplicates), ", ".join(duplicates[:3]), ", ..." if len(duplicates) > 3 else "",
+        )  # fmt: skip
 
 
-def _output(summary: ShardsSummary, num_slices: int) -> TokenizeOutput:
+def _output(summary: ShardsSummary, num_slices: int, duplicates: list[str]) -> TokenizeOutput:
     counts: dict[str, Any] = {
         f"num_{split}_{name.removeprefix('num_')}": value
         for split in SPLITS
@@ -162,6 +191,8 @@ def _output(summary: ShardsSummary, num_slices: int) -> TokenizeOutput:
     return TokenizeOutput(
         **summary.format.model_dump(),
         **counts,
+        left_out=summary.left_out,
+        num_duplicate_files=len(duplicates),
         num_slices=num_slices,
         train_sha256=summary.index_sha256["train"],
         valid_sha256=summary.index_sha256.get("valid"),

@@ -37,7 +37,7 @@ class TokenizerStage:
     """Trains in one Ray task, which uses all cores it finds; nothing is kept between attempts."""
 
     kind: ClassVar[str] = "tokenizer"
-    code_version: ClassVar[int] = 1
+    code_version: ClassVar[int] = 2
     config_type: ClassVar[type[StageConfig]] = TokenizerStageConfig
     output_type: ClassVar[type[StageOutput]] = TokenizerOutput
 
@@ -82,7 +82,8 @@ def describe_source(source: object) -> str:
 
 def _make_tokenizer(config: TokenizerStageConfig, artifact: ArtifactDir) -> TokenizerOutput:
     """Runs as a Ray task. Raises DataError."""
-    from data.tokenizer import load_tokenizer, sample_texts, train_tokenizer
+    from data.sampling import sample_texts
+    from data.tokenizer import load_tokenizer, train_tokenizer
 
     if config.source is not None:
         tokenizer = train_tokenizer(sample_texts(config.source, config.sample_bytes), config)

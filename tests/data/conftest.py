@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from data.config import PythonStdlibSource, TokenizerFields
-from data.tokenizer import Tokenizer, sample_texts, train_tokenizer
+from data.sampling import sample_texts
+from data.tokenizer import Tokenizer, train_tokenizer
 
 
 @pytest.fixture(scope="session")

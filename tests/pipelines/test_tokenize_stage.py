@@ -100,7 +100,26 @@ def test_stages_write_shards_and_a_crashed_run_redoes_only_unfinished_slices(tmp
     assert run_tokenize(tmp_path, tokenizer, config) == output
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
     assert torn.read_bytes() == whole
-    assert len(metrics(tmp_path, "tokenize/slices_done")) == output.num_slices + 1, "no point is told twice"
+    steps = [step for step, _ in metrics(tmp_path, "tokenize/slices_done")]
+    assert steps == sorted(set(steps)), "no point is told twice"
+    assert steps[-1] == output.num_slices
+
+
+def test_what_is_left_out_is_counted_tracked_and_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = write_corpus(tmp_path, [*TEXTS, "", ""])
+    with open(tmp_path / "corpus.jsonl", "ab") as file:
+        file.write(b'{"text": "\xff"}\n')
+    (tmp_path / "again.jsonl").symlink_to("corpus.jsonl")
+    source["invalid_utf8"] = "skip_document"
+    source["paths"] = [str(tmp_path / "corpus.jsonl"), str(tmp_path / "again.jsonl")]
+    output = run_tokenize(tmp_path, run_tokenizer(tmp_path, source), tokenize_config(source))
+    assert output.left_out == {"empty": 2, "invalid_utf8": 1}
+    assert output.num_duplicate_files == 1
+    assert output.num_train_documents + output.num_valid_documents == len(TEXTS)
+    assert metrics(tmp_path, "tokenize/left_out_empty") == [(0, 2.0)]
+    assert metrics(tmp_path, "tokenize/duplicate_files") == [(0, 1.0)]
+    assert f"3 of {len(TEXTS) + 3} documents were left out: 2 empty, 1 invalid_utf8." in caplog.text
+    assert "1 names in the source lead to files that were already read" in caplog.text
 
 
 def test_bad_text_fails_the_stage_and_leaves_no_data_set(tmp_path: Path) -> None:

@@ -1,0 +1,174 @@
+"""A tokenizer is accepted only if it gives every text back, and no text gives its end-of-document id."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import models, pre_tokenizers, trainers
+
+from data.config import PythonStdlibSource, TokenizerFields
+from data.errors import DataError
+from data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+
+Spec = dict[str, Any]
+TEXT = "one  two\tthree\n\n four, five-six 123 <eod>! two\u00e9 \U0001f600"
+
+
+@pytest.fixture(scope="module")
+def spec() -> Spec:
+    """A byte-level BPE as GPT-2's, with the end-of-document token <eod>."""
+    model = tokenizers.Tokenizer(models.BPE())
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<eod>"], initial_alphabet=alphabet)
+    model.train_from_iterator(["one two three four five six EOD\nEOD\nEOD\n### ###"] * 9, trainer)
+    found: Spec = json.loads(model.to_str())
+    return found
+
+
+def added(content: str, **fields: Any) -> Callable[[Spec], None]:
+    token = {"content": content, "special": False, "lstrip": False, "rstrip": False, "single_word": False}
+
+    def change(spec: Spec) -> None:
+        new_id = max([*spec["model"]["vocab"].values(), *(t["id"] for t in spec["added_tokens"])]) + 1
+        known = spec["model"]["vocab"].get(content, new_id)
+        spec["added_tokens"].append(token | {"id": known, "normalized": False} | fields)
+
+    return change
+
+
+def pre(*stages: Spec) -> Callable[[Spec], None]:
+    def change(spec: Spec) -> None:
+        spec["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [*stages]}
+
+    return change
+
+
+def model(**fields: Any) -> Callable[[Spec], None]:
+    return lambda spec: spec["model"].update(fields)
+
+
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+BLANK_FIRST = BYTES | {"add_prefix_space": True}
+METASPACE = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "never", "split": True}
+SPLIT = {"type": "Split", "pattern": {"Regex": "\\s+"}, "invert": False}
+NFC = {"type": "NFC"}
+
+REFUSED: dict[str, tuple[Callable[[Spec], None], str]] = {
+    "white space removed": (pre({"type": "Whitespace"}, BYTES), "Whitespace does not keep every character"),
+    "split at white space": (pre({"type": "WhitespaceSplit"}, BYTES), "WhitespaceSplit does not keep"),
+    "bert": (pre({"type": "BertPreTokenizer"}, BYTES), "BertPreTokenizer does not keep"),
+    "a delimiter removed": (pre({"type": "CharDelimiterSplit", "delimiter": "-"}, BYTES), "CharDelimiterSplit"),
+    "metaspace": (pre(METASPACE, BYTES), "Metaspace does not keep"),
+    "split that removes": (pre(SPLIT | {"behavior": "Removed"}, BYTES), "Split removes what it splits at"),
+    "punctuation removed": (pre({"type": "Punctuation", "behavior": "Removed"}, BYTES), "Punctuation removes"),
+    "blank first": (pre(BLANK_FIRST), "blank before every text"),
+    "blank first in a nested sequence": (
+        pre({"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, BLANK_FIRST]}),
+        "blank before every text",
+    ),
+    "byte-level twice": (pre(BYTES, BYTES), "2 byte-level pre-tokenizers"),
+    "byte-level never": (pre(SPLIT | {"behavior": "Isolated"}), "0 byte-level pre-tokenizers"),
+    "no pre-tokenizer": (lambda spec: spec.update(pre_tokenizer=None), "0 byte-level pre-tokenizers"),
+    "subword prefix": (model(continuing_subword_prefix="##"), "adds '##' to parts of words"),
+    "suffix of words": (model(end_of_word_suffix="</w>"), "adds '</w>' to parts of words"),
+    "dropout": (model(dropout=0.1), "drops merges at random"),
+    "normalizer": (lambda spec: spec.update(normalizer=NFC), "its normalizer .NFC. changes the text"),
+    "normalizer in a sequence": (
+        lambda spec: spec.update(normalizer={"type": "Sequence", "normalizers": [NFC]}),
+        "its normalizer .NFC. changes the text",
+    ),
+    "decoder of another kind": (
+        lambda spec: spec.update(decoder={"type": "WordPiece", "prefix": "##", "cleanup": True}),
+        "its decoder WordPiece is not the reverse",
+    ),
+    "added token that strips on the left": (added("two", lstrip=True), "swallows the blanks beside it"),
+    "added token that strips on the right": (added("zwei", rstrip=True), "swallows the blanks beside it"),
+    "added token that is other text's token": (added("\u0120four"), "shares id .* with other text"),
+    "special token that is a byte": (added("#", special=True), "can be merged into its special token '#'"),
+    "special token that is a merge": (added("EOD", special=True), "can be merged into its special token 'EOD'"),
+}
+ACCEPTED: dict[str, Callable[[Spec], None]] = {
+    "as it is": lambda spec: None,
+    "split that isolates": pre(SPLIT | {"behavior": "Isolated"}, BYTES),
+    "nested sequences": pre({"type": "Sequence", "pretokenizers": [SPLIT | {"behavior": "MergedWithNext"}]}, BYTES),
+    "digits one by one": pre({"type": "Digits", "individual_digits": True}, BYTES),
+    "empty normalizer": lambda spec: spec.update(normalizer={"type": "Sequence", "normalizers": []}),
+    "added token": added("zwei"),
+    "added token of a single word": added("two", single_word=True),
+    "special token that no merge gives": added("two three", special=True),
+    "special token that strips": added("<pad>", special=True, lstrip=True, rstrip=True),
+    "no decoder": lambda spec: spec.update(decoder=None),
+}
+
+
+def changed(spec: Spec, change: Callable[[Spec], None]) -> Tokenizer:
+    copy = json.loads(json.dumps(spec))
+    change(copy)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "x.json")
+        file.write_text(json.dumps(copy))
+        return load_tokenizer(file, "<eod>")
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_tokenizer_that_loses_or_invents_bytes_is_refused(spec: Spec, name: str) -> None:
+    change, message = REFUSED[name]
+    with pytest.raises(DataError, match=rf"x.json: .*{message}"):
+        changed(spec, change)
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+@settings(max_examples=25, deadline=None)
+@given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=60) | st.just(TEXT))
+def test_a_tokenizer_that_is_accepted_gives_every_text_back(spec: Spec, name: str, text: str) -> None:
+    tokenizer = changed(spec, ACCEPTED[name])
+    (ids,) = tokenizer.encode_batch([text])
+    assert tokenizer.decode(ids) == text.encode()
+    assert tokenizer.token_num_bytes[ids].sum() == len(text.encode())
+    assert tokenizer.eod_id not in ids
+
+
+def test_probes_meet_what_the_parts_do_not_say(spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data.tokenizer.check_parts", lambda spec, name: None)
+    for name in ("white space removed", "blank first", "byte-level twice", "added token that strips on the left"):
+        with pytest.raises(DataError, match=r"x.json: text does not come back from it: b'.*' came back as b'.*'"):
+            changed(spec, REFUSED[name][0])
+
+
+FIELDS = TokenizerFields(source=PythonStdlibSource(kind="python_stdlib"), vocab_size=400)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    name=st.text(st.sampled_from("EODthe#<|>/[]\n \u0120\u010a\u00e912x"), min_size=1, max_size=9)
+    | st.sampled_from(["EOD", "eos", "###", "the", "<s>", "</s>", "[EOS]", "<|endoftext|>", "\n\n", "a"]),
+    text=st.text(st.sampled_from("EODthe# <|>/[]\n12x\u00e9"), max_size=40),
+)
+def test_no_text_gives_the_id_of_any_end_of_document_token(name: str, text: str) -> None:
+    """The name itself is frequent in the text that merges are learnt from."""
+    try:
+        tokenizer = train_tokenizer(
+            [f"{name} {name}{name} {text} EOD the"] * 20, FIELDS.model_copy(update={"end_of_document": name})
+        )
+    except DataError as error:
+        assert "can be merged into" in str(error)  # noqa: PT017
+        return
+    for written in (text, name, f"a{name}b", f" {name} ", text + name + text):
+        (ids,) = tokenizer.encode_batch([written])
+        assert tokenizer.eod_id not in ids
+        assert tokenizer.decode(ids) == written.encode()
+
+
+@pytest.mark.parametrize("name", ["<|endoftext|>", "</s>", "[EOS]", "\n\n", "<eod>"])
+def test_usual_names_are_accepted_and_keep_id_0(name: str) -> None:
+    fields = FIELDS.model_copy(update={"end_of_document": name})
+    assert train_tokenizer([f"some {name} text " * 9], fields).eod_id == 0
