@@ -8,3 +8,7 @@ class DataError(ValueError):
 
     The message names the file, the line or byte, the field, what was expected and the next step.
     """
+
+
+class DamagedDataError(DataError):
+    """A file's content is not what was written, as its digest says."""

@@ -44,13 +44,17 @@ def file_sha256(path: Path) -> str:
     return sha256
 
 
+def cache_root() -> Path:
+    """Where things are remembered on this machine: $BMOJO_CACHE_DIR, else bmojo under the user's cache directory."""
+    configured = os.environ.get("BMOJO_CACHE_DIR")
+    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(configured) if configured else user_cache / "bmojo"
+
+
 def _read_sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _cache_file(path: Path) -> Path:
-    configured = os.environ.get("BMOJO_CACHE_DIR")
-    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    root = Path(configured) if configured else user_cache / "bmojo"
-    return root / "digests" / (hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32] + ".json")
+    return cache_root() / "digests" / (hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32] + ".json")

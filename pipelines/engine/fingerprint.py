@@ -66,7 +66,7 @@ def fingerprint_stage(
     hashed = {
         "kind": stage.kind,
         "code_version": stage.code_version,
-        "config": config_that_matters(config),
+        "config": config_that_matters(config) | config.settled(),
         "inputs": by_kind,
         "content": content,
     }

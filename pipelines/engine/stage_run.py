@@ -58,6 +58,7 @@ class StageRun:
             artifact=self._planned.artifact,
             inputs=self._inputs,
             journal=journal,
+            content=self._planned.fingerprint.parts.content,
         )
         paths = [journal.path, journal.path.with_name(journal.path.stem + WORKERS_SUFFIX)]
         with ExitStack() as stack:

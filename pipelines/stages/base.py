@@ -49,6 +49,10 @@ class StageConfig(StrictConfig):
         default_factory=Resources, description="What it asks of the cluster.", json_schema_extra=NOT_IN_FINGERPRINT
     )
 
+    def settled(self) -> dict[str, Any]:
+        """Values to hash instead of this config's own, where what is used also depends on fields that do not count."""
+        return {}
+
 
 class StageOutput(StrictConfig):
     """Small frozen facts a stage returns; the engine stores them in the artifact's record.json, written last."""
@@ -75,6 +79,7 @@ class StageContext:
     artifact: ArtifactDir
     inputs: Mapping[str, StageInput]  # by stage name, in the order of `needs`
     journal: Journal
+    content: str | None = None  # the content_identity of the raw inputs that the fingerprint was computed with
 
     def inputs_of(self, kind: str) -> list[StageInput]:
         """The inputs of one kind, in the order of `needs`."""

@@ -1,25 +1,29 @@
 """An append-only file of what a stage has to tell the tracking server, written at once and locally.
 
-One JSON object a line. A line is written by one write call, so a killed process leaves at most a torn last line, which
-the next writer cuts off. What is in the journal reaches MLflow sooner or later (replay.py), whatever dies in between.
+One JSON object per line, whose last member is the CRC-32 of the line before it. A line is written by one write call,
+so a killed process leaves at most a torn last line, which the next writer cuts off. What is in the journal reaches
+MLflow sooner or later (replay.py), whatever dies in between.
 """
 
 from __future__ import annotations
 
 import fcntl
 import json
-import math
 import os
 import threading
 import time
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import UserError
+from data.sealed import dumps
+from pipelines.errors import DamagedError, UserError
 from pipelines.tracking.redact import redact
 
 _READ_BYTES = 1 << 20
+_CHECKSUM = b', "crc": "%08x"}'
+_CHECKSUM_BYTES = len(_CHECKSUM % 0)
 
 
 class Journal:
@@ -51,8 +55,7 @@ class Journal:
             fresh = {name: float(value) for name, value in values.items() if step > self._last_step.get(name, -1)}
             if fresh:
                 self._last_step.update(dict.fromkeys(fresh, step))
-                encoded = {name: _encode_float(value) for name, value in fresh.items()}
-                self._append({"event": "metrics", "step": step, "values": encoded}, time_ms)
+                self._append({"event": "metrics", "step": step, "values": fresh}, time_ms)
 
     def last_step(self, name: str) -> int | None:
         """The last step journalled for a metric, by this writer or one before it."""
@@ -114,8 +117,7 @@ class Journal:
     def _append(self, event: dict[str, Any], time_ms: int | None = None) -> None:
         if self._descriptor < 0:
             raise ValueError(f"{self.path} is closed.")
-        line = json.dumps({"t": int(time.time() * 1000) if time_ms is None else time_ms, **event}, allow_nan=False)
-        data = memoryview(line.encode() + b"\n")
+        data = memoryview(encode_line({"t": int(time.time() * 1000) if time_ms is None else time_ms, **event}))
         while data:
             data = data[os.write(self._descriptor, data) :]
 
@@ -143,10 +145,16 @@ class Journal:
         os.ftruncate(self._descriptor, end)
 
 
+def encode_line(event: Mapping[str, Any]) -> bytes:
+    """An event as a line of a journal, with its checksum and line end."""
+    body = dumps(event).encode()
+    return body[:-1] + _CHECKSUM % zlib.crc32(body) + b"\n"
+
+
 def read_events(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
     """The complete events from byte `offset` on, each with the offset just behind it. A torn last line is not read.
 
-    Raises: UserError: a line that is complete is not a journal event.
+    Raises: DamagedError: a complete line is not as it was written.
     """
     try:
         file = open(path, "rb")  # noqa: SIM115 (closed below; a missing file is not an error)
@@ -160,23 +168,33 @@ def read_events(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], i
             for line in lines:
                 offset += len(line) + 1
                 yield _decode(line, path, offset), offset
+        if _checked_body(rest[:-1]) is not None:  # a whole line, and something else than its line end
+            raise DamagedError(
+                f"{path} is damaged at byte {offset + len(rest) - 1}: expected a line end. Move the file away to go on "
+                "without the points it holds."
+            )
 
 
 def _decode(line: bytes, path: Path, end: int) -> dict[str, Any]:
-    try:
-        event: dict[str, Any] = json.loads(line)
-        if not isinstance(event["event"], str):
-            raise TypeError("its event is not a name")
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} is damaged just before byte {end}: {error}. Move the file away to go on without the points it "
-            "holds."
-        ) from error
+    body = _checked_body(line)
+    if body is None:
+        has_checksum = b', "crc": "' in line
+        raise DamagedError(
+            f"{path} is damaged just before byte {end}: the line "
+            + (
+                "does not match its checksum"
+                if has_checksum
+                else "has no checksum; an earlier version may have written it"
+            )
+            + ". Move the file away to go on without the points it holds."
+        )
+    event: dict[str, Any] = json.loads(body)
     if event["event"] == "metrics":
         event["values"] = {name: float(value) for name, value in event["values"].items()}
     return event
 
 
-def _encode_float(value: float) -> float | str:
-    """JSON has no NaN and no infinities; Python's float() reads these names back."""
-    return value if math.isfinite(value) else str(value)
+def _checked_body(line: bytes) -> bytes | None:
+    """The line without its checksum, or None if the two do not match."""
+    body, checksum = line[:-_CHECKSUM_BYTES] + b"}", line[-_CHECKSUM_BYTES:]
+    return body if checksum == _CHECKSUM % zlib.crc32(body) else None

@@ -155,6 +155,10 @@ class TrainStageConfig(StageConfig):
         if self.offload.parameters and self.zero_stage != 3:
             raise ValueError(f"offload.parameters needs zero_stage 3; found {self.zero_stage}.")
 
+    def settled(self) -> dict[str, Any]:
+        """The precision that will be used: `auto` depends on the resources, which do not count."""
+        return {"precision": "bf16" if self.autocast_bf16 else "fp32"}
+
     @property
     def on_gpu(self) -> bool:
         """Workers compute on GPUs."""

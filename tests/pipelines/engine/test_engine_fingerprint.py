@@ -101,3 +101,24 @@ def test_parts_hold_no_secrets() -> None:
     secret = fingerprint(Config(password="hunter22"))
     assert secret.parts.config["password"] == "***"
     assert secret.digest != fingerprint(Config(password="other")).digest
+
+
+def test_precision_counts_as_it_will_be_used() -> None:
+    from pipelines.stages.train import TrainStage
+    from pipelines.training.config import TrainStageConfig
+
+    def digest(precision: str, gpus: int) -> str:
+        config = TrainStageConfig.model_validate(
+            {
+                "kind": "train",
+                "model": {"pattern": "bmojo", "d_model": 32, "num_heads": 2, "ssm_head_dim": 16, "d_state": 16,
+                          "window_size": 16, "chunk_size": 8, "num_eidetic": 4},
+                "global_batch_size": 2, "micro_batch_size": 2, "max_steps": 3, "warmup_steps": 0,
+                "precision": precision, "resources": {"gpus_per_worker": gpus},
+            }
+        )  # fmt: skip
+        return fingerprint_stage(TrainStage(), config, [], None).digest
+
+    assert digest("auto", 0) != digest("auto", 1)
+    assert digest("auto", 0) == digest("fp32", 0) == digest("fp32", 1)
+    assert digest("auto", 1) == digest("bf16", 1) == digest("bf16", 0)

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.errors import UserError
-from pipelines.tracking.journal import Journal, read_events
+from pipelines.errors import DamagedError, UserError
+from pipelines.tracking.journal import Journal, encode_line, read_events
 
 WRITE = """
 import sys
@@ -98,8 +98,8 @@ def test_not_a_number_and_infinities_come_back(tmp_path: Path) -> None:
 
 def test_damage_in_the_middle_is_an_error_with_its_place(tmp_path: Path) -> None:
     path = tmp_path / "j.jsonl"
-    path.write_bytes(b'{"event": "tags", "tags": {}}\n{"eve\n')
-    with pytest.raises(UserError, match=r"j\.jsonl is damaged just before byte 36"):
+    path.write_bytes(encode_line({"event": "tags", "tags": {}}) + b'{"eve\n')
+    with pytest.raises(UserError, match=r"j\.jsonl is damaged just before byte 55"):
         Journal(path)
 
 
@@ -126,3 +126,26 @@ def test_flushing_and_closing_twice_do_no_harm(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is closed"):
         journal.set_tags({"a": 1})
     assert os.path.getsize(tmp_path / "j.jsonl") == 0
+
+
+def test_a_flipped_bit_anywhere_in_a_journal_is_an_error_that_names_it(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    with Journal(path) as journal:
+        journal.log_metrics(1, {"train/loss": 2.5, "valid/loss": float("nan")}, time_ms=5)
+        journal.set_tags({"a": "b"})
+        journal.log_metrics(2, {"train/loss": float("-inf")}, time_ms=6)
+    whole = path.read_bytes()
+    for position in range(len(whole)):
+        for bit in range(8):
+            damaged = bytearray(whole)
+            damaged[position] ^= 1 << bit
+            path.write_bytes(damaged)
+            with pytest.raises(DamagedError, match=r"j\.jsonl is damaged"):
+                list(read_events(path))
+
+
+def test_lines_without_a_checksum_are_of_an_earlier_version(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    path.write_bytes(b'{"t": 1, "event": "metrics", "step": 1}\n')
+    with pytest.raises(DamagedError, match=r"j\.jsonl.*no checksum; an earlier version"):
+        list(read_events(path))
