@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from pipelines.engine.runs import Run, StageState
 
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="The pipeline's YAML file.", show_default=False)]
-EXIT_CODES = {"FAILED": 1, "RESUMABLE": 75, "CANCELLED": 130}  # 75: EX_TEMPFAIL, worth another try
 SYSTEM_METRICS = "system/"  # sampled by the clock; their steps say nothing of the stage's progress
 STATUS_STYLES = {"SUCCEEDED": "green", "FAILED": "red", "RESUMABLE": "yellow", "CANCELLED": "yellow", "RUNNING": "cyan"}
 
@@ -50,7 +49,8 @@ def plan(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
 def run(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     """Run a pipeline, or carry on with it: finished stages are reused, interrupted ones resumed.
 
-    Exit codes: 0 done, 1 your input or configuration is wrong, 75 something died (run again), 130 cancelled.
+    Exit codes: 0 done, 1 your input or configuration is wrong, 70 a bug, 75 cluster, storage or disk failed or SIGTERM
+    came (the same command resumes), 130 cancelled.
     """
     from pipelines.loading import load_pipeline
 
@@ -75,7 +75,7 @@ def _run(config: PipelineConfig, config_path: str | None) -> None:
     with progress_display(console) as progress:
         result = session.run(config, config_path, ConsoleObserver(progress))
     if result.failure is not None:
-        raise typer.Exit(EXIT_CODES[result.status])
+        raise typer.Exit(result.failure.exit_code)
 
 
 class ConsoleObserver(Observer):

@@ -1,33 +1,20 @@
-"""Whose fault an error is: the user's (FAILED), the cluster's (RESUMABLE), or nobody's (CANCELLED)."""
+"""What an error means for the run: status, exit code, one screen of text (the table is in pipelines.errors)."""
 
 from __future__ import annotations
 
-import sys
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pydantic import ValidationError
-
-from pipelines.engine.lease import LeaseLostError
+from data.errors import DataError
 from pipelines.engine.runs import Status
-from pipelines.errors import UserError
+from pipelines.errors import InfrastructureError, UserError
 from pipelines.tracking.redact import redact
 
-_CONNECTION_TYPES = {
-    "ConnectTimeout",
-    "ConnectTimeoutError",
-    "ConnectionClosedError",
-    "ConnectionError",
-    "DistBackendError",
-    "DistNetworkError",
-    "DistStoreError",
-    "EndpointConnectionError",
-    "PreemptionError",
-    "ReadTimeout",
-    "ReadTimeoutError",
-}
-_CONNECTION_TEXTS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
+EXIT_USER = 1
+EXIT_BUG = 70  # EX_SOFTWARE
+EXIT_RESUMABLE = 75  # EX_TEMPFAIL: the same command may succeed
+EXIT_CANCELLED = 130
 
 
 @dataclass(frozen=True)
@@ -37,57 +24,32 @@ class Failure:
     status: Status
     text: str
     details: str | None
+    exit_code: int
 
 
 def classify(error: BaseException) -> Failure:
-    """Judge an error, or what it wraps: Ray and Ray Train carry the errors of their workers inside their own."""
+    """Judge an error by the first in its chain of causes that is of ours; where there is none, it is a bug."""
     if isinstance(error, KeyboardInterrupt):
-        return Failure(Status.CANCELLED, "cancelled", None)
+        return Failure(Status.CANCELLED, "cancelled", None, EXIT_CANCELLED)
     if isinstance(error, SystemExit):
-        return Failure(Status.RESUMABLE, "the process was told to end (SIGTERM)", None)
-    chain = list(_unwrapped(error, set()))
-    for cause in chain:
-        if isinstance(cause, _user_errors()):
-            return Failure(Status.FAILED, redact(str(cause)), None)
+        return Failure(Status.RESUMABLE, "the process was told to end (SIGTERM)", None, EXIT_RESUMABLE)
+    chain = list(_causes(error))
     details = redact("".join(traceback.format_exception(error)))
     for cause in chain:
-        if isinstance(cause, LeaseLostError) or _is_clusters_fault(cause):
-            return Failure(Status.RESUMABLE, _line(cause), details)
-    return Failure(Status.FAILED, _line(chain[-1]), details)
+        if isinstance(cause, UserError | DataError):
+            return Failure(Status.FAILED, redact(str(cause)), None, EXIT_USER)
+        if isinstance(cause, InfrastructureError):
+            return Failure(Status.RESUMABLE, redact(str(cause)), details, EXIT_RESUMABLE)
+    return Failure(Status.FAILED, _line(chain[-1]), details, EXIT_BUG)
 
 
-def _user_errors() -> tuple[type[BaseException], ...]:
-    from data.errors import DataError
-
-    return (UserError, DataError, ValidationError)
-
-
-def _unwrapped(error: BaseException, seen: set[int]) -> Iterator[BaseException]:
-    """The error and everything inside it, outermost first."""
-    if id(error) in seen:
-        return
-    seen.add(id(error))
-    yield error
-    inner = [
-        getattr(error, "cause", None),  # ray.exceptions.RayTaskError
-        getattr(error, "controller_failure", None),  # ray.train.ControllerError
-        *(getattr(error, "worker_failures", None) or {}).values(),  # ray.train.WorkerGroupError
-        error.__cause__,
-    ]
-    for cause in inner:
-        if isinstance(cause, BaseException):
-            yield from _unwrapped(cause, seen)
-
-
-def _is_clusters_fault(error: BaseException) -> bool:
-    if isinstance(error, ConnectionError | TimeoutError) or type(error).__name__ in _CONNECTION_TYPES:
-        return True
-    if isinstance(error, RuntimeError) and any(text in str(error) for text in _CONNECTION_TEXTS):
-        return True
-    exceptions = sys.modules.get("ray.exceptions")  # without Ray there are no errors of Ray
-    if exceptions is None or not isinstance(error, exceptions.RayError):
-        return False
-    return not isinstance(error, exceptions.RayTaskError | exceptions.RuntimeEnvSetupError)
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__
 
 
 def _line(error: BaseException) -> str:

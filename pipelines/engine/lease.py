@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipelines.engine.process import ProcessIdentity
 from pipelines.engine.storage import Storage
-from pipelines.errors import UserError
+from pipelines.errors import InfrastructureError, UserError
 
 DEFAULT_TTL_S = 60.0
 DEFAULT_RENEW_S = 5.0
@@ -60,7 +60,7 @@ class LeaseHeldError(UserError):
         self.holder = holder
 
 
-class LeaseLostError(Exception):
+class LeaseLostError(InfrastructureError):
     """The lease ended while it was needed: it was not renewed in time and another process took it."""
 
 

@@ -14,6 +14,7 @@ from pipelines.engine.plan import Action, PlannedStage
 from pipelines.engine.provenance import git_commit, library_versions
 from pipelines.engine.records import FinishedStage, StageRecord, write_record
 from pipelines.engine.runs import Status, utc_now
+from pipelines.faults import explained_disk
 from pipelines.stages.base import Stage, StageContext, StageInput, StageOutput
 from pipelines.tracking.journal import Journal
 from pipelines.tracking.redact import redact
@@ -65,6 +66,7 @@ class StageRun:
             stack.enter_context(JournalWatch(paths, on_metrics))
             if self._tracking.options.system_metrics:
                 stack.enter_context(SystemMetrics(journal, Path(self._planned.artifact.local)))
+            stack.enter_context(explained_disk())
             output = self._stage.run(self._planned.config, context)
         if not isinstance(output, self._stage.output_type):
             raise TypeError(

@@ -13,7 +13,7 @@ import pytest
 
 from pipelines.engine.artifact import ArtifactDir
 from pipelines.engine.storage import Storage
-from pipelines.errors import UserError
+from pipelines.errors import InfrastructureError, UserError
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -99,20 +99,26 @@ def test_paths_cannot_leave_the_storage(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "words"),
-    [(errno.ENOSPC, "no space is left"), (errno.EACCES, "not allowed"), (errno.EROFS, "not allowed")],
+    ("number", "expected", "words"),
+    [
+        (errno.ENOSPC, InfrastructureError, "no space is left"),
+        (errno.EDQUOT, InfrastructureError, "quota"),
+        (errno.EIO, InfrastructureError, "EIO"),
+        (errno.EACCES, UserError, "not allowed"),
+        (errno.EROFS, UserError, "not allowed"),
+    ],
 )
 def test_a_disk_that_takes_nothing_is_explained(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, words: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, expected: type[Exception], words: str
 ) -> None:
-    storage = Storage(tmp_path)
+    storage = Storage(tmp_path).with_retry_s(0)
     storage.write_bytes_atomic("x", b"old")
 
     def fail(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(expected, match=words):
         storage.write_bytes_atomic("x", b"new")
     assert storage.read_bytes("x") == b"old"
     assert os.listdir(tmp_path) == ["x"]
