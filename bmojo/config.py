@@ -16,7 +16,7 @@ ATTENDING: frozenset[str] = frozenset({"attention", "swa", "bmojo_f", "bmojo"})
 class ModelConfig(BaseModel):
     """A language model of the B'MOJO family. `null` stands for "derived from the other fields"."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # The stack
     pattern: str = Field(

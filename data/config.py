@@ -26,7 +26,7 @@ FORMAT_OF_SUFFIX: dict[str, FileFormat] = {
 class StrictConfig(BaseModel):
     """Unknown keys are errors; nothing is written into a config after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class FilesSource(StrictConfig):

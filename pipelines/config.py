@@ -15,7 +15,7 @@ from typing import Annotated
 from pydantic import Field, field_validator, model_validator
 
 from pipelines.engine.graph import validate_graph
-from pipelines.errors import ConfigError
+from pipelines.errors import FieldError
 from pipelines.evaluation.config import EvaluateStageConfig
 from pipelines.exporting.config import ExportStageConfig
 from pipelines.reporting.config import ReportStageConfig
@@ -92,25 +92,23 @@ class PipelineConfig(StrictConfig):
     def _names_can_be_folders(cls, stages: dict[str, StageConfig]) -> dict[str, StageConfig]:
         for name in stages:
             if not name.replace("-", "").replace("_", "").isalnum() or not name.isascii() or len(name) > 40:
-                raise ValueError(
-                    f"stage name {name!r} names a folder: use at most 40 ASCII letters, digits, `-` and `_`."
+                raise FieldError(
+                    ("stages", name),
+                    "the name of a stage is the name of a folder: use at most 40 ASCII letters, digits, `-` and `_`.",
                 )
         return stages
 
     @model_validator(mode="after")
     def _graph_is_sound(self) -> PipelineConfig:
-        try:
-            validate_graph({name: stage.needs for name, stage in self.stages.items()})
-            for name, stage in self.stages.items():
-                self._check_needed_kinds(name, stage)
-                if isinstance(stage, TrainStageConfig):
-                    self._check_train(stage)
-                if isinstance(stage, EvaluateStageConfig):
-                    self._check_evaluate(name, stage)
-                if isinstance(stage, ReportStageConfig):
-                    self._check_report(name, stage)
-        except ConfigError as error:
-            raise ValueError(str(error)) from None
+        validate_graph({name: stage.needs for name, stage in self.stages.items()})
+        for name, stage in self.stages.items():
+            self._check_needed_kinds(name, stage)
+            if isinstance(stage, TrainStageConfig):
+                self._check_train(name, stage)
+            if isinstance(stage, EvaluateStageConfig):
+                self._check_evaluate(name, stage)
+            if isinstance(stage, ReportStageConfig):
+                self._check_report(name, stage)
         return self
 
     def _check_needed_kinds(self, name: str, stage: StageConfig) -> None:
@@ -119,9 +117,10 @@ class PipelineConfig(StrictConfig):
         for needed in stage.needs:
             found = self.stages[needed].kind
             if found not in allowed:
-                raise ConfigError(
-                    f"stages.{name}.needs: {needed!r} is a {found} stage; a {stage.kind} stage reads "
-                    f"{' and '.join(allowed) or 'no other stage'}. Take it out of `needs`."
+                raise FieldError(
+                    ("stages", name, "needs"),
+                    f"{needed!r} is a {found} stage; a {stage.kind} stage reads "
+                    f"{' and '.join(allowed) or 'no other stage'}. Take it out of `needs`.",
                 )
             counts[found] += 1
         for kind, (least, most) in allowed.items():
@@ -130,24 +129,26 @@ class PipelineConfig(StrictConfig):
                     f"exactly {least}" if least == most else f"at least {least}" if most is None else f"at most {most}"
                 )
                 there = [other for other, config in self.stages.items() if config.kind == kind and other != name]
-                raise ConfigError(
-                    f"stages.{name}.needs: found {counts[kind]} stages of kind {kind}, expected {expected}. "
-                    f"This pipeline's {kind} stages: {', '.join(there) or 'none'}."
+                raise FieldError(
+                    ("stages", name, "needs"),
+                    f"found {counts[kind]} stages of kind {kind}, expected {expected}. "
+                    f"This pipeline's {kind} stages: {', '.join(there) or 'none'}.",
                 )
 
-    def _check_train(self, stage: TrainStageConfig) -> None:
+    def _check_train(self, name: str, stage: TrainStageConfig) -> None:
         for needed in stage.needs:
             tokenize = self.stages[needed]
             if isinstance(tokenize, TokenizeStageConfig):
-                check_train_against_tokenize(stage, tokenize)
+                check_train_against_tokenize(stage, tokenize, name, needed)
 
     def _check_evaluate(self, name: str, stage: StageConfig) -> None:
         for needed in stage.needs:
             tokenize = self.stages[needed]
             if isinstance(tokenize, TokenizeStageConfig) and not tokenize.validation_fraction:
-                raise ConfigError(
-                    f"stages.{needed}.validation_fraction: is 0, so {name!r} has nothing to evaluate on. "
-                    "Set it above 0 (0.01 keeps a hundredth of the documents)."
+                raise FieldError(
+                    ("stages", needed, "validation_fraction"),
+                    f"is 0, so {name!r} has nothing to evaluate on. Set it above 0 (0.01 keeps a hundredth of the "
+                    "documents).",
                 )
 
     def _check_report(self, name: str, stage: StageConfig) -> None:
@@ -155,7 +156,7 @@ class PipelineConfig(StrictConfig):
         for needed in stage.needs:
             for train in self.stages[needed].needs if self.stages[needed].kind == "evaluate" else ():
                 if self.stages[train].kind == "train" and train not in stage.needs:
-                    raise ConfigError(
-                        f"stages.{name}.needs: has {needed!r} but not {train!r}, the train stage it evaluates. "
-                        f"Add {train!r}."
+                    raise FieldError(
+                        ("stages", name, "needs"),
+                        f"has {needed!r} but not {train!r}, the train stage it evaluates. Add {train!r}.",
                     )

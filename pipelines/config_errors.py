@@ -1,108 +1,194 @@
-"""What pydantic found wrong in a pipeline file, in that file's words: line, field as written, likely remedy."""
+"""What is wrong in a pipeline file, in that file's words: override or line, field as written, likely remedy."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import re
+import reprlib
+from collections.abc import Iterator, Mapping, Sequence
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
-MAX_ERRORS_SHOWN = 8
+from pipelines.errors import FieldError
+
+MAX_ERRORS_SHOWN = 6
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxdict, _SHORT.maxlist, _SHORT.maxstring, _SHORT.maxother = 2, 3, 4, 70, 70
+
+_EXPECTED = {  # pydantic's type of an error -> what was expected; {} are fields of its context
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "dict_type": "a mapping of names to values",
+    "finite_number": "a finite number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "greater_than": "a number above {gt}",
+    "greater_than_equal": "at least {ge}",
+    "int_from_float": "an integer",
+    "int_parsing": "an integer",
+    "int_parsing_size": "an integer of a reasonable size",
+    "int_type": "an integer",
+    "less_than": "a number below {lt}",
+    "less_than_equal": "at most {le}",
+    "list_type": "a list, such as [a, b]",
+    "literal_error": "{expected}",
+    "model_attributes_type": "a mapping of fields",
+    "model_type": "a mapping of fields",
+    "recursion_loop": "a value that does not contain itself",
+    "string_too_long": "at most {max_length} characters",
+    "string_too_short": "at least {min_length} characters",
+    "string_type": "text (in quotes, if it looks like a number)",
+    "too_long": "at most {max_length} entries",
+    "too_short": "at least {min_length} entries",
+    "tuple_type": "a list, such as [a, b]",
+}
 
 
-class FieldLines:
-    """Line numbers of the fields of a YAML document."""
+class FieldOrigins:
+    """Where the fields of a pipeline come from: an override, or a line of the file."""
 
-    def __init__(self, root: yaml.Node | None) -> None:
-        self.root = root
+    def __init__(self, file: str, root: yaml.Node | None = None) -> None:
+        self.file = file
+        self._root = root
+        self._overrides: list[tuple[tuple[str, ...], str]] = []
 
-    def of(self, field_path: Sequence[str | int]) -> int | None:
-        """Line (from 1) of the deepest part of the path that stands in the file."""
-        node, line = self.root, None
+    def add_override(self, keys: Sequence[str], text: str) -> None:
+        """Note that `text` set the field at `keys`."""
+        self._overrides.append((tuple(keys), text))
+
+    def of(self, field_path: Sequence[str | int], problem: str = "") -> str:
+        """The override that set the field; else one that set a part of it which `problem` names; else file and line."""
+        path = tuple(str(part) for part in field_path)
+        for keys, text in reversed(self._overrides):
+            if path[: len(keys)] == keys:
+                return f"override {text!r}"
+        for keys, text in reversed(self._overrides):
+            named = keys[-1].isdecimal() or re.search(rf"(?<!\w){re.escape(keys[-1])}(?!\w)", problem)
+            if named and keys[: len(path)] == path:
+                return f"override {text!r}"
+        line = self._line(field_path)
+        return f"{self.file}:{line}" if line else self.file
+
+    def _line(self, field_path: Sequence[str | int]) -> int | None:
+        """Line (from 1) of the deepest part of the path that is in the file."""
+        node, line = self._root, None
         for part in field_path:
             if isinstance(node, yaml.MappingNode):
-                found = next(((key, value) for key, value in node.value if key.value == str(part)), None)
+                found = next((pair for pair in _pairs(node) if pair[0].value == str(part)), None)
                 if found is None:
                     break
                 line, node = found[0].start_mark.line + 1, found[1]
-            elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-                node = node.value[part]
+            elif isinstance(node, yaml.SequenceNode) and str(part).isdecimal() and int(part) < len(node.value):
+                node = node.value[int(part)]
                 line = node.start_mark.line + 1
             else:
                 break
         return line
 
 
-def describe_errors(
-    error: ValidationError, root: type[BaseModel], raw: dict[str, Any], origin: str, lines: FieldLines
-) -> str:
-    """One line a mistake: file, line, field, what was found, what was expected."""
-    problems = []
+def _pairs(node: yaml.MappingNode) -> Iterator[tuple[yaml.Node, yaml.Node]]:
+    return iter(node.value)
+
+
+def describe_errors(error: ValidationError, root: type[BaseModel], origins: FieldOrigins) -> str:
+    """One line per mistake: override or file and line, field, what was found, what was expected."""
+    problems: list[str] = []
+    unguessed: dict[str, Sequence[str]] = {}  # where an unknown key is like none of the known ones: those
     for item in error.errors()[:MAX_ERRORS_SHOWN]:
-        field_path, model = _as_written(item["loc"], raw), _model_at(root, item["loc"])
-        line = lines.of(field_path)
-        where = ".".join(str(part) for part in field_path)
-        prefix = f"{origin}{f':{line}' if line else ''}: {where + ': ' if where else ''}"
-        problems.append(prefix + _explain(item, field_path, model))
+        path, model, field = _resolve(root, item["loc"])
+        cause = item.get("ctx", {}).get("error")
+        if isinstance(cause, FieldError):
+            path, problem = list(cause.field), cause.problem
+        elif item["type"] == "extra_forbidden":
+            guesses = _similar_fields(str(path[-1]), model)
+            if not guesses and model is not None:
+                unguessed[".".join(map(str, path[:-1])) or "the pipeline"] = sorted(model.model_fields)
+            problem = f"unknown key.{_did_you_mean(guesses)}"
+        else:
+            problem = _explain(item, field)
+        where = ".".join(str(part) for part in path)
+        problems.append(f"{origins.of(path, problem)}: {where + ': ' if where else ''}{problem}")
     if error.error_count() > MAX_ERRORS_SHOWN:
         problems.append(f"... and {error.error_count() - MAX_ERRORS_SHOWN} more.")
+    problems += [f"Known keys of {where}: {', '.join(keys)}." for where, keys in unguessed.items()]
     return "\n".join(problems)
 
 
-def _explain(item: Any, field_path: Sequence[str | int], model: type[BaseModel] | None) -> str:
-    kind, message = item["type"], item["msg"]
-    if kind == "extra_forbidden":
-        known = list(model.model_fields) if model else []
-        return f"unknown key.{suggest(str(field_path[-1]), known)}"
+def _explain(item: Any, field: FieldInfo | None) -> str:
+    kind, context, found = item["type"], item.get("ctx", {}), shown(item["input"])
     if kind == "missing":
         return "this field is required and missing."
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        found = item["input"].get("kind") if isinstance(item["input"], dict) else item["input"]
-        expected = item.get("ctx", {}).get("expected_tags", "a mapping with a `kind`")
-        return f"found kind {found!r}, expected one of {expected}."
+        return _explain_kind(item["input"], field)
     if kind == "value_error":
-        return message.removeprefix("Value error, ")
-    return f"found {item['input']!r:.80}. {message}."
+        return str(item["msg"]).removeprefix("Value error, ")
+    if kind == "string_pattern_mismatch" and field is not None and field.description:
+        return f"found {found}, which has another form. {field.description}"
+    if kind in _EXPECTED:
+        return f"found {found}, expected {_EXPECTED[kind].format_map(context)}."
+    return f"found {found}. {item['msg']}."
 
 
-def _as_written(loc: Sequence[str | int], raw: Any) -> list[str | int]:
-    """The path as the user wrote it; pydantic adds the tags of unions to it."""
+def _explain_kind(value: Any, field: FieldInfo | None) -> str:
+    kinds = _kinds(field.annotation) if field is not None else []
+    listed = ", ".join(kinds)
+    if not isinstance(value, Mapping):
+        return f"found {shown(value)}, expected a mapping with a `kind` (one of {listed})."
+    if value.get("kind") is None:
+        return f"`kind` is missing. It is one of {listed}."
+    found = str(value["kind"])
+    return f"found kind {found!r}, expected one of {listed}.{_did_you_mean(difflib.get_close_matches(found, kinds, 1))}"
+
+
+def shown(value: Any) -> str:
+    """A value as YAML writes it, cut to a readable length."""
+    if value is None:
+        return "nothing (null)"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return _SHORT.repr(value)
+
+
+def _resolve(root: type[BaseModel], loc: Sequence[str | int]) -> tuple[list[str | int], type[BaseModel] | None, Any]:
+    """Follow pydantic's location through the types.
+
+    Returns: the path as the user wrote it, without the tags of unions that pydantic puts in; the model in which its
+        last part is, if it is in one; and that field's description, or the one of a container's values.
+    """
     path: list[str | int] = []
-    node: Any = raw
-    for index, part in enumerate(loc):
-        is_tag = isinstance(node, dict) and part == node.get("kind") and part not in node
-        if is_tag and index != len(loc) - 1:
+    field = FieldInfo(annotation=root)
+    model: type[BaseModel] | None = None
+    for part in loc:
+        if field.discriminator is not None and part in _kinds(field.annotation):
+            field = FieldInfo(annotation=_member(field.annotation, str(part)))
+            continue
+        if part == "[key]":
             continue
         path.append(part)
-        if isinstance(node, dict):
-            node = node.get(part)
-        elif isinstance(node, (list, tuple)) and isinstance(part, int) and part < len(node):
-            node = node[part]
-        else:
-            node = None
-    return path
+        model, field = _enter(field.annotation, part)
+    return path, model, field
 
 
-def _model_at(root: type[BaseModel], loc: Sequence[str | int]) -> type[BaseModel] | None:
-    """The pydantic model in which the last part of `loc` is a field; None where it cannot be told."""
-    types: list[Any] = [root]
-    for part in loc[:-1]:
-        types = [inner for outer in types for inner in _descend(outer, part)]
-    models = [kind for kind in types if isinstance(kind, type) and issubclass(kind, BaseModel)]
-    return models[0] if models else None
+def _enter(annotation: Any, part: str | int) -> tuple[type[BaseModel] | None, FieldInfo]:
+    for kind in _alternatives(annotation):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind, _unwrapped(kind.model_fields.get(str(part), FieldInfo(annotation=None)))
+        if get_args(kind):  # a dict's values, a list's entries
+            return None, _unwrapped(FieldInfo.from_annotation(get_args(kind)[-1]))
+    return None, FieldInfo(annotation=None)
 
 
-def _descend(outer: Any, part: str | int) -> list[Any]:
-    if isinstance(outer, type) and issubclass(outer, BaseModel):
-        kind = outer.model_fields.get("kind")
-        if kind is not None and part in get_args(kind.annotation):
-            return [outer]  # the tag of a union selects it
-        field = outer.model_fields.get(str(part))
-        return _alternatives(field.annotation) if field else []
-    return _alternatives(get_args(outer)[-1]) if get_args(outer) else []  # a dict's values, a list's items
+def _unwrapped(field: FieldInfo) -> FieldInfo:
+    """`Annotated[A | B, Field(discriminator=...)] | None` as `A | B` with its discriminator."""
+    members = [member for member in get_args(field.annotation) if member is not type(None)]
+    if field.discriminator is None and len(members) == 1 and get_origin(members[0]) is Annotated:
+        return FieldInfo.from_annotation(members[0])
+    return field
 
 
 def _alternatives(annotation: Any) -> list[Any]:
@@ -114,9 +200,43 @@ def _alternatives(annotation: Any) -> list[Any]:
     return [annotation]
 
 
+def _kinds(annotation: Any) -> list[str]:
+    """The kinds between which a union of models chooses."""
+    models = [kind for kind in _alternatives(annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    fields = [model.model_fields.get("kind") for model in models]
+    return [str(value) for field in fields if field is not None for value in get_args(field.annotation)]
+
+
+def _member(annotation: Any, kind: str) -> Any:
+    return next(model for model in _alternatives(annotation) if kind in _kinds(model))
+
+
+def _similar_fields(key: str, model: type[BaseModel] | None) -> list[str]:
+    """Fields that `key` may stand for: of nearly that name, else with those words in their description."""
+    if model is None:
+        return []
+    if near := close_names(key, list(model.model_fields)):
+        return near
+    words = [word for word in re.split(r"[_\W]+", key.lower()) if word]
+    if sum(map(len, words)) < 4:
+        return []
+    pattern = re.compile(r"\b" + r"\W+".join(map(re.escape, words)) + r"s?\b")
+    return [name for name, field in model.model_fields.items() if pattern.search((field.description or "").lower())][:3]
+
+
+def close_names(name: str, known: Sequence[str]) -> list[str]:
+    """The known names nearest to `name`, if any is near."""
+    near = difflib.get_close_matches(name, known, n=3)
+    scores = [difflib.SequenceMatcher(None, name, other).ratio() for other in near]
+    return [other for other, score in zip(near, scores, strict=True) if score > scores[0] - 0.1]
+
+
+def _did_you_mean(names: Sequence[str]) -> str:
+    return f" Did you mean {' or '.join(repr(name) for name in names)}?" if names else ""
+
+
 def suggest(name: str, known: Sequence[str]) -> str:
     """A sentence with the nearest of the known names, else with all of them."""
-    near = difflib.get_close_matches(name, known, n=1)
-    if near:
-        return f" Did you mean {near[0]!r}?"
+    if near := close_names(name, known):
+        return _did_you_mean(near)
     return f" Known: {', '.join(sorted(known))}." if known else ""

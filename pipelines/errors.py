@@ -12,6 +12,8 @@ of the first two. Anything else that reaches the top is a bug. pipelines.engine.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class UserError(Exception):
     """What was found, where, what was expected and the next step. A run that raises it is FAILED, not RESUMABLE."""
@@ -19,6 +21,18 @@ class UserError(Exception):
 
 class ConfigError(UserError):
     """The pipeline file, a preset or an override is wrong; nothing was started or written."""
+
+
+class FieldError(ConfigError, ValueError):
+    """A field of the configuration is wrong. A ValueError, so that pydantic's validators may raise it.
+
+    Args: field: path from the top of the pipeline file. problem: what was found, what was expected and the next step.
+    """
+
+    def __init__(self, field: Sequence[str], problem: str) -> None:
+        super().__init__(f"{'.'.join(field)}: {problem}")
+        self.field = tuple(field)
+        self.problem = problem
 
 
 class DamagedError(UserError):

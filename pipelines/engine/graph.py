@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pipelines.errors import ConfigError
+from pipelines.errors import FieldError
 
 
 def validate_graph(needs: Mapping[str, Sequence[str]]) -> None:
     """Check the graph given as stage name -> names it needs.
 
-    Raises: ConfigError: a stage needs itself, one that does not exist, the same one twice, or there is a cycle.
+    Raises: FieldError: a stage needs itself, one that does not exist, the same one twice, or there is a cycle.
     """
     topological_order(needs)
 
@@ -20,14 +20,14 @@ def topological_order(needs: Mapping[str, Sequence[str]]) -> list[str]:
     for name, needed in needs.items():
         for other in needed:
             if other == name:
-                raise ConfigError(f"stages.{name}.needs: {name!r} needs itself. Take it out of its own `needs`.")
+                raise FieldError(("stages", name, "needs"), f"{name!r} needs itself. Take it out of its own `needs`.")
             if other not in needs:
-                raise ConfigError(
-                    f"stages.{name}.needs: there is no stage {other!r} in this pipeline. Its stages: "
-                    f"{', '.join(needs)}."
+                raise FieldError(
+                    ("stages", name, "needs"),
+                    f"there is no stage {other!r} in this pipeline. Its stages: {', '.join(needs)}.",
                 )
         if len(set(needed)) != len(needed):
-            raise ConfigError(f"stages.{name}.needs: {', '.join(needed)} names a stage twice. Name each once.")
+            raise FieldError(("stages", name, "needs"), f"{', '.join(needed)} names a stage twice. Name each once.")
 
     order: list[str] = []
     done: set[str] = set()
@@ -37,9 +37,9 @@ def topological_order(needs: Mapping[str, Sequence[str]]) -> list[str]:
             return
         if name in path:
             cycle = " -> ".join((*path[path.index(name) :], name))
-            raise ConfigError(
-                f"stages.{name}.needs: the stages wait for one another in a circle: {cycle}. Take one of these out of "
-                "`needs`."
+            raise FieldError(
+                ("stages", name, "needs"),
+                f"the stages wait for one another in a circle: {cycle}. Take one of these out of `needs`.",
             )
         for other in needs[name]:
             visit(other, (*path, name))

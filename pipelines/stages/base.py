@@ -22,7 +22,7 @@ NOT_IN_FINGERPRINT: dict[str, Any] = {"affects_result": False}
 class StrictConfig(BaseModel):
     """Unknown keys are errors; nothing is written into a config after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Resources(StrictConfig):
@@ -56,6 +56,8 @@ class StageConfig(StrictConfig):
 
 class StageOutput(StrictConfig):
     """Small frozen facts a stage returns; the engine stores them in the artifact's record.json, written last."""
+
+    model_config = ConfigDict(allow_inf_nan=True)  # a measurement may be infinite; a setting may not
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def make_job(config: TrainStageConfig, context: StageContext, metrics: MetricSin
     (tokens,) = context.inputs_of("tokenize")
     initial = context.inputs_of("train")
     tokens_output: Any = tokens.output
-    check_train_against_tokenize(config, tokens_output)
+    check_train_against_tokenize(config, tokens_output, context.name, tokens.name)
     return TrainJob(
         config=config,
         model=_sized_model(config, tokens),

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from bmojo import ModelConfig
-from pipelines.errors import ConfigError
+from pipelines.errors import FieldError
 from pipelines.stages.base import NOT_IN_FINGERPRINT, StageConfig, StrictConfig
 
 
@@ -182,27 +182,30 @@ class TrainStageConfig(StageConfig):
         return -(-self.max_tokens // (self.global_batch_size * seq_len))
 
 
-def check_train_against_tokenize(train: TrainStageConfig, tokenize: Any) -> None:
+def check_train_against_tokenize(train: TrainStageConfig, tokenize: Any, name: str, tokenize_name: str) -> None:
     """Refuse a model that cannot read sequences of the length that the `tokenize` stage writes.
 
-    Args: tokenize: anything with the sequence length in tokens as `seq_len` (the stage's config, or its output).
-    Raises: ConfigError: names both fields and the lengths that would do.
+    Args:
+        tokenize: anything with the sequence length in tokens as `seq_len` (the stage's config, or its output).
+        name, tokenize_name: of the two stages.
+    Raises: FieldError: names both fields and the lengths that would do.
     """
     seq_len: int = tokenize.seq_len
     chunk_size = train.model.chunk_size
     if CHUNKED_MIXERS & set(train.model.mixers) and seq_len % chunk_size:
         near = [n for n in (seq_len // chunk_size * chunk_size, -(-seq_len // chunk_size) * chunk_size) if n]
-        raise ConfigError(
-            f"tokenize.seq_len={seq_len} is not a multiple of train.model.chunk_size={chunk_size}: the chunked layers "
-            f"need whole chunks. Set tokenize.seq_len to {' or '.join(map(str, near))}, or chunk_size to a divisor of "
-            f"{seq_len}."
+        raise FieldError(
+            ("stages", tokenize_name, "seq_len"),
+            f"seq_len={seq_len} is not a multiple of {name}.model.chunk_size={chunk_size}: the chunked layers need "
+            f"whole chunks. Set seq_len to {' or '.join(map(str, near))}, or chunk_size to a divisor of {seq_len}.",
         )
     if train.max_tokens is not None and train.warmup_steps >= train.num_steps(seq_len):
         steps = train.num_steps(seq_len)
-        raise ConfigError(
-            f"train.warmup_steps={train.warmup_steps} leaves no step at full lr: max_tokens={train.max_tokens} is "
+        raise FieldError(
+            ("stages", name, "warmup_steps"),
+            f"warmup_steps={train.warmup_steps} leaves no step at full lr: max_tokens={train.max_tokens} is "
             f"{steps} steps of {train.global_batch_size} x {seq_len} tokens. Set warmup_steps to {steps // 10} or "
-            "less, or raise max_tokens."
+            "less, or raise max_tokens.",
         )
 
 

@@ -131,10 +131,31 @@ def test_a_missing_file_names_its_neighbours(tmp_path: Path, pipeline_file: Path
     [
         ("name: a\nname: b\n", ":2: not valid YAML: key 'name' stands twice"),
         ("name: [a\n", "not valid YAML"),
-        ("- a\n", "found list at the top"),
-        ("name: a\nstages: {}\n", "stages: found {}"),
-        ("name: A B\nstages: {}\n", "name: found 'A B'"),
+        ("- a\n", "found a list, expected a mapping with `name` and `stages`"),
+        ("", "found an empty file, expected a mapping"),
+        ("# nothing\n", "found an empty file, expected a mapping"),
+        ("name: a\nstages: {}\n", ":2: stages: found {}, expected at least 1 entries"),
+        ("name: A B\nstages: {}\n", ":1: name: found 'A B', which has another form. Name of the pipeline: lower-case"),
         ("!!python/object/apply:os.system ['true']\n", "not valid YAML"),
+        ("? [a, b]\n: 1\n", ":1: not valid YAML: a key must be a name, found ['a', 'b']"),
+        ("name: a\n1: b\n", ":2: not valid YAML: a key must be a name, found 1"),
+        ("a: " + "[" * 3000, ":1: not valid YAML: more than 40 levels deep"),
+        ("\n".join(" " * depth + "a:" for depth in range(3000)), ":41: not valid YAML: more than 40 levels deep"),
+        ("name: 2024-13-45\n", ":1: not valid YAML: '2024-13-45' cannot be read as timestamp"),
+        ("\nname: !!int x\n", ":2: not valid YAML: 'x' cannot be read as int"),
+        ("name: " + "9" * 5000, "cannot be read as int"),
+        ("name: a\nb: a\0b\n", ":2: not valid YAML: character '\\x00' is not allowed"),
+        ('name: a\nstages: {x: {kind: "\\ud83d"}}\n', r":2: stages.x.kind: holds half of a character (\ud83d"),
+        ('name: a\nstorage: "a\\0b"\n', ":2: storage: holds a NUL character"),
+        ('name: "\\ud83d\\ude00"\nstages: {}\n', "name: found '😀'"),
+        ("a: &a [*a]\n", ":1: a: unknown key"),
+        ("a: &a {<<: *a}\n", ":1: a: unknown key"),
+        (
+            "name: a\nstages: {x: {load: y}}\n",
+            ":2: stages.x: `kind` is missing. It is one of tokenizer, tokenize, train",
+        ),
+        ("name: a\nstages: {x: 3}\n", ":2: stages.x: found 3, expected a mapping of fields"),
+        ("name: a\nstages: {a/b: {kind: tokenizer, load: y}}\n", ":2: stages.a/b: the name of a stage"),
     ],
 )
 def test_broken_files_are_explained(tmp_path: Path, text: str, expected: str) -> None:
@@ -143,10 +164,83 @@ def test_broken_files_are_explained(tmp_path: Path, text: str, expected: str) ->
     assert expected in refusal(file)
 
 
-@pytest.mark.parametrize("override", ["train.lr", "=1", "nowhere.lr=1", "train.lr.x=1", "train.lr=[1"])
-def test_broken_overrides_are_explained(pipeline_file: Path, override: str) -> None:
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("train.lr", "expected field.path=value"),
+        ("=1", "expected field.path=value"),
+        ("nowhere.lr=1", "'nowhere' is neither a stage nor a field"),
+        ("--train.lr=1", "Overrides are written without dashes."),
+        ("train.lr.x=1", "stages.train.lr: found {'x': 1}, expected a number."),
+        ("train.lr=[1", "the value is not valid YAML"),
+        ("train.lr=abc", "stages.train.lr: found 'abc', expected a number."),
+        ("train.lr=.inf", "stages.train.lr: found inf, expected a finite number."),
+        ("train.eps=nan", "stages.train.eps: found 'nan', expected a finite number."),
+        ("train.model.norm_eps=.inf", "stages.train.model.norm_eps: found inf, expected a finite number."),
+        ("tokens.validation_fraction=.nan", "stages.tokens.validation_fraction: found nan, expected a finite number."),
+        ("train.max_steps=1.5", "stages.train.max_steps: found 1.5, expected an integer."),
+        ("train.global_batch_size=-8", "stages.train.global_batch_size: found -8, expected a number above 0."),
+        ("train.zero_stage=7", "stages.train.zero_stage: found 7, expected 0, 1, 2 or 3."),
+        ("train.deterministic=maybe", "stages.train.deterministic: found 'maybe', expected true or false."),
+        ("train.needs=tokens", "stages.train.needs: found 'tokens', expected a list, such as [a, b]."),
+        ("train.betas=[1.5,0.9]", "stages.train: betas=[1.5, 0.9]: each must be"),
+        ("train.warmup_steps=50", "stages.train: warmup_steps=50 leaves no step of max_steps=10"),
+        ("train.model.window_size=8", "stages.train.model: chunk_size=16 exceeds window_size=8"),
+        ("tokenizer.source=null", "stages.tokenizer: found neither of source and load"),
+        ("tokenizer.source={kind: files, paths: []}", "stages.tokenizer.source.paths: found [], expected at least 1"),
+        ("train.schedule={kind: x}", "stages.train.schedule: found kind 'x', expected one of cosine, wsd."),
+        ("report.kind=null", "stages.report: `kind` is missing. It is one of tokenizer, "),
+        ("report.kind=raport", "found kind 'raport', expected one of tokenizer, tokenize, train, evaluate, report, "),
+        ("train.needs=[report]", "stages.train.needs: the stages wait for one another in a circle"),
+        ("tokens.needs.0=x", "stages.tokens.needs: there is no stage 'x'"),
+        ("tokens.needs.5=x", "stages.tokens.needs is a list of 1; expected the number of an entry"),
+        ("name.lr=1", "name is not a mapping; give it a whole value instead. The stage of that name is stages.name."),
+        ("train.learning_rate=1", "stages.train.learning_rate: unknown key. Did you mean 'lr' or"),
+        ("train.batch_size=3", "unknown key. Did you mean 'micro_batch_size' or 'global_batch_size'?"),
+        ('evaluate.sample.prompts=["\\ud83d"]', "stages.evaluate.sample.prompts.0: holds half of a character"),
+        ("name=\udcff", "the value is not valid YAML: character '\\udcff' is not allowed"),
+    ],
+)
+def test_a_wrong_override_is_named(pipeline_file: Path, override: str, expected: str) -> None:
     message = refusal(pipeline_file, override)
-    assert repr(override) in message or "stages.train.lr: found {'x': 1}" in message
+    assert message.startswith(f"override {override!r}: ")
+    assert expected in message
+    assert len(message.splitlines()) == 1
+
+
+def test_a_mistake_of_the_file_has_its_line_beside_overrides(pipeline_file: Path) -> None:
+    pipeline_file.write_text(PIPELINE.replace("max_steps: 10", "max_steps: ten"))
+    line = PIPELINE.splitlines().index("    max_steps: 10") + 1
+    assert refusal(pipeline_file, "train.lr=1e-3").startswith(f"{pipeline_file}:{line}: stages.train.max_steps: ")
+
+
+def test_known_keys_are_listed_once(pipeline_file: Path) -> None:
+    message = refusal(pipeline_file, *(f"train.{key}=1" for key in ("q1", "zz", "foo", "xyz", "abc", "uuu", "vvv")))
+    assert message.count("micro_batch_size") == 1
+    assert "Known keys of stages.train: betas, " in message
+    assert message.count("unknown key.") == 6
+    assert "... and 1 more." in message
+
+
+def test_an_entry_of_a_list_can_be_overridden(pipeline_file: Path) -> None:
+    pipeline_file.write_text(PIPELINE.replace("warmup_steps: 2", "warmup_steps: 2\n    betas: [0.9, 0.95]"))
+    assert load_pipeline(pipeline_file, ["train.betas.1=0.99"]).stages["train"].betas == (0.9, 0.99)
+
+
+def test_a_field_at_the_top_comes_before_a_stage_of_its_name(pipeline_file: Path) -> None:
+    pipeline_file.write_text(PIPELINE.replace("  evaluate:", "  name:").replace("[train, evaluate]", "[train, name]"))
+    config = load_pipeline(pipeline_file, ["name=other", "stages.name.batch_size=3"])
+    assert config.name == "other"
+    assert config.stages["name"].batch_size == 3
+
+
+def test_an_escaped_pair_of_surrogates_is_one_character(pipeline_file: Path) -> None:
+    pipeline_file.write_text(PIPELINE + '    title: "\\ud83d\\ude00"\n', encoding="utf-8")
+    assert load_pipeline(pipeline_file).stages["report"].title == "😀"
+
+
+def test_overrides_before_the_file_are_noticed(pipeline_file: Path) -> None:
+    assert "overrides come after the file" in refusal(Path("train.lr=1"), str(pipeline_file))
 
 
 def test_a_preset_can_be_named_and_changed(pipeline_file: Path) -> None:
