@@ -9,6 +9,7 @@ from pipelines.cluster import ensure_cluster
 from pipelines.config import PipelineConfig
 from pipelines.engine.observer import Observer
 from pipelines.engine.runner import Pipeline, RunResult, run_pipeline
+from pipelines.engine.runs import Run
 from pipelines.engine.storage import Storage
 from pipelines.stages.registry import STAGES
 from pipelines.tracking.run_tracking import TrackingOptions
@@ -27,8 +28,13 @@ def open_pipeline(config: PipelineConfig, config_path: str | Path | None = None)
     )
 
 
-def run(config: PipelineConfig, config_path: str | Path | None = None, observer: Observer | None = None) -> RunResult:
-    """Run the pipeline or carry on with it, in this process. Errors of stages are in the result; see run_pipeline."""
+def run(
+    config: PipelineConfig,
+    config_path: str | Path | None = None,
+    observer: Observer | None = None,
+    expected: Run | None = None,
+) -> RunResult:
+    """Run or resume the pipeline, in this process. Errors of stages are in the result; see run_pipeline."""
     pipeline = open_pipeline(config, config_path)
     target = resolve_target(config.tracking.uri, config.tracking.experiment, pipeline.storage)
     return run_pipeline(
@@ -36,4 +42,5 @@ def run(config: PipelineConfig, config_path: str | Path | None = None, observer:
         TrackingOptions(target, system_metrics=config.tracking.system_metrics),
         ensure_cluster=partial(ensure_cluster, config.cluster, config.stages.values()),
         observer=observer,
+        expected=expected,
     )

@@ -28,6 +28,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "status": runs.status,
         "list": runs.list_runs,
         "cancel": runs.cancel,
+        "unlock": runs.unlock,
         "delete": runs.delete,
         "sync": runs.sync,
     },

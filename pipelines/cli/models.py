@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -40,7 +41,6 @@ def load_trained(storage: str, run: str | None, stage: str | None) -> TrainedMod
     from bmojo.checkpoint_io import load_pretrained
     from data.tokenizer import load_tokenizer
     from kernels import dispatch
-    from pipelines.engine.artifact import ArtifactDir
     from pipelines.engine.records import read_record
     from pipelines.engine.runs import find_run
     from pipelines.engine.storage import Storage
@@ -55,20 +55,27 @@ def load_trained(storage: str, run: str | None, stage: str | None) -> TrainedMod
     name = stage or next(iter(trained))
     if name not in trained:
         raise UserError(f"Run {found.run_id} has no train stage {name!r}; it has: {', '.join(trained) or 'none'}.")
-    url = trained[name].artifact
-    record = read_record(ArtifactDir.at(url)) if url else None
-    if url is None or record is None:
+    artifact = found.artifact_of(trained[name])
+    record = read_record(artifact) if artifact else None
+    if artifact is None or record is None:
         raise UserError(
-            f"Stage {name!r} of run {found.run_id} is {trained[name].status}, not finished. "
-            f"Carry on: bmojo resume {found.run_id}."
+            f"Stage {name!r} of run {found.run_id} is {trained[name].status}, not finished. {_advice(found)}"
         )
     output = TrainOutput.model_validate(record.output)
-    model = load_pretrained(ArtifactDir.at(url).fetch(output.model)).eval()
+    model = load_pretrained(artifact.fetch(output.model)).eval()
     try:
         dispatch.chosen(model.embedding.weight)  # now, so that what is missing is said before any output
     except (ValueError, RuntimeError, OSError) as error:
         raise UserError(str(error)) from error
-    return TrainedModel(found, name, model, load_tokenizer(ArtifactDir.at(output.tokenizer).fetch()))
+    return TrainedModel(found, name, model, load_tokenizer(artifact.referred(output.tokenizer).fetch()))
+
+
+def _advice(run: Run) -> str:
+    at = f"{run.run_id} --storage {quote(run.storage.url)}"
+    holder = run.holder()
+    if holder is not None:
+        return f"The run is running now, by {holder}. Wait for it; bmojo status {at} shows how far it is."
+    return f"Resume it: bmojo resume {at}."
 
 
 def generate(

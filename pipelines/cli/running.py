@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -40,10 +41,22 @@ def plan(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     loaded = load_pipeline(config, overrides or ())
     pipeline = open_pipeline(loaded, config)
     table = Table("stage", "kind", "action", "why", box=None, pad_edge=False)
-    for stage in pipeline.plan():
-        table.add_row(stage.name, stage.kind, stage.action, escape("\n".join((stage.reason, *stage.changes))))
+    planned = pipeline.plan()
+    running = pipeline.holders(planned, _watched)
+    for stage in planned:
+        if stage.name in running:
+            action, reasons = "running", [f"running now, by {running[stage.name]}"]
+        else:
+            action, reasons = str(stage.action), [stage.reason, *stage.changes]
+        table.add_row(stage.name, stage.kind, action, escape("\n".join(reasons)))
     console.print(table)
     _print_estimates(loaded)
+
+
+def _watched(holder: LeaseInfo, wait_s: float) -> None:
+    from pipelines.engine.runner import watch_notice
+
+    error_console.print(escape(watch_notice(holder, wait_s)), soft_wrap=True)
 
 
 def run(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
@@ -58,22 +71,33 @@ def run(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
 
 
 def resume(run: RunArgument = None, storage: StorageOption = "runs") -> None:
-    """Carry on with a run as it was configured, without its pipeline file."""
+    """Resume a run as it was configured, without its pipeline file, from any directory.
+
+    Relative paths start where they did when the run was started.
+    """
     from pipelines.engine.runs import find_run
     from pipelines.engine.storage import Storage
     from pipelines.loading import validate_pipeline
 
     found = find_run(Storage(storage), run)
     info = found.info()
-    config = validate_pipeline(info.config, f"{found.url}/run.json")
-    _run(config, info.config_path)
+    config = validate_pipeline({**info.config, "storage": found.storage.url}, f"{found.url}/run.json")
+    if info.base_dir and not Path(info.base_dir).is_dir():
+        error_console.print(
+            f"[yellow]note:[/] {escape(info.base_dir)}, where the run was started, is not there; relative paths start "
+            "here instead.",
+            soft_wrap=True,
+        )
+    elif info.base_dir:
+        os.chdir(info.base_dir)
+    _run(config, info.config_path, found)
 
 
-def _run(config: PipelineConfig, config_path: str | None) -> None:
+def _run(config: PipelineConfig, config_path: str | None, expected: Run | None = None) -> None:
     from pipelines import session
 
     with progress_display(console) as progress:
-        result = session.run(config, config_path, ConsoleObserver(progress))
+        result = session.run(config, config_path, ConsoleObserver(progress), expected)
     if result.failure is not None:
         raise typer.Exit(result.failure.exit_code)
 

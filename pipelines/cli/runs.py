@@ -1,37 +1,45 @@
-"""`bmojo status`, `list`, `cancel`, `delete`, `sync`: looking after runs."""
+"""`bmojo status`, `list`, `cancel`, `unlock`, `delete`, `sync`: looking after runs."""
 
 from __future__ import annotations
 
-from datetime import datetime
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
-from pipelines.cli.console import RunArgument, StorageOption, console
+from pipelines.cli.console import RunArgument, StorageOption, console, error_console
 from pipelines.cli.running import STATUS_STYLES
+from pipelines.errors import UserError
 
 if TYPE_CHECKING:
-    from pipelines.engine.runs import Run
+    from pipelines.engine.lease import LeaseInfo
+    from pipelines.engine.runs import Run, RunState, StageState
 
 RequiredRun = Annotated[str, typer.Argument(metavar="RUN", help="Run id, the beginning of one, or a pipeline's name.")]
 
 
 def status(run: RunArgument = None, storage: StorageOption = "runs") -> None:
-    """Show how far a run is, stage by stage."""
+    """Show how far a run is, stage by stage, and since when."""
     found = _find(run, storage)
-    state = found.state()
+    holder = found.holder(_watched)
+    state = found.state(_watched) if holder is None else found.stored_state()
     console.print(f"[bold]{found.run_id}[/] {_styled(state.status)} {escape(found.url)}", soft_wrap=True)
-    holder = found.holder()
     if holder is not None:
-        console.print(f"  worked on by {escape(str(holder))}")
-    table = Table("stage", "kind", "status", "time", "artifact", box=None, pad_edge=False)
+        console.print(f"  running now, by {escape(str(holder))}, {holder.last_seen}", soft_wrap=True)
+    if state.started_at:
+        ended = f", ended {_shown_time(state.finished_at)}" if state.finished_at else ""
+        console.print(f"  started {_shown_time(state.started_at)}{ended}")
+    if state.checked_at:
+        console.print(f"  checked again at {_shown_time(state.checked_at)}: all of it was still there")
+    table = Table("stage", "kind", "status", "started", "time", "artifact", box=None, pad_edge=False)
     for name, stage in state.stages.items():
         shown = "[green]reused[/]" if stage.reused else _styled(stage.status)
-        elapsed = _elapsed(stage.started_at, stage.finished_at)
         table.add_row(
-            name, stage.kind, shown, elapsed, escape((stage.artifact or "").removeprefix(found.storage.url + "/"))
+            name, stage.kind, shown, _shown_time(stage.started_at), _elapsed(stage), escape(stage.artifact or "")
         )
     console.print(table)
     for name, stage in state.stages.items():
@@ -39,6 +47,8 @@ def status(run: RunArgument = None, storage: StorageOption = "runs") -> None:
             console.print(f"[red]{name}:[/] {escape(stage.error)}", soft_wrap=True)
     if state.error and not any(stage.error for stage in state.stages.values()):
         console.print(f"[red]error:[/] {escape(state.error)}", soft_wrap=True)
+    if state.status == "RESUMABLE":
+        console.print(f"Resume: bmojo resume {found.run_id} --storage {quote(found.storage.url)}", soft_wrap=True)
 
 
 def list_runs(storage: StorageOption = "runs") -> None:
@@ -51,24 +61,38 @@ def list_runs(storage: StorageOption = "runs") -> None:
         console.print(f"There are no runs in {escape(storage)}. Start one: bmojo run CONFIG.")
         return
     table = Table("run", "status", "stages", "started", "time", box=None, pad_edge=False)
-    for run in runs:
-        state = run.state()
+    with ThreadPoolExecutor(max_workers=16) as pool:  # drivers of other machines are watched side by side
+        states = list(pool.map(_state_or_error, runs))
+    for run, state in zip(runs, states, strict=True):
+        if isinstance(state, UserError):
+            table.add_row(run.run_id, "[red]damaged[/]", "", "", "")
+            continue
         done = sum(stage.status == "SUCCEEDED" for stage in state.stages.values())
-        started = (state.started_at or "")[:16].replace("T", " ")
         table.add_row(
             run.run_id,
             _styled(state.status),
             f"{done}/{len(state.stages)}",
-            started,
-            _elapsed(state.started_at, state.finished_at),
+            _shown_time(state.started_at),
+            _elapsed(state),
         )
     console.print(table)
+    for run, state in zip(runs, states, strict=True):
+        if isinstance(state, UserError):
+            error_console.print(f"[red]{run.run_id}:[/] {escape(str(state))}", soft_wrap=True)
+
+
+def _state_or_error(run: Run) -> RunState | UserError:
+    try:
+        run.info()
+        return run.state(_watched)
+    except UserError as error:
+        return error
 
 
 def cancel(run: RequiredRun, storage: StorageOption = "runs") -> None:
-    """Ask the driver of a run to stop; what is finished is kept and the run can be carried on with."""
+    """Ask the driver of a run to stop; what is finished is kept and the run can be resumed."""
     found = _find(run, storage)
-    holder = found.request_cancel()
+    holder = found.request_cancel(_watched)
     console.print(f"Asked {escape(str(holder))} to stop {found.run_id}; it does so within seconds.")
 
 
@@ -84,11 +108,43 @@ def delete(
     from pipelines.engine.runs import delete_run
 
     found = _find(run, storage)
+    holder = found.holder(_watched)
+    if holder is not None:
+        raise UserError(f"Run {found.run_id} is running now, by {holder}. {found.remedy}")
     what = f"{found.run_id} and its artifacts" if artifacts else f"the state of {found.run_id} (its artifacts stay)"
     if not yes:
         typer.confirm(f"Delete {what}?", abort=True)
-    for url in delete_run(found, with_artifacts=artifacts):
+    for url in delete_run(found, artifacts, _watched):
         console.print(f"Deleted {escape(url)}")
+
+
+def unlock(
+    run: RequiredRun,
+    storage: StorageOption = "runs",
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Break the hold that a dead driver of another machine left on a run, and on the artifacts it was making.
+
+    Not needed on the driver's own machine, where a dead process is seen. Refused while the driver renews its hold.
+    """
+    from pipelines.engine.runs import dead_leases, unlock_run
+
+    found = _find(run, storage)
+    held = dead_leases(found)
+    if not held:
+        console.print(f"Nobody holds {found.run_id}: there is nothing to unlock.")
+        return
+    for _, what, holder in held:
+        console.print(f"{escape(what)} is held by {escape(str(holder))}, {holder.last_seen}.", soft_wrap=True)
+    if not yes:
+        console.print(
+            "If that process is only cut off from the storage, it stops as soon as it is back; what it did since "
+            "is done again.",
+            soft_wrap=True,
+        )
+        typer.confirm("Is it gone for good, and shall its hold be broken?", abort=True)
+    for broken in unlock_run(found, _watched):
+        console.print(f"Unlocked. {escape(broken)}.", soft_wrap=True)
 
 
 def sync(run: RunArgument = None, storage: StorageOption = "runs") -> None:
@@ -119,8 +175,22 @@ def _styled(status: str) -> str:
     return f"[{STATUS_STYLES.get(status, 'white')}]{status}[/]"
 
 
-def _elapsed(started_at: str | None, finished_at: str | None) -> str:
-    if not started_at or not finished_at:
+def _watched(holder: LeaseInfo, wait_s: float) -> None:
+    error_console.print(
+        f"Watching for up to {wait_s:.0f} s whether {escape(str(holder.owner))} still works ({holder.last_seen}) ...",
+        soft_wrap=True,
+    )
+
+
+def _shown_time(time: str | None) -> str:
+    return (time or "")[:16].replace("T", " ")
+
+
+def _elapsed(state: RunState | StageState) -> str:
+    """How long it took; of what runs, how long it has been running."""
+    finished_at = state.finished_at or (datetime.now(UTC).isoformat() if state.status == "RUNNING" else None)
+    if not state.started_at or not finished_at:
         return ""
-    seconds = (datetime.fromisoformat(finished_at) - datetime.fromisoformat(started_at)).total_seconds()
-    return f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min"
+    seconds = (datetime.fromisoformat(finished_at) - datetime.fromisoformat(state.started_at)).total_seconds()
+    text = f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min"
+    return text if state.finished_at else f"{text} so far"

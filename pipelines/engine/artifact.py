@@ -39,6 +39,16 @@ class ArtifactDir:
         parent, _, name = os.fspath(url).rstrip("/").rpartition("/")
         return cls(Storage(parent or "."), name)
 
+    def reference_to(self, other: ArtifactDir, relpath: str) -> str:
+        """What to write into this artifact's record to name a part of another: its path in the storage they share, so
+        that the storage can be moved; else its URL."""
+        return other._key(relpath) if other.storage == self.storage else other.storage.url_of(other._key(relpath))
+
+    def referred(self, reference: str) -> ArtifactDir:
+        """What reference_to() named."""
+        is_url = "://" in reference or os.path.isabs(reference)
+        return ArtifactDir.at(reference) if is_url else ArtifactDir(self.storage, reference)
+
     def __repr__(self) -> str:
         return f"ArtifactDir({self.url!r})"
 
@@ -113,6 +123,13 @@ class ArtifactDir:
         self.storage.write_json_atomic(self._key(relpath), value)
         if not self.storage.is_local:
             Storage(self.local).write_json_atomic(relpath, value)
+
+    def create_json(self, relpath: str, value: Any) -> bool:
+        """As write_json, unless the file exists. Of several callers at once exactly one gets True."""
+        created = self.storage.create_exclusive(self._key(relpath), (json.dumps(value, indent=2) + "\n").encode())
+        if created and not self.storage.is_local:
+            Storage(self.local).write_json_atomic(relpath, value)
+        return created
 
     def read_json(self, relpath: str) -> Any:
         """The value of a durable JSON file. Raises FileNotFoundError; UserError where it is damaged."""

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipelines.engine.artifact import ArtifactDir
 from pipelines.engine.fingerprint import Fingerprint, FingerprintParts
+from pipelines.engine.lease import LeaseLostError
 from pipelines.engine.storage import Storage
 from pipelines.errors import UserError
 from pipelines.stages.base import Stage, StageOutput
@@ -34,6 +35,7 @@ class StageRecord(BaseModel):
     duration_s: float
     versions: dict[str, str]
     git_commit: str | None
+    lease_number: int = 0  # of the owner that made it
 
 
 @dataclass(frozen=True)
@@ -118,8 +120,20 @@ def read_record(artifact: ArtifactDir) -> StageRecord | None:
 
 
 def write_record(artifact: ArtifactDir, record: StageRecord) -> None:
-    """Mark the stage done. Everything else of it must be durable before."""
-    artifact.write_json(RECORD, record.model_dump(mode="json"))
+    """Mark the stage done. Everything else of it must be durable before.
+
+    Raises: LeaseLostError: an owner with a higher lease number has finished it; its record stays.
+    """
+    value = record.model_dump(mode="json")
+    if artifact.create_json(RECORD, value):
+        return
+    found = read_record(artifact)
+    if found is not None and found.lease_number >= record.lease_number:
+        raise LeaseLostError(
+            f"{artifact.url} was finished meanwhile by another process, under lease {found.lease_number}; this one "
+            f"holds lease {record.lease_number}. The same command reuses that result."
+        )
+    artifact.write_json(RECORD, value)  # an earlier owner was late; the files are ours by now
 
 
 def _damaged(artifact: ArtifactDir, error: Exception) -> UserError:

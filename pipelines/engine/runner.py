@@ -8,8 +8,10 @@ call goes on from there.
 from __future__ import annotations
 
 import logging
+import os
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,12 +19,21 @@ from typing import Any
 from pipelines.engine.artifact import ArtifactDir
 from pipelines.engine.failures import Failure, classify
 from pipelines.engine.interrupts import interruptible
-from pipelines.engine.lease import DEFAULT_RENEW_S, DEFAULT_TTL_S, Lease, LeaseHeldError, LeaseLostError
+from pipelines.engine.lease import (
+    DEFAULT_RENEW_S,
+    DEFAULT_TTL_S,
+    Lease,
+    LeaseHeldError,
+    LeaseInfo,
+    LeaseLostError,
+    Watch,
+    lease_holder,
+)
 from pipelines.engine.observer import Observer
 from pipelines.engine.plan import Action, PlannedStage, plan, stage_of_kind
 from pipelines.engine.provenance import git_commit
 from pipelines.engine.records import Artifacts, FinishedStage
-from pipelines.engine.runs import Run, RunInfo, RunState, StageState, Status, run_id_of, utc_now
+from pipelines.engine.runs import Run, RunInfo, RunState, StageState, Status, artifact_lease_relpath, run_id_of, utc_now
 from pipelines.engine.stage_run import StageRun, note_reuse
 from pipelines.engine.storage import Storage
 from pipelines.errors import UserError
@@ -49,6 +60,17 @@ class Pipeline:
     def plan(self) -> list[PlannedStage]:
         """What would happen to each stage now. Raises as pipelines.engine.plan.plan."""
         return plan(self.stages, self.kinds, self.storage)
+
+    def holders(self, planned: Sequence[PlannedStage], on_watch: Watch | None = None) -> dict[str, LeaseInfo]:
+        """Who is making which of the planned stages now."""
+        found = {
+            stage.name: lease_holder(
+                self.storage, artifact_lease_relpath(stage.kind, stage.name, stage.fingerprint.digest), on_watch
+            )
+            for stage in planned
+            if stage.action is not Action.REUSE
+        }
+        return {name: holder for name, holder in found.items() if holder is not None}
 
     def run(self) -> Run:
         """The run that these stages belong to, started or not."""
@@ -78,26 +100,61 @@ def run_pipeline(
     observer: Observer | None = None,
     lease_ttl_s: float = DEFAULT_TTL_S,
     lease_renew_s: float = DEFAULT_RENEW_S,
+    expected: Run | None = None,
 ) -> RunResult:
     """Run the pipeline, or carry on with the run of the same stages. Call it from the main thread, so that it can be
     cancelled.
 
-    Args: ensure_cluster: called before the first stage that really runs; starts or joins Ray.
+    Args:
+        ensure_cluster: called before the first stage that really runs; starts or joins Ray.
+        expected: the run that this must be; any other is refused.
     Returns: the result, whatever happened in the stages; errors of theirs are in `failure`.
     Raises: ConfigError, UserError: before anything is written, where the graph, an input or the storage is not in
     order;
         LeaseHeldError: another driver is at work on this run. SystemExit: on SIGTERM, after the state was saved.
     """
+    observer = observer or Observer()
     planned = pipeline.plan()
     run = pipeline._run_of(planned)
+    if expected is not None:
+        _require_same_run(expected, run, planned)
     pipeline.storage.check_writable()
     with (
         interruptible() as interrupt,
-        Lease.acquire(pipeline.storage, run.lease_relpath, f"Run {run.run_id}", lease_ttl_s, lease_renew_s) as lease,
+        Lease.acquire(
+            pipeline.storage,
+            run.lease_relpath,
+            f"Run {run.run_id}",
+            lease_ttl_s,
+            lease_renew_s,
+            remedy=run.remedy,
+            on_watch=lambda holder, wait_s: observer.on_notice(watch_notice(holder, wait_s)),
+        ) as lease,
     ):
         return _Driver(
-            pipeline, planned, run, lease, tracking, ensure_cluster, observer or Observer(), interrupt
+            pipeline, planned, run, lease, tracking, ensure_cluster, observer, interrupt, lease_ttl_s, lease_renew_s
         ).drive()
+
+
+def watch_notice(holder: LeaseInfo, wait_s: float) -> str:
+    """What to tell the user while an owner of another machine is watched."""
+    return f"watching for up to {wait_s:.0f} s whether {holder.owner} still works on it ({holder.last_seen}) ..."
+
+
+def _require_same_run(expected: Run, run: Run, planned: list[PlannedStage]) -> None:
+    """Raises UserError where what was asked to be resumed would now be another run."""
+    if expected.run_id == run.run_id:
+        return
+    before = expected.info().fingerprints
+    changed = [stage for stage in planned if before.get(stage.name) != stage.fingerprint.digest]
+    reasons = [f"  {stage.name}: {'; '.join(stage.changes) or stage.reason}" for stage in changed]
+    raise UserError(
+        f"Run {expected.run_id} cannot be resumed as it was: its input files or this program's code changed since. "
+        "These stages would give another result now:\n"
+        + "\n".join(reasons)
+        + f"\nRestore what they read to go on with {expected.run_id}; or run the pipeline file (bmojo run CONFIG): "
+        f"that starts {run.run_id}, which reuses what has not changed."
+    )
 
 
 class _Driver:
@@ -113,18 +170,27 @@ class _Driver:
         ensure_cluster: Callable[[], None],
         observer: Observer,
         interrupt: Callable[[], None],
+        ttl_s: float,
+        renew_s: float,
     ) -> None:
+        self._ttl_s, self._renew_s = ttl_s, renew_s
         self._pipeline, self._planned, self._run, self._lease = pipeline, planned, run, lease
         self._ensure_cluster, self._observer, self._interrupt = ensure_cluster, observer, interrupt
-        self._tracking = RunTracking(pipeline.storage, run.relpath, run.run_id, tracking, observer.on_notice)
+        self._tracking = RunTracking(
+            pipeline.storage, run.relpath, run.run_id, tracking, observer.on_notice, lease.number
+        )
+        self._before = _state_before(run)
         self._state = RunState(
             status=Status.RUNNING,
-            started_at=utc_now(),
-            stages={stage.name: StageState(kind=stage.kind, fingerprint=stage.fingerprint.digest) for stage in planned},
+            started_at=(self._before and self._before.started_at) or utc_now(),
+            checked_at=self._before and self._before.checked_at,
+            stages={stage.name: self._first_state(stage) for stage in planned},
         )
-        self._earlier = _stages_before(run)
         self._inputs: dict[str, StageInput] = {}
-        self._stop_seen = False
+        self._did_work = False
+        self._held: list[Lease] = [lease]  # losing any of these ends the drive
+        self._interrupt_lock = threading.Lock()
+        self._interrupts_end = False
 
     def drive(self) -> RunResult:
         """All stages; then the end, in good order."""
@@ -136,7 +202,10 @@ class _Driver:
             for current in self._planned:
                 self._lease.require()
                 self._stage(current)
+            self._no_more_interrupts()
+            self._lease.require_in_force()
         except BaseException as error:
+            self._no_more_interrupts()
             failure = classify(self._lost() or error)
             leaving = error if isinstance(error, SystemExit) else None
         result = self._end(current, failure)
@@ -145,18 +214,20 @@ class _Driver:
         return result
 
     def _lost(self) -> LeaseLostError | None:
-        """Why the work was interrupted, where it was because another driver took over."""
-        try:
-            self._lease.require()
-        except LeaseLostError as error:
-            return error
+        """Why the work was interrupted, where it was because a lease was lost."""
+        for lease in self._held:
+            try:
+                lease.require()
+            except LeaseLostError as error:
+                return error
         return None
 
     def _begin(self) -> None:
-        self._run.clear_cancel()
-        self._run.write_info(self._info())
-        self._run.write_state(self._state)
+        info = self._info()
+        self._run.write_info(info, self._lease.number)
+        self._save()
         self._lease.on_beat(self._heartbeat)
+        self._lease.on_lost(self._stop_work)
         self._observer.on_run_start(self._run, self._planned)
         tags = {
             "bmojo.pipeline": self._pipeline.name,
@@ -175,6 +246,7 @@ class _Driver:
             name=self._pipeline.name,
             config=redact(dict(self._pipeline.config)),
             config_path=self._pipeline.config_path,
+            base_dir=os.getcwd(),
             created_at=created,
             git_commit=git_commit(),
             fingerprints={stage.name: stage.fingerprint.digest for stage in self._planned},
@@ -192,22 +264,26 @@ class _Driver:
 
     def _reuse(self, planned: PlannedStage, finished: FinishedStage) -> None:
         output = finished.output(self._kind(planned))
+        last = self._tracking.last_lifecycle_event(planned.name)
         with self._tracking.open_stage(planned.name) as journal:
-            note_reuse(journal, planned, finished)
-        before = self._earlier.get(planned.name)
-        made_here = before is not None and before.artifact == finished.artifact.url
-        self._change(
-            planned,
-            status=Status.SUCCEEDED,
-            reused=True,
-            artifact=finished.artifact.url,
-            started_at=before.started_at if before and made_here else None,
-            finished_at=before.finished_at if before and made_here else None,
-        )
-        self._finished(planned, finished.artifact, output)
+            note_reuse(journal, planned, finished, last)
+        before = self._before and self._before.stages.get(planned.name)
+        artifact = finished.artifact.relpath
+        if before and before.artifact == artifact and before.started_at:  # made by this run: when stays told
+            self._change(
+                planned,
+                status=Status.SUCCEEDED,
+                artifact=artifact,
+                started_at=before.started_at,
+                finished_at=before.finished_at or finished.record.created_at,
+            )
+        else:
+            self._change(planned, status=Status.SUCCEEDED, reused=True, artifact=artifact)
+        self._finished(planned, finished.artifact, output, reused=True)
 
     def _execute(self, planned: PlannedStage, artifact_lease: Lease) -> None:
-        self._change(planned, status=Status.RUNNING, artifact=planned.artifact.url, started_at=utc_now())
+        self._did_work = True
+        self._change(planned, status=Status.RUNNING, artifact=planned.artifact.relpath, started_at=utc_now())
         self._ensure_cluster()
         self._observer.on_stage_start(planned)
 
@@ -215,16 +291,18 @@ class _Driver:
             self._observer.on_metrics(planned, step, values)
 
         def before_record() -> None:
-            artifact_lease.require()
-            self._lease.require()
+            artifact_lease.require_in_force()
+            self._lease.require_in_force()
 
         inputs = {name: self._inputs[name] for name in planned.config.needs}
-        stage_run = StageRun(self._kind(planned), planned, inputs, self._tracking)
+        stage_run = StageRun(self._kind(planned), planned, inputs, self._tracking, artifact_lease.number)
         output = stage_run.run(on_metrics, before_record)
         self._change(planned, status=Status.SUCCEEDED, finished_at=utc_now())
         self._finished(planned, planned.artifact, output)
 
-    def _finished(self, planned: PlannedStage, artifact: ArtifactDir, output: StageOutput) -> None:
+    def _finished(
+        self, planned: PlannedStage, artifact: ArtifactDir, output: StageOutput, reused: bool = False
+    ) -> None:
         self._inputs[planned.name] = StageInput(
             name=planned.name,
             kind=planned.kind,
@@ -233,19 +311,18 @@ class _Driver:
             config=planned.config,
             output=output,
         )
-        self._observer.on_stage_end(planned, self._state.stages[planned.name])
+        state = self._state.stages[planned.name]
+        self._observer.on_stage_end(planned, state.model_copy(update={"reused": reused}))
 
     def _end(self, current: PlannedStage | None, failure: Failure | None) -> RunResult:
         status = failure.status if failure else Status.SUCCEEDED
         failed_stage = current.name if failure and current else None
         undelivered = 0
         try:
-            if failure and not self._lease.is_lost:  # a run that was taken over is no longer ours to write
+            if failure:  # also after a lost lease: the file is this driver's own, an heir has another
                 self._record_failure(current, failure)
-            elif not failure:
-                self._state = self._state.model_copy(update={"status": status, "finished_at": utc_now()})
-                self._run.write_state(self._state)
-            self._run.clear_cancel()
+            else:
+                self._record_success()
         except Exception as error:
             log.warning("Could not save that the run ended as %s: %s", status, error)
         try:
@@ -264,6 +341,18 @@ class _Driver:
         self._observer.on_run_end(result)
         return result
 
+    def _record_success(self) -> None:
+        changes: dict[str, Any] = {"status": Status.SUCCEEDED, "finished_at": utc_now()}
+        before = self._before
+        if not self._did_work and before is not None:
+            if before.status is Status.SUCCEEDED:
+                changes = {"status": Status.SUCCEEDED, "finished_at": before.finished_at, "checked_at": utc_now()}
+            else:  # the driver before died, or was stopped, after its last stage
+                ends = [stage.finished_at for stage in self._state.stages.values() if stage.finished_at]
+                changes["finished_at"] = max(ends, default=changes["finished_at"])
+        self._state = self._state.model_copy(update=changes)
+        self._save()
+
     def _record_failure(self, current: PlannedStage | None, failure: Failure) -> None:
         now, text = utc_now(), failure.text
         if failure.details:
@@ -274,16 +363,25 @@ class _Driver:
         if current is not None and self._state.stages[current.name].status is not Status.SUCCEEDED:
             self._state = self._state.with_stage(current.name, **changes)
             self._observer.on_stage_end(current, self._state.stages[current.name])
-        self._run.write_state(self._state)
+        self._save()
 
     @contextmanager
     def _artifact_lease(self, planned: PlannedStage) -> Iterator[Lease]:
         """The right to write the artifact; where another run is making it, this one waits."""
-        relpath = f"leases/{planned.kind}-{planned.name}-{planned.fingerprint.short}"
+        relpath = artifact_lease_relpath(planned.kind, planned.name, planned.fingerprint.digest)
         told = False
         while True:
             try:
-                lease = Lease.acquire(self._pipeline.storage, relpath, f"Artifact {planned.artifact.url}")
+                lease = Lease.acquire(
+                    self._pipeline.storage,
+                    relpath,
+                    f"Artifact {planned.artifact.url}",
+                    self._ttl_s,
+                    self._renew_s,
+                    on_watch=lambda holder, wait_s: self._observer.on_notice(
+                        f"{planned.name}: {watch_notice(holder, wait_s)}"
+                    ),
+                )
                 break
             except LeaseHeldError as error:
                 if not told:
@@ -292,17 +390,46 @@ class _Driver:
                 time.sleep(_WAIT_POLL_S)
                 self._lease.require()
         with lease:
+            lease.on_lost(self._stop_work)
+            self._held.append(lease)
             yield lease
+            self._held.remove(lease)
 
     def _heartbeat(self) -> None:
-        """In the lease's thread: stop the work when the run was cancelled or taken over."""
-        if not self._stop_seen and (self._lease.is_lost or self._run.cancel_requested()):
-            self._stop_seen = True
-            self._interrupt()
+        """In the lease's thread: stop the work when the run was cancelled."""
+        if self._run.cancel_requested(self._lease.number):
+            self._stop_work()
+
+    def _stop_work(self) -> None:
+        """From another thread: interrupt the main thread, once, while it works."""
+        with self._interrupt_lock:
+            if not self._interrupts_end:
+                self._interrupts_end = True
+                self._interrupt()
+
+    def _no_more_interrupts(self) -> None:
+        while True:
+            try:
+                with self._interrupt_lock:
+                    self._interrupts_end = True
+                return
+            except KeyboardInterrupt:  # one that was under way
+                continue
 
     def _change(self, planned: PlannedStage, **changes: Any) -> None:
+        self._lease.require()
         self._state = self._state.with_stage(planned.name, **changes)
-        self._run.write_state(self._state)
+        self._save()
+
+    def _save(self) -> None:
+        self._run.write_state(self._state, self._lease.number)
+
+    def _first_state(self, planned: PlannedStage) -> StageState:
+        """As an earlier drive left it, if it is finished; so a drive that dies early does not hide when it ran."""
+        before = self._before and self._before.stages.get(planned.name)
+        if before and before.status is Status.SUCCEEDED and planned.action is Action.REUSE:
+            return before
+        return StageState(kind=planned.kind, fingerprint=planned.fingerprint.digest)
 
     def _find(self, planned: PlannedStage) -> FinishedStage | None:
         return Artifacts(self._pipeline.storage).find(planned.kind, planned.name, planned.fingerprint)
@@ -311,9 +438,9 @@ class _Driver:
         return stage_of_kind(planned.kind, self._pipeline.kinds, planned.name)
 
 
-def _stages_before(run: Run) -> dict[str, StageState]:
-    """What an earlier drive of the run wrote of its stages: when it made what is now reused."""
+def _state_before(run: Run) -> RunState | None:
+    """What the drive before wrote last: when this run made what is now found finished."""
     try:
-        return run.state().stages
-    except UserError:  # the first drive, or one that died before it wrote a state
-        return {}
+        return run.stored_state()
+    except UserError:  # the first drive; or one that died before it wrote a state, or whose state is damaged
+        return None

@@ -1,21 +1,24 @@
-"""Run state in storage: <storage>/runs/<run_id>/ holds what was asked (run.json) and how far it got (state.json)."""
+"""Run state: <storage>/runs/<run_id>/ holds what was asked (run-*.json) and how far it got (state-*.json)."""
 
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipelines.engine.fingerprint import Fingerprint, digest_json
-from pipelines.engine.lease import LeaseInfo, lease_holder
+from pipelines.engine.artifact import ArtifactDir
+from pipelines.engine.fingerprint import SHORT_DIGITS, Fingerprint, digest_json
+from pipelines.engine.lease import Lease, LeaseHeldError, LeaseInfo, Watch, break_lease, last_holder, lease_holder
 from pipelines.engine.storage import Storage
-from pipelines.errors import UserError
+from pipelines.errors import DamagedError, UserError
 
 RUNS = "runs"
+ARTIFACTS = "artifacts"
 
 
 class Status(StrEnum):
@@ -30,7 +33,7 @@ class Status(StrEnum):
 
 
 class RunInfo(BaseModel):
-    """What a run is. Written once."""
+    """What a run is."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -38,6 +41,7 @@ class RunInfo(BaseModel):
     name: str
     config: dict[str, Any]  # the whole pipeline file as resolved, secrets masked
     config_path: str | None
+    base_dir: str | None = None  # the directory that relative paths in the config start from
     created_at: str
     git_commit: str | None
     fingerprints: dict[str, str]
@@ -51,21 +55,22 @@ class StageState(BaseModel):
     kind: str
     status: Status = Status.PENDING
     fingerprint: str
-    artifact: str | None = None  # URL or absolute path, once there is one
-    reused: bool = False
-    started_at: str | None = None
+    artifact: str | None = None  # path in the run's storage, once there is one
+    reused: bool = False  # another run made it
+    started_at: str | None = None  # of the last attempt that did any of its work
     finished_at: str | None = None
     error: str | None = None
 
 
 class RunState(BaseModel):
-    """How far a run is."""
+    """How far a run is. A drive that only checks a finished run leaves the times as they were."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     status: Status = Status.PENDING
     started_at: str | None = None
     finished_at: str | None = None
+    checked_at: str | None = None  # when a later drive last found all of it finished
     error: str | None = None
     stages: dict[str, StageState]
 
@@ -76,7 +81,12 @@ class RunState(BaseModel):
 
 
 class Run:
-    """One run directory."""
+    """One run directory.
+
+    Each owner of the run's lease writes files of its own, named by the number of its lease (run-000002.json,
+    state-000002.json); those of the highest number count. So a driver that lost its lease can never overwrite what its
+    heir says, however late it writes, on any storage.
+    """
 
     def __init__(self, storage: Storage, run_id: str) -> None:
         self.storage = storage
@@ -96,69 +106,107 @@ class Run:
         """The lease that makes one driver the owner."""
         return f"{self.relpath}/lease"
 
+    @property
+    def remedy(self) -> str:
+        """The commands for whoever finds that the run has an owner."""
+        at = f"{self.run_id} --storage {shlex.quote(self.storage.url)}"
+        return f"To stop it: bmojo cancel {at}. If that process is gone for good: bmojo unlock {at}."
+
     def info(self) -> RunInfo:
-        """What the run is. Raises UserError where run.json is damaged or missing."""
-        return self._read("run.json", RunInfo)
+        """What the run is. Raises UserError where its file is damaged or missing."""
+        info: RunInfo = self._read("run", RunInfo)[1]
+        return info
 
-    def state(self) -> RunState:
-        """How far it is: a RUNNING one whose driver is gone is RESUMABLE, as are its RUNNING stages."""
-        state = self._read("state.json", RunState)
-        if state.status is not Status.RUNNING or self.holder() is not None:
-            return state
-        stages = {
-            name: stage.model_copy(update={"status": Status.RESUMABLE}) if stage.status is Status.RUNNING else stage
-            for name, stage in state.stages.items()
-        }
-        error = state.error or "its driver is gone"
-        return state.model_copy(update={"status": Status.RESUMABLE, "stages": stages, "error": error})
+    def state(self, on_watch: Watch | None = None) -> RunState:
+        """How far it is: a RUNNING one whose driver is gone is RESUMABLE, as are its RUNNING stages.
 
-    def holder(self) -> LeaseInfo | None:
-        """The driver that is at work on this run, if any."""
-        return lease_holder(self.storage, self.lease_relpath)
+        Args: on_watch: called if the driver is on another machine and must be watched for some seconds.
+        """
+        number, state = self._read("state", RunState)
+        while state.status is Status.RUNNING and self.holder(on_watch) is None:
+            before, (number, state) = (number, state), self._read("state", RunState)
+            if before == (number, state):  # it did not end, and no heir came, while we looked
+                return self._abandoned(state)
+        return cast(RunState, state)
+
+    def stored_state(self) -> RunState:
+        """What the last owner wrote, whether it still lives or not."""
+        state: RunState = self._read("state", RunState)[1]
+        return state
+
+    def holder(self, on_watch: Watch | None = None) -> LeaseInfo | None:
+        """The driver that is at work on this run, if any; see lease_holder."""
+        return lease_holder(self.storage, self.lease_relpath, on_watch)
 
     def exists(self) -> bool:
         """Whether the run was ever started."""
-        return self.storage.exists(f"{self.relpath}/run.json")
+        return bool(self._numbers("run"))
 
-    def write_info(self, info: RunInfo) -> None:
-        """Write run.json (the resources or tracking of a continued run may differ from the first time)."""
-        self.storage.write_json_atomic(f"{self.relpath}/run.json", info.model_dump(mode="json"))
+    def write_info(self, info: RunInfo, number: int) -> None:
+        """Say what the run is, as the owner with lease `number` (a resumed run may have other resources)."""
+        self.storage.write_json_atomic(self._file("run", number), info.model_dump(mode="json"))
 
-    def write_state(self, state: RunState) -> None:
-        """Replace state.json. Only the owner of the lease may."""
-        self.storage.write_json_atomic(f"{self.relpath}/state.json", state.model_dump(mode="json"))
+    def write_state(self, state: RunState, number: int) -> None:
+        """Say how far it is, as the owner with lease `number`."""
+        self.storage.write_json_atomic(self._file("state", number), state.model_dump(mode="json"))
 
     def write_text(self, name: str, text: str) -> str:
         """Keep a file beside the state, such as a traceback. Returns its path or URL."""
         self.storage.write_bytes_atomic(f"{self.relpath}/{name}", text.encode())
         return self.storage.url_of(f"{self.relpath}/{name}")
 
-    def request_cancel(self) -> LeaseInfo:
-        """Ask the owner to stop; it notices at its next heartbeat. Raises UserError where nobody is at work on the "
-        "run."""
-        holder = self.holder()
+    def request_cancel(self, on_watch: Watch | None = None) -> LeaseInfo:
+        """Ask the owner to stop; it notices at its next heartbeat. Its heir, if it gets one, is not meant.
+
+        Raises: UserError: nobody is at work on the run.
+        """
+        holder = self.holder(on_watch)
         if holder is None:
             raise UserError(f"Run {self.run_id} is not running ({self.state().status}): there is nothing to cancel.")
-        self.storage.write_json_atomic(f"{self.relpath}/cancel.json", {"requested_at": utc_now()})
+        number, _ = last_holder(self.storage, self.lease_relpath)
+        self.storage.write_json_atomic(self._file("cancel", number), {"requested_at": utc_now()})
         return holder
 
-    def cancel_requested(self) -> bool:
-        """Whether somebody asked the owner to stop."""
-        return self.storage.exists(f"{self.relpath}/cancel.json")
+    def cancel_requested(self, number: int) -> bool:
+        """Whether somebody asked the owner with lease `number` to stop."""
+        return self.storage.exists(self._file("cancel", number))
 
-    def clear_cancel(self) -> None:
-        """Forget a request to stop."""
-        self.storage.delete(f"{self.relpath}/cancel.json")
+    def artifact_of(self, stage: StageState) -> ArtifactDir | None:
+        """Where a stage's result is; None where there is none yet."""
+        if stage.artifact is None:
+            return None
+        if stage.artifact.startswith(f"{ARTIFACTS}/"):
+            return ArtifactDir(self.storage, stage.artifact)
+        return ArtifactDir.at(stage.artifact)  # an earlier version kept the absolute URL
 
-    def _read(self, name: str, model: type[Any]) -> Any:
-        relpath = f"{self.relpath}/{name}"
+    def _abandoned(self, state: RunState) -> RunState:
+        stages = {
+            name: stage.model_copy(update={"status": Status.RESUMABLE}) if stage.status is Status.RUNNING else stage
+            for name, stage in state.stages.items()
+        }
+        _, last = last_holder(self.storage, self.lease_relpath)
+        who = f" ({last.owner}, {last.last_seen})" if last is not None and not last.released else ""
+        error = state.error or f"its driver is gone{who}"
+        return state.model_copy(update={"status": Status.RESUMABLE, "stages": stages, "error": error})
+
+    def _numbers(self, what: str) -> list[int]:
+        found = (re.fullmatch(rf"{what}(?:-(\d+))?\.json", name) for name in self.storage.list(self.relpath))
+        return sorted(int(match[1] or 0) for match in found if match)
+
+    def _file(self, what: str, number: int) -> str:
+        return f"{self.relpath}/{what}-{number:06d}.json" if number else f"{self.relpath}/{what}.json"
+
+    def _read(self, what: str, model: type[Any]) -> tuple[int, Any]:
+        number = max(self._numbers(what), default=1)
+        relpath = self._file(what, number)
         try:
-            return model.model_validate(self.storage.read_json(relpath))
+            return number, model.model_validate(self.storage.read_json(relpath))
         except FileNotFoundError as error:
-            raise UserError(f"Run {self.run_id} has no {name}: {self.storage.url_of(relpath)} is missing.") from error
+            missing = self.storage.url_of(relpath)
+            raise UserError(f"Run {self.run_id} has no {what}: {missing} is missing.") from error
         except ValidationError as error:
             problem = error.errors()[0]
-            raise UserError(
+            raise DamagedError(
                 f"{self.storage.url_of(relpath)} is damaged, or another version of this program wrote it: "
                 f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}. Delete {self.url} and run again: finished "
                 "stages are kept."
@@ -201,24 +249,69 @@ def find_run(storage: Storage, wanted: str | None = None) -> Run:
     raise UserError(f"There is no run {wanted!r} in {storage.url}. The latest: {names}.")
 
 
-def delete_run(run: Run, with_artifacts: bool = False) -> list[str]:
+def delete_run(run: Run, with_artifacts: bool = False, on_watch: Watch | None = None) -> list[str]:
     """Remove a run's state and, on request, those of its artifacts that no other run names. Returns what was removed.
 
-    Raises: UserError: a driver is at work on the run.
+    Raises: UserError: a driver is at work on the run, or a file that says what belongs to whom is damaged.
     """
-    holder = run.holder()
-    if holder is not None:
-        raise UserError(f"Run {run.run_id} is being worked on by {holder}. Cancel it first: bmojo cancel {run.run_id}.")
+    lease = Lease.acquire(
+        run.storage, run.lease_relpath, f"Run {run.run_id}", remedy=run.remedy, on_watch=on_watch
+    )  # so that no driver starts meanwhile
     removed = []
-    if with_artifacts:
-        kept = {url for other in list_runs(run.storage) if other.run_id != run.run_id for url in _artifacts(other)}
-        for url in sorted(_artifacts(run) - kept):
-            relpath = url.removeprefix(run.storage.url).lstrip("/")
-            run.storage.delete(f"{relpath}/record.json")  # first, so that half a deletion does not look finished
-            run.storage.delete(relpath)
-            removed.append(url)
+    try:
+        if with_artifacts:
+            kept = {
+                path for other in list_runs(run.storage) if other.run_id != run.run_id for path in _artifacts(other)
+            }
+            for relpath in sorted(_artifacts(run) - kept):
+                run.storage.delete(f"{relpath}/record.json")  # first, so that half a deletion does not look finished
+                run.storage.delete(relpath)
+                removed.append(run.storage.url_of(relpath))
+    except BaseException:
+        lease.release()
+        raise
+    lease.stop()
     run.storage.delete(run.relpath)
     return [*removed, run.url]
+
+
+def dead_leases(run: Run) -> list[tuple[str, str, LeaseInfo]]:
+    """What unlock_run would break: (path, what it is, its owner) of the run's lease and those of its unfinished
+    stages that somebody holds. Whether that owner lives is not asked."""
+    candidates = [(run.lease_relpath, f"Run {run.run_id}")]
+    try:
+        stages = run.stored_state().stages
+    except UserError:  # its driver died before it wrote one
+        stages = {}
+    for name, stage in stages.items():
+        if stage.status is not Status.SUCCEEDED:
+            relpath = artifact_lease_relpath(stage.kind, name, stage.fingerprint)
+            candidates.append((relpath, f"Artifact of stage {name}"))
+    found = [(relpath, what, last_holder(run.storage, relpath)[1]) for relpath, what in candidates]
+    return [(relpath, what, info) for relpath, what, info in found if info is not None and not info.released]
+
+
+def unlock_run(run: Run, on_watch: Watch | None = None) -> list[str]:
+    """Break the lease of a run, and those of its stages, whose owner is dead. Returns what was broken, in words.
+
+    Raises: LeaseHeldError: the owner of the run is alive. A stage that another, live run works on is left alone.
+    """
+    broken = []
+    for relpath, what, _ in dead_leases(run):
+        try:
+            holder = break_lease(run.storage, relpath, what, run.remedy, on_watch)
+        except LeaseHeldError:
+            if relpath == run.lease_relpath:
+                raise
+            continue
+        if holder is not None:
+            broken.append(f"{what}: was held by {holder}, {holder.last_seen}")
+    return broken
+
+
+def artifact_lease_relpath(kind: str, name: str, fingerprint: str) -> str:
+    """The lease that makes one driver the maker of an artifact."""
+    return f"leases/{kind}-{name}-{fingerprint[:SHORT_DIGITS]}"
 
 
 def utc_now() -> str:
@@ -227,11 +320,15 @@ def utc_now() -> str:
 
 
 def _artifacts(run: Run) -> set[str]:
-    return {stage.artifact for stage in run.state().stages.values() if stage.artifact}
+    """Paths in the run's storage."""
+    artifacts = (run.artifact_of(stage) for stage in run.stored_state().stages.values())
+    urls = {artifact.url for artifact in artifacts if artifact is not None}
+    inside = run.storage.url + "/"
+    return {url.removeprefix(inside) for url in urls if url.startswith(inside)}
 
 
 def _started_at(run: Run) -> str:
     try:
-        return run.state().started_at or run.info().created_at
+        return run.stored_state().started_at or run.info().created_at
     except UserError:
         return ""

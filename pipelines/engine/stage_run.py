@@ -19,7 +19,7 @@ from pipelines.stages.base import Stage, StageContext, StageInput, StageOutput
 from pipelines.tracking.journal import Journal
 from pipelines.tracking.redact import redact
 from pipelines.tracking.remote import WORKERS_SUFFIX
-from pipelines.tracking.run_tracking import JournalWatch, RunTracking, last_lifecycle_event
+from pipelines.tracking.run_tracking import JournalWatch, RunTracking
 from pipelines.tracking.system_metrics import SystemMetrics
 
 
@@ -27,8 +27,14 @@ class StageRun:
     """Runs one stage and writes its record."""
 
     def __init__(
-        self, stage: Stage, planned: PlannedStage, inputs: Mapping[str, StageInput], tracking: RunTracking
+        self,
+        stage: Stage,
+        planned: PlannedStage,
+        inputs: Mapping[str, StageInput],
+        tracking: RunTracking,
+        lease_number: int,
     ) -> None:
+        self._lease_number = lease_number
         self._stage, self._planned, self._inputs, self._tracking = stage, planned, inputs, tracking
 
     def run(
@@ -89,6 +95,7 @@ class StageRun:
             duration_s=round(duration_s, 3),
             versions=library_versions(),
             git_commit=git_commit(),
+            lease_number=self._lease_number,
         )
 
 
@@ -114,10 +121,13 @@ def note_end(journal: Journal, record: StageRecord) -> None:
     journal.write("end", status=Status.SUCCEEDED, tags={"bmojo.duration_s": str(record.duration_s)})
 
 
-def note_reuse(journal: Journal, planned: PlannedStage, finished: FinishedStage) -> None:
-    """Journal that another run's result is used; or that this run's is, should its driver have died before saying "
-    "so."""
-    last = last_lifecycle_event(journal.path)
+def note_reuse(
+    journal: Journal, planned: PlannedStage, finished: FinishedStage, last: Mapping[str, object] | None
+) -> None:
+    """Journal that another run's result is used; or that this run's is, if its driver died before saying so.
+
+    Args: last: the last lifecycle event of the stage's journals.
+    """
     if last is None:
         note_start(journal, planned, reused=True)
         journal.log_json("record.json", finished.record.model_dump(mode="json"))

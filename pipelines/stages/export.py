@@ -49,17 +49,16 @@ class ExportStage:
 
 
 def export_trained(
-    trained: ArtifactDir, model_path: str, tokenizer_url: str, artifact: ArtifactDir, to: ExportFormat
+    trained: ArtifactDir, model_path: str, tokenizer_reference: str, artifact: ArtifactDir, to: ExportFormat
 ) -> int:
     """Export a train stage's model into `artifact`, in a folder named after the format. Returns its bytes."""
     from bmojo.checkpoint_io import load_pretrained
     from data.tokenizer import load_tokenizer
-    from pipelines.engine.artifact import ArtifactDir
     from pipelines.exporting.directory import export_model
 
     artifact.delete(to)  # of an attempt that died
     model = load_pretrained(trained.fetch(model_path))
-    tokenizer = load_tokenizer(ArtifactDir.at(tokenizer_url).fetch())
+    tokenizer = load_tokenizer(trained.referred(tokenizer_reference).fetch())
     num_bytes = export_model(model, tokenizer, artifact.local / to, to)
     artifact.publish(to)
     return num_bytes

@@ -23,7 +23,9 @@ class TrainOutput(StageOutput):
 
     model: str = Field(description="Folder of the final model (config.json, model.safetensors) in this artifact.")
     history: str = Field(description="JSON file in this artifact: for each metric its [step, value] points.")
-    tokenizer: str = Field(description="URL of the folder with the tokenizer that the model was trained with.")
+    tokenizer: str = Field(
+        description="Folder with the tokenizer that the model was trained with: a path in the storage, or a URL."
+    )
     seq_len: int
     vocab_size: int = Field(description="The model's, padded; the tokenizer may have fewer ids.")
     num_params: int
@@ -65,7 +67,7 @@ class TrainStage:
         context.artifact.write_json(HISTORY, facts.history)
         for path in (HISTORY, "model/config.json"):
             context.journal.log_artifact(path)
-        return _output(facts, job.model, tokens)
+        return _output(facts, job.model, context.artifact.reference_to(tokens.artifact, "tokenizer"), tokens)
 
 
 def make_job(config: TrainStageConfig, context: StageContext, metrics: MetricSink) -> TrainJob:
@@ -90,13 +92,13 @@ def make_job(config: TrainStageConfig, context: StageContext, metrics: MetricSin
     )
 
 
-def _output(facts: TrainFacts, model: ModelConfig, tokens: StageInput) -> TrainOutput:
+def _output(facts: TrainFacts, model: ModelConfig, tokenizer: str, tokens: StageInput) -> TrainOutput:
     tokens_output: Any = tokens.output
     assert model.vocab_size is not None
     return TrainOutput(
         model="model",
         history=HISTORY,
-        tokenizer=f"{tokens.artifact.url}/tokenizer",
+        tokenizer=tokenizer,
         seq_len=tokens_output.seq_len,
         vocab_size=model.vocab_size,
         num_params=facts.num_params,

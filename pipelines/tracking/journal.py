@@ -26,6 +26,21 @@ _CHECKSUM = b', "crc": "%08x"}'
 _CHECKSUM_BYTES = len(_CHECKSUM % 0)
 
 
+def journal_name(stage: str, number: int) -> str:
+    """The journal file that the owner number `number` of a run (pipelines.engine.lease) writes for a stage.
+
+    Every owner has files of its own, so one that was stopped and lost its lease neither blocks its heir nor writes into
+    what the heir writes.
+    """
+    return f"{stage}.{number:06d}.jsonl"
+
+
+def journals_of(directory: Path, stage: str, suffix: str = ".jsonl") -> list[Path]:
+    """A stage's journals of all owners so far, the oldest first."""
+    return [path for _, path in sorted((_owner(path), path) for path in directory.glob(f"{stage}.*{suffix}")
+                                       if _key(path) == (stage, suffix))]  # fmt: skip
+
+
 class Journal:
     """Writes one journal file. One writer at a time, in one process; its threads may share it.
 
@@ -48,8 +63,8 @@ class Journal:
     def log_metrics(self, step: int, values: Mapping[str, float], time_ms: int | None = None) -> None:
         """Record metric values at a step, at wall-clock `time_ms` since the epoch (default: now).
 
-        A metric whose journal already reaches `step` is left out: a stage that carries on from a checkpoint does the
-        steps since then again, with the same result, and they are already told.
+        A metric whose journal, or that of an earlier owner, already reaches `step` is left out: a stage that carries on
+        from a checkpoint does the steps since then again, with the same result, and they are already told.
         """
         with self._lock:
             fresh = {name: float(value) for name, value in values.items() if step > self._last_step.get(name, -1)}
@@ -136,13 +151,20 @@ class Journal:
                 return
 
     def _recover(self) -> None:
-        """Cut off a torn last line and read up to which step each metric is told."""
+        """Cut off a torn last line and read up to which step each metric is told, by this owner or one before it."""
+        stage, suffix = _key(self.path)
+        for path in journals_of(self.path.parent, stage, suffix):
+            if _owner(path) < _owner(self.path):
+                self._read_steps(path)
+        os.ftruncate(self._descriptor, self._read_steps(self.path))
+
+    def _read_steps(self, path: Path) -> int:
         end = 0
-        for event, end in read_events(self.path):  # noqa: B007 (the last value is used below)
+        for event, end in read_events(path):  # noqa: B007 (the last value is returned)
             if event.get("event") == "metrics":
                 for name in event["values"]:
                     self._last_step[name] = max(event["step"], self._last_step.get(name, -1))
-        os.ftruncate(self._descriptor, end)
+        return end
 
 
 def encode_line(event: Mapping[str, Any]) -> bytes:
@@ -173,6 +195,17 @@ def read_events(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], i
                 f"{path} is damaged at byte {offset + len(rest) - 1}: expected a line end. Move the file away to go on "
                 "without the points it holds."
             )
+
+
+def _key(path: Path) -> tuple[str, str]:
+    """The stage and what follows the owner's number in a journal's name."""
+    stage, *rest = path.name.split(".")
+    return stage, "." + ".".join(rest[1:] if rest and rest[0].isdigit() else rest)
+
+
+def _owner(path: Path) -> int:
+    number = path.name.split(".")[1]
+    return int(number) if number.isdigit() else 0
 
 
 def _decode(line: bytes, path: Path, end: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.engine.storage import Storage
-from pipelines.tracking.journal import Journal, read_events
+from pipelines.tracking.journal import Journal, journal_name, journals_of, read_events
 from pipelines.tracking.replay import RUN_JOURNAL, Replay, Replayer, deliver_all
 from pipelines.tracking.spool import Spool
 from pipelines.tracking.target import TrackingTarget
@@ -30,9 +30,17 @@ class RunTracking:
     """Journals of a run that is being driven, replayed in the background between start() and stop()."""
 
     def __init__(
-        self, storage: Storage, run_relpath: str, run_id: str, options: TrackingOptions, notify: Callable[[str], None]
+        self,
+        storage: Storage,
+        run_relpath: str,
+        run_id: str,
+        options: TrackingOptions,
+        notify: Callable[[str], None],
+        owner_number: int = 1,
     ) -> None:
+        """`owner_number` is that of the driver's lease: it names the journals (journal.journal_name)."""
         self.options = options
+        self._owner_number = owner_number
         self._spool = Spool(storage, run_relpath)
         self._run_id, self._notify = run_id, notify
         self._run_journal: Journal | None = None
@@ -49,13 +57,12 @@ class RunTracking:
         A run that succeeded before and has nothing to do (`all_reused`) has nothing to tell either.
         """
         self._spool.download()
-        path = self.journal_dir / f"{RUN_JOURNAL}.jsonl"
-        last = last_lifecycle_event(path)
+        last = self.last_lifecycle_event(RUN_JOURNAL)
         target = self.options.target
         if not (all_reused and last is not None and last.get("status") == "SUCCEEDED"):
             if target.notice:
                 self._notify(target.notice)
-            self._run_journal = Journal(path)
+            self._run_journal = self.open_stage(RUN_JOURNAL)
             self._run_journal.write("start", tags=dict(tags), artifact_url=None)
             self._run_journal.log_json("config.json", dict(config))
         self._replayer = Replayer(Replay(self.journal_dir, target, self._run_id), self._notify, target.shown_uri)
@@ -64,7 +71,16 @@ class RunTracking:
 
     def open_stage(self, name: str) -> Journal:
         """The journal of a stage, for the driver to write."""
-        return Journal(self.journal_dir / f"{name}.jsonl")
+        return Journal(self.journal_dir / journal_name(name, self._owner_number))
+
+    def last_lifecycle_event(self, name: str) -> dict[str, Any] | None:
+        """The last `start` or `end` event of a stage's journals."""
+        last = None
+        for path in journals_of(self.journal_dir, name):
+            for event, _ in read_events(path):
+                if event["event"] in ("start", "end"):
+                    last = event
+        return last
 
     def stop(self, status: str, tags: Mapping[str, str]) -> int:
         """End the pipeline run with a status; deliver for a while. Returns how many events remain undelivered."""
@@ -76,15 +92,6 @@ class RunTracking:
             remaining = self._replayer.drain(self.options.drain_s)
         self._spool.stop()
         return remaining
-
-
-def last_lifecycle_event(path: Path) -> dict[str, Any] | None:
-    """The last `start` or `end` event of a journal."""
-    last = None
-    for event, _ in read_events(path):
-        if event["event"] in ("start", "end"):
-            last = event
-    return last
 
 
 def sync(storage: Storage, run_relpath: str, run_id: str, target: TrackingTarget) -> int:

@@ -57,7 +57,8 @@ class Spool:
         """Upload for the last time. A storage out of reach is only reported: the local journals stay."""
         if not self._storage.is_local:
             self._stopped.set()
-            self._thread.join()
+            if self._thread.is_alive():  # not so if the run ended before start()
+                self._thread.join()
             self._try_upload()
 
     def upload(self) -> None:

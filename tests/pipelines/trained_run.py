@@ -35,7 +35,8 @@ def trained_model(folder: Path, pattern: str = "bmojo,mamba2,bmojo_f") -> Traine
         RunInfo(
             run_id=run.run_id, name="tiny", config={"tracking": {"uri": None, "experiment": "tests"}},
             config_path=None, created_at="2026-01-01T00:00:00.000+00:00", git_commit=None, fingerprints={},
-        )
+        ),
+        number=1,
     )  # fmt: skip
     model, tokenizer = tiny_model(pattern), tiny_tokenizer()
     save_pretrained(model, folder / "train" / "model")

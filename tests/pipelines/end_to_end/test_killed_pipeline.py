@@ -59,7 +59,7 @@ def test_only_the_driver_is_killed_and_the_run_goes_on_at_once(
     unbroken, _ = finished_pipeline
     pipeline = write_pipeline(tmp_path)
     process = pipeline.start("run", str(pipeline.file))
-    wait_until(lambda: bool(list(pipeline.storage.glob("runs/*/journal/train.workers.jsonl"))), process)
+    wait_until(lambda: bool(list(pipeline.storage.glob("runs/*/journal/train.*.workers.jsonl"))), process)
     process.kill()
     process.communicate()
     status = pipeline.bmojo("status", "--storage", str(pipeline.storage))
@@ -73,7 +73,7 @@ def test_a_second_driver_is_refused(tmp_path: Path) -> None:
     pipeline = write_pipeline(tmp_path)
     process = pipeline.start("run", str(pipeline.file))
     try:
-        wait_until(lambda: bool(list(pipeline.storage.glob("runs/*/state.json"))), process)
+        wait_until(lambda: bool(list(pipeline.storage.glob("runs/*/state-*.json"))), process)
         second = pipeline.run()
         assert second.code == 1
         assert str(process.pid) in second.output

@@ -112,8 +112,8 @@ class TinyPipeline:
 
     def points(self, metric: str, stage: str) -> list[tuple[int, float]]:
         """(step, value) of a metric as journalled by the workers of a stage of the one run."""
-        (journal,) = self.storage.glob(f"runs/*/journal/{stage}.workers.jsonl")
-        events = [json.loads(line) for line in journal.read_text().splitlines()]
+        journals = sorted(self.storage.glob(f"runs/*/journal/{stage}.*.workers.jsonl"))  # one per driver
+        events = [json.loads(line) for journal in journals for line in journal.read_text().splitlines()]
         return [(event["step"], event["values"][metric]) for event in events if metric in event.get("values", {})]
 
 

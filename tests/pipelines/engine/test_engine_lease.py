@@ -1,18 +1,20 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from pipelines.engine.lease import Lease, LeaseHeldError, LeaseLostError, lease_holder
+from pipelines.engine.lease import Clock, Lease, LeaseHeldError, LeaseLostError, break_lease, lease_holder
 from pipelines.engine.process import ProcessIdentity
 from pipelines.engine.storage import Storage
 
@@ -83,41 +85,147 @@ def test_of_many_heirs_of_a_dead_owner_one_wins(storage: Storage) -> None:
     won[0].release()
 
 
-def forge(storage: Storage, **changes: object) -> None:
-    """Make the lease in force that of another machine."""
-    (name,) = storage.list("lease")
-    info = storage.read_json(f"lease/{name}")
-    info["owner"] |= {"host": "elsewhere", "boot_id": "another", "ray_job": "raysubmit_1"}
-    storage.write_bytes_atomic(f"lease/{name}", json.dumps(info | changes).encode())
+class Simulation:
+    """A clock that only sleeping moves; what is due meanwhile is done on the way. Wall clocks may be off."""
+
+    def __init__(self, wall_offset_s: float = 0.0) -> None:
+        self.now = 1000.0
+        self.agenda: list[tuple[float, Callable[[], None]]] = []
+        self.clock = self.with_wall(wall_offset_s)
+
+    def with_wall(self, offset_s: float) -> Clock:
+        return Clock(lambda: self.now, lambda: time.time() + self.now - 1000.0 + offset_s, self.sleep)
+
+    def sleep(self, seconds: float) -> None:
+        until = self.now + seconds
+        while due := sorted((item for item in self.agenda if item[0] <= until), key=lambda item: item[0]):
+            self.agenda.remove(due[0])
+            self.now = max(self.now, due[0][0])
+            due[0][1]()
+        self.now = until
 
 
-def test_the_hold_of_another_machine_is_taken_over_only_after_it_expired(tmp_path: Path) -> None:
-    storage = Storage(tmp_path)
-    Lease.acquire(storage, "lease", "Run x").release()
-    forge(storage, released=False, expires_at=time.time() + 50)
-    with pytest.raises(LeaseHeldError, match=r"on elsewhere, Ray job raysubmit_1.*by itself in \d+ s"):
-        Lease.acquire(storage, "lease", "Run x")
-    forge(storage, released=False, expires_at=time.time() - 1)
-    Lease.acquire(storage, "lease", "Run x", renew_s=0.05).release()
+def elsewhere(patch: pytest.MonkeyPatch) -> None:
+    """What is acquired from now on belongs to another machine."""
+    other = ProcessIdentity.of_this_process().model_copy(update={"host": "elsewhere", "boot_id": "another"})
+    patch.setattr(ProcessIdentity, "of_this_process", classmethod(lambda cls: other))
 
 
-def test_an_expired_hold_that_is_still_renewed_is_respected(tmp_path: Path) -> None:
-    """The other machine's clock is behind ours."""
-    storage = Storage(tmp_path)
-    Lease.acquire(storage, "lease", "Run x").release()
-    forge(storage, released=False, expires_at=time.time() - 1)
-    timer = threading.Timer(0.1, forge, (storage,), {"released": False, "renewed_at": 5.0, "expires_at": 6.0})
-    timer.start()
-    with pytest.raises(LeaseHeldError):
-        Lease.acquire(storage, "lease", "Run x", renew_s=0.3)
-    timer.join()
+@pytest.mark.parametrize("offset_s", [-3600.0, -600.0, 0.0, 30.0, 3600.0])
+def test_the_hold_of_another_machine_ends_after_its_file_was_watched_whatever_its_clock_says(
+    tmp_path: Path, offset_s: float
+) -> None:
+    storage, simulation = Storage(tmp_path), Simulation()
+    with pytest.MonkeyPatch.context() as patch:
+        elsewhere(patch)
+        owner = Lease.acquire(storage, "lease", "Run x", clock=simulation.with_wall(offset_s), start=False)
+    watched: list[float] = []
+    heir = Lease.acquire(
+        storage,
+        "lease",
+        "Run x",
+        clock=simulation.clock,
+        on_watch=lambda _, wait_s: watched.append(wait_s),
+        start=False,
+    )
+    assert watched == [70.0], "60 s that it holds, and two renewals"
+    assert simulation.now >= 1070.0
+    assert heir.number == owner.number + 1
+    with pytest.raises(LeaseLostError, match="did not renew it for 60 s"):
+        owner.require()
+
+
+@pytest.mark.parametrize("offset_s", [-3600.0, -600.0, -30.0, 30.0, 3600.0])
+def test_a_live_owner_on_another_machine_is_seen_whatever_its_clock_says(tmp_path: Path, offset_s: float) -> None:
+    storage, simulation = Storage(tmp_path), Simulation()
+    with pytest.MonkeyPatch.context() as patch:
+        elsewhere(patch)
+        owner = Lease.acquire(storage, "lease", "Run x", clock=simulation.with_wall(offset_s), start=False)
+    for n in range(1, 40):
+        simulation.agenda.append((1000.0 + 5 * n, owner.renew))
+    assert lease_holder(storage, "lease", clock=simulation.clock) is not None
+    for attempt in (Lease.acquire, break_lease):
+        with pytest.raises(LeaseHeldError, match="on elsewhere"):
+            attempt(storage, "lease", "Run x", clock=simulation.clock)
+    owner.require()
+    assert simulation.now < 1020.0, "a few seconds are enough to see life"
+
+
+def test_a_dead_owner_on_another_machine_can_be_broken_by_hand(tmp_path: Path) -> None:
+    storage, simulation = Storage(tmp_path), Simulation()
+    with pytest.MonkeyPatch.context() as patch:
+        elsewhere(patch)
+        owner = Lease.acquire(storage, "lease", "Run x", clock=simulation.with_wall(3600), start=False)
+    assert lease_holder(storage, "lease", clock=simulation.clock) is None
+    broken = break_lease(storage, "lease", "Run x", clock=simulation.clock)
+    assert broken is not None
+    assert broken.owner.host == "elsewhere"
+    assert simulation.now <= 1020.0
+    with pytest.raises(LeaseLostError, match="taken over"):
+        owner.require_in_force()
+    assert break_lease(storage, "lease", "Run x", clock=simulation.clock) is None
+    Lease.acquire(storage, "lease", "Run x", clock=simulation.clock).release()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    renewals=st.lists(st.tuples(st.floats(0.5, 40), st.booleans()), max_size=12),
+    pause=st.tuples(st.floats(0, 60), st.floats(0, 200)),
+    offset_s=st.sampled_from([-3600.0, -60.0, 0.0, 7.0, 3600.0]),
+    begins_s=st.floats(0, 100),
+)
+def test_no_two_owners_at_once_under_any_outage_pause_and_clock(
+    tmp_path_factory: pytest.TempPathFactory,
+    renewals: list[tuple[float, bool]],
+    pause: tuple[float, float],
+    offset_s: float,
+    begins_s: float,
+) -> None:
+    """Whenever an heir gets the lease, the owner's require() already raises: it stopped before."""
+    storage, simulation = Storage(tmp_path_factory.mktemp("lease")), Simulation()
+    with pytest.MonkeyPatch.context() as patch:
+        elsewhere(patch)
+        owner = Lease.acquire(storage, "lease", "Run x", clock=simulation.with_wall(offset_s), start=False)
+    away = Storage(tmp_path_factory.mktemp("away"))
+
+    def attempt(reachable: bool) -> None:
+        if pause[0] <= simulation.now - 1000.0 <= pause[0] + pause[1]:  # stopped: it happens when it goes on
+            simulation.agenda.append((1000.0 + pause[0] + pause[1] + 0.01, lambda: attempt(reachable)))
+            return
+        owner._storage = storage if reachable else Broken(away.url)
+        owner.renew()
+
+    at = 1000.0
+    for gap_s, reachable in renewals:
+        at += gap_s
+        simulation.agenda.append((at, lambda reachable=reachable: attempt(reachable)))
+    simulation.sleep(begins_s)
+    for _ in range(40):
+        try:
+            heir = Lease.acquire(storage, "lease", "Run x", clock=simulation.clock, start=False)
+            break
+        except LeaseHeldError:
+            simulation.sleep(5.0)
+    assert heir.number > owner.number
+    with pytest.raises(LeaseLostError):
+        owner.require()
+    owner._storage = storage
+    owner.renew()
+    heir.require_in_force()
+
+
+class Broken(Storage):
+    """A storage out of reach."""
+
+    def list(self, relpath: str = "") -> list[str]:
+        raise ConnectionError("away")
 
 
 def test_an_owner_that_slept_too_long_learns_that_it_lost(tmp_path: Path) -> None:
     storage = Storage(tmp_path)
     beats: list[bool] = []
     lease = Lease.acquire(storage, "lease", "Run x", renew_s=0.05)
-    lease.on_beat(lambda: beats.append(lease.is_lost))
+    lease.on_lost(lambda: beats.append(lease.is_lost))
     storage.write_bytes_atomic("lease/000002.json", storage.read_bytes("lease/000001.json"))
     while not lease.is_lost:
         time.sleep(0.01)
@@ -126,6 +234,52 @@ def test_an_owner_that_slept_too_long_learns_that_it_lost(tmp_path: Path) -> Non
     lease.release()
     assert beats[-1]
     assert lease_holder(storage, "lease") is not None, "the new owner's lease was touched"
+
+
+def test_a_callback_that_fails_does_not_end_the_renewals(tmp_path: Path) -> None:
+    storage = Storage(tmp_path)
+    lease = Lease.acquire(storage, "lease", "Run x", ttl_s=1.0, renew_s=0.05)
+    calls: list[int] = []
+
+    def fail() -> None:
+        calls.append(1)
+        raise OSError("storage hiccup")
+
+    lease.on_beat(fail)
+    time.sleep(1.5)
+    assert len(calls) > 5
+    assert lease_holder(storage, "lease") is not None
+    lease.require()
+    lease.release()
+
+
+@pytest.mark.parametrize("kind", ["fails", "hangs"])
+def test_an_owner_cut_off_stops_by_itself_before_others_may_take_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Also if the storage hangs, so that the thread that renews can do nothing."""
+    storage = Storage(tmp_path)
+    lost = threading.Event()
+    lease = Lease.acquire(storage, "lease", "Run x", ttl_s=0.6, renew_s=0.05)
+    lease.on_lost(lost.set)
+    lease.require()
+    release = threading.Event()
+
+    def away(*_: object) -> list[str]:
+        if kind == "hangs":
+            release.wait(20)
+        raise ConnectionError("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "list", away)
+        assert lost.wait(5)
+        with pytest.raises(LeaseLostError, match="did not renew it for"):
+            lease.require()
+        release.set()
+    lease.renew()
+    with pytest.raises(LeaseLostError):
+        lease.require()
+    lease.release()
 
 
 def test_a_lease_is_renewed_and_survives_a_storage_that_fails_for_a_while(
