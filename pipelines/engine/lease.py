@@ -156,7 +156,8 @@ class Lease:
             info = LeaseInfo(owner=owner, acquired_at=now, renewed_at=now, expires_at=now + ttl_s, renew_s=renew_s)
             if storage.create_exclusive(_file(relpath, number + 1), _encode(info)):
                 break
-        lease = cls(storage, relpath, number + 1, info, began_at, clock)
+        # A renewal does not wait for a storage that is away: the next one is due soon.
+        lease = cls(storage.with_retry_s(0), relpath, number + 1, info, began_at, clock)
         if not lease._is_in_force():  # a store without conditional puts let two through: the last writer stays
             raise LeaseHeldError(what, _current(storage, relpath)[1] or info, remedy)
         for old in _numbers(storage, relpath):
@@ -386,8 +387,8 @@ def _current(storage: Storage, relpath: str) -> tuple[int, LeaseInfo | None]:
     if not numbers:
         return 0, None
     try:
-        return numbers[-1], LeaseInfo.model_validate(storage.read_json(_file(relpath, numbers[-1])))
-    except (FileNotFoundError, ValidationError, UserError):
+        return numbers[-1], LeaseInfo.model_validate_json(storage.read_bytes(_file(relpath, numbers[-1])))
+    except (FileNotFoundError, ValidationError):
         return numbers[-1], None
 
 
