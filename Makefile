@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 .DEFAULT_GOAL := help
-.PHONY: needs-compiler help quickstart install test test-slow mutants lint format types bench kernel-report lock clean
+.PHONY: needs-compiler help quickstart install test test-slow transformers5 mutants lint format types bench kernel-report lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -31,7 +31,18 @@ needs-compiler:
 test: install needs-compiler  ## Quick tests (under 20 minutes on 2 cores)
 	$(BIN)/python -m pytest
 
-test-slow: install needs-compiler  ## The tests that take longer: kills, resumes, whole pipelines
+TRANSFORMERS5 := .venv-transformers5
+transformers5: $(TRANSFORMERS5)/.installed  ## The environment in which exported models meet transformers 5
+
+# Beside its own packages it sees those of $(VENV) (torch and all), but not the checkout.
+$(TRANSFORMERS5)/.installed: $(STAMP) constraints-transformers5.txt
+	$(PYTHON) -m venv --clear $(TRANSFORMERS5)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])' > \
+		$$($(TRANSFORMERS5)/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/packages.pth
+	$(TRANSFORMERS5)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r constraints-transformers5.txt
+	@touch $@
+
+test-slow: install needs-compiler transformers5  ## The tests that take longer: kills, resumes, whole pipelines
 	$(BIN)/python -m pytest -m slow
 
 mutants: install needs-compiler  ## Wrong versions of the code, each of which some test must reject (minutes)

@@ -20,6 +20,7 @@ def generate(
     seed: int = 0,
     stop_tokens: Collection[int] = (),
     valid_bt: Tensor | None = None,
+    num_token_ids: int | None = None,
 ) -> Iterator[Tensor]:
     """Yield tokens_b, int64, as they are sampled.
 
@@ -28,6 +29,7 @@ def generate(
         temperature: divides the logits; 0 takes the likeliest token.
         top_k, top_p: sample among the k likeliest, or the fewest whose probabilities sum to at least p.
         seed: rows draw from generators seeded with seed, row by row, so a row alone draws as row 0 of a batch does.
+        num_token_ids: ids of the tokenizer; those past it, which pad the vocabulary to a round size, are never drawn.
         stop_tokens: after one of them a row yields it again until all rows have stopped, which ends generation.
     Raises: ValueError: an option out of its range.
     """
@@ -38,6 +40,9 @@ def generate(
     stopped_b = torch.zeros(prompt_bt.shape[0], dtype=torch.bool, device=prompt_bt.device)
     previous_b = None
     for count in range(max_new_tokens):
+        if num_token_ids is not None:
+            logits_bv = logits_bv.clone()
+            logits_bv[:, num_token_ids:] = float("-inf")
         tokens_b = sample(logits_bv, temperature, top_k, top_p, rngs)
         if previous_b is not None:
             tokens_b = torch.where(stopped_b, previous_b, tokens_b)

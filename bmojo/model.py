@@ -21,7 +21,7 @@ Initial values (L layers, std = init_std):
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -52,6 +52,7 @@ class LMOutput(NamedTuple):
     nll_bt: Tensor | None = None
     num_targets: Tensor | None = None
     memory: list[LayerMemory | None] | None = None
+    hidden_btd: list[Tensor] | None = None
 
 
 class Block(nn.Module):
@@ -97,6 +98,8 @@ class BMojoLM(nn.Module):
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
         self.init_weights(seed=0)
+        self.checkpoint: Callable[..., Any] | None = None
+        """torch.utils.checkpoint.checkpoint or the like: recompute each block in the backward pass to save memory."""
 
     # Training and scoring
 
@@ -107,6 +110,7 @@ class BMojoLM(nn.Module):
         doc_ids_bt: Tensor | None = None,
         return_memory: bool = False,
         token_losses: bool = False,
+        return_hidden: bool = False,
     ) -> LMOutput:
         """Score a batch of token sequences.
 
@@ -117,13 +121,16 @@ class BMojoLM(nn.Module):
                 is one document. Nothing passes from one document to another.
             return_memory: also return a LayerMemory for every bmojo and bmojo_f layer (None for other layers).
             token_losses: also return nll_bt, the float32 negative log-likelihood of each target, 0 where there is none.
+            return_hidden: also return hidden_btd: the embeddings, then the residual stream after each layer, the last
+                one normed.
         Returns: with targets: loss (mean over targets, with z-loss and a learned innovation predictor's loss where
             configured) and num_targets; logits of the whole batch are never materialised. Without: logits_btv.
         """
-        x_btd, predictor_losses, memory = self._features(tokens_bt, doc_ids_bt, return_memory)
+        hidden: list[Tensor] | None = [] if return_hidden else None
+        x_btd, predictor_losses, memory = self._features(tokens_bt, doc_ids_bt, return_memory, hidden)
         layers = memory if return_memory else None
         if targets_bt is None:
-            return LMOutput(logits_btv=self.head(x_btd), memory=layers)
+            return LMOutput(logits_btv=self.head(x_btd), memory=layers, hidden_btd=hidden)
         result = linear_cross_entropy(
             x_btd.flatten(0, 1), self.head.weight, targets_bt.flatten(), self.config.z_loss_weight
         )
@@ -131,21 +138,48 @@ class BMojoLM(nn.Module):
         for predictor_loss in predictor_losses:
             loss = loss + self.config.innovation_loss_weight * predictor_loss
         nll_bt = result.nll_s.view_as(tokens_bt) if token_losses else None
-        return LMOutput(loss=loss, nll_bt=nll_bt, num_targets=result.num_targets, memory=layers)
+        return LMOutput(None, loss, nll_bt, result.num_targets, layers, hidden)
+
+    def features(self, tokens_bt: Tensor, doc_ids_bt: Tensor | None = None) -> Tensor:
+        """The normed residual stream x_btd that the output projection reads; arguments as forward's."""
+        return self._features(tokens_bt, doc_ids_bt, return_memory=False)[0]
 
     def _features(
-        self, tokens_bt: Tensor, doc_ids_bt: Tensor | None, return_memory: bool
+        self,
+        tokens_bt: Tensor,
+        doc_ids_bt: Tensor | None,
+        return_memory: bool,
+        hidden: list[Tensor] | None = None,
     ) -> tuple[Tensor, list[Tensor], list[LayerMemory | None]]:
         t = tokens_bt.shape[1]
         sequence = Sequence(t, 0, doc_ids_bt, self._rotary(torch.arange(t, device=tokens_bt.device)), return_memory)
         stream: Stream = (self.embedding(tokens_bt), None)
         predictor_losses, memory = [], []
-        for block in self.blocks:
-            stream, mixed = block(stream, sequence)
+        for block in self._blocks():
+            if hidden is not None:
+                hidden.append(stream[0] if stream[1] is None else stream[0] + stream[1])
+            stream, mixed = self._block(block, stream, sequence)
             memory.append(mixed.memory)
             if mixed.predictor_loss is not None:
                 predictor_losses.append(mixed.predictor_loss)
-        return self.norm.of_sum(*stream)[1], predictor_losses, memory
+        normed_btd = self.norm.of_sum(*stream)[1]
+        if hidden is not None:
+            hidden.append(normed_btd)
+        return normed_btd, predictor_losses, memory
+
+    def _block(self, block: Block, stream: Stream, sequence: Sequence) -> tuple[Stream, MixerOutput]:
+        """Run a block, recomputed in the backward pass if `checkpoint` is set."""
+        if self.checkpoint is None or not torch.is_grad_enabled():
+            found: tuple[Stream, MixerOutput] = block(stream, sequence)
+            return found
+
+        def flat(x_btd: Tensor, delta_btd: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+            (x_btd, delta_btd), mixed = block((x_btd, delta_btd), sequence)  # tensors in tuples would lose gradients
+            return x_btd, delta_btd, mixed.predictor_loss
+
+        x_btd, delta_btd, predictor_loss = self.checkpoint(flat, *stream)
+        assert delta_btd is not None
+        return (x_btd, delta_btd), MixerOutput(delta_btd, predictor_loss)
 
     def _rotary(self, position: Tensor) -> RotaryTable | None:
         if not ATTENDING & set(self.config.mixers):

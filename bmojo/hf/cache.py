@@ -14,6 +14,7 @@ class BMojoCache:
     """
 
     is_compileable = False
+    is_linear = (False,)  # asked layer by layer: whether tokens read before must be left out of input_ids
 
     def __init__(self, state: DecodingState, num_columns: int) -> None:
         self.state = state

@@ -17,7 +17,7 @@ class BMojoConfig(PretrainedConfig):
     """
 
     model_type = "bmojo"
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 (transformers' own declaration)
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]  # noqa: RUF012 (transformers' own declaration)
     attribute_map = {  # noqa: RUF012
         "hidden_size": "d_model",
         "num_attention_heads": "num_heads",
@@ -33,6 +33,7 @@ class BMojoConfig(PretrainedConfig):
         model = ModelConfig.model_validate(given)
         for name, value in model.model_dump().items():
             setattr(self, name, value)
+        self.use_cache = kwargs.pop("use_cache", True)  # by generate(); forward() makes a cache if it is told to
         super().__init__(tie_word_embeddings=model.tie_embeddings, **kwargs)
 
     @property

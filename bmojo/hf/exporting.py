@@ -37,12 +37,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained(DIRECTORY)
 model = AutoModelForCausalLM.from_pretrained(DIRECTORY, trust_remote_code=True)
-inputs = tokenizer(tokenizer.bos_token + "Once upon a time", return_tensors="pt")
+inputs = tokenizer("Once upon a time", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=100)[0]))
 ```
 
-A document began with the end-of-document token in training, so begin prompts with it, as above. Needs torch,
-safetensors and pydantic beside transformers. The state kept while decoding has a constant size unless there are layers
+A document began with the end-of-document token in training, and the tokenizer puts it before every text unless
+`add_special_tokens=False` says otherwise. lm-eval needs it too, or the model is scored on documents without a
+beginning: `--model_args pretrained=DIRECTORY,trust_remote_code=True,add_bos_token=True` (0.4.13 does so by itself).
+
+Needs transformers (tested with 4.57 and 5.24), torch, safetensors and pydantic. Rows of several documents: pass
+`position_ids` that restart, or `doc_ids`. Fine-tuning with Trainer: `optimizers=(AdamW(model.param_groups(0.1)), None)`
+decays matrices only, as in pretraining. The state kept while decoding has a constant size unless there are layers
 of full attention, so there is no limit on the length of a text; `num_eidetic` in config.json may be raised to remember
 more.
 """
@@ -63,10 +68,13 @@ def export_to_hf(model: BMojoLM, tokenizer_json: str | Path, directory: str | Pa
     if directory.exists() and any(directory.iterdir()):
         raise FileExistsError(f"{directory} is not empty; name a new directory.")
     directory.mkdir(parents=True, exist_ok=True)
-    special = _copy_tokenizer(tokenizer_json, directory)
+    special, num_token_ids = _copy_tokenizer(tokenizer_json, directory)
     dtype = str(model.dtype).removeprefix("torch.")
     _write_json(directory / CONFIG, _config(model.config, special, dtype))
-    _write_json(directory / "generation_config.json", {"use_cache": True, **special})
+    assert model.config.vocab_size is not None
+    padding_ids = list(range(num_token_ids, model.config.vocab_size))  # rows that pad the vocabulary, no tokens
+    generation = {"use_cache": True, **({"suppress_tokens": padding_ids} if padding_ids else {}), **special}
+    _write_json(directory / "generation_config.json", generation)
     tensors = {PREFIX + name: x.detach().cpu().contiguous() for name, x in model.state_dict().items()}
     if model.config.tie_embeddings:
         tensors.pop(PREFIX + "head.weight")
@@ -110,6 +118,7 @@ def import_from_hf(directory: str | Path, device: torch.device | str = "cpu") ->
 def _config(model: ModelConfig, special: dict[str, int], dtype: str) -> dict[str, Any]:
     classes = {
         "AutoConfig": "configuration_bmojo.BMojoConfig",
+        "AutoModel": "modeling_bmojo.BMojoModel",
         "AutoModelForCausalLM": "modeling_bmojo.BMojoForCausalLM",
     }
     return {
@@ -118,9 +127,10 @@ def _config(model: ModelConfig, special: dict[str, int], dtype: str) -> dict[str
     }  # fmt: skip
 
 
-def _copy_tokenizer(tokenizer_json: Path, directory: Path) -> dict[str, int]:
-    """Write the tokenizer's files; returns the ids of its special tokens as config.json names them."""
-    text = tokenizer_json.read_text(encoding="utf-8")
+def _copy_tokenizer(tokenizer_json: Path, directory: Path) -> tuple[dict[str, int], int]:
+    """Write the tokenizer's files; returns the ids of its special tokens as config.json names them, and how many ids
+    there are."""
+    spec = json.loads(tokenizer_json.read_text(encoding="utf-8"))
     beside = tokenizer_json.with_name(TOKENIZER_CONFIG)
     config = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
     end = config.get("eos_token")
@@ -130,12 +140,25 @@ def _copy_tokenizer(tokenizer_json: Path, directory: Path) -> dict[str, int]:
     }  # fmt: skip
     special = {}
     if end is not None:
-        added = {token["content"]: token["id"] for token in json.loads(text)["added_tokens"]}
-        config = {"bos_token": end, "pad_token": end, "padding_side": "left", **config}
+        added = {token["content"]: token["id"] for token in spec["added_tokens"]}
+        config = {"bos_token": end, "pad_token": end, "padding_side": "left", "add_bos_token": True, **config}
         special = {f"{role}_token_id": added[config[f"{role}_token"]] for role in ("bos", "eos", "pad")}
-    (directory / TOKENIZER).write_text(text, encoding="utf-8")
+        spec["post_processor"] = _document_start(config["bos_token"], special["bos_token_id"])
+    _write_json(directory / TOKENIZER, spec)
     _write_json(directory / TOKENIZER_CONFIG, config)
-    return special
+    ids = [*spec["model"]["vocab"].values(), *(token["id"] for token in spec["added_tokens"])]
+    return special, max(ids) + 1
+
+
+def _document_start(token: str, token_id: int) -> dict[str, Any]:
+    """The post-processor that puts the token before a text, as every document began in training."""
+    start = {"SpecialToken": {"id": token, "type_id": 0}}
+    return {
+        "type": "TemplateProcessing",
+        "single": [start, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [start, {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {token: {"id": token, "ids": [token_id], "tokens": [token]}},
+    }
 
 
 def _read_weights(directory: Path, device: str) -> dict[str, torch.Tensor]:

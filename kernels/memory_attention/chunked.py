@@ -54,7 +54,8 @@ class MemoryAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         layout: Layout = ctx.layout
-        tensors, kept = ctx.saved_tensors[:NUM_TENSORS], ctx.saved_tensors[NUM_TENSORS:]
+        saved = ctx.saved_tensors  # asked for once: under activation checkpointing that computes them
+        tensors, kept = saved[:NUM_TENSORS], saved[NUM_TENSORS:]
         operands = Operands(layout, tensors)
         grads = Gradients(operands)
         grad_out_ngtp = layout.heads_first(grad_outputs[0], layout.group)

@@ -245,7 +245,8 @@ class _RotateBoth(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         total: Tensor | None = None
-        for grad, cos, sin in zip(grads, ctx.saved_tensors[::2], ctx.saved_tensors[1::2], strict=True):
+        saved = ctx.saved_tensors  # asked for once: under activation checkpointing that computes them
+        for grad, cos, sin in zip(grads, saved[::2], saved[1::2], strict=True):
             if grad is not None:
                 total = _rotated(grad, cos, sin, True, _contiguous(grad) if total is None else total, base=total)
         return total, None, None, None, None

@@ -40,10 +40,10 @@ def continue_text(
         top_p=top_p,
         seed=seed,
         stop_tokens=(tokenizer.eod_id,),
+        num_token_ids=tokenizer.vocab_size,
     ):
         token = int(token_b[0])
         if token == tokenizer.eod_id:
             break
-        if token < tokenizer.vocab_size:  # the vocabulary is padded; an untrained id stands for no bytes
-            yield decoder.decode(tokenizer.decode([token]))
+        yield decoder.decode(tokenizer.decode([token]))
     yield decoder.decode(b"", final=True)

@@ -22,6 +22,7 @@ pytest.importorskip("transformers")
 pytestmark = pytest.mark.usefixtures("hf_modules_cache")
 
 PATTERN = "(bmojo,mamba2,bmojo_f,swa)"
+NUM_TOKEN_IDS = 293  # of the tokenizer below; the model's vocabulary is padded
 TEXTS = ["def f(x):\n    return x + 1\n", "import os\n\nclass A:\n    pass\n" * 3, "x = 1\n"]
 
 
@@ -119,7 +120,7 @@ def test_padding_between_tokens_is_refused(loaded, tokens):
 
 
 def test_generate_continues_as_our_own_generation_does(exported, loaded, tokens):
-    want = torch.stack(list(generate(exported[0], tokens, 20, temperature=0)), 1)
+    want = torch.stack(list(generate(exported[0], tokens, 20, temperature=0, num_token_ids=NUM_TOKEN_IDS)), 1)
     got = loaded.generate(tokens, max_new_tokens=20, do_sample=False, eos_token_id=None)
     assert torch.equal(got[:, tokens.shape[1] :], want)
 
@@ -189,7 +190,8 @@ def test_other_members_of_the_family_survive_the_round_trip(tmp_path, tokenizer_
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True).eval()
     torch.testing.assert_close(loaded(tokens).logits, model(tokens).logits_btv, rtol=1e-5, atol=1e-5)
     options = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None}
-    assert torch.equal(loaded.generate(tokens, **options)[:, -4:], torch.stack(list(generate(model, tokens, 4, 0)), 1))
+    want = torch.stack(list(generate(model, tokens, 4, 0, num_token_ids=NUM_TOKEN_IDS)), 1)
+    assert torch.equal(loaded.generate(tokens, **options)[:, -4:], want)
 
 
 def test_import_gives_equal_weights_and_config(exported):
@@ -254,7 +256,7 @@ model = AutoModelForCausalLM.from_pretrained(DIRECTORY, trust_remote_code=True).
 tokenizer = AutoTokenizer.from_pretrained(DIRECTORY)
 inputs = tokenizer(["def f", "import os, sys"], return_tensors="pt", padding=True)
 text = tokenizer.batch_decode(model.generate(**inputs, max_new_tokens=5, do_sample=False))
-assert len(text) == 2 and text[1].startswith("import os, sys"), text
+assert len(text) == 2 and text[1].startswith(tokenizer.bos_token + "import os, sys"), text
 torch.save(model(torch.tensor(TOKENS)).logits, "logits.pt")
 assert not any(name.partition(".")[0] in ("bmojo", "kernels") for name in sys.modules)
 """
@@ -282,6 +284,48 @@ def test_tokenizer_loads_with_its_special_tokens(exported):
     tokenizer = AutoTokenizer.from_pretrained(exported[1])
     assert tokenizer.eos_token == tokenizer.pad_token == "<|endoftext|>"
     assert tokenizer.padding_side == "left"
-    assert tokenizer.decode(tokenizer(TEXTS[1])["input_ids"]) == TEXTS[1]
+    assert tokenizer.decode(tokenizer(TEXTS[1])["input_ids"]) == "<|endoftext|>" + TEXTS[1]
+    assert tokenizer.decode(tokenizer(TEXTS[1], add_special_tokens=False)["input_ids"]) == TEXTS[1]
     config = json.loads((exported[1] / "config.json").read_text())
     assert config["eos_token_id"] == tokenizer.eos_token_id
+
+
+def parity(python: Path, exported: tuple[BMojoLM, Path], tmp_path: Path) -> str:
+    """Run hf_parity.py in an environment in which only the exported directory is known."""
+    model, directory = exported
+    prompts = torch.randint(0, NUM_TOKEN_IDS, (2, 23), generator=torch.Generator().manual_seed(5))
+    greedy = torch.stack(list(generate(model, prompts, 200, temperature=0, num_token_ids=NUM_TOKEN_IDS)), 1)
+    with torch.no_grad():
+        logits = model(prompts).logits_btv
+    facts = {"prompts": prompts, "greedy": greedy, "logits": logits}
+    expected = {name: x.tolist() for name, x in facts.items()} | {"num_token_ids": NUM_TOKEN_IDS}
+    (tmp_path / "expected.json").write_text(json.dumps(expected))
+    script = tmp_path / "hf_parity.py"  # away from the checkout, whose packages must not be found
+    script.write_text(Path(__file__).with_name("hf_parity.py").read_text())
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_XET": "1"}
+    environment.pop("PYTHONPATH", None)
+    done = subprocess.run(
+        [python, "-c", WITHOUT_OURS, script, directory, tmp_path / "expected.json"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+WITHOUT_OURS = """
+import runpy, sys
+sys.meta_path = [finder for finder in sys.meta_path if "__editable__" not in getattr(finder, "__module__", "")]
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_everything_transformers_users_do_works_on_this_version(exported, tmp_path):
+    assert "ok on transformers 4." in parity(Path(sys.executable), exported, tmp_path)
+
+
+@pytest.mark.slow
+def test_everything_transformers_users_do_works_on_transformers_5(exported, tmp_path):
+    python = Path(__file__).parents[2] / ".venv-transformers5" / "bin" / "python"
+    assert python.exists(), "run `make transformers5`, which `make test-slow` does"
+    assert "ok on transformers 5." in parity(python, exported, tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -82,16 +83,43 @@ def test_lm_eval_scores_and_generates_as_our_model_does(exported, monkeypatch):
 
     for sample, (question, good, bad) in zip(results["samples"]["tiny_choice"], QUESTIONS, strict=True):
         got = [float(response[0][0]) for response in sample["resps"]]
-        want = [continuation_score(model, tokenizer, question, f" {answer}") for answer in (good, bad)]
+        start = [tokenizer.eod_id]  # which the exported tokenizer puts before a text by itself
+        want = [continuation_score(model, tokenizer, question, f" {answer}", start) for answer in (good, bad)]
         assert got == pytest.approx(want, abs=1e-3)
     assert all(isinstance(sample["resps"][0][0], str) for sample in results["samples"]["tiny_generate"])
     assert set(results["results"]) == {"tiny_choice", "tiny_generate"}
 
 
+@pytest.mark.usefixtures("hf_modules_cache")
+def test_lm_eval_puts_the_document_start_before_a_text_or_leaves_it_out_as_told(exported):
+    """add_bos_token=True: as documents began in training. False: a text is scored as if cut out of a document."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    model, tokenizer, folder = exported
+    question, good, _ = QUESTIONS[0]
+    request = Instance("loglikelihood", {}, (question, f" {good}"), 0)
+    scores = []
+    for add_bos_token in (False, True):
+        lm = HFLM(
+            pretrained=str(folder / "model"), trust_remote_code=True, dtype="float32", device="cpu", batch_size=1,
+            add_bos_token=add_bos_token,
+        )  # fmt: skip
+        ((score, _),) = lm.loglikelihood([request], disable_tqdm=True)
+        scores.append(score)
+    start = [tokenizer.eod_id]
+    want = [continuation_score(model, tokenizer, question, f" {good}", before) for before in ([], start)]
+    assert scores == pytest.approx(want, abs=1e-3)
+    assert abs(want[0] - want[1]) > 0.01
+
+
 @torch.no_grad()
-def continuation_score(model: BMojoLM, tokenizer: Tokenizer, context: str, continuation: str) -> float:
-    """Sum of log-probabilities of the continuation's tokens."""
-    context_ids, ids = (tokenizer.encode_batch([text])[0].tolist() for text in (context, context + continuation))
+def continuation_score(
+    model: BMojoLM, tokenizer: Tokenizer, context: str, continuation: str, before: Sequence[int] = ()
+) -> float:
+    """Sum of log-probabilities of the continuation's tokens; `before` holds ids ahead of the context."""
+    texts = (context, context + continuation)
+    context_ids, ids = ([*before, *tokenizer.encode_batch([text])[0].tolist()] for text in texts)
     log_probs = model(torch.tensor([ids[:-1]])).logits_btv[0].log_softmax(-1)
     positions = range(len(context_ids), len(ids))
     return float(sum(log_probs[position - 1, ids[position]] for position in positions))
