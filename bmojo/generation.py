@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator
 
 import torch
 from torch import Tensor
 
 from bmojo.model import BMojoLM
+
+MAX_SEED = 2**63 - 1
 
 
 def generate(
@@ -25,7 +28,8 @@ def generate(
     """Yield tokens_b, int64, as they are sampled.
 
     Args:
-        prompt_bt: at least one token a row; valid_bt is False where a row is padded, on the left or on the right.
+        prompt_bt: at least one row, of at least one token.
+        valid_bt: False where a row is padded, on the left or on the right.
         temperature: divides the logits; 0 takes the likeliest token.
         top_k, top_p: sample among the k likeliest, or the fewest whose probabilities sum to at least p.
         seed: rows draw from generators seeded with seed, row by row, so a row alone draws as row 0 of a batch does.
@@ -33,7 +37,12 @@ def generate(
         stop_tokens: after one of them a row yields it again until all rows have stopped, which ends generation.
     Raises: ValueError: an option out of its range.
     """
-    _check(temperature, top_k, top_p, max_new_tokens)
+    _check(temperature, top_k, top_p, max_new_tokens, seed)
+    if 0 in prompt_bt.shape:
+        raise ValueError(
+            f"the prompt is {tuple(prompt_bt.shape)} (rows, tokens); it must have a row, and a token in each. A new "
+            "document begins with the end-of-document token."
+        )
     logits_bv, state = model.prefill(prompt_bt, valid_bt=valid_bt)
     rngs = [torch.Generator(device=prompt_bt.device).manual_seed(seed + row) for row in range(prompt_bt.shape[0])]
     stops = torch.tensor(sorted(stop_tokens), dtype=torch.long, device=prompt_bt.device)
@@ -71,12 +80,13 @@ def sample(
     return order_bv.gather(1, torch.stack(picks))[:, 0]
 
 
-def _check(temperature: float, top_k: int | None, top_p: float | None, max_new_tokens: int) -> None:
+def _check(temperature: float, top_k: int | None, top_p: float | None, max_new_tokens: int, seed: int) -> None:
     for name, value, fine, expected in (
-        ("temperature", temperature, temperature >= 0, ">= 0"),
+        ("temperature", temperature, 0 <= temperature < math.inf, ">= 0 and finite"),
         ("top_k", top_k, top_k is None or top_k >= 1, ">= 1"),
         ("top_p", top_p, top_p is None or 0 < top_p <= 1, "above 0 and at most 1"),
         ("max_new_tokens", max_new_tokens, max_new_tokens >= 1, ">= 1"),
+        ("seed", seed, 0 <= seed <= MAX_SEED, f"from 0 to {MAX_SEED}"),
     ):
         if not fine:
             raise ValueError(f"{name} is {value}; it must be {expected}.")

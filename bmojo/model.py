@@ -151,6 +151,10 @@ class BMojoLM(nn.Module):
         return_memory: bool,
         hidden: list[Tensor] | None = None,
     ) -> tuple[Tensor, list[Tensor], list[LayerMemory | None]]:
+        if 0 in tokens_bt.shape:
+            raise ValueError(
+                f"tokens_bt is {tuple(tokens_bt.shape)} (rows, tokens); it must have a row, and a token in each."
+            )
         t = tokens_bt.shape[1]
         sequence = Sequence(t, 0, doc_ids_bt, self._rotary(torch.arange(t, device=tokens_bt.device)), return_memory)
         stream: Stream = (self.embedding(tokens_bt), None)

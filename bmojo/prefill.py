@@ -22,8 +22,10 @@ def prefill(
     so that a row's result does not depend on the others."""
     batch_size, t = tokens_bt.shape
     state = model.init_state(batch_size) if state is None else state.clone()
-    if t == 0 or state.batch_size != batch_size:
-        raise ValueError(f"prefill got tokens {tuple(tokens_bt.shape)} for a state of {state.batch_size} rows.")
+    if batch_size == 0 or t == 0:
+        raise ValueError(f"prefill got {batch_size} rows of {t} tokens; it needs a row, and a token in each.")
+    if state.batch_size != batch_size:
+        raise ValueError(f"prefill got {batch_size} rows of tokens for a state of {state.batch_size} rows.")
     spans = _spans(valid_bt) if valid_bt is not None else [(0, t)] * batch_size
     groups: dict[tuple[int, int], list[int]] = {}
     for row, ((first, last), start) in enumerate(zip(spans, state.position_b.tolist(), strict=True)):

@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 MIB = 1 << 20
-NOT_IN_FINGERPRINT: dict[str, Any] = {"affects_result": False}
 InvalidUtf8 = Literal["error", "replace", "skip_document"]
 FileFormat = Literal["txt", "jsonl", "jsonl.gz", "jsonl.zst", "parquet"]
 FORMAT_OF_SUFFIX: dict[str, FileFormat] = {

@@ -87,6 +87,17 @@ class PipelineConfig(StrictConfig):
     cluster: ClusterConfig = Field(default_factory=ClusterConfig, description="Ray.")
     stages: dict[str, AnyStageConfig] = Field(min_length=1, description="The stages by name.")
 
+    @field_validator("storage")
+    @classmethod
+    def _no_variables(cls, storage: str) -> str:
+        if "$" in storage:
+            raise FieldError(
+                ("storage",),
+                f"found {storage!r}; variables are not replaced here. Write the path out, begin it with ~, or give "
+                'it in the shell: storage="$HOME/runs".',
+            )
+        return storage
+
     @field_validator("stages")
     @classmethod
     def _names_can_be_folders(cls, stages: dict[str, StageConfig]) -> dict[str, StageConfig]:

@@ -1,4 +1,4 @@
-"""Imports point one way (DESIGN 2): kernels <- bmojo; data stands alone; pipelines may import all three."""
+"""Imports point one way (docs/design/0001): kernels <- bmojo; data stands alone; pipelines may import all three."""
 
 from __future__ import annotations
 

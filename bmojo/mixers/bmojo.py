@@ -1,4 +1,4 @@
-"""B'MOJO (arXiv:2407.06324): one attention over verbatim, fading and eidetic memory (DESIGN 3).
+"""B'MOJO (arXiv:2407.06324): one attention over verbatim, fading and eidetic memory (docs/model.md).
 
 - fading memory: a state-space model summarises the unbounded past in y
 - eidetic memory: tokens whose y the past predicts badly are kept verbatim (innovation selection)

@@ -12,7 +12,7 @@ LOWEST = 1e-30  # keeps the logarithm finite where a prediction is perfect
 
 
 class InnovationScore(nn.Module):
-    """e_i = |y_i - yhat_i|^2 / (|y_i|^2 + eps),  yhat_i = sum_{j=1..K} w_j * y_{i-j}  (DESIGN 3).
+    """e_i = |y_i - yhat_i|^2 / (|y_i|^2 + eps),  yhat_i = sum_{j=1..K} w_j * y_{i-j}  (docs/model.md).
 
     Outputs before a document's first are zero. y enters detached: neither the score nor a learned predictor's loss
     reaches the SSM.

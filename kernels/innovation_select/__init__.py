@@ -60,7 +60,7 @@ def innovation_select(
     num_slots: int = 0,
 ) -> Tensor:
     """The eidetic set of every chunk of queries: S_j = the M highest-ranked positions i <= jC - W of the document that
-    holds position jC, ranked by log e_i + i / tau, ties to the earlier position (DESIGN 3). No gradient passes.
+    holds position jC, ranked by log e_i + i / tau, ties to the earlier position (docs/model.md). No gradient passes.
 
     Rows are, in this order: `num_slots` already kept, positions just before `start`, and `num_queries` from `start` on.
 

@@ -27,7 +27,7 @@ def memory_attention(
     doc_ids_bt: Tensor | None = None,
     num_past: int = 0,
 ) -> Tensor:
-    """Attend from t queries to three sets of keys and values under one softmax (DESIGN 3; arXiv:2407.06324, section 3).
+    """Attend from t queries to three sets of keys and values under one softmax (docs/model.md).
 
     Args:
         q_bthp: queries, rotated to their positions. h is a multiple of the key/value heads (grouped-query attention).

@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from typing import Annotated
 
 import typer
 
 from pipelines.cli import environment, export, inspect, models, running, runs
-from pipelines.cli.console import error_console
+from pipelines.cli.console import OverridableCommand, console, error_console, escape_unprintable
 from pipelines.errors import UserError
 
 app = typer.Typer(
     name="bmojo",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     help="Pretrain B'MOJO language models: text -> shards -> training -> evaluation -> report, as durable Ray "
@@ -37,7 +37,24 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
 }
 for panel, commands in COMMANDS.items():
     for name, command in commands.items():
-        app.command(name=name, rich_help_panel=panel)(command)
+        app.command(name=name, rich_help_panel=panel, cls=OverridableCommand)(command)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        import importlib.metadata
+
+        console.print(f"bmojo {importlib.metadata.version('bmojo-pipeline')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    """Options of `bmojo` itself."""
 
 
 def main() -> None:
@@ -45,6 +62,7 @@ def main() -> None:
     from pipelines.tracking.environment import quiet_environment
 
     quiet_environment()
+    escape_unprintable()
     try:
         app()
     except UserError as error:

@@ -51,7 +51,10 @@ def schema(
     if output is None:
         sys.stdout.write(text)
     else:
-        output.write_text(text, encoding="utf-8")
+        try:
+            output.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{output}: {error.strerror}. Name a file that can be written with --output.") from error
         console.print(f"Wrote {output}.")
 
 

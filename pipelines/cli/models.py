@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass
 from shlex import quote
@@ -78,18 +79,35 @@ def _advice(run: Run) -> str:
     return f"Resume it: bmojo resume {at}."
 
 
+def _above_zero(value: float | None) -> float | None:
+    if value is not None and not value > 0:
+        raise typer.BadParameter(f"{value} is not above 0: no token would be left to choose from.")
+    return value
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number.")
+    return value
+
+
 def generate(
     run: RunArgument = None,
     prompt: Annotated[str, typer.Option(help="Text to continue; empty: a new document.")] = "",
     tokens: Annotated[
         int, typer.Option(min=1, help="Tokens to generate at most; the model may end the document before.")
     ] = 200,
-    temperature: Annotated[float, typer.Option(min=0, help="0 always takes the likeliest token.")] = 0.8,
+    temperature: Annotated[
+        float, typer.Option(min=0, callback=_finite, help="0 always takes the likeliest token.")
+    ] = 0.8,
     top_k: Annotated[int | None, typer.Option(min=1, help="Sample from the k likeliest tokens only.")] = 50,
     top_p: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Sample from the likeliest tokens with this total probability.")
+        float | None,
+        typer.Option(
+            min=0, max=1, callback=_above_zero, help="Sample from the likeliest tokens with this total probability."
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the sampling.")] = 0,
     stage: StageOption = None,
     storage: StorageOption = "runs",
 ) -> None:

@@ -109,8 +109,8 @@ class Artifacts:
 
 
 def read_record(artifact: ArtifactDir) -> StageRecord | None:
-    """The record in an artifact directory, None where the stage is not finished. Raises UserError where it is "
-    "damaged."""
+    """The record in an artifact directory, None where the stage is not finished. Raises UserError where it is
+    damaged."""
     try:
         return StageRecord.model_validate(artifact.read_json(RECORD))
     except FileNotFoundError:

@@ -110,8 +110,8 @@ def run_pipeline(
         expected: the run that this must be; any other is refused.
     Returns: the result, whatever happened in the stages; errors of theirs are in `failure`.
     Raises: ConfigError, UserError: before anything is written, where the graph, an input or the storage is not in
-    order;
-        LeaseHeldError: another driver is at work on this run. SystemExit: on SIGTERM, after the state was saved.
+            order. LeaseHeldError: another driver is at work on this run. SystemExit: on SIGTERM, after the state was
+            saved.
     """
     observer = observer or Observer()
     planned = pipeline.plan()

@@ -13,7 +13,7 @@ from data.tokenizer import Tokenizer
 from pipelines.errors import UserError
 from pipelines.inspection.page import Subject, inspection_html
 from pipelines.inspection.plots import overview_png
-from pipelines.inspection.text import token_pieces
+from pipelines.inspection.text import shown_at, token_pieces
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def _summary(layer: LayerInspection, pieces: Sequence[str]) -> str:
     line = f"layer {layer.layer} ({layer.mixer}): attention {mass}"
     if layer.innovation_t is None:
         return line
-    score = layer.innovation_t
+    score, places = layer.innovation_t, shown_at(pieces)
     best = sorted(layer.kept_at_end, key=lambda token: -float(score[token.position]))[:5]
-    named = ", ".join(repr(pieces[token.position]) for token in best)
+    named = ", ".join(repr(pieces[place]) for place in dict.fromkeys(places[token.position] for token in best))
     return f"{line}; keeps {len(layer.kept_at_end)} tokens{f', first of all {named}' if named else ''}"

@@ -12,6 +12,7 @@ import jinja2
 from bmojo.config import ModelConfig
 from bmojo.inspection import MEMORIES, LayerInspection
 from pipelines.inspection import plots
+from pipelines.inspection.text import shown_at
 
 NUM_SHADES = 8
 
@@ -75,10 +76,19 @@ def _spans(layer: LayerInspection, subject: Subject) -> list[dict[str, str]]:
     rank = plots.ranks(layer.innovation_t).tolist()
     kept = {token.position: token for token in layer.kept}
     first_in_window = len(subject.pieces) - subject.config.window_size
+    scores = layer.innovation_t.tolist()
+    parts: dict[int, list[int]] = {}  # tokens by the one at which they show
+    for part, place in enumerate(shown_at(subject.pieces)):
+        parts.setdefault(place, []).append(part)
     spans = []
-    for position, (piece, score) in enumerate(zip(subject.pieces, layer.innovation_t.tolist(), strict=True)):
+    for place, tokens in parts.items():
+        piece = subject.pieces[place]
+        # Of a character's tokens the one that is kept longest, or else the most surprising one, stands for all.
+        position = max(tokens, key=lambda part: (part in kept, part in kept and kept[part].dropped is None, rank[part]))
         classes = [f"s{min(NUM_SHADES - 1, int(rank[position] * NUM_SHADES))}"]
-        tip = f"token {position}, score {score:.3g}, more than {rank[position]:.0%} of the tokens"
+        tip = f"token {position}, score {scores[position]:.3g}, more than {rank[position]:.0%} of the tokens"
+        if len(tokens) > 1:
+            tip += f"; the character is tokens {tokens[0]} to {tokens[-1]}"
         token = kept.get(position)
         if token is not None and token.dropped is None:
             classes.append("kept")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from bmojo.inspection import MEMORIES, LayerInspection
+from pipelines.inspection.text import shown_at
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -123,7 +124,8 @@ def draw_strip(
 
     assert layer.innovation_t is not None
     rank = ranks(layer.innovation_t).tolist()
-    kept = {token.position for token in layer.kept_at_end}
+    places = shown_at(pieces)
+    kept = {places[token.position] for token in layer.kept_at_end}
     for row, line in enumerate(lines):
         for token, column, text in line:
             colour = KEPT_COLOUR if token in kept else (1, 1 - 0.35 * rank[token] ** 2, 1 - 0.75 * rank[token] ** 2)

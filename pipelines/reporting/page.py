@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,8 @@ import yaml
 
 from pipelines.reporting import plots
 from pipelines.reporting.plots import Curve
+
+_CONTROL_PICTURES = {chr(code): chr(0x2400 + code) for code in range(32)} | {"\x7f": "\u2421"}
 
 
 @dataclass(frozen=True)
@@ -182,6 +185,7 @@ def _notes(models: Sequence[ModelResults]) -> list[str]:
 
 
 def _sample(model: ModelResults, prompt: str, text: str, several: bool) -> dict[str, str]:
+    prompt, text = _visible(prompt), _visible(text)
     begun = f"Continuing {prompt!r}" if prompt else "A new document"
     whole = prompt + text
     fence = "```"
@@ -189,6 +193,14 @@ def _sample(model: ModelResults, prompt: str, text: str, several: bool) -> dict[
         fence += "`"
     return {"caption": f"{model.name}: {begun}" if several else begun, "prompt": prompt, "text": text,
             "fenced": f"{fence}text\n{whole}\n{fence}"}  # fmt: skip
+
+
+def _visible(text: str) -> str:
+    """Control characters, which HTML and terminals do not show, as the pictures Unicode has for them."""
+    return "".join(
+        char if char in "\n\t" or unicodedata.category(char) != "Cc" else _CONTROL_PICTURES.get(char, "\ufffd")
+        for char in text
+    )
 
 
 def _stage(stage: StageSummary) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""What a stage is: a pure function of (its config, its inputs' records, an output directory), DESIGN 5.
+"""What a stage is: a pure function of (its config, its inputs' records, an output directory).
 
 The engine (pipelines/engine) knows only these types; each kind of stage lives in its own module beside this one.
+Why it is so: docs/design/0002 and 0003.
 """
 
 from __future__ import annotations
@@ -93,7 +94,6 @@ class Stage(Protocol):
 
     kind: ClassVar[str]
     code_version: ClassVar[int]  # raise it when the same config would give another result
-    config_type: ClassVar[type[StageConfig]]
     output_type: ClassVar[type[StageOutput]]
 
     def content_identity(self, config: Any) -> str | None:

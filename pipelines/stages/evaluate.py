@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from pipelines.evaluation.config import EvaluateStageConfig
-from pipelines.stages.base import StageConfig, StageContext, StageOutput
+from pipelines.stages.base import StageContext, StageOutput
 from pipelines.stages.tokenizer import TOKENIZER_FOLDER
 
 if TYPE_CHECKING:
@@ -53,7 +53,6 @@ class EvaluateStage:
 
     kind: ClassVar[str] = "evaluate"
     code_version: ClassVar[int] = 1
-    config_type: ClassVar[type[StageConfig]] = EvaluateStageConfig
     output_type: ClassVar[type[StageOutput]] = EvaluateOutput
 
     def content_identity(self, config: EvaluateStageConfig) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from pipelines.exporting.config import ExportFormat, ExportStageConfig
-from pipelines.stages.base import StageConfig, StageContext, StageOutput
+from pipelines.stages.base import StageContext, StageOutput
 
 if TYPE_CHECKING:
     from pipelines.engine.artifact import ArtifactDir
@@ -26,7 +26,6 @@ class ExportStage:
 
     kind: ClassVar[str] = "export"
     code_version: ClassVar[int] = 1
-    config_type: ClassVar[type[StageConfig]] = ExportStageConfig
     output_type: ClassVar[type[StageOutput]] = ExportOutput
 
     def content_identity(self, config: ExportStageConfig) -> None:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from pipelines.reporting.config import ReportStageConfig
-from pipelines.stages.base import StageConfig, StageContext, StageInput, StageOutput
+from pipelines.stages.base import StageContext, StageInput, StageOutput
 
 
 class ReportOutput(StageOutput):
@@ -25,7 +25,6 @@ class ReportStage:
 
     kind: ClassVar[str] = "report"
     code_version: ClassVar[int] = 1
-    config_type: ClassVar[type[StageConfig]] = ReportStageConfig
     output_type: ClassVar[type[StageOutput]] = ReportOutput
 
     def content_identity(self, config: ReportStageConfig) -> None:

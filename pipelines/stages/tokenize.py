@@ -67,7 +67,6 @@ class TokenizeStage:
 
     kind: ClassVar[str] = "tokenize"
     code_version: ClassVar[int] = 2
-    config_type: ClassVar[type[StageConfig]] = TokenizeStageConfig
     output_type: ClassVar[type[StageOutput]] = TokenizeOutput
 
     def content_identity(self, config: TokenizeStageConfig) -> str:

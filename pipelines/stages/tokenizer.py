@@ -38,7 +38,6 @@ class TokenizerStage:
 
     kind: ClassVar[str] = "tokenizer"
     code_version: ClassVar[int] = 2
-    config_type: ClassVar[type[StageConfig]] = TokenizerStageConfig
     output_type: ClassVar[type[StageOutput]] = TokenizerOutput
 
     def content_identity(self, config: TokenizerStageConfig) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from pipelines.errors import UserError
-from pipelines.stages.base import StageConfig, StageContext, StageInput, StageOutput
+from pipelines.stages.base import StageContext, StageInput, StageOutput
 from pipelines.training.config import TrainStageConfig, check_train_against_tokenize
 
 if TYPE_CHECKING:
@@ -44,7 +44,6 @@ class TrainStage:
 
     kind: ClassVar[str] = "train"
     code_version: ClassVar[int] = 5
-    config_type: ClassVar[type[StageConfig]] = TrainStageConfig
     output_type: ClassVar[type[StageOutput]] = TrainOutput
 
     def content_identity(self, config: TrainStageConfig) -> None:

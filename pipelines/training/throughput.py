@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 
-# Dense matrix-product peaks by the device's name, in FLOP/s (vendors' data sheets, without sparsity).
+# Dense matrix-product peaks by words of the device's name, in FLOP/s (vendors' data sheets, without sparsity).
+# The first entry whose words are all in the name counts: a variant comes before its family.
 _BF16_PEAKS = {
     "B200": 2250e12,
+    "GB200": 2500e12,
+    "H200 NVL": 835e12,
     "H200": 989e12,
+    "GH200": 989e12,
+    "H100 NVL": 835e12,
     "H100 PCIe": 756e12,
     "H100": 989e12,
     "A100": 312e12,
@@ -39,7 +45,8 @@ def peak_flops(device: torch.device, autocast_bf16: bool) -> float:
 
 def known_peak(device_name: str) -> float | None:
     """bfloat16 peak of a GPU by its name; None where the name is not in the table."""
-    return next((peak for name, peak in _BF16_PEAKS.items() if all(part in device_name for part in name.split())), None)
+    words = set(re.split(r"[\s-]+", device_name))
+    return next((peak for name, peak in _BF16_PEAKS.items() if words.issuperset(name.split())), None)
 
 
 def measure_peak(device: torch.device, dtype: torch.dtype) -> float:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from model_family import build, configs, random_tokens, small_config
 from torch.utils.flop_counter import FlopCounterMode
 
-from bmojo import BMojoLM, ModelConfig
+from bmojo import BMojoLM, ModelConfig, counting
 from bmojo.counting import count
 
 PRESETS = sorted(Path(__file__).parents[2].glob("configs/models/*.yaml"))
@@ -85,3 +85,10 @@ def test_there_is_a_preset_of_every_kind_and_size():
     names = {path.stem for path in PRESETS}
     for kind in ("bmojo", "bmojo_f", "mamba2", "swa", "attention", "hybrid"):
         assert {f"{kind}-{size}" for size in SIZES} <= names
+
+
+@pytest.mark.parametrize("counter", [counting._mixer_params, counting._mixer_flops, counting._state_bytes])
+def test_a_mixer_that_nobody_counts_is_an_error(counter) -> None:
+    rest = () if counter is counting._mixer_params else (64,)
+    with pytest.raises(NotImplementedError, match="'gated_deltanet' has no counts"):
+        counter(ModelConfig(vocab_size=64), "gated_deltanet", *rest)

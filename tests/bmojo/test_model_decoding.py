@@ -163,3 +163,17 @@ def test_top_k_and_top_p_cut_the_unlikely():
 def test_options_out_of_range_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         next(generate(build(small_config()), random_tokens(1, 3), 5, **options))
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0)])
+def test_no_rows_or_no_tokens_are_refused_in_words(shape: tuple[int, int]) -> None:
+    model, tokens = build(small_config(pattern="bmojo")), torch.zeros(shape, dtype=torch.long)
+    for read in (model, model.prefill, lambda tokens: next(generate(model, tokens, 1))):
+        with pytest.raises(ValueError, match="a row, and a token in each"):
+            read(tokens)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_seeds_that_no_generator_takes_are_refused(seed: int) -> None:
+    with pytest.raises(ValueError, match="seed is"):
+        next(generate(build(small_config(pattern="bmojo")), torch.zeros((1, 2), dtype=torch.long), 1, seed=seed))

@@ -1,4 +1,4 @@
-"""The identities that define the family (DESIGN 3), over random shapes in float64."""
+"""The identities that define the family (docs/model.md), over random shapes in float64."""
 
 from __future__ import annotations
 

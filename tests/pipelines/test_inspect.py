@@ -17,7 +17,7 @@ from pipelines.cli.inspect import inspect
 from pipelines.errors import UserError
 from pipelines.inspection.draw import draw_inspection
 from pipelines.inspection.plots import COLUMNS, strip_lines
-from pipelines.inspection.text import token_pieces
+from pipelines.inspection.text import shown_at, token_pieces
 from tests.pipelines.trained_run import TEXT, tiny_model, tiny_tokenizer, trained_model
 
 app = typer.Typer()
@@ -63,7 +63,16 @@ def test_pieces_join_to_the_text():
     text = "naïve ☕ 🙂\n日本"
     pieces = token_pieces(tokenizer, [tokenizer.eod_id, *tokenizer.encode_batch([text])[0].tolist()])
     assert pieces[0] == "<|endoftext|>"
-    assert re.sub("⟨[0-9a-f]{2}⟩", "", "".join(pieces[1:])) == text
+    assert "".join(pieces[1:]) == text
+
+
+def test_tokens_of_one_character_show_together():
+    tokenizer = tiny_tokenizer()
+    ids = tokenizer.encode_batch(["a─b"])[0].tolist()
+    pieces = token_pieces(tokenizer, ids)
+    assert (len(ids), pieces[0], pieces[-2:]) == (5, "a", ["─", "b"])
+    assert shown_at(pieces) == [0, 3, 3, 3, 4]
+    assert token_pieces(tokenizer, ids[:2]) == ["a", "\ufffd"]
 
 
 def test_page_shows_the_text_once_a_layer_with_its_kept_tokens_marked():
@@ -72,7 +81,7 @@ def test_page_shows_the_text_once_a_layer_with_its_kept_tokens_marked():
     drawn = draw_inspection(model, tokenizer, text, 4096, "A <title>", "about")
     (strip,) = re.findall(r'<div class="strip">(.*?)</div>', drawn.html, re.DOTALL)
     shown = unescape(re.sub("<[^>]+>", "", strip))
-    assert re.sub("⟨[0-9a-f]{2}⟩", "", shown).replace("↵", "") == "<|endoftext|>" + text
+    assert shown.replace("↵", "") == "<|endoftext|>" + text
     assert len(re.findall(r'class="s\d kept"', strip)) == 4
     assert "kept since token" in strip
     assert "<script>" not in drawn.html

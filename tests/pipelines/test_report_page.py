@@ -69,3 +69,12 @@ def test_models_without_baselines_or_long_documents_are_reported_too() -> None:
 def test_a_report_on_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one model"):
         build_report("Empty", "", [], [])
+
+
+def test_control_characters_of_generated_text_are_pictures() -> None:
+    noisy = dataclasses.replace(MODEL, samples=[("a\0b", "c\x1b[31m\td\x7f\x85\ne")])
+    report = build_report("Quickstart", "", [noisy], [STAGE])
+    for text in (report.html, report.markdown):
+        assert "a\u2400b" in text
+        assert "c\u241b[31m\td\u2421\ufffd\ne" in text
+        assert not set(map(chr, [*range(9), *range(11, 32), *range(127, 160)])) & set(text)

@@ -45,7 +45,6 @@ class CountOutput(StageOutput):
 class CountStage:
     kind: ClassVar[str] = "count"
     code_version: ClassVar[int] = 1
-    config_type: ClassVar[type[StageConfig]] = CountConfig
     output_type: ClassVar[type[StageOutput]] = CountOutput
 
     def content_identity(self, config: CountConfig) -> str | None:
@@ -80,7 +79,6 @@ class SumOutput(StageOutput):
 class SumStage:
     kind: ClassVar[str] = "sum"
     code_version: ClassVar[int] = 1
-    config_type: ClassVar[type[StageConfig]] = SumConfig
     output_type: ClassVar[type[StageOutput]] = SumOutput
 
     def content_identity(self, config: SumConfig) -> str | None:

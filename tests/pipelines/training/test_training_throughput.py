@@ -17,6 +17,9 @@ CPU = torch.device("cpu")
     [
         ("NVIDIA H100 80GB HBM3", 989e12),
         ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H100 NVL", 835e12),
+        ("NVIDIA GH200 480GB", 989e12),
+        ("NVIDIA H20", None),
         ("NVIDIA A100-SXM4-80GB", 312e12),
         ("Quadro X", None),
     ],
