@@ -14,7 +14,12 @@ from tokenizers import pre_tokenizers as pre
 
 from data.errors import DataError
 
-_KEEPING = {"ByteLevel", "Split", "Digits", "Punctuation", "UnicodeScripts"}  # pre-tokenizers that cut and no more
+_KEEPING = {"ByteLevel", "Split", "Digits", "Punctuation", "UnicodeScripts", "FixedLength"}  # these cut and no more
+_ADDING_NOTHING = {
+    "ByteLevel",
+    "BertProcessing",
+    "RobertaProcessing",
+}  # post-processors, unless asked for special tokens
 _PROBED_ADDED_TOKENS = 200
 _SHOWN_BYTES = 40
 
@@ -78,7 +83,7 @@ def check_name_is_no_text(name: str, pattern: str) -> None:
 
 def _problems(spec: dict[str, Any]) -> Iterator[str]:
     model = spec["model"]
-    if model["type"] != "BPE":
+    if model.get("type", "BPE") != "BPE":
         yield f"its model is {model['type']}"
         return
     for field in ("continuing_subword_prefix", "end_of_word_suffix"):
@@ -101,10 +106,45 @@ def _problems(spec: dict[str, Any]) -> Iterator[str]:
     byte_level = [stage for stage in stages if stage["type"] == "ByteLevel"]
     if len(byte_level) != 1:
         yield f"it has {len(byte_level)} byte-level pre-tokenizers, and needs exactly one"
-    for stage in _flat(spec.get("decoder"), "decoders"):
-        if stage["type"] != "ByteLevel":
-            yield f"its decoder {stage['type']} is not the reverse of byte-level encoding"
+    yield from _problems_of_what_follows(spec)
+    yield from _problems_of_ids(spec)
     yield from _problems_of_added_tokens(spec)
+
+
+def _problems_of_what_follows(spec: dict[str, Any]) -> Iterator[str]:
+    """Post-processors, which may repeat or drop the text even if no special token is asked for, and decoders."""
+    for stage in _flat(spec.get("post_processor"), "processors"):
+        if stage["type"] == "TemplateProcessing":
+            texts = [piece["Sequence"]["id"] for piece in stage["single"] if "Sequence" in piece]
+            if texts != ["A"]:
+                yield f"its post-processor's template makes {' + '.join(texts) or 'nothing'} of a text A"
+        elif stage["type"] not in _ADDING_NOTHING:
+            yield f"its post-processor {stage['type']} is not known to keep every token"
+    decoder = spec.get("decoder")
+    if decoder is None:
+        return
+    decoders = [stage["type"] for stage in _flat(decoder, "decoders")]
+    other = next((kind for kind in decoders if kind != "ByteLevel"), None)
+    if other:
+        yield f"its decoder {other} is not the reverse of byte-level encoding"
+    elif len(decoders) != 1:
+        yield f"it has {len(decoders)} byte-level decoders, and needs exactly one"
+
+
+def _problems_of_ids(spec: dict[str, Any]) -> Iterator[str]:
+    """Each id stands for one token, each byte has one, and not most ids are unused."""
+    vocab: dict[str, int] = spec["model"]["vocab"]
+    missing = sum(char not in vocab for char in byte_of_char())
+    if missing:
+        yield f"{missing} of the 256 bytes are not in its vocabulary, so not every text can be encoded"
+    token_of: dict[int, str] = {}
+    pairs = [*vocab.items(), *((token["content"], token["id"]) for token in spec.get("added_tokens", []))]
+    for token, index in pairs:
+        if token_of.setdefault(index, token) != token:
+            yield f"its tokens {token_of[index]!r} and {token!r} share id {index}"
+            return
+    if max(token_of) >= 2 * len(token_of):
+        yield f"its ids go up to {max(token_of)}, but it has only {len(token_of)} tokens"
 
 
 def _problems_of_added_tokens(spec: dict[str, Any]) -> Iterator[str]:
@@ -121,8 +161,8 @@ def _problems_of_added_tokens(spec: dict[str, Any]) -> Iterator[str]:
             yield f"ordinary text can be merged into its special token {content!r} (id {token['id']})"
         elif not token["special"] and (token.get("lstrip") or token.get("rstrip")):
             yield f"its added token {content!r} swallows the blanks beside it (lstrip, rstrip)"
-        elif not token["special"] and can_be_text and bytes(stand_ins[char] for char in content) != content.encode():
-            yield f"its added token {content!r} shares id {token['id']} with other text"
+        elif not token["special"] and in_bytes and bytes(stand_ins[char] for char in content) != content.encode():
+            yield f"its added token {content!r} (id {token['id']}) is also how byte-level decoding spells other text"
 
 
 def _probes(spec: dict[str, Any]) -> Iterator[str]:

@@ -155,13 +155,13 @@ def load_tokenizer(path: str | Path, end_of_document: str | None = None) -> Toke
         model = tokenizers.Tokenizer.from_str(text)
         if end_of_document is None:
             end_of_document = str(json.loads((file.parent / _CONFIG_FILE).read_text(encoding="utf-8"))["eos_token"])
+        return Tokenizer(model, end_of_document, str(file))
     except DataError:
         raise
     except BaseException as error:  # a bare Exception of tokenizers, or a panic in it, which is no Exception
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise DataError(f"{file}: cannot be read as a tokenizer: {error}. Train or copy it again.") from error
-    return Tokenizer(model, end_of_document, str(file))
 
 
 class _Counted:
@@ -189,9 +189,6 @@ def _bytes_of_ids(model: tokenizers.Tokenizer, spec: dict[str, Any], name: str) 
             raise DataError(
                 f"{name}: token {token!r} (id {index}) is not in byte-level characters. Expected a byte-level BPE."
             ) from None
-    missing = {bytes([byte]) for byte in range(256)} - set(of_id)
-    if missing:
-        raise DataError(f"{name}: {len(missing)} of the 256 bytes have no token, so not every text can be encoded.")
     return of_id
 
 

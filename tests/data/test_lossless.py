@@ -62,6 +62,40 @@ METASPACE = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "ne
 SPLIT = {"type": "Split", "pattern": {"Regex": "\\s+"}, "invert": False}
 NFC = {"type": "NFC"}
 
+TEXT_A, TEXT_B = ({"Sequence": {"id": id_, "type_id": 0}} for id_ in "AB")
+START = {"SpecialToken": {"id": "<eod>", "type_id": 0}}
+
+
+def template(*single: Spec) -> Spec:
+    special = {"<eod>": {"id": "<eod>", "ids": [0], "tokens": ["<eod>"]}}
+    return {"type": "TemplateProcessing", "single": [*single], "pair": [TEXT_A, TEXT_B], "special_tokens": special}
+
+
+def post(stage: Spec) -> Callable[[Spec], None]:
+    return lambda spec: spec.update(post_processor=stage)
+
+
+def decoder(*kinds: str) -> Callable[[Spec], None]:
+    return lambda spec: spec.update(
+        decoder={"type": "Sequence", "decoders": [BYTES | {"type": kind} for kind in kinds]}
+    )
+
+
+def vocab(*gone: str, **new: int) -> Callable[[Spec], None]:
+    def change(spec: Spec) -> None:
+        spec["model"]["vocab"] = {k: v for k, v in spec["model"]["vocab"].items() if k not in gone} | new
+
+    return change
+
+
+def both(*changes: Callable[[Spec], None]) -> Callable[[Spec], None]:
+    def change(spec: Spec) -> None:
+        for one in changes:
+            one(spec)
+
+    return change
+
+
 REFUSED: dict[str, tuple[Callable[[Spec], None], str]] = {
     "white space removed": (pre({"type": "Whitespace"}, BYTES), "Whitespace does not keep every character"),
     "split at white space": (pre({"type": "WhitespaceSplit"}, BYTES), "WhitespaceSplit does not keep"),
@@ -92,7 +126,30 @@ REFUSED: dict[str, tuple[Callable[[Spec], None], str]] = {
     ),
     "added token that strips on the left": (added("two", lstrip=True), "swallows the blanks beside it"),
     "added token that strips on the right": (added("zwei", rstrip=True), "swallows the blanks beside it"),
-    "added token that is other text's token": (added("\u0120four"), "shares id .* with other text"),
+    "added token that is other text's token": (
+        added("\u0120four"),
+        "is also how byte-level decoding spells other text",
+    ),
+    "added token that decodes to other text": (added("\u0120never"), "'\u0120never' .* spells other text"),
+    "added token of one letter": (added("\u00e9"), "'\u00e9' .* spells other text"),
+    "text twice by a template": (post(template(TEXT_A, TEXT_A)), "template makes A . A of a text A"),
+    "no text by a template": (post(template(START)), "template makes nothing of a text A"),
+    "another text by a template": (post(template(TEXT_B)), "template makes B of a text A"),
+    "text twice by a template in a sequence": (
+        post({"type": "Sequence", "processors": [BYTES, template(TEXT_A, START, TEXT_A)]}),
+        "template makes A . A",
+    ),
+    "bytes decoded twice": (decoder("ByteLevel", "ByteLevel"), "2 byte-level decoders"),
+    "bytes not decoded": (decoder(), "0 byte-level decoders"),
+    "byte missing": (vocab("z"), "1 of the 256 bytes are not in its vocabulary"),
+    "byte that only an added token gives": (both(vocab("z"), added("z", id=300)), "1 of the 256 bytes"),
+    "two tokens of one id": (vocab(**{"zz": 65}), "share id 65"),
+    "added token with the id of another": (added("zwei", id=65), "and 'zwei' share id 65"),
+    "ids with a gap": (vocab(**{"zz": 3_000_000}), "its ids go up to 3000000, but it has only"),
+    "special token by ignore_merges": (
+        both(model(ignore_merges=True), vocab(xyz=300), added("xyz", id=300, special=True)),
+        "can be merged into",
+    ),
     "special token that is a byte": (added("#", special=True), "can be merged into its special token '#'"),
     "special token that is a merge": (added("EOD", special=True), "can be merged into its special token 'EOD'"),
 }
@@ -106,6 +163,26 @@ ACCEPTED: dict[str, Callable[[Spec], None]] = {
     "added token of a single word": added("two", single_word=True),
     "special token that no merge gives": added("two three", special=True),
     "special token that strips": added("<pad>", special=True, lstrip=True, rstrip=True),
+    "document start by a template": post(template(START, TEXT_A)),
+    "post-processors of others": post(
+        {
+            "type": "Sequence",
+            "processors": [
+                BYTES | {"add_prefix_space": True},
+                {"type": "BertProcessing", "sep": ["<eod>", 0], "cls": ["<eod>", 0]},
+            ],
+        }
+    ),
+    "pieces of equal length": pre({"type": "FixedLength", "length": 3}, BYTES),
+    "unknown token that is never needed": model(unk_token="a", fuse_unk=True),
+    "file of an old version": both(
+        lambda spec: spec["model"].pop("type"),
+        lambda spec: spec["model"].update(merges=[" ".join(pair) for pair in spec["model"]["merges"]]),
+    ),
+    "stored truncation": lambda spec: spec.update(
+        truncation={"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
+    ),
+    "added tokens that overlap": both(added("on"), added("ne"), added("one"), added("  "), added("\n\n")),
     "no decoder": lambda spec: spec.update(decoder=None),
 }
 
@@ -137,9 +214,27 @@ def test_a_tokenizer_that_is_accepted_gives_every_text_back(spec: Spec, name: st
     assert tokenizer.eod_id not in ids
 
 
+def theirs(tokenizer: Tokenizer, text: str) -> str:
+    """The same by the `tokenizers` library, for those who use the stored file."""
+    model = tokenizers.Tokenizer.from_str(tokenizer._model.to_str())
+    return model.decode(model.encode(text, add_special_tokens=False).ids, skip_special_tokens=False)
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_the_stored_file_also_gives_text_back(spec: Spec, name: str) -> None:
+    tokenizer = changed(spec, ACCEPTED[name])
+    assert "truncation" in name or theirs(tokenizer, TEXT) == TEXT
+
+
 def test_probes_meet_what_the_parts_do_not_say(spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("data.tokenizer.check_parts", lambda spec, name: None)
-    for name in ("white space removed", "blank first", "byte-level twice", "added token that strips on the left"):
+    for name in (
+        "white space removed",
+        "blank first",
+        "byte-level twice",
+        "added token that strips on the left",
+        "text twice by a template",
+    ):
         with pytest.raises(DataError, match=r"x.json: text does not come back from it: b'.*' came back as b'.*'"):
             changed(spec, REFUSED[name][0])
 
