@@ -27,7 +27,7 @@ class ModelConfig(BaseModel):
     vocab_size: int | None = Field(
         default=None, gt=0, description="Number of token ids; null is filled in from the tokenizer by the pipeline."
     )
-    d_model: int = Field(default=768, gt=0, description="Width of the residual stream, in channels [d].")
+    d_model: int = Field(default=768, gt=0, le=2**20, description="Width of the residual stream, in channels [d].")
     d_ff: int | None = Field(
         default=None,
         ge=0,

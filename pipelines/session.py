@@ -11,13 +11,15 @@ from pipelines.engine.observer import Observer
 from pipelines.engine.runner import Pipeline, RunResult, run_pipeline
 from pipelines.engine.runs import Run
 from pipelines.engine.storage import Storage
+from pipelines.preflight import check_pipeline
 from pipelines.stages.registry import STAGES
 from pipelines.tracking.run_tracking import TrackingOptions
 from pipelines.tracking.target import resolve_target
 
 
 def open_pipeline(config: PipelineConfig, config_path: str | Path | None = None) -> Pipeline:
-    """The pipeline that the engine drives."""
+    """The pipeline that the engine drives. Raises ConfigError: it asks for what cannot be had here."""
+    check_pipeline(config)
     return Pipeline(
         name=config.name,
         stages=config.stages,

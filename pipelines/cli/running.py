@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -110,11 +111,11 @@ class ConsoleObserver(Observer):
         self._stage: StageProgress | None = None
         self._started_at = time.monotonic()
         self._stage_started_at = self._started_at
-        self._kinds: dict[str, str] = {}
+        self._configs: dict[str, Any] = {}
 
     def on_run_start(self, run: Run, plan: Sequence[PlannedStage]) -> None:
         """Name the run."""
-        self._kinds = {stage.name: stage.kind for stage in plan}
+        self._configs = {stage.name: stage.config for stage in plan}
         console.print(f"[bold]{run.run_id}[/] in {escape(run.storage.url)}")
 
     def on_stage_wait(self, stage: PlannedStage, holder: LeaseInfo) -> None:
@@ -167,10 +168,11 @@ class ConsoleObserver(Observer):
                 error_console.print("The same command carries on from what is finished.")
             return
         for name, output in result.outputs.items():
-            _print_figures(name, self._kinds[name], output, result.artifacts[name].url)
+            _print_figures(name, self._configs[name], output, result.artifacts[name].url)
 
 
-def _print_figures(name: str, kind: str, output: Any, url: str) -> None:
+def _print_figures(name: str, config: Any, output: Any, url: str) -> None:
+    kind = config.kind
     if kind == "evaluate":
         compared = [
             f"{label} {value:.3f}"
@@ -183,12 +185,17 @@ def _print_figures(name: str, kind: str, output: Any, url: str) -> None:
             f"loss {output.loss:.4f} nats per token, perplexity {output.perplexity:.2f}, "
             f"on {output.num_documents} documents"
         )
+    elif kind == "tokenizer" and output.vocab_size < (asked := config.vocab_size) and config.load is None:
+        console.print(
+            f"  {name}: [yellow]note:[/] {output.vocab_size:,} token ids, not {asked:,} (vocab_size): the text has no "
+            "more pairs to merge"
+        )
     elif kind == "report":
         console.print(f"  {name}: [bold]{escape(url)}/{output.html}[/]", soft_wrap=True)
 
 
 def _print_estimates(config: PipelineConfig) -> None:
-    from pipelines.estimates import EXPECTED_MFU, estimate_training, measure_core_peak
+    from pipelines.estimates import EXPECTED_MFU, core_peak, estimate_training
     from pipelines.stages.tokenize import TokenizeStageConfig
     from pipelines.stages.tokenizer import TokenizerStageConfig
     from pipelines.training.config import TrainStageConfig
@@ -197,24 +204,28 @@ def _print_estimates(config: PipelineConfig) -> None:
     if not rows:
         return
     table = Table("train stage", "parameters", "tokens", "FLOPs", "state a worker", "time", box=None, pad_edge=False)
-    peak = measure_core_peak()
+    peak = core_peak()
+    num_cores = float(os.cpu_count() or 1) if config.cluster.address == "local" else math.inf
+    total_s = 0.0
     for name, train in rows.items():
         tokenize = next(config.stages[need] for need in train.needs if config.stages[need].kind == "tokenize")
         assert isinstance(tokenize, TokenizeStageConfig)
         tokenizer = config.stages[tokenize.needs[0]]
         assert isinstance(tokenizer, TokenizerStageConfig)
-        estimate = estimate_training(train, tokenize, tokenizer, peak)
+        estimate = estimate_training(train, tokenize, tokenizer, peak, num_cores)
+        total_s += estimate.time_s
         table.add_row(
             name,
             f"{estimate.num_params / 1e6:,.2f} M",
             f"{estimate.num_tokens / 1e6:,.2f} M",
             f"{estimate.train_flops:.2e}",
             f"{estimate.state_bytes_per_worker / 2**20:,.0f} MiB",
-            _duration(estimate.time_s),
+            f"about {_duration(estimate.time_s)}",
         )
     console.print()
     console.print(table)
     console.print(
+        f"All training: about {_duration(total_s)}; the other stages are not counted. "
         f"Time assumes {EXPECTED_MFU:.0%} of the matrix-product peak (this machine's for CPU stages); "
         "memory leaves out activations.",
         style="dim",
@@ -222,7 +233,9 @@ def _print_estimates(config: PipelineConfig) -> None:
 
 
 def _duration(seconds: float) -> str:
+    if seconds > 100 * 365 * 86400:
+        return "more than 100 years"
     for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:,.1f} {unit}"
-    return f"{seconds:.0f} s"
+    return f"{max(1, seconds):.0f} s"

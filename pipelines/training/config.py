@@ -47,9 +47,11 @@ class TrainStageConfig(StageConfig):
     micro_batch_size: PositiveInt = Field(
         description="Sequences a worker puts through the model at once; the rest of its share is accumulated."
     )
-    max_steps: PositiveInt | None = Field(None, description="Optimizer steps to take. Give this or max_tokens.")
+    max_steps: PositiveInt | None = Field(
+        None, le=10**9, description="Optimizer steps to take. Give this or max_tokens."
+    )
     max_tokens: PositiveInt | None = Field(
-        None, description="Tokens to train on, rounded up to whole steps. Give this or max_steps."
+        None, le=10**15, description="Tokens to train on, rounded up to whole steps. Give this or max_steps."
     )
 
     lr: float = Field(3e-3, gt=0, description="Highest learning rate, reached at the end of the warm-up.")

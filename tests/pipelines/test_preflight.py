@@ -1,0 +1,87 @@
+"""`plan` and `run` refuse what the machine cannot give; the estimate of time depends on the machine, not the moment."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipelines import estimates
+from pipelines.cli.running import _duration
+from pipelines.errors import ConfigError
+from pipelines.loading import load_pipeline
+from pipelines.session import open_pipeline
+from tests.pipelines.test_loading import PIPELINE
+
+
+@pytest.fixture
+def pipeline_file(tmp_path: Path) -> Path:
+    file = tmp_path / "tiny.yaml"
+    file.write_text(PIPELINE + f"storage: {tmp_path}/runs\n")
+    return file
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["tokens.resources.num_workers=100000"], "stages.tokens.resources: 100000 workers of 1 CPUs are far more"),
+        (["train.resources.cpus_per_worker=100000"], "stages.train.resources: 2 workers of 100000 CPUs are far more"),
+        (["cluster.num_cpus=1"], "stages.train.resources: 2 workers of 1 CPUs do not fit into cluster.num_cpus=1"),
+        (["train.resources.gpus_per_worker=800"], "found 800 for each of 2 workers, but this machine has"),
+        (["train.model.vocab_size=511"], "stages.train.model.vocab_size: found 511, which is less than the 512 ids"),
+        (["train.max_steps=1000000000000"], "stages.train.max_steps: found 1000000000000, expected at most 1000000000"),
+        (["train.model.d_model=10000000"], "stages.train.model.d_model: found 10000000, expected at most"),
+    ],
+)
+def test_what_cannot_be_had_is_refused(pipeline_file: Path, overrides: list[str], expected: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        open_pipeline(load_pipeline(pipeline_file, overrides))
+    assert expected in str(refused.value)
+    assert not (pipeline_file.parent / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [[], ["train.model.vocab_size=512"], ["cluster.num_cpus=2"],
+     ["tokens.resources.num_workers=3", "cluster.num_cpus=2"],
+     ["train.resources.gpus_per_worker=800", "cluster.address=ray://head:10001"]],
+)  # fmt: skip
+def test_what_can_be_had_is_accepted(pipeline_file: Path, overrides: list[str]) -> None:
+    open_pipeline(load_pipeline(pipeline_file, overrides))
+
+
+def test_unknown_kernels_are_refused(pipeline_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BMOJO_KERNELS", "garbage")
+    with pytest.raises(ConfigError, match="'garbage': there are no such kernels"):
+        open_pipeline(load_pipeline(pipeline_file))
+
+
+@pytest.mark.parametrize("content", [None, "", "nonsense", "[]", "NaN", "1e30", "-1"])
+def test_the_best_peak_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first = estimates.core_peak()
+    (file,) = (tmp_path / "bmojo").iterdir()
+    assert torch.__version__.split("+")[0] in file.name
+    assert json.loads(file.read_text()) == first
+    if content is None:
+        assert estimates.core_peak() >= first
+    else:
+        file.write_text(content)
+        assert 1e8 < estimates.core_peak() < estimates.MOST_CORE_FLOPS
+
+
+def test_more_cpus_than_cores_do_not_shorten_the_estimate(pipeline_file: Path) -> None:
+    def time_s(cpus: int) -> float:
+        stages = load_pipeline(pipeline_file, [f"train.resources.cpus_per_worker={cpus}"]).stages
+        return estimates.estimate_training(stages["train"], stages["tokens"], stages["tokenizer"], 1e10, 2).time_s
+
+    assert time_s(1) == time_s(30)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.001, "1 s"), (100, "100 s"), (3600, "60.0 min"), (1e30, "more than 100 years")]
+)
+def test_durations_have_a_readable_size(seconds: float, text: str) -> None:
+    assert _duration(seconds) == text
