@@ -183,7 +183,9 @@ def _state_bytes(config: ModelConfig, name: MixerName, seq_len: int) -> int:
         return fading + 4 * config.window_size * keys_values
     recent = config.window_size + config.chunk_size
     scores = 4 * (slots + recent) + 8 * slots + 4 * config.innovation_taps * config.d_model
-    return fading + 4 * (recent + slots) * keys_values + scores
+    return (
+        fading + 4 * (recent + slots) * keys_values + 4 * recent * keys_values // 2 + scores
+    )  # half: keys before RoPE
 
 
 def _mamba2_state_bytes(config: ModelConfig, expand: int) -> int:

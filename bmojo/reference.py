@@ -104,8 +104,9 @@ def _eidetic_set(config: ModelConfig, innovation: list[float], docs: list[int], 
     if docs[boundary] != docs[t]:
         return []
     candidates = [i for i in range(boundary - config.window_size + 1) if docs[i] == docs[boundary]]
-    age = 0.0 if config.innovation_tau is None else 1 / config.innovation_tau
-    return sorted(candidates, key=lambda i: (-(innovation[i] + i * age), i))[: config.num_eidetic]
+    tau = config.innovation_tau
+    rank = {i: innovation[i] if tau is None else tau * innovation[i] + i for i in candidates}
+    return sorted(candidates, key=lambda i: (-rank[i], i))[: config.num_eidetic]
 
 
 def _innovation(config: ModelConfig, w: Weights, y_td: Tensor, docs: list[int]) -> list[float]:

@@ -125,10 +125,11 @@ class BMojo(Mixer):
         assert rotary is not None
         y_bd = self.ssm.step(u_bd, position_b, rotary, ssm_state(state))
         q_bhp = self.projections.queries(u_bd)
-        near_k, _, v = self.projections.keys_values(u_bd, rotary)
+        near_k, k, v = self.projections.keys_values(u_bd, rotary)
         fading_k, _, fading_v = self.projections.keys_values(y_bd, rotary, self.fading_kv_proj)
         new = {"k": near_k, "v": v, "fk": fading_k, "fv": fading_v}
         if self.innovation is not None:
+            new["plain_k"] = k
             innovation_b1, _ = self.innovation(y_bd[:, None], state["y"])
             new["log_e"] = self._rank(innovation_b1[:, 0], position_b)
             state["y"].copy_(torch.cat([state["y"][:, 1:], y_bd[:, None].to(state["y"].dtype)], 1))
@@ -166,6 +167,7 @@ class BMojo(Mixer):
         state |= {name: ring.zeros(batch_size, size, *kv, dtype, device) for name, size in sizes.items()}
         if self.innovation is not None:
             slots = self.num_eidetic
+            state["plain_k"] = ring.zeros(batch_size, recent, *kv, dtype, device)  # before RoPE, as slots hold them
             state |= {name: ring.zeros(batch_size, slots, *kv, dtype, device) for name in ("slot_k", "slot_v")}
             state |= {"slot_log_e": zeros(slots, dtype=precise), "log_e": zeros(recent, dtype=precise)}
             state["slot_position"] = torch.full((batch_size, slots), -1, dtype=torch.long, device=device)
@@ -184,11 +186,6 @@ class BMojo(Mixer):
             return random_rank(position).to(innovation.dtype)
         return innovation.clamp_min(LOWEST).log()
 
-    def _unrotated(self, k_bshp: Tensor, position_s: Tensor) -> Tensor:
-        precise = torch.promote_types(k_bshp.dtype, torch.float32)
-        table = RotaryTable(position_s, k_bshp.shape[-1], self.config.rope_theta, precise)
-        return table.rotate(k_bshp, inverse=True)
-
     def _behind_past(self, rows: Rows, state: LayerState, start: int) -> Rows:
         """Put what the state holds in front of the new rows."""
         past_k, past_v = ring.in_order(state["k"], start), ring.in_order(state["v"], start)
@@ -201,7 +198,7 @@ class BMojo(Mixer):
         past = torch.arange(start - past_k.shape[1], start, device=past_k.device)
         return replace(
             rows,
-            k=torch.cat([state["slot_k"], self._unrotated(past_k, past), rows.k], 1),
+            k=torch.cat([state["slot_k"], ring.in_order(state["plain_k"], start), rows.k], 1),
             v=torch.cat([state["slot_v"], near_v], 1),
             log_e=torch.cat([state["slot_log_e"], ring.in_order(state["log_e"], start), rows.log_e], 1),
             position=torch.cat([state["slot_position"], past.expand(past_k.shape[0], -1), rows.position], 1),
@@ -214,6 +211,7 @@ class BMojo(Mixer):
             ring.refill(state[name], value, end)
         if index_bjm is None or rows.log_e is None or rows.position is None:
             return
+        ring.refill(state["plain_k"], rows.k, end)
         ring.refill(state["log_e"], rows.log_e, end)
         state["y"].copy_(torch.cat([state["y"], y_btd.to(state["y"].dtype)], 1)[:, -state["y"].shape[1] :])
         last_bm = index_bjm[:, -1]
@@ -225,13 +223,12 @@ class BMojo(Mixer):
         left_bc = position_b[:, None] - size + 1 + torch.arange(self.config.chunk_size, device=position_b.device)
         batch = torch.arange(position_b.shape[0], device=position_b.device)[:, None]
         at_bc = left_bc % size
-        k = torch.cat([state["slot_k"], self._unrotated(state["k"][batch, at_bc], left_bc)], 1)
+        k = torch.cat([state["slot_k"], state["plain_k"][batch, at_bc]], 1)
         v = torch.cat([state["slot_v"], state["v"][batch, at_bc]], 1)
         log_e = torch.cat([state["slot_log_e"], state["log_e"][batch, at_bc]], 1)
         position = torch.cat([state["slot_position"], left_bc], 1)
         begins_b1 = position_b[:, None] % self.config.chunk_size == 0
-        age_bc = position - position_b[:, None]
-        best_bm = keep_best(log_e, age_bc, position >= 0, self.num_eidetic, self.config.innovation_tau)
+        best_bm = keep_best(log_e, position, position >= 0, self.num_eidetic, self.config.innovation_tau)
         kept_bm = torch.where(begins_b1, best_bm, torch.arange(self.num_eidetic, device=best_bm.device))
         self._set_slots(state, kept_bm, position.gather(1, kept_bm) >= 0, k, v, log_e, position)
 

@@ -27,9 +27,10 @@ class InnovationScore(nn.Module):
             self.predictor = nn.Parameter(weight_kd)
 
     def exponential_average(self, device: torch.device | None = None) -> Tensor:
-        """w_1 .. w_K, proportional to decay^j and summing to 1."""
+        """w_1 .. w_K, proportional to decay^j and summing to 1; filled in on the device, without a copy."""
         weights = [self.decay**j for j in range(1, self.taps + 1)]
-        return torch.tensor([weight / sum(weights) for weight in weights], dtype=torch.float32, device=device)
+        shares = [weight / sum(weights) for weight in weights]
+        return torch.stack([torch.full((), share, dtype=torch.float32, device=device) for share in shares])
 
     def init_predictor(self) -> None:
         if self.predictor is not None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from kernels import dispatch
 from kernels.causal_conv1d.cpp_op import MAX_WIDTH, causal_conv1d_cpp, causal_conv1d_step_cpp, serves_step
 from kernels.causal_conv1d.reference import causal_conv1d_reference
-from kernels.causal_conv1d.shifted import CausalConv1d, shifted_step
+from kernels.causal_conv1d.shifted import causal_conv1d_shifted, shifted_step
 
 __all__ = ["causal_conv1d", "causal_conv1d_reference", "causal_conv1d_step"]
 
@@ -37,7 +37,7 @@ def causal_conv1d(
     elif path == "cpp" and weight_dk.shape[1] <= MAX_WIDTH:
         y_btd = causal_conv1d_cpp(x_btd, weight_dk, initial_btd, doc_ids_bt)
     else:
-        y_btd = CausalConv1d.apply(x_btd, weight_dk, initial_btd, doc_ids_bt)
+        y_btd = causal_conv1d_shifted(x_btd, weight_dk, initial_btd, doc_ids_bt)
     past = weight_dk.shape[1] - 1
     tail_btd = x_btd.detach()[:, -past:]
     if tail_btd.shape[1] < past:

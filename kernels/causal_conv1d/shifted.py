@@ -46,11 +46,23 @@ class CausalConv1d(torch.autograd.Function):
         return grad_x, grad_weight_kd.t(), None, None
 
 
+def causal_conv1d_shifted(
+    x_btd: Tensor, weight_dk: Tensor, initial_btd: Tensor | None, doc_ids_bt: Tensor | None
+) -> Tensor:
+    """See kernels.causal_conv1d. Rounded to 16 bits once: a decoding step then gives the same."""
+    dtype = torch.promote_types(x_btd.dtype, weight_dk.dtype)
+    precise = torch.promote_types(dtype, torch.float32)
+    y_btd: Tensor = CausalConv1d.apply(x_btd.to(precise), weight_dk.to(precise), initial_btd, doc_ids_bt)
+    return y_btd.to(dtype)
+
+
 def shifted_step(x_bd: Tensor, weight_dk: Tensor, state_bkd: Tensor) -> Tensor:
     """See kernels.causal_conv1d_step."""
     taps_bkd = torch.cat([state_bkd.to(x_bd.dtype), x_bd[:, None]], 1)
     state_bkd.copy_(taps_bkd[:, 1:])
-    return torch.nn.functional.silu((taps_bkd * weight_dk.t()).sum(1))
+    dtype = torch.promote_types(x_bd.dtype, weight_dk.dtype)
+    precise = torch.promote_types(dtype, torch.float32)
+    return torch.nn.functional.silu((taps_bkd.to(precise) * weight_dk.t()).sum(1)).to(dtype)
 
 
 def shifted(x_btd: Tensor, lag: int, doc_ids_bt: Tensor | None) -> Tensor:

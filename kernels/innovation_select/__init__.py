@@ -17,6 +17,7 @@ __all__ = [
     "innovation_select",
     "innovation_select_reference",
     "keep_best",
+    "ranks",
 ]
 
 
@@ -60,7 +61,7 @@ def innovation_select(
     num_slots: int = 0,
 ) -> Tensor:
     """The eidetic set of every chunk of queries: S_j = the M highest-ranked positions i <= jC - W of the document that
-    holds position jC, ranked by log e_i + i / tau, ties to the earlier position (docs/model.md). No gradient passes.
+    holds position jC, ranked by `ranks`, ties to the earlier position (docs/model.md). No gradient passes.
 
     Rows are, in this order: `num_slots` already kept, positions just before `start`, and `num_queries` from `start` on.
 
@@ -83,7 +84,8 @@ def innovation_select(
             f"{num_queries} queries from position {start} cross a chunk boundary (chunk_size={chunk_size}); "
             "split them there."
         )
-    path = dispatch.chosen(log_innovation_bs)
+    rank_bs = ranks(log_innovation_bs, position_bs, tau)
+    path = dispatch.chosen(rank_bs)
     if path == "triton":
         from kernels.innovation_select.triton_op import innovation_select_triton as select
     elif path == "reference":
@@ -93,20 +95,33 @@ def innovation_select(
     else:
         select = innovation_select_chunked
     return select(
-        log_innovation_bs, position_bs, num_queries=num_queries, chunk_size=chunk_size, window_size=window_size,
-        num_eidetic=num_eidetic, tau=tau, doc_ids_bs=doc_ids_bs, start=start, num_slots=num_slots,
+        rank_bs, position_bs, num_queries=num_queries, chunk_size=chunk_size, window_size=window_size,
+        num_eidetic=num_eidetic, doc_ids_bs=doc_ids_bs, start=start, num_slots=num_slots,
     )  # fmt: skip
 
 
 def keep_best(
-    log_innovation_bc: Tensor, age_bc: Tensor, valid_bc: Tensor, num_eidetic: int, tau: float | None
+    log_innovation_bc: Tensor, position_bc: Tensor, valid_bc: Tensor, num_eidetic: int, tau: float | None
 ) -> Tensor:
-    """Indices [b, m] of the best candidates, best first, invalid ones last.
+    """Indices [b, m] of the best candidates by `ranks`, best first, invalid ones last.
 
-    Candidates that tie keep their order, which must be by position. age_bc: position relative to the update, <= 0.
+    Candidates that tie keep their order: what was kept, best first, then what is new, by position.
     """
-    if dispatch.chosen(log_innovation_bc) == "triton":
+    rank_bc = ranks(log_innovation_bc, position_bc, tau)
+    if dispatch.chosen(rank_bc) == "triton":
         from kernels.innovation_select.triton_op import keep_best_triton
 
-        return keep_best_triton(log_innovation_bc, age_bc, valid_bc, num_eidetic, tau)
-    return stable_best(log_innovation_bc, age_bc, valid_bc, num_eidetic, tau)
+        return keep_best_triton(rank_bc, valid_bc, num_eidetic)
+    return stable_best(rank_bc, valid_bc, num_eidetic)
+
+
+def ranks(log_innovation: Tensor, position: Tensor, tau: float | None) -> Tensor:
+    """What positions are compared by: log e_i, or with forgetting tau log e_i + i in float64, which orders them as
+    log e_i + i / tau does. No gradient passes.
+
+    The sum has one value per token, whatever the chunk or path. For float32 scores the product is exact (tau of up to
+    29 bits), so scores that tie exactly have equal ranks; README.md.
+    """
+    if tau is None:
+        return log_innovation.detach()
+    return log_innovation.detach().to(torch.float64) * tau + position

@@ -66,19 +66,19 @@ void innovation_scores(const Tensor<T>& y, const Tensor<T>& weight, const Tensor
 }
 BMOJO_EXPORT(innovation_scores)
 
-// The rows kept at each chunk boundary, best first, then -1: index [b, chunks, M] is written. log_innovation, position
-// and, where not null, docs are [b, rows]: `slots` kept before, the positions just before `start`, and the queries.
+// The rows kept at each chunk boundary, best first, then -1: index [b, chunks, M] is written. rank, position and,
+// where not null, docs are [b, rows]: `slots` kept before, the positions just before `start`, and the queries.
 template <typename T>
-void innovation_select(const Tensor<T>& log_innovation, const Tensor<int64_t>& position, const Tensor<int64_t>& docs,
+void innovation_select(const Tensor<T>& rank, const Tensor<int64_t>& position, const Tensor<int64_t>& docs,
                        const Tensor<int64_t>& index, int64_t queries, int64_t chunk_size, int64_t window_size,
-                       double tau, int64_t start, int64_t slots, int64_t threads) {
+                       int64_t start, int64_t slots, int64_t threads) {
     struct Candidate {
         T rank;
         int64_t row;
     };
-    const int64_t row_of_0 = log_innovation.size[1] - queries - start;  // of position 0, where there is such a row
+    const int64_t row_of_0 = rank.size[1] - queries - start;  // of position 0, where there is such a row
     const int64_t first = slots - row_of_0;                            // position of the first row that is no slot
-    parallel_for(log_innovation.size[0], threads, [&](int64_t b) {
+    parallel_for(rank.size[0], threads, [&](int64_t b) {
         std::vector<Candidate> candidates;
         std::vector<int64_t> kept(index.size[2], -1);
         for (int64_t m = 0; m < slots; ++m) kept[m] = position(b, m) < 0 ? -1 : m;
@@ -91,8 +91,7 @@ void innovation_select(const Tensor<T>& log_innovation, const Tensor<int64_t>& p
                 const auto consider = [&](int64_t row) {
                     if (row < 0 || position(b, row) < 0) return;
                     if (docs && docs(b, row) != docs(b, row_of_0 + boundary)) return;
-                    const T forgotten = static_cast<float>(position(b, row) - boundary) / static_cast<float>(tau);
-                    candidates.push_back({log_innovation(b, row) + forgotten, row});
+                    candidates.push_back({rank(b, row), row});
                 };
                 for (const int64_t row : kept) consider(row);
                 for (; merged < left; ++merged) consider(row_of_0 + merged);

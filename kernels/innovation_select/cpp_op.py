@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -35,26 +33,25 @@ def innovation_scores_cpp(
 
 
 def innovation_select_cpp(
-    log_innovation_bs: Tensor,
+    rank_bs: Tensor,
     position_bs: Tensor,
     *,
     num_queries: int,
     chunk_size: int,
     window_size: int,
     num_eidetic: int,
-    tau: float | None = None,
     doc_ids_bs: Tensor | None = None,
     start: int = 0,
     num_slots: int = 0,
 ) -> Tensor:
     """See kernels.innovation_select. Raises: ValueError: shapes that do not go together."""
-    shape = tuple(log_innovation_bs.shape)
+    shape = tuple(rank_bs.shape)
     require_shapes(position_bs=(position_bs, shape), doc_ids_bs=(doc_ids_bs, shape))
     position_bs = position_bs.to(torch.int64)
     doc_ids_bs = None if doc_ids_bs is None else doc_ids_bs.to(torch.int64)
     index_bjm = position_bs.new_empty(shape[0], -(-num_queries // chunk_size), max(num_eidetic, num_slots))
     library.call(
-        "innovation_select", log_innovation_bs.dtype, log_innovation_bs.detach(), position_bs, doc_ids_bs, index_bjm,
-        num_queries, chunk_size, window_size, math.inf if tau is None else float(tau), start, num_slots,
+        "innovation_select", rank_bs.dtype, rank_bs, position_bs, doc_ids_bs, index_bjm,
+        num_queries, chunk_size, window_size, start, num_slots,
     )  # fmt: skip
     return index_bjm

@@ -31,22 +31,21 @@ def innovation_scores_reference(
 
 
 def innovation_select_reference(
-    log_innovation_bs: Tensor,
+    rank_bs: Tensor,
     position_bs: Tensor,
     *,
     num_queries: int,
     chunk_size: int,
     window_size: int,
     num_eidetic: int,
-    tau: float | None = None,
     doc_ids_bs: Tensor | None = None,
     start: int = 0,
     num_slots: int = 0,
 ) -> Tensor:
     """See kernels.innovation_select."""
-    batch, num_rows = log_innovation_bs.shape
-    sets = torch.full((batch, -(-num_queries // chunk_size), num_eidetic), -1, device=log_innovation_bs.device)
-    score, position = log_innovation_bs.tolist(), position_bs.tolist()
+    batch, num_rows = rank_bs.shape
+    sets = torch.full((batch, -(-num_queries // chunk_size), num_eidetic), -1, device=rank_bs.device)
+    rank, position = rank_bs.tolist(), position_bs.tolist()
     documents = None if doc_ids_bs is None else doc_ids_bs.tolist()
     for b in range(batch):
         for j, boundary in enumerate(range(start, start + num_queries, chunk_size)):
@@ -59,8 +58,7 @@ def innovation_select_reference(
                 merged_before = position[b][row] <= start - chunk_size - window_size  # if kept, it is in a slot
                 candidate = in_slot or (left_window and not merged_before)
                 if position[b][row] >= 0 and candidate and same:
-                    age = 0.0 if tau is None else (position[b][row] - boundary) / tau
-                    ranked.append((-(score[b][row] + age), position[b][row], row))
+                    ranked.append((-rank[b][row], position[b][row], row))
             rows = [row for _, _, row in sorted(ranked)[:num_eidetic]]
             sets[b, j, : len(rows)] = torch.tensor(rows, dtype=torch.long)
     return sets

@@ -1,7 +1,7 @@
 """Device code of innovation_select: scores, their gradient, and bitonic sorting of candidates by rank.
 
-A candidate is a pair (rank in float64, row). The higher rank comes first, of equal ranks the earlier row; an empty slot
-is (-inf, -1). Lists have a power of two lanes. TAU is a constant because a float argument would be rounded to float32.
+A candidate is a pair (rank, row), ranks in float32 or float64. The higher rank comes first, of equal ranks the earlier
+row; an empty slot is (-inf, -1). Lists have a power of two lanes.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def scores_backward_kernel(
 
 @triton.jit
 def leavers_kernel(
-    log_innovation_bs,
+    rank_bs,
     position_bs,
     doc_ids_bs,
     rank_bjl,
@@ -110,8 +110,6 @@ def leavers_kernel(
     num_chunks,
     first_boundary,
     first_row,
-    start,
-    TAU: tl.constexpr,
     CHUNK: tl.constexpr,
     WINDOW: tl.constexpr,
     LANES: tl.constexpr,
@@ -127,9 +125,8 @@ def leavers_kernel(
     boundary = first_boundary + chunk * CHUNK
     row = boundary - CHUNK - WINDOW + 1 + lane
     rank, row = _candidates(
-        log_innovation_bs, position_bs, doc_ids_bs, batch, row, (lane < CHUNK) & (row >= first_row), boundary,
-        num_rows, start, TAU,
-    )  # fmt: skip
+        rank_bs, position_bs, doc_ids_bs, batch, row, (lane < CHUNK) & (row >= first_row), boundary, num_rows
+    )
     rank, row = _sort(rank, row, lane, LOG_LANES)
     out = (batch * num_chunks + chunk) * KEPT + lane
     tl.store(rank_bjl + out, rank, mask=lane < KEPT)
@@ -138,7 +135,7 @@ def leavers_kernel(
 
 @triton.jit
 def merge_kernel(
-    log_innovation_bs,
+    rank_bs,
     position_bs,
     doc_ids_bs,
     rank_bjl,
@@ -149,8 +146,6 @@ def merge_kernel(
     first_boundary,
     num_slots,
     num_eidetic,
-    start,
-    TAU: tl.constexpr,
     CHUNK: tl.constexpr,
     LANES: tl.constexpr,
     LOG_LANES: tl.constexpr,
@@ -162,10 +157,7 @@ def merge_kernel(
     """
     batch = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, LANES)
-    rank, row = _candidates(
-        log_innovation_bs, position_bs, doc_ids_bs, batch, lane, lane < num_slots, first_boundary,
-        num_rows, start, TAU,
-    )  # fmt: skip
+    rank, row = _candidates(rank_bs, position_bs, doc_ids_bs, batch, lane, lane < num_slots, first_boundary, num_rows)
     rank, row = _sort(rank, row, lane, LOG_LANES)
     doc = _document(doc_ids_bs, batch, first_boundary, num_rows)
     for chunk in tl.range(num_chunks):
@@ -191,13 +183,11 @@ def merge_kernel(
 
 @triton.jit
 def best_kernel(
-    log_innovation_bc,
-    age_bc,
+    rank_bc,
     valid_bc,
     index_bm,
     num_candidates,
     num_eidetic,
-    TAU: tl.constexpr,
     LANES: tl.constexpr,
     LOG_LANES: tl.constexpr,
 ):
@@ -206,9 +196,7 @@ def best_kernel(
     lane = tl.arange(0, LANES)
     inside = lane < num_candidates
     at = batch * num_candidates + lane
-    rank = tl.load(log_innovation_bc + at, mask=inside, other=0.0).to(tl.float64)
-    if TAU is not None:
-        rank += tl.load(age_bc + at, mask=inside, other=0).to(tl.float64) / TAU
+    rank = tl.load(rank_bc + at, mask=inside, other=0.0)
     valid = tl.load(valid_bc + at, mask=inside, other=0) != 0
     rank, order = _sort(tl.where(valid, rank, float("-inf")), lane, lane, LOG_LANES)
     tl.store(index_bm + batch * num_eidetic + lane, order.to(tl.int64), mask=lane < num_eidetic)
@@ -279,19 +267,15 @@ def _document(doc_ids_bs, batch, row, num_rows):
 
 
 @triton.jit
-def _candidates(
-    log_innovation_bs, position_bs, doc_ids_bs, batch, row, wanted, boundary, num_rows, start, TAU: tl.constexpr
-):
-    """Ranks of the wanted rows, as of `start`; empty where a row holds none or is not of the boundary's document."""
+def _candidates(rank_bs, position_bs, doc_ids_bs, batch, row, wanted, boundary, num_rows):
+    """Ranks of the wanted rows; empty where a row holds none or is not of the boundary's document."""
     at = batch * num_rows + row
     position = tl.load(position_bs + at, mask=wanted, other=-1)
     valid = position >= 0
     if doc_ids_bs is not None:
         doc = tl.load(doc_ids_bs + at, mask=wanted, other=0)
         valid = valid & (doc == _document(doc_ids_bs, batch, boundary, num_rows))
-    rank = tl.load(log_innovation_bs + at, mask=wanted, other=0.0).to(tl.float64)
-    if TAU is not None:
-        rank += (position - start).to(tl.float64) / TAU
+    rank = tl.load(rank_bs + at, mask=wanted, other=0.0)
     return tl.where(valid, rank, float("-inf")), tl.where(valid, row, -1).to(tl.int32)
 
 

@@ -14,47 +14,42 @@ DTYPES = (torch.float32, torch.float64)
 
 
 def innovation_select_triton(
-    log_innovation_bs: Tensor,
+    rank_bs: Tensor,
     position_bs: Tensor,
     *,
     num_queries: int,
     chunk_size: int,
     window_size: int,
     num_eidetic: int,
-    tau: float | None = None,
     doc_ids_bs: Tensor | None = None,
     start: int = 0,
     num_slots: int = 0,
 ) -> Tensor:
     """See kernels.innovation_select. Raises ValueError: over MAX_SORTED slots or positions a chunk; other dtypes."""
-    _check_dtype(log_innovation_bs)
+    _check_dtype(rank_bs)
     _check_size("num_eidetic", num_eidetic)
     if start % chunk_size == 0:
         _check_size("chunk_size", chunk_size)
     docs_bs = None if doc_ids_bs is None else doc_ids_bs.contiguous()
     index_bjm: Tensor = torch.ops.bmojo.innovation_select(
-        log_innovation_bs.detach().contiguous(), position_bs.contiguous(), docs_bs,
-        num_queries, chunk_size, window_size, num_eidetic, tau, start, num_slots,
+        rank_bs.contiguous(), position_bs.contiguous(), docs_bs,
+        num_queries, chunk_size, window_size, num_eidetic, start, num_slots,
     )  # fmt: skip
     return index_bjm
 
 
-def keep_best_triton(
-    log_innovation_bc: Tensor, age_bc: Tensor, valid_bc: Tensor, num_eidetic: int, tau: float | None
-) -> Tensor:
+def keep_best_triton(rank_bc: Tensor, valid_bc: Tensor, num_eidetic: int) -> Tensor:
     """See kernels.innovation_select.keep_best. Raises ValueError: more than MAX_SORTED candidates; other dtypes."""
-    _check_dtype(log_innovation_bc)
-    _check_size("the number of candidates", log_innovation_bc.shape[1])
-    best_bm: Tensor = torch.ops.bmojo.keep_best(
-        log_innovation_bc.detach().contiguous(), age_bc.contiguous(), valid_bc.contiguous(), num_eidetic, tau
-    )
+    _check_dtype(rank_bc)
+    _check_size("the number of candidates", rank_bc.shape[1])
+    best_bm: Tensor = torch.ops.bmojo.keep_best(rank_bc.contiguous(), valid_bc.contiguous(), num_eidetic)
     return best_bm
 
 
-def _check_dtype(log_innovation: Tensor) -> None:
+def _check_dtype(rank: Tensor) -> None:
     require(
-        log_innovation.dtype in DTYPES,
-        f"innovation_select in Triton takes scores in float32 and float64, not {log_innovation.dtype}.",
+        rank.dtype in DTYPES,
+        f"innovation_select in Triton takes scores in float32 and float64, not {rank.dtype}.",
     )
 
 
@@ -68,22 +63,21 @@ def _check_size(name: str, size: int) -> None:
 
 @torch.library.custom_op("bmojo::innovation_select", mutates_args=())
 def innovation_select_op(
-    log_innovation_bs: Tensor,
+    rank_bs: Tensor,
     position_bs: Tensor,
     doc_ids_bs: Tensor | None,
     num_queries: int,
     chunk_size: int,
     window_size: int,
     num_eidetic: int,
-    tau: float | None,
     start: int,
     num_slots: int,
 ) -> Tensor:
-    index_bjm = _index(log_innovation_bs, num_queries, chunk_size, num_eidetic)
+    index_bjm = _index(rank_bs, num_queries, chunk_size, num_eidetic)
     if index_bjm.numel():
         for launch in plan_select(
-            log_innovation_bs, position_bs, doc_ids_bs, index_bjm, num_queries=num_queries, chunk_size=chunk_size,
-            window_size=window_size, tau=tau, start=start, num_slots=num_slots,
+            rank_bs, position_bs, doc_ids_bs, index_bjm, num_queries=num_queries, chunk_size=chunk_size,
+            window_size=window_size, start=start, num_slots=num_slots,
         ):  # fmt: skip
             launch.run()
     return index_bjm
@@ -91,39 +85,36 @@ def innovation_select_op(
 
 @innovation_select_op.register_fake
 def _(
-    log_innovation_bs: Tensor,
+    rank_bs: Tensor,
     position_bs: Tensor,
     doc_ids_bs: Tensor | None,
     num_queries: int,
     chunk_size: int,
     window_size: int,
     num_eidetic: int,
-    tau: float | None,
     start: int,
     num_slots: int,
 ) -> Tensor:
-    return _index(log_innovation_bs, num_queries, chunk_size, num_eidetic)
+    return _index(rank_bs, num_queries, chunk_size, num_eidetic)
 
 
 @torch.library.custom_op("bmojo::keep_best", mutates_args=())
-def keep_best_op(
-    log_innovation_bc: Tensor, age_bc: Tensor, valid_bc: Tensor, num_eidetic: int, tau: float | None
-) -> Tensor:
-    index_bm = _best(log_innovation_bc, age_bc, valid_bc, num_eidetic, tau)
+def keep_best_op(rank_bc: Tensor, valid_bc: Tensor, num_eidetic: int) -> Tensor:
+    index_bm = _best(rank_bc, valid_bc, num_eidetic)
     if index_bm.numel():
-        for launch in plan_best(log_innovation_bc, age_bc, valid_bc, index_bm, tau):
+        for launch in plan_best(rank_bc, valid_bc, index_bm):
             launch.run()
     return index_bm
 
 
 @keep_best_op.register_fake
-def _best(log_innovation_bc: Tensor, age_bc: Tensor, valid_bc: Tensor, num_eidetic: int, tau: float | None) -> Tensor:
-    batch, candidates = log_innovation_bc.shape
-    return torch.empty(batch, min(num_eidetic, candidates), dtype=torch.int64, device=log_innovation_bc.device)
+def _best(rank_bc: Tensor, valid_bc: Tensor, num_eidetic: int) -> Tensor:
+    batch, candidates = rank_bc.shape
+    return torch.empty(batch, min(num_eidetic, candidates), dtype=torch.int64, device=rank_bc.device)
 
 
 def plan_select(
-    log_innovation_bs: Tensor,
+    rank_bs: Tensor,
     position_bs: Tensor,
     doc_ids_bs: Tensor | None,
     index_bjm: Tensor,
@@ -131,24 +122,23 @@ def plan_select(
     num_queries: int,
     chunk_size: int,
     window_size: int,
-    tau: float | None,
     start: int,
     num_slots: int,
 ) -> list[Launch]:
     """Sort what leaves the window at each boundary, in parallel; then merge along the chunks. Queries from within a
     chunk have the slots alone."""
     batch, chunks, num_eidetic = index_bjm.shape
-    num_rows = log_innovation_bs.shape[1]
+    num_rows = rank_bs.shape[1]
     kept_lanes, chunk_lanes = _lanes(num_eidetic), _lanes(chunk_size)
     num_leavers = min(kept_lanes, chunk_lanes) if start % chunk_size == 0 else 0
-    shape, device = (batch, chunks, num_leavers), log_innovation_bs.device
+    shape, device = (batch, chunks, num_leavers), rank_bs.device
     leavers = {
-        "rank_bjl": torch.empty(shape, dtype=torch.float64, device=device),
+        "rank_bjl": torch.empty(shape, dtype=rank_bs.dtype, device=device),
         "row_bjl": torch.empty(shape, dtype=torch.int32, device=device),
     }
-    scores = {"log_innovation_bs": log_innovation_bs, "position_bs": position_bs, "doc_ids_bs": doc_ids_bs}
-    sizes = {"num_rows": num_rows, "num_chunks": chunks, "first_boundary": num_rows - num_queries, "start": start}
-    constants = {"TAU": tau, "CHUNK": chunk_size}
+    scores = {"rank_bs": rank_bs, "position_bs": position_bs, "doc_ids_bs": doc_ids_bs}
+    sizes = {"num_rows": num_rows, "num_chunks": chunks, "first_boundary": num_rows - num_queries}
+    constants = {"CHUNK": chunk_size}
     sort = Launch(
         triton_kernels.leavers_kernel,
         grid=(chunks, batch),
@@ -168,19 +158,17 @@ def plan_select(
     return [sort, merge] if num_leavers else [merge]
 
 
-def plan_best(
-    log_innovation_bc: Tensor, age_bc: Tensor, valid_bc: Tensor, index_bm: Tensor, tau: float | None
-) -> list[Launch]:
+def plan_best(rank_bc: Tensor, valid_bc: Tensor, index_bm: Tensor) -> list[Launch]:
     """The launch that orders the candidates of each batch element."""
-    batch, candidates = log_innovation_bc.shape
+    batch, candidates = rank_bc.shape
     lanes = _lanes(candidates)
-    tensors = {"log_innovation_bc": log_innovation_bc, "age_bc": age_bc, "valid_bc": valid_bc, "index_bm": index_bm}
+    tensors = {"rank_bc": rank_bc, "valid_bc": valid_bc, "index_bm": index_bm}
     return [
         Launch(
             triton_kernels.best_kernel,
             grid=(batch,),
             args={**tensors, "num_candidates": candidates, "num_eidetic": index_bm.shape[1]},
-            constants={"TAU": tau, **_list_of(lanes)},
+            constants=_list_of(lanes),
             num_warps=_num_warps(lanes),
             bytes=num_bytes(*tensors.values()),
         )
@@ -189,22 +177,25 @@ def plan_best(
 
 def report_cases(arch: str) -> list[tuple[str, list[Launch]]]:
     """Launches at a representative size, on meta tensors: batch 8, 4096 tokens, d 2048, 4 taps, C 256, W 512, M 128."""
-    log_e_bs = torch.empty(8, 4096, device="meta")
+    rank_bs = torch.empty(8, 4096, device="meta")
     position_bs = torch.empty(8, 4096, dtype=torch.int64, device="meta")
-    index_bjm = _index(log_e_bs, 4096, 256, 128)
+    index_bjm = _index(rank_bs, 4096, 256, 128)
     sizes = {"num_queries": 4096, "chunk_size": 256, "window_size": 512, "start": 0, "num_slots": 0}
     cases = triton_scores.report_cases(arch)
-    for name, docs_bs, tau in (("select", None, None), ("select, documents, tau", position_bs, 1000.0)):
-        cases.append((name, plan_select(log_e_bs, position_bs, docs_bs, index_bjm, tau=tau, **sizes)))
-    candidates = (log_e_bs[:, :384], position_bs[:, :384], position_bs[:, :384].bool(), position_bs[:, :128])
-    cases.append(("keep_best", plan_best(*candidates, None)))
+    for name, docs_bs, ranks_bs in (
+        ("select", None, rank_bs),
+        ("select, documents, tau", position_bs, rank_bs.double()),
+    ):
+        cases.append((name, plan_select(ranks_bs, position_bs, docs_bs, index_bjm, **sizes)))
+    candidates = (rank_bs[:, :384], position_bs[:, :384].bool(), position_bs[:, :128])
+    cases.append(("keep_best", plan_best(*candidates)))
     return cases
 
 
-def _index(log_innovation_bs: Tensor, num_queries: int, chunk_size: int, num_eidetic: int) -> Tensor:
+def _index(rank_bs: Tensor, num_queries: int, chunk_size: int, num_eidetic: int) -> Tensor:
     chunks = -(-num_queries // chunk_size)
-    shape = (log_innovation_bs.shape[0], chunks, num_eidetic)
-    return torch.empty(shape, dtype=torch.int64, device=log_innovation_bs.device)
+    shape = (rank_bs.shape[0], chunks, num_eidetic)
+    return torch.empty(shape, dtype=torch.int64, device=rank_bs.device)
 
 
 def _lanes(size: int) -> int:

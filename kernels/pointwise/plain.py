@@ -19,15 +19,16 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 class _RMSNorm(torch.autograd.Function):
-    """Keeps x and one number a row; the backward by hand reads x and the gradient as few times as can be."""
+    """Keeps x and one number a row; the backward by hand reads x and the gradient as few times as can be. Rounded once:
+    an inverse rounded to 16 bits would scale a whole row, and the innovation score sees that."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         precise = torch.promote_types(x.dtype, torch.float32)
         mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=precise).square_().div_(x.shape[-1])
-        inverse = mean_square.add_(eps).rsqrt_().to(x.dtype)
+        inverse = mean_square.add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, inverse)
-        return (x * inverse).mul_(weight)
+        return (x * inverse).mul_(weight).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
@@ -36,9 +37,9 @@ class _RMSNorm(torch.autograd.Function):
         normed = x * inverse
         product = grad * normed
         grad_weight = product.flatten(0, -2).sum(0)
-        share = (product @ weight)[..., None].div_(-x.shape[-1])
-        grad_x = (grad * weight).addcmul_(normed, share).mul_(inverse)
-        return grad_x, grad_weight, None
+        share = (product @ weight.to(product.dtype))[..., None].div_(-x.shape[-1])
+        grad_x = (grad * weight).to(product.dtype).addcmul_(normed, share).mul_(inverse)
+        return grad_x.to(x.dtype), grad_weight.to(weight.dtype), None
 
 
 def gated_product(gate_up: Tensor) -> Tensor:

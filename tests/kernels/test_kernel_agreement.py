@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from hypothesis import given, settings
 from torch import Tensor
 
 from kernels import dispatch
@@ -14,6 +15,7 @@ from kernels.innovation_select import innovation_scores, innovation_select
 from kernels.memory_attention import attention_mass, memory_attention
 from kernels.selective_scan import selective_scan
 from kernels.ssd_scan import ssd_scan
+from tests.kernels.tied_selections import TiedSelection, tied_selections
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5}  # relative to the largest value; see each README.md
 DTYPES = list(TOLERANCE)
@@ -173,11 +175,33 @@ def test_innovation_select(t, w, c, m, with_documents, tau):
     scores = (normal(2, t, dtype=torch.float64) * 3).round()  # rounded: ties are common
     position = torch.arange(t).expand(2, -1)
     options = {"num_queries": t, "chunk_size": c, "window_size": w, "num_eidetic": m, "tau": tau}
-    if tau is not None:
-        scores = scores + normal(2, t, dtype=torch.float64, seed=1)  # a sum of floats ties or not by rounding
     docs = documents(2, t) if with_documents else None
     reference, *others = [_select(path, scores, position, doc_ids_bs=docs, **options) for path in PLAIN_PATHS]
     assert all(torch.equal(reference, got) for got in others)
+
+
+@pytest.mark.parametrize("path", PLAIN_PATHS)
+@settings(max_examples=40, deadline=None)
+@given(case=tied_selections())
+def test_ties_under_forgetting_go_to_the_earlier_position(path: str, case: TiedSelection) -> None:
+    assert case.selected(path) == case.expected()
+
+
+@pytest.mark.parametrize("path", PLAIN_PATHS)
+@settings(max_examples=40, deadline=None)
+@given(case=tied_selections())
+def test_ties_under_forgetting_go_to_the_earlier_position_when_merging(path: str, case: TiedSelection) -> None:
+    assert case.merged(path) == case.expected()
+
+
+@pytest.mark.parametrize("path", PLAIN_PATHS)
+def test_a_tie_whose_ages_are_no_floats_goes_to_the_earlier_position(path: str) -> None:
+    """log e 3 at position 3 and 1 at position 9 rank alike if tau is 3, though no chunk's ages / 3 are floats."""
+    scores = torch.zeros(1, 40, dtype=torch.float64)
+    scores[0, 3], scores[0, 9] = 3.0, 1.0
+    options = {"num_queries": 40, "chunk_size": 4, "window_size": 10, "num_eidetic": 1, "tau": 3.0}
+    index = _select(path, scores, torch.arange(40)[None], **options)
+    assert index[0, 3:7, 0].tolist() == [2, 3, 3, 14]  # 9 is a candidate in the third of these
 
 
 @pytest.mark.parametrize("start", [12, 13])

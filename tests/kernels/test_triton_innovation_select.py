@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
 from torch import Tensor
 
 from kernels import dispatch
 from kernels.innovation_select import innovation_scores, innovation_select, keep_best, triton_op, triton_scores
+from tests.kernels.tied_selections import TiedSelection, tied_selections
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
 
@@ -76,8 +78,6 @@ def test_scores_of_a_document_are_its_own_even_beside_nan():
 )
 def test_selection_is_the_definition(t, w, c, m, with_documents, tau):
     scores = (normal(2, t, dtype=torch.float64) * 3).round()  # rounded: ties are common
-    if tau is not None:
-        scores = scores + normal(2, t, dtype=torch.float64, seed=1)  # a sum of floats ties or not by rounding
     options = {"num_queries": t, "chunk_size": c, "window_size": w, "num_eidetic": m, "tau": tau}
     docs = documents(2, t) if with_documents else None
     position = torch.arange(t).expand(2, -1)
@@ -96,6 +96,13 @@ def test_ties_go_to_the_earlier_position(tau):
     options = {"num_queries": t, "chunk_size": 4, "window_size": 6, "num_eidetic": 3, "tau": tau}
     index = _select("triton", scores, torch.arange(t)[None], **options)
     assert index[0, -1].tolist() == [0, 1, 2]
+
+
+@settings(max_examples=15, deadline=None)
+@given(case=tied_selections())
+def test_ties_under_forgetting_go_to_the_earlier_position(case: TiedSelection) -> None:
+    assert case.selected("triton") == case.expected()
+    assert case.merged("triton") == case.expected()
 
 
 @pytest.mark.parametrize("start", [12, 13, 14])
@@ -131,14 +138,12 @@ def test_slots_of_another_document_are_given_up():
 @pytest.mark.parametrize(("candidates", "m"), [(1, 1), (7, 3), (16, 16), (50, 12), (5, 9)])
 def test_merge_step_is_a_stable_sort(candidates, m, tau):
     log_e = (normal(3, candidates) * 2).round()
-    age = torch.arange(-candidates, 0).expand(3, -1)
-    if tau is not None:
-        log_e = log_e + normal(3, candidates, seed=1)
+    position = torch.arange(candidates).expand(3, -1)
     valid = normal(3, candidates, seed=2) > -0.5
     best = []
     for path in ("triton", "torch"):
         with dispatch.use(path):
-            best.append(keep_best(log_e, age, valid, m, tau))
+            best.append(keep_best(log_e, position, valid, m, tau))
     assert torch.equal(*best)
 
 
@@ -160,8 +165,8 @@ def test_operators_pass_opcheck():
     backward = (y, weight.detach(), normal(2, 2, 3), None, normal(2, 5).exp(), normal(2, 5))
     torch.library.opcheck(triton_scores.innovation_scores_backward_op, backward)
     scores, position = normal(2, 9), torch.arange(9).expand(2, -1).contiguous()
-    torch.library.opcheck(triton_op.innovation_select_op, (scores, position, None, 9, 3, 4, 2, 5.0, 0, 0))
-    torch.library.opcheck(triton_op.keep_best_op, (scores, position, position > 2, 4, None))
+    torch.library.opcheck(triton_op.innovation_select_op, (scores, position, None, 9, 3, 4, 2, 0, 0))
+    torch.library.opcheck(triton_op.keep_best_op, (scores, position > 2, 4))
 
 
 def test_limits_are_named():

@@ -1,0 +1,78 @@
+"""Selections full of exact ties under forgetting, and what is right by exact arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from kernels import dispatch
+from kernels.innovation_select import innovation_select, keep_best
+
+
+@dataclass(frozen=True)
+class TiedSelection:
+    """One sequence of scores, all of them exact in float32."""
+
+    scores: list[Fraction]
+    tau: float
+    chunk_size: int
+    window_size: int
+    num_eidetic: int
+    dtype: torch.dtype
+
+    def expected(self) -> list[list[int]]:
+        """The positions of every chunk's set, best first, ranked by log e_i + i / tau without rounding."""
+        sets = []
+        for boundary in range(0, len(self.scores), self.chunk_size):
+            candidates = range(boundary - self.window_size + 1)
+            ranked = sorted(candidates, key=lambda i: (-(self.scores[i] + i / Fraction(self.tau)), i))
+            sets.append(ranked[: self.num_eidetic])
+        return sets
+
+    def selected(self, path: str) -> list[list[int]]:
+        """What innovation_select gives."""
+        with dispatch.use(path):
+            index_bjm = innovation_select(
+                self._log_e(), torch.arange(len(self.scores))[None], num_queries=len(self.scores), tau=self.tau,
+                chunk_size=self.chunk_size, window_size=self.window_size, num_eidetic=self.num_eidetic,
+            )  # fmt: skip
+        return [[row for row in rows if row >= 0] for rows in index_bjm[0].tolist()]
+
+    def merged(self, path: str) -> list[list[int]]:
+        """What keep_best gives, one chunk after the other, as in decoding."""
+        kept, seen, sets, log_e_1s = [], 0, [], self._log_e()
+        for boundary in range(0, len(self.scores), self.chunk_size):
+            left = max(seen, boundary - self.window_size + 1)
+            candidates = torch.tensor([*kept, *range(seen, left)], dtype=torch.long)[None]
+            if candidates.numel():
+                with dispatch.use(path):
+                    best = keep_best(
+                        log_e_1s[:, candidates[0]], candidates, torch.ones_like(candidates, dtype=torch.bool),
+                        self.num_eidetic, self.tau,
+                    )  # fmt: skip
+                kept = candidates[0][best[0]].tolist()
+            seen = left
+            sets.append(kept)
+        return sets
+
+    def _log_e(self) -> Tensor:
+        return torch.tensor([[float(score) for score in self.scores]], dtype=self.dtype)
+
+
+@st.composite
+def tied_selections(draw: st.DrawFn) -> TiedSelection:
+    """Scores and tau are small multiples of powers of two, so that ties are common and i / tau is seldom a float."""
+    window_size = draw(st.integers(1, 8))
+    unit = Fraction(1, draw(st.sampled_from([1, 2, 8])))
+    return TiedSelection(
+        scores=draw(st.lists(st.integers(-6, 6).map(lambda number: number * unit), min_size=1, max_size=40)),
+        tau=draw(st.sampled_from([0.375, 1.0, 3.0, 5.0, 7.0, 10.5, 1000.0])),
+        chunk_size=draw(st.integers(1, window_size)),
+        window_size=window_size,
+        num_eidetic=draw(st.sampled_from([1, 3, 8])),
+        dtype=draw(st.sampled_from([torch.float32, torch.float64])),
+    )
