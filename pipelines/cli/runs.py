@@ -25,6 +25,7 @@ RequiredRun = Annotated[str, typer.Argument(metavar="RUN", help="Run id, the beg
 def status(run: RunArgument = None, storage: StorageOption = "runs") -> None:
     """Show how far a run is, stage by stage, and since when."""
     found = _find(run, storage)
+    found.info()  # says so if it is damaged
     holder = found.holder(_watched)
     state = found.state(_watched) if holder is None else found.stored_state()
     console.print(f"[bold]{found.run_id}[/] {_styled(state.status)} {escape(found.url)}", soft_wrap=True)

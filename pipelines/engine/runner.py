@@ -240,7 +240,10 @@ class _Driver:
         self._tracking.start(redact(tags), redact(dict(self._pipeline.config)), all_reused)
 
     def _info(self) -> RunInfo:
-        created = self._run.info().created_at if self._run.exists() else utc_now()
+        try:
+            created = self._run.info().created_at
+        except UserError:  # the first drive; or what an earlier one wrote is damaged, and is written again
+            created = utc_now()
         return RunInfo(
             run_id=self._run.run_id,
             name=self._pipeline.name,

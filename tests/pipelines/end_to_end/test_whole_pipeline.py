@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -160,3 +162,60 @@ def test_the_schema_is_valid_json(finished_pipeline: Pipeline, tmp_path: Path) -
     pipeline, _ = finished_pipeline
     assert pipeline.bmojo("schema", "-o", str(tmp_path / "schema.json")).code == 0
     assert "stages" in json.loads((tmp_path / "schema.json").read_text())["properties"]
+
+
+def test_resume_works_from_any_directory_and_refuses_another_run(
+    finished_pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative storage and relative paths mean what they meant when the run was started."""
+    pipeline, _ = finished_pipeline
+    monkeypatch.chdir(pipeline.folder)
+    first = pipeline.bmojo("run", "tiny.yaml", "storage=runs")
+    assert first.code == 0, first.output
+    monkeypatch.chdir(tmp_path)
+    resumed = pipeline.bmojo("resume", "--storage", str(pipeline.storage))
+    assert resumed.code == 0, resumed.output
+    assert f"in {pipeline.storage}" in resumed.output
+    assert resumed.output.count("reused") == 5
+    assert not list(tmp_path.iterdir()), "nothing was made here"
+    corpus = pipeline.folder / "corpus.jsonl"
+    before = corpus.read_bytes()
+    try:
+        corpus.write_bytes(before + b'{"text": "one more"}\n')
+        refused = pipeline.bmojo("resume", "--storage", str(pipeline.storage))
+    finally:
+        corpus.write_bytes(before)
+    assert refused.code == 1
+    assert "cannot be resumed as it was" in refused.output
+    assert "tokenizer: the content of the raw input" in refused.output
+    assert pipeline.bmojo("resume", "--storage", str(pipeline.storage)).code == 0
+
+
+def test_a_storage_that_was_moved_still_generates(finished_pipeline: Pipeline, tmp_path: Path) -> None:
+    pipeline, _ = finished_pipeline
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(pipeline.storage, moved)
+    hidden = pipeline.storage.rename(pipeline.folder / "hidden")
+    try:
+        finished = pipeline.bmojo("generate", "--storage", str(moved), "--tokens", "4", "--temperature", "0")
+    finally:
+        hidden.rename(pipeline.storage)
+    assert finished.code == 0, finished.output
+
+
+def test_plan_and_generate_say_who_is_at_work(finished_pipeline: Pipeline) -> None:
+    """While another process makes a stage, it is running, not interrupted."""
+    from pipelines.engine.lease import Lease
+    from pipelines.loading import load_pipeline
+    from pipelines.session import open_pipeline
+
+    pipeline, _ = finished_pipeline
+    override = "train.max_steps=24"
+    planned = open_pipeline(load_pipeline(pipeline.file, [override]))
+    stage = next(stage for stage in planned.plan() if stage.name == "train")
+    relpath = f"leases/train-train-{stage.fingerprint.short}"
+    with Lease.acquire(planned.storage, relpath, "x"):
+        shown = pipeline.bmojo("plan", str(pipeline.file), override)
+    assert shown.code == 0
+    assert f"running now, by process {os.getpid()}" in shown.output
+    assert "running now" not in pipeline.bmojo("plan", str(pipeline.file), override).output

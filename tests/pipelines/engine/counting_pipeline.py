@@ -1,6 +1,7 @@
 """A tiny pipeline for the engine's tests, and a command that runs it in a process of its own, to be killed.
 
-    python counting_pipeline.py STORAGE [--step-s S] [--upto N] [--fail TEXT] [--die-everywhere]
+    python counting_pipeline.py STORAGE [--step-s S] [--upto N] [--fail TEXT] [--ttl-s S] [--renew-s S]
+        [--elsewhere HOST] [--die-everywhere]
 
 Stage `count` writes one file a step and journals a metric; `sum` adds them up. With --die-everywhere it runs, for
 every k in turn and each time in a fresh storage, a process that kills itself just before its k-th change of a file,
@@ -22,6 +23,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from pipelines.engine.lease import DEFAULT_RENEW_S, DEFAULT_TTL_S
+from pipelines.engine.process import ProcessIdentity
 from pipelines.engine.runner import Pipeline, RunResult, run_pipeline
 from pipelines.engine.storage import Storage
 from pipelines.errors import UserError
@@ -159,18 +162,28 @@ def main() -> int:
     parser.add_argument("--step-s", type=float, default=0.0)
     parser.add_argument("--upto", type=int, default=5)
     parser.add_argument("--fail", default="")
+    parser.add_argument("--ttl-s", type=float, default=DEFAULT_TTL_S)
+    parser.add_argument("--renew-s", type=float, default=DEFAULT_RENEW_S)
+    parser.add_argument("--elsewhere", default="", help="be a driver of another machine, of this name")
     parser.add_argument("--die-everywhere", action="store_true")
     arguments = parser.parse_args()
     Replay.deliver = lambda self: False  # type: ignore[method-assign]  # MLflow has tests of its own
+    if arguments.elsewhere:
+        me = ProcessIdentity.of_this_process()
+        other = me.model_copy(update={"host": arguments.elsewhere, "boot_id": arguments.elsewhere})
+        ProcessIdentity.of_this_process = classmethod(lambda cls: other)  # type: ignore[method-assign, assignment]
     if arguments.die_everywhere:
         return die_everywhere(Path(arguments.storage), arguments.upto)
     try:
-        result = run_here(Storage(arguments.storage), upto=arguments.upto, step_s=arguments.step_s, fail=arguments.fail)
+        pipeline = counting_pipeline(
+            Storage(arguments.storage), upto=arguments.upto, step_s=arguments.step_s, fail=arguments.fail
+        )
+        result = run_pipeline(pipeline, nowhere(), lease_ttl_s=arguments.ttl_s, lease_renew_s=arguments.renew_s)
     except UserError as error:
         print(error, file=sys.stderr)
         return 1
-    print(result.status, result.outputs)
-    return 0 if result.status == "SUCCEEDED" else 1
+    print(result.status, result.outputs, result.failure.text if result.failure else "", flush=True)
+    return result.failure.exit_code if result.failure else 0
 
 
 if __name__ == "__main__":
