@@ -53,6 +53,8 @@ def run_checks(storage: str = ".") -> Iterator[Check]:
     yield _shared_memory()
     yield _disk(storage)
     yield _loopback()
+    yield _mlflow_works()
+    yield _ui_port()
 
 
 def _python() -> Check:
@@ -213,3 +215,25 @@ def _loopback() -> Check:
             return Check("loopback", "ok", "127.0.0.1 can be bound")
     except OSError as error:
         return Check("loopback", "error", str(error), "Ray, gloo and MLflow talk over 127.0.0.1: allow it.")
+
+
+def _mlflow_works() -> Check:
+    try:
+        import mlflow
+    except Exception as error:  # whatever a half-installed package raises
+        found = f"{type(error).__name__}: {error}".partition("\n")[0]
+        return Check(
+            "MLflow", "error", found, "Runs are tracked with it: `make install` brings a version that imports."
+        )
+    return Check("MLflow", "ok", f"imports; {mlflow.__version__}")
+
+
+def _ui_port(port: int = 5000) -> Check:
+    """The port of `bmojo ui`."""
+    import socket
+
+    try:
+        with socket.create_server(("127.0.0.1", port)):
+            return Check("port of bmojo ui", "ok", f"{port} is free")
+    except OSError as error:
+        return Check("port of bmojo ui", "warning", f"{port}: {error.strerror}", "Choose another one: bmojo ui --port.")

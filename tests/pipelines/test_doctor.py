@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,3 +45,17 @@ def test_a_missing_compiler_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> Non
     assert check.verdict == "warning"
     assert "no C++ compiler (no-such-compiler)" in check.found
     assert "plain torch, slower on the CPU" in check.advice
+
+
+def test_a_taken_port_is_a_warning() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        check = doctor._ui_port(port)
+    assert (check.verdict, check.advice) == ("warning", "Choose another one: bmojo ui --port.")
+    assert doctor._ui_port(port).verdict == "ok"
+
+
+def test_an_mlflow_that_does_not_import_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor._mlflow_works().verdict == "ok"
+    monkeypatch.setitem(sys.modules, "mlflow", None)  # what Python itself sets for a module that cannot be imported
+    assert doctor._mlflow_works().verdict == "error"
