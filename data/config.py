@@ -32,7 +32,7 @@ class FilesSource(StrictConfig):
     """Text files; the suffix says the format."""
 
     kind: Literal["files"]
-    paths: tuple[str, ...] = Field(
+    paths: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         min_length=1,
         description="Files or globs (`**` descends), read in this order, a glob's matches sorted. "
         "Formats: .txt (one file is one document); .jsonl or .json, plain or as .gz or .zst (one JSON object per "

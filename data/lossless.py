@@ -14,7 +14,8 @@ from tokenizers import pre_tokenizers as pre
 
 from data.errors import DataError
 
-_KEEPING = {"ByteLevel", "Split", "Digits", "Punctuation", "UnicodeScripts", "FixedLength"}  # these cut and no more
+# Pre-tokenizers that cut and no more. UnicodeScripts is none: it drops leading characters that belong to no script.
+_KEEPING = {"ByteLevel", "Split", "Digits", "Punctuation", "FixedLength"}
 _ADDING_NOTHING = {
     "ByteLevel",
     "BertProcessing",
@@ -81,10 +82,17 @@ def check_name_is_no_text(name: str, pattern: str) -> None:
         )
 
 
-def _problems(spec: dict[str, Any]) -> Iterator[str]:
-    model = spec["model"]
-    if model.get("type", "BPE") != "BPE":
-        yield f"its model is {model['type']}"
+def _problems(spec: Any) -> Iterator[str]:
+    model = spec.get("model") if isinstance(spec, dict) else None
+    if not isinstance(model, dict):
+        yield "it holds no model of a tokenizer"
+        return
+    type_ = model.get("type", "BPE")  # older files, GPT-2's among them, do not name it
+    if type_ != "BPE":
+        yield f"its model is {type_}"
+        return
+    if not isinstance(model.get("vocab"), dict) or not isinstance(model.get("merges"), list):
+        yield "its model has no vocabulary with merges"
         return
     for field in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(field):

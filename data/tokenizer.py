@@ -49,7 +49,7 @@ class Tokenizer:
 
     def __init__(self, model: tokenizers.Tokenizer, end_of_document: str, name: str = TOKENIZER_FILE) -> None:
         """Raises: DataError: `model` does not give every text back (data/lossless.py), or has no such special token."""
-        self._model = model
+        self._model, self._name = model, name
         self._model.encode_special_tokens = True  # a special token's name in a text is only text
         self._model.no_truncation()
         self._model.no_padding()
@@ -110,7 +110,15 @@ class Tokenizer:
         (folder / _CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     def _encode_batch_tokenizers(self, texts: Sequence[str]) -> list[np.ndarray]:
-        encodings = self._model.encode_batch_fast(list(texts), add_special_tokens=False)
+        try:
+            encodings = self._model.encode_batch_fast(list(texts), add_special_tokens=False)
+        except BaseException as error:
+            if not _is_panic(error):
+                raise
+            raise DataError(
+                f"{self._name}: the tokenizer gave up on a text: {error}. A regular expression of its pre-tokenizer "
+                "tries too many ways. Load another tokenizer, or train one: set `source` instead of `load`."
+            ) from error
         return [np.asarray(encoding.ids, np.uint32) for encoding in encodings]
 
 
@@ -158,10 +166,15 @@ def load_tokenizer(path: str | Path, end_of_document: str | None = None) -> Toke
         return Tokenizer(model, end_of_document, str(file))
     except DataError:
         raise
-    except BaseException as error:  # a bare Exception of tokenizers, or a panic in it, which is no Exception
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+    except BaseException as error:  # `tokenizers` raises bare Exceptions
+        if not isinstance(error, Exception) and not _is_panic(error):
             raise
         raise DataError(f"{file}: cannot be read as a tokenizer: {error}. Train or copy it again.") from error
+
+
+def _is_panic(error: BaseException) -> bool:
+    """Whether the Rust code of `tokenizers` panicked; what it raises then is no Exception."""
+    return type(error).__name__ == "PanicException"
 
 
 class _Counted:

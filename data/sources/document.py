@@ -10,7 +10,14 @@ from data.config import InvalidUtf8, Source
 from data.errors import DataError
 
 BOM = b"\xef\xbb\xbf"
-_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+_NOT_UTF8 = {  # first bytes of files that no policy for invalid UTF-8 makes text of; longer ones first
+    b"\xff\xfe\x00\x00": ("UTF-32", "Convert the file: iconv -f UTF-32 -t UTF-8."),
+    b"\x00\x00\xfe\xff": ("UTF-32", "Convert the file: iconv -f UTF-32 -t UTF-8."),
+    b"\xff\xfe": ("UTF-16", "Convert the file: iconv -f UTF-16 -t UTF-8."),
+    b"\xfe\xff": ("UTF-16", "Convert the file: iconv -f UTF-16 -t UTF-8."),
+    b"\x1f\x8b": ("compressed by gzip", "Name the file .jsonl.gz if it holds JSON lines, else decompress it."),
+    b"\x28\xb5\x2f\xfd": ("compressed by zstd", "Name the file .jsonl.zst if it holds JSON lines, else decompress it."),
+}
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 Reason = Literal["empty", "invalid_utf8", "undecodable"]
@@ -81,16 +88,21 @@ def decode_utf8(raw: bytes, policy: InvalidUtf8, where: str, first_byte: int | N
         if policy == "skip_document":
             return None
         at = f"byte {error.start}" + ("" if first_byte is None else f" (byte {first_byte + error.start} of the file)")
-        if raw.startswith(_UTF16_MARKS):
-            raise DataError(
-                f"{where}: this is UTF-16 (it begins with the byte-order mark {raw[:2].hex(' ')}), expected UTF-8. "
-                "Convert the file: iconv -f UTF-16 -t UTF-8."
-            ) from None
         raise DataError(
             f"{where}: invalid UTF-8 at {at}: found 0x{raw[error.start]:02x}, {error.reason}. Convert the file from "
             "its encoding (such as iconv -f LATIN1 -t UTF-8), or set source.invalid_utf8 to `replace` or "
             "`skip_document`."
         ) from None
+
+
+def check_beginning(raw: bytes, where: str) -> None:
+    """Check the first bytes of a file of text. Raises DataError: they say that it is in another encoding or compressed.
+
+    Without this the policies `replace` and `skip_document` would make noise or nothing of the whole file.
+    """
+    for mark, (what, advice) in _NOT_UTF8.items():
+        if raw.startswith(mark):
+            raise DataError(f"{where}: this is {what} (it begins with {mark.hex(' ')}), expected UTF-8. {advice}")
 
 
 def is_blank(line: bytes) -> bool:

@@ -12,9 +12,10 @@ from data.config import FORMAT_OF_SUFFIX, FileFormat, FilesSource
 from data.errors import DataError
 from data.sources import jsonl, parquet
 from data.sources.digests import digest_of, file_sha256
-from data.sources.document import BOM, Document, LeftOut, Part, decode_utf8
+from data.sources.document import BOM, Document, LeftOut, Part, check_beginning, decode_utf8
 
 _COMPRESSION_RATIO = 3  # bytes of text per compressed byte, for planning only
+_SHOWN_CHARS = 60
 _LOOK_AHEAD_BYTES = 64 << 10  # how far past a cut a line end is looked for
 
 
@@ -69,7 +70,7 @@ def read_part(source: FilesSource, part: Part) -> Iterator[Document | LeftOut]:
 
 
 def _cut(path: Path, size: int, step: int) -> Iterator[Part]:
-    for start in range(0, size, step):
+    for start in range(0, size or 1, step):  # an empty file is a part too: an empty document, if it is a .txt
         end = min(start + step, size)
         yield Part(str(path), start, end, end - start, size)
 
@@ -80,8 +81,12 @@ def _read_txt(source: FilesSource, path: Path, part: Part) -> Iterator[Document 
         file.seek(start)
         raw = file.read(end - start)
     is_whole = part.start == 0 and part.end == part.file_bytes
+    if not raw and not is_whole:
+        return  # inside a line that another part has
     where = str(path) if is_whole else f"{path}, bytes {start} to {end}"
     first_byte = start
+    if start == 0:
+        check_beginning(raw, str(path))
     if start == 0 and raw.startswith(BOM):
         raw, first_byte = raw[len(BOM) :], len(BOM)
     name = str(path) if is_whole else f"{path}:{start}"
@@ -126,7 +131,22 @@ def find(source: FilesSource) -> Found:
 
 
 def _matches(pattern: str) -> list[Path]:
-    expanded = Path(pattern).expanduser()
+    if "://" in pattern:
+        raise DataError(
+            f"source.paths: {pattern} is an address. Text is read from files that every machine sees at the same path: "
+            "copy it there, or use source.kind=huggingface."
+        )
+    try:
+        return _matches_of(pattern, Path(pattern).expanduser())
+    except RuntimeError:
+        raise DataError(f"source.paths: {pattern}: there is no such user. Write the folder's path out.") from None
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise DataError(f"source.paths: {pattern[:_SHOWN_CHARS]}...: {error.strerror}. Correct the path.") from error
+
+
+def _matches_of(pattern: str, expanded: Path) -> list[Path]:
     if expanded.is_dir():
         raise DataError(
             f"source.paths: {pattern} is a folder. Name files in it, for example {pattern.rstrip('/')}/*.jsonl; "

@@ -11,7 +11,7 @@ from typing import BinaryIO, Literal
 
 from data.config import FilesSource
 from data.errors import DataError
-from data.sources.document import BOM, Document, LeftOut, decode_utf8, is_blank, mend_surrogates
+from data.sources.document import BOM, Document, LeftOut, check_beginning, decode_utf8, is_blank, mend_surrogates
 
 _BLOCK_BYTES = 1 << 16
 _SKIP_BYTES = 1 << 20
@@ -28,6 +28,8 @@ def read_range(source: FilesSource, path: Path, start: int, end: int) -> Iterato
                 pass  # the rest of the line before, which begins in another range and may be longer than memory
         while (offset := file.tell()) < end:
             line = file.readline()
+            if offset == 0:
+                check_beginning(line, str(path))
             yield from _parse(source, line, f"{path}:{offset}", _Place(path, offset))
 
 
@@ -42,8 +44,12 @@ def read_compressed(
     advice = f"Check the file with `{tool} -t`, and fetch it again if that fails."
     number = 0
     try:
+        if not path.stat().st_size:
+            raise EOFError("the file has 0 bytes")
         for number, line in enumerate(_lines(path, format_), start=1):
             try:
+                if number == 1:
+                    check_beginning(line, str(path))
                 yield from _parse(source, line, f"{path}:{number}", _Place(path, line_number=number))
             except DataError as error:
                 raise DataError(f"{error} {advice}") from error.__cause__

@@ -90,6 +90,8 @@ def _open(path: Path, text_field: str) -> Any:
             f"{path}: no column {text_field!r}; its columns are {', '.join(map(repr, schema.names)) or 'none'}. "
             "Set source.text_field to the one that holds the text."
         )
+    if (found := schema.names.count(text_field)) > 1:
+        raise DataError(f"{path}: {found} columns are named {text_field!r}, expected one. Write the file again.")
     column = schema.field(text_field).type
     if not is_text_type(column):
         raise DataError(

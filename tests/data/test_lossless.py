@@ -88,6 +88,14 @@ def vocab(*gone: str, **new: int) -> Callable[[Spec], None]:
     return change
 
 
+def without(*fields: str) -> Callable[[Spec], None]:
+    def change(spec: Spec) -> None:
+        for field in fields:
+            del spec["model"][field]
+
+    return change
+
+
 def both(*changes: Callable[[Spec], None]) -> Callable[[Spec], None]:
     def change(spec: Spec) -> None:
         for one in changes:
@@ -150,6 +158,16 @@ REFUSED: dict[str, tuple[Callable[[Spec], None], str]] = {
         both(model(ignore_merges=True), vocab(xyz=300), added("xyz", id=300, special=True)),
         "can be merged into",
     ),
+    "scripts": (pre({"type": "UnicodeScripts"}, BYTES), "UnicodeScripts does not keep every character"),
+    "two merges with one id": (
+        lambda spec: spec["model"]["vocab"].update({"\u0120two": spec["model"]["vocab"]["\u0120three"]}),
+        "tokens .* share id",
+    ),
+    "an id that no memory holds": (vocab(zz=4_294_967_290), "its ids go up to 4294967290"),
+    "no merges": (without("merges"), "no vocabulary with merges"),
+    "no vocabulary": (without("vocab"), "no vocabulary with merges"),
+    "a vocabulary of another kind": (model(vocab=[["a", 0.5]]), "no vocabulary with merges"),
+    "no model": (lambda spec: spec.update(model=None), "holds no model of a tokenizer"),
     "special token that is a byte": (added("#", special=True), "can be merged into its special token '#'"),
     "special token that is a merge": (added("EOD", special=True), "can be merged into its special token 'EOD'"),
 }
@@ -212,6 +230,19 @@ def test_a_tokenizer_that_is_accepted_gives_every_text_back(spec: Spec, name: st
     assert tokenizer.decode(ids) == text.encode()
     assert tokenizer.token_num_bytes[ids].sum() == len(text.encode())
     assert tokenizer.eod_id not in ids
+
+
+def test_a_regular_expression_that_tries_too_many_ways_is_refused(spec: Spec) -> None:
+    endless = SPLIT | {"pattern": {"Regex": "(\u3000+)+$"}, "behavior": "Isolated"}
+    with pytest.raises(DataError, match=r"x.json: the tokenizer gave up on a text: .*retry-limit"):
+        changed(spec, pre(endless, BYTES))
+
+
+def test_a_document_that_the_tokenizer_gives_up_on_is_an_error_that_names_it(spec: Spec) -> None:
+    """No probe holds such a text."""
+    tokenizer = changed(spec, pre(SPLIT | {"pattern": {"Regex": "(z+)+$"}, "behavior": "Isolated"}, BYTES))
+    with pytest.raises(DataError, match=r"x.json: the tokenizer gave up on a text: .*retry-limit"):
+        tokenizer.encode_batch(["good", "z" * 60 + "a"])
 
 
 def theirs(tokenizer: Tokenizer, text: str) -> str:

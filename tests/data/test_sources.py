@@ -197,6 +197,54 @@ class TestBadInput:
         with pytest.raises(DataError, match="empty corpus: all 1 files have 0 bytes"):
             plan_slices(files(tmp_path / "a.txt"), 1024)
 
+    @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json.zst", "a.parquet"])
+    def test_a_file_cut_off_before_its_first_byte(self, tmp_path: Path, name: str) -> None:
+        (tmp_path / name).touch()
+        with pytest.raises(DataError, match=rf"{name}: .*0 bytes.*etch"):
+            texts_of(files(write(tmp_path / "good.jsonl", TEXTS), tmp_path / name))
+
+    @pytest.mark.parametrize("policy", ["error", "replace", "skip_document"])
+    @pytest.mark.parametrize(
+        ("name", "raw", "message"),
+        [
+            ("a.txt", "text".encode("utf-16"), "UTF-16 .*ff fe.*iconv -f UTF-16"),
+            ("a.txt", "\ufefftext".encode("utf-16-be"), "UTF-16 .*fe ff.*iconv -f UTF-16"),
+            ("a.txt", "text".encode("utf-32"), "UTF-32 .*ff fe 00 00.*iconv -f UTF-32"),
+            ("a.jsonl", '{"text": "x"}\n'.encode("utf-16"), "UTF-16 .*iconv -f UTF-16"),
+            ("a.jsonl.gz", gzip.compress('{"text": "x"}\n'.encode("utf-16")), "UTF-16 .*iconv -f UTF-16"),
+            ("a.txt", gzip.compress(b"text"), "compressed by gzip .*decompress it"),
+            ("a.jsonl", gzip.compress(b'{"text": "x"}\n'), r"compressed by gzip .*Name the file \.jsonl\.gz"),
+            ("a.jsonl", zstandard.compress(b'{"text": "x"}\n'), r"compressed by zstd .*Name the file \.jsonl\.zst"),
+            ("a.jsonl.gz", gzip.compress(gzip.compress(b'{"text": "x"}\n')), "compressed by gzip"),
+        ],
+    )
+    def test_files_that_are_no_utf8_whatever_the_policy(
+        self, tmp_path: Path, policy: str, name: str, raw: bytes, message: str
+    ) -> None:
+        (tmp_path / name).write_bytes(raw)
+        with pytest.raises(DataError, match=rf"{name}: this is {message}"):
+            texts_of(files(tmp_path / name, invalid_utf8=policy))
+
+    @pytest.mark.parametrize(
+        ("path", "message"),
+        [
+            ("x" * 300 + ".jsonl", r"xxx\.\.\.: File name too long"),
+            ("x" * 300 + "*.jsonl", r"xxx\.\.\.: File name too long"),
+            ("~no-such-user/x.jsonl", "~no-such-user/x.jsonl: there is no such user"),
+            ("s3://bucket/x.jsonl", "s3://bucket/x.jsonl is an address"),
+            ("https://example.com/*.jsonl", r"https://example.com/\*.jsonl is an address"),
+        ],
+    )
+    def test_paths_that_lead_nowhere(self, path: str, message: str) -> None:
+        with pytest.raises(DataError, match=rf"source.paths: .*{message}"):
+            content_identity(files(path))
+
+    def test_two_columns_of_one_name(self, tmp_path: Path) -> None:
+        table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+        pq.write_table(table, tmp_path / "c.parquet")
+        with pytest.raises(DataError, match=r"c.parquet: 2 columns are named 'text'"):
+            texts_of(files(tmp_path / "c.parquet"))
+
     @pytest.mark.parametrize("suffix", ["jsonl.gz", "jsonl.zst"])
     def test_cut_off_compressed_file(self, tmp_path: Path, suffix: str) -> None:
         texts = [f"{i} {hash(i * 7919)}" for i in range(20_000)]
@@ -401,6 +449,16 @@ class TestDamage:
 
 
 class TestCounting:
+    def test_text_files_without_text_are_counted_and_pieces_inside_a_line_are_not(self, tmp_path: Path) -> None:
+        (tmp_path / "no-bytes.txt").touch()
+        (tmp_path / "mark.txt").write_bytes(b"\xef\xbb\xbf")
+        (tmp_path / "long-lines.txt").write_bytes((b"x" * 3000 + b"\n") * 5)
+        source = files(tmp_path / "*.txt", max_txt_document_bytes=1024)
+        left_out: Counter[str] = Counter()
+        texts = [d.text for slice_ in plan_slices(source, 2048) for d in read_slice(slice_, left_out)]
+        assert texts == ["x" * 3000 + "\n"] * 5
+        assert left_out == {"empty": 2}
+
     def test_what_is_left_out_is_counted_by_reason(self, tmp_path: Path) -> None:
         (tmp_path / "a.jsonl").write_bytes(b'{"text": "\xff"}\n{"text": "\\ud800"}\n' + jsonl(["", "good", ""]))
         (tmp_path / "b.txt").write_bytes(b"caf\xe9")
