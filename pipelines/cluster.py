@@ -5,13 +5,20 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from pipelines.config import ClusterConfig
-from pipelines.errors import UserError
+from pipelines.engine.interrupts import kept_handlers
+from pipelines.errors import InfrastructureError, UserError
+from pipelines.faults import Fault, explain_disk, of_number
+from pipelines.ray_errors import explained_ray
 from pipelines.stages.base import StageConfig
 from pipelines.tracking.environment import TELEMETRY_OFF
 
@@ -24,12 +31,21 @@ LOOPBACK_ONLY = {  # for a cluster of this machine alone: nothing listens to the
 PACKAGES = ("bmojo", "data", "kernels", "pipelines")
 
 
-def ensure_cluster(config: ClusterConfig, stages: Iterable[StageConfig]) -> None:
-    """Start or join the Ray cluster, once a process.
+_REACH_S = 10.0  # for a machine to accept a connection
+_MAX_TEMP_DIR = 107 - len("/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store")  # AF_UNIX paths have 107
 
-    Raises: UserError: the address cannot be reached, or Ray does not start here.
+log = logging.getLogger(__name__)
+
+
+def ensure_cluster(config: ClusterConfig, stages: Iterable[StageConfig]) -> None:
+    """Start or join the Ray cluster, once a process. Inside a Ray job, `local` means the cluster that runs the job.
+
+    Raises:
+        UserError: the address, a setting or the token is wrong.
+        InfrastructureError: the cluster does not answer, or Ray does not start here, twice.
     """
-    if config.address == "local":
+    address = cluster_address(config)
+    if address == "local":
         for name, value in LOOPBACK_ONLY.items():
             os.environ.setdefault(name, value)  # Ray reads these once, when it is imported
     import ray
@@ -37,17 +53,28 @@ def ensure_cluster(config: ClusterConfig, stages: Iterable[StageConfig]) -> None
     if ray.is_initialized():
         return
     logging.getLogger("ray").setLevel(logging.WARNING)
-    try:
-        if config.address == "local":
+    with kept_handlers():
+        if address == "local":
             _start_local(config.num_cpus or _cpus_for(stages))
         else:
-            _join(config.address)
-    except (ConnectionError, TimeoutError, OSError, RuntimeError, ValueError) as error:
+            _join(address)
+
+
+def cluster_address(config: ClusterConfig) -> str:
+    """Where to work: as configured, but a Ray job whose file says `local` joins the cluster that runs it."""
+    return "auto" if config.address == "local" and os.environ.get("RAY_JOB_SUBMISSION_ID") else config.address
+
+
+def require_training_can_run(config: ClusterConfig, stages: Iterable[StageConfig]) -> None:
+    """Raises UserError where a stage would train through Ray Client, which Ray Train cannot."""
+    training = [stage for stage in stages if stage.kind == "train"]
+    if training and config.address.startswith("ray://"):
         raise UserError(
-            f"cluster.address={config.address}: no Ray cluster there or none could be started ({error}). "
-            "Check the address (`ray status` on the head node), or set cluster.address=local. A cluster that asks for "
-            "a token, as Ray's do where one exists, needs RAY_AUTH_MODE=token here and the token in ~/.ray/auth_token."
-        ) from error
+            f"cluster.address={config.address}: train stages cannot run through Ray Client (ray://). Run this command "
+            "on a machine of the cluster with cluster.address=auto, for example as a job: ray job submit "
+            "--address http://HEAD:8265 -- bmojo run CONFIG cluster.address=auto. Or give the address of the head "
+            "itself (HEAD:6379)."
+        )
 
 
 def _cpus_for(stages: Iterable[StageConfig]) -> int:
@@ -57,25 +84,126 @@ def _cpus_for(stages: Iterable[StageConfig]) -> int:
 
 
 def _start_local(num_cpus: int) -> None:
+    try:
+        _init_local(num_cpus)
+    except (UserError, InfrastructureError):
+        raise
+    except Exception as error:
+        log.warning("Ray did not start (%s); trying once more.", _brief(error))
+        try:
+            _init_local(num_cpus)
+        except (UserError, InfrastructureError):
+            raise
+        except Exception as second:
+            raise InfrastructureError(
+                f"Ray did not start on this machine, twice ({_brief(second)}). The machine is busy, or short of memory "
+                "or processes; Ray's own logs are in the session_latest folder of its temporary directory. The same "
+                "command resumes."
+            ) from second
+
+
+def _init_local(num_cpus: int) -> None:
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=num_cpus,
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES,
-        logging_level=logging.ERROR,
-        log_to_driver=False,  # the run's own log files keep the workers' output
-    )
+    children = set(psutil.Process().children(recursive=True))
+    try:
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            logging_level=logging.ERROR,
+            log_to_driver=False,  # the run's own log files keep the workers' output
+            _temp_dir=_short_temp_dir(),
+        )
+    except BaseException as error:
+        ray.shutdown()
+        for process in set(psutil.Process().children(recursive=True)) - children:  # of the half-started cluster
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        if isinstance(error, OSError) and of_number(error) in (Fault.FULL, Fault.USER):
+            raise explain_disk(error) or error from error
+        raise
+
+
+def _short_temp_dir() -> str | None:
+    """Where Ray keeps its sockets: None (its own choice) unless TMPDIR is too long for the path of a socket.
+
+    Raises: UserError: it is, and /tmp cannot be used.
+    """
+    chosen = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    if len(os.fsencode(os.path.join(chosen, "ray"))) <= _MAX_TEMP_DIR:
+        return None
+    short = Path(f"/tmp/bmojo-ray-{os.getuid()}")
+    try:
+        short.mkdir(mode=0o700, exist_ok=True)
+        usable = short.stat().st_uid == os.getuid() and os.access(short, os.W_OK)
+    except OSError:
+        usable = False
+    if not usable:
+        raise UserError(
+            f"The temporary directory {chosen} (RAY_TMPDIR or TMPDIR) is too long for Ray's sockets, and {short} "
+            f"cannot be used. Set RAY_TMPDIR to a directory of at most {_MAX_TEMP_DIR - len('/ray')} characters."
+        )
+    return str(short)
 
 
 def _join(address: str) -> None:
     import ray
 
+    log.warning("Connecting to the Ray cluster at %s ...", address)
+    _require_reachable(address)
     runtime_env: dict[str, Any] = {"env_vars": TELEMETRY_OFF}
     if address != "auto":  # other machines get our packages; this one has them
         runtime_env |= {"working_dir": str(REPOSITORY), "excludes": _not_shipped()}
-    ray.init(address=address, runtime_env=runtime_env, logging_level=logging.ERROR, log_to_driver=False)
+    try:
+        with explained_ray(f"cluster.address={address}"):
+            ray.init(address=address, runtime_env=runtime_env, logging_level=logging.ERROR, log_to_driver=False)
+    except (UserError, InfrastructureError) as error:
+        if address == "auto" and isinstance(error.__cause__, ConnectionError):
+            raise UserError(
+                f"cluster.address=auto: no Ray cluster runs on this machine ({_brief(error.__cause__)}). Start one "
+                "(`ray start --head`), give its address, or set cluster.address=local."
+            ) from error
+        raise
+    except ValueError as error:
+        raise UserError(f"cluster.address={address}: {_brief(error)}. {_ADDRESS_HELP}") from error
+    except Exception as error:
+        raise InfrastructureError(
+            f"cluster.address={address}: the Ray cluster does not take us in ({_brief(error)}). See `ray status` on "
+            "its head. A cluster that asks for a token needs RAY_AUTH_MODE=token and the token in ~/.ray/auth_token. "
+            "The same command resumes."
+        ) from error
+
+
+_ADDRESS_HELP = "Give the head's address as HOST:PORT (`ray status` there shows it), auto, or local."
+
+
+def _require_reachable(address: str) -> None:
+    """Say within seconds, in our own words, that nobody is there; Ray itself tries for minutes."""
+    if address == "auto":
+        return
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 2**16:
+        raise UserError(f"cluster.address={address} is not an address. {_ADDRESS_HELP}")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_S).close()
+    except (socket.gaierror, UnicodeError) as error:
+        raise UserError(f"cluster.address={address}: there is no machine {host} ({error}). {_ADDRESS_HELP}") from error
+    except ConnectionRefusedError as error:
+        raise UserError(
+            f"cluster.address={address}: nothing listens on port {port} of {host}. Start the cluster's head there, or "
+            f"correct the address. {_ADDRESS_HELP}"
+        ) from error
+    except OSError as error:
+        raise InfrastructureError(
+            f"cluster.address={address}: {host} does not answer ({error}). Check that machine and the network; the "
+            "same command resumes."
+        ) from error
+
+
+def _brief(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _not_shipped() -> list[str]:

@@ -219,11 +219,20 @@ def explained_disk(path: Path | str | None = None) -> Iterator[None]:
     """
     try:
         yield
+    except (UserError, InfrastructureError):
+        raise
     except OSError as error:
         explained = explain_disk(error, path)
         if explained is None:
             raise
         raise explained from error
+    except Exception as error:
+        if not _says_no_space(error):
+            raise
+        raise InfrastructureError(
+            f"{path or 'a disk'}: no space is left ({error}). Make room, then the same command resumes: finished work "
+            "is kept."
+        ) from error
 
 
 def explain_disk(error: OSError, path: Path | str | None = None) -> UserError | InfrastructureError | None:
@@ -244,7 +253,7 @@ def explain_disk(error: OSError, path: Path | str | None = None) -> UserError | 
     return InfrastructureError(f"{where}: {what}")
 
 
-def no_space_in(error: BaseException) -> bool:
+def _says_no_space(error: BaseException) -> bool:
     """Whether a library that hides the error's number (safetensors, torch, arrow) says that the disk is full."""
     text = str(error).lower()
     return any(words in text for words in ("no space left", "disk quota exceeded", "os error 28", "os error 122"))

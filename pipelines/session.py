@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from pipelines.cluster import ensure_cluster
+from pipelines.cluster import ensure_cluster, require_training_can_run
 from pipelines.config import PipelineConfig
 from pipelines.engine.observer import Observer
 from pipelines.engine.runner import Pipeline, RunResult, run_pipeline
@@ -18,8 +18,9 @@ from pipelines.tracking.target import resolve_target
 
 
 def open_pipeline(config: PipelineConfig, config_path: str | Path | None = None) -> Pipeline:
-    """The pipeline that the engine drives. Raises ConfigError: it asks for what cannot be had here."""
+    """The pipeline that the engine drives. Raises ConfigError, UserError: it asks for what cannot be had here."""
     check_pipeline(config)
+    require_training_can_run(config.cluster, config.stages.values())
     return Pipeline(
         name=config.name,
         stages=config.stages,

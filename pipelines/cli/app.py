@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from pipelines.cli import environment, export, inspect, models, running, runs
 from pipelines.cli.console import OverridableCommand, console, error_console, escape_unprintable
-from pipelines.errors import UserError
+from pipelines.engine.failures import EXIT_BUG, EXIT_CANCELLED, Failure, classify
+from pipelines.engine.interrupts import exit_after_signal, handle_signals
+from pipelines.faults import explained_disk
 
 app = typer.Typer(
     name="bmojo",
@@ -58,25 +64,53 @@ def _options(
 
 
 def main() -> None:
-    """Entry point: a UserError becomes one screen and exit code 1; Ctrl-C becomes 130."""
+    """Run the command, and turn whatever it raises into one screen and an exit code (pipelines.errors)."""
+    handle_signals()
     from pipelines.tracking.environment import quiet_environment
 
     quiet_environment()
     escape_unprintable()
     try:
-        app()
-    except UserError as error:
-        error_console.print(f"[bold red]error:[/] {_escaped(error)}", soft_wrap=True)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        error_console.print("Interrupted. The same command carries on from what is finished.")
-        sys.exit(130)
+        with explained_disk():
+            app()
     except BrokenPipeError:  # `bmojo list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except SystemExit:  # how every command ends, also by SIGTERM
+        exit_after_signal()
+        raise
+    except BaseException as error:
+        failure = classify(error)
+        _say(failure)
+        exit_after_signal()
+        sys.exit(failure.exit_code)
 
 
-def _escaped(error: UserError) -> str:
-    from rich.markup import escape
+def _say(failure: Failure) -> None:
+    """One screen on standard error; a bug's traceback goes to a file that the screen names."""
+    if failure.exit_code == EXIT_CANCELLED:
+        error_console.print("Interrupted. The same command carries on from what is finished.")
+        return
+    error_console.print(f"[bold red]error:[/] {escape(failure.text)}", soft_wrap=True)
+    if failure.exit_code == EXIT_BUG and failure.details:
+        error_console.print(
+            f"This is a bug in bmojo, not in your input. The traceback is in {escape(_save(failure.details))}; please "
+            "report it with that file.",
+            soft_wrap=True,
+        )
 
-    return escape(str(error))
+
+def _save(traceback: str) -> str:
+    """Keep a traceback in the user's state directory, or the temporary one. Returns the file's path."""
+    state = os.environ.get("XDG_STATE_HOME")
+    homes = [Path(state) / "bmojo" if state else Path("~/.cache/bmojo").expanduser(), Path(tempfile.gettempdir())]
+    for home in homes:
+        try:
+            folder = home / "errors"
+            folder.mkdir(parents=True, exist_ok=True)
+            file = folder / f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}-{os.getpid()}.txt"
+            file.write_text(traceback, encoding="utf-8")
+            return str(file)
+        except OSError:
+            continue
+    return f"this text, because no directory can be written:\n{traceback}"

@@ -1,21 +1,52 @@
-"""Lets other threads stop the main thread's work, as Ctrl-C does, and turns SIGTERM into an orderly end."""
+"""Signals: SIGTERM and Ctrl-C end the work in order and soon, and other threads can stop the main one.
+
+The first signal raises in the main thread: Terminated (exit code 75, the run is RESUMABLE) or KeyboardInterrupt (130,
+CANCELLED). What unwinds then may wait for a cluster or a server; GRACE_S later the process ends all the same, which is
+safe because a run whose driver is gone is RESUMABLE. A second signal ends it at once. Schedulers that stop a process
+grant it about 30 s.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
+EXIT_TERMINATED = 75  # EX_TEMPFAIL: the same command resumes
+EXIT_INTERRUPTED = 130
+GRACE_S = 20.0
 _WAKE = signal.SIGUSR1
+_OURS = (_WAKE, signal.SIGTERM, signal.SIGINT)
+
+_ending: list[int] = []  # the exit code, once a signal has come
+
+
+class Terminated(SystemExit):
+    """SIGTERM came."""
+
+
+def handle_signals() -> None:
+    """Take over SIGTERM and SIGINT for the whole process."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _on_terminate)
+        signal.signal(signal.SIGINT, _on_interrupt)
+
+
+def leave_on_signals() -> None:
+    """Until handle_signals: end at once. For the entry point, before it imports more: nothing has begun by then."""
+    signal.signal(signal.SIGTERM, lambda *_: _leave(EXIT_TERMINATED))
+    signal.signal(signal.SIGINT, lambda *_: _leave(EXIT_INTERRUPTED))
 
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], None]]:
     """Gives a function for other threads that raises KeyboardInterrupt in this one, even while it waits.
 
-    SIGTERM raises SystemExit meanwhile. Outside the main thread, where Python handles no signals, the function does
+    SIGTERM raises Terminated meanwhile. Outside the main thread, where Python handles no signals, the function does
     nothing.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -23,19 +54,67 @@ def interruptible() -> Iterator[Callable[[], None]]:
         return
     main = threading.main_thread().ident
     assert main is not None
-    before = {number: signal.getsignal(number) for number in (_WAKE, signal.SIGTERM)}
-    signal.signal(_WAKE, _raise_interrupt)
-    signal.signal(signal.SIGTERM, _raise_exit)
-    try:
+    with kept_handlers():
+        signal.signal(_WAKE, _raise_interrupt)
+        if signal.getsignal(signal.SIGTERM) is not _on_terminate:  # used as a library
+            signal.signal(signal.SIGTERM, _raise_terminated)
         yield lambda: signal.pthread_kill(main, _WAKE)
+
+
+@contextmanager
+def kept_handlers() -> Iterator[None]:
+    """Put our signal handlers back afterwards: libraries replace them and leave their own behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in _OURS}
+    try:
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def exit_after_signal() -> None:
+    """Where a signal ended the work: stop Ray and leave, without what libraries do (and may abort in) at exit."""
+    if not _ending:
+        return
+    ray = sys.modules.get("ray")
+    if ray is not None:
+        with suppress(BaseException):
+            ray.shutdown()
+    _leave(_ending[0])
+
+
+def _on_terminate(*_: Any) -> NoReturn:
+    _arm(EXIT_TERMINATED)
+    raise Terminated(EXIT_TERMINATED)
+
+
+def _on_interrupt(*_: Any) -> NoReturn:
+    _arm(EXIT_INTERRUPTED)
+    raise KeyboardInterrupt
+
+
+def _arm(code: int) -> None:
+    if _ending:
+        _leave(code)
+    _ending.append(code)
+    timer = threading.Timer(GRACE_S, _leave, (code,))
+    timer.daemon = True
+    timer.start()
+
+
+def _leave(code: int) -> NoReturn:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+    os._exit(code)
 
 
 def _raise_interrupt(*_: Any) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _raise_exit(*_: Any) -> NoReturn:
-    raise SystemExit(128 + signal.SIGTERM)
+def _raise_terminated(*_: Any) -> NoReturn:
+    raise Terminated(EXIT_TERMINATED)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from data.errors import DataError
 from pipelines.errors import UserError
+from pipelines.faults import explained_disk
+from pipelines.ray_errors import explained_ray
 from pipelines.stages.base import Resources
 from pipelines.training.placement import num_places, worker_bundle
 
@@ -17,24 +18,17 @@ Result = TypeVar("Result")
 
 _MAX_RETRIES = 3  # of a task whose worker process or machine died
 _POLL_S = 2.0
-_CANCEL_S = 10.0
-_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+_CANCEL_S = 5.0
 
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Bad data, and a disk that cannot be written, become errors that the user is to mend."""
+    """Bad data, and a disk that cannot be written or read, become errors of ours."""
     try:
-        yield
+        with explained_disk():
+            yield
     except DataError as error:
         raise UserError(str(error)) from error
-    except OSError as error:
-        if error.errno not in _DISK_ERRORS:
-            raise
-        raise UserError(
-            f"{error.filename or 'disk'}: {error.strerror}. Make room, or allow writing there, and run again: what is "
-            "finished is kept."
-        ) from error
 
 
 def run_tasks(
@@ -43,12 +37,14 @@ def run_tasks(
     """Call `function` with each tuple of arguments in Ray tasks, at most resources.num_workers at once.
 
     Yields: results as they come. A task whose worker dies is started again; when one raises, the others are cancelled.
-    Raises: UserError: the data or the disk is at fault, or no machine is large enough for one task.
+    Raises:
+        UserError: the data or a right to the disk is at fault, or no machine is large enough for one task.
+        InfrastructureError: the cluster, a disk or the network is.
     """
     import ray
-    from ray.exceptions import RayTaskError
 
-    _wait_for_room(resources)
+    with explained_ray("Looking for room in the cluster"):
+        _wait_for_room(resources)
     options: dict[str, Any] = {"num_cpus": resources.cpus_per_worker, "max_retries": _MAX_RETRIES}
     if resources.gpus_per_worker:
         options["num_gpus"] = resources.gpus_per_worker
@@ -59,19 +55,17 @@ def run_tasks(
         while waiting or running:
             while waiting and len(running) < resources.num_workers:
                 running.append(task.remote(*waiting.pop()))
-            (done, *_), _ = ray.wait(running, num_returns=1)
-            running.remove(done)
-            try:
+            with user_errors(), explained_ray(f"Task {function.__name__.strip('_')}"):
+                (done, *_), _ = ray.wait(running, num_returns=1)
+                running.remove(done)
                 result: Result = ray.get(done)
-            except RayTaskError as error:
-                with user_errors():
-                    raise error.cause from error
             yield result
     finally:
-        for reference in running:
-            ray.cancel(reference, force=True)
-        if running:
-            ray.wait(running, num_returns=len(running), timeout=_CANCEL_S)
+        with suppress(Exception):  # a lost cluster has nothing to cancel
+            for reference in running:
+                ray.cancel(reference, force=True)
+            if running:
+                ray.wait(running, num_returns=len(running), timeout=_CANCEL_S)
 
 
 def _wait_for_room(resources: Resources) -> None:

@@ -10,20 +10,21 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import signal
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import ray
+from ray.exceptions import RayError, RayTaskError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
-from pipelines.errors import UserError
+from pipelines.engine.interrupts import kept_handlers
+from pipelines.errors import DamagedError, InfrastructureError, UserError
+from pipelines.ray_errors import explained_ray, is_lost_process
 from pipelines.stages.base import Resources
 from pipelines.training import checkpoint as checkpoints
 from pipelines.training.job import TrainFacts, TrainJob
@@ -33,36 +34,51 @@ from pipelines.training.worker import train_worker
 logger = logging.getLogger(__name__)
 
 
-class TrainingLostError(RuntimeError):
+class TrainingLostError(InfrastructureError):
     """The cluster failed more often than max_failures allows; the checkpoints are there to go on from."""
 
 
+class _Trainer(TorchTrainer):
+    """Leaves Ctrl-C to us: Ray Train would wait for every worker to end in order, which takes a minute."""
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        pass
+
+
 def run_training(job: TrainJob) -> TrainFacts:
-    """Train to the end, through lost workers.
+    """Train to the end, through lost workers and lost controllers of Ray Train.
 
     Raises:
-        UserError: the configuration, the data or the course of training is at fault; or the workers find no room.
+        UserError: the configuration, the data or the course of training is at fault; or no machines are that large.
+        InfrastructureError: a disk or the storage failed, or the room for the workers is gone or taken.
         TrainingLostError: workers were lost more than config.max_failures times.
         KeyboardInterrupt: interrupted by SIGINT.
+        Exception: a worker's own error, where it came back config.max_failures times: a bug.
     """
-    resources = job.config.resources
-    wait_for_room(resources, _nodes, can_grow=_has_autoscaler())
+    with explained_ray("Training"):
+        wait_for_room(job.config.resources, _nodes, can_grow=_has_autoscaler())
     failures = 0
     while True:
         newest = checkpoints.newest_complete(job.artifact)
         if newest is None and failures and checkpoints.any_complete(job.artifact):
-            raise TrainingLostError(
+            raise DamagedError(
                 f"Every checkpoint in {job.artifact.url}/{checkpoints.CHECKPOINTS} is damaged; see the warnings above. "
                 "Delete that folder to train from the start."
             )
         try:
             return _attempt(replace(job, resume_step=newest.state.step if newest else None))
-        except WorkerGroupError as error:
-            user_error = next((e for e in error.worker_failures.values() if isinstance(e, UserError)), None)
-            if user_error is not None:
-                raise user_error from None
+        except (UserError, InfrastructureError):
+            raise
+        except (TrainingFailedError, RayError) as error:
+            causes = _causes(error)
+            of_ours = next((cause for cause in causes if isinstance(cause, UserError | InfrastructureError)), None)
+            if of_ours is not None:  # another attempt would meet the same
+                raise of_ours from None
             failures += 1
             if failures > job.config.max_failures:
+                bug = next((cause for cause in causes if not is_lost_process(cause)), None)
+                if bug is not None:
+                    raise bug from error
                 raise TrainingLostError(
                     f"Training workers failed {failures} times, more than max_failures={job.config.max_failures}. "
                     f"The last failure: {error}"
@@ -73,13 +89,37 @@ def run_training(job: TrainJob) -> TrainFacts:
                 job.config.max_failures,
                 _first_line(error),
             )
+        _wait_for_lost_room(job.config.resources)
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """The errors of the workers or of the controller inside one of Ray Train's; else the error itself."""
+    if isinstance(error, WorkerGroupError):
+        return [cause for failure in error.worker_failures.values() for cause in _causes(failure)]
+    if isinstance(error, ControllerError):
+        return _causes(error.controller_failure)
+    if isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
+        return _causes(error.cause)
+    return [error]
+
+
+def _wait_for_lost_room(resources: Resources) -> None:
+    """As wait_for_room in a run that had its room: a lost machine may come back."""
+    with explained_ray("Training"):
+        try:
+            wait_for_room(resources, _nodes, can_grow=True)
+        except UserError as error:
+            raise InfrastructureError(
+                f"The cluster lost the room that training had, for placement_timeout_s="
+                f"{resources.placement_timeout_s:g} s. {error} The same command resumes from the newest checkpoint."
+            ) from error
 
 
 def _attempt(job: TrainJob) -> TrainFacts:
     """One worker group from start to end or failure."""
     resources = job.config.resources
     ray_dir = tempfile.mkdtemp(prefix="bmojo-ray-train-")
-    trainer = TorchTrainer(
+    trainer = _Trainer(
         train_worker,
         train_loop_config={"job": job},
         torch_config=TorchConfig(timeout_s=int(job.config.collective_timeout_s)),
@@ -96,17 +136,15 @@ def _attempt(job: TrainJob) -> TrainFacts:
         ),
     )
     try:
-        with _ray_train_environment(resources), _restored_sigint():
+        with _ray_train_environment(resources), kept_handlers():
             result = trainer.fit()
     except ControllerError as error:
         if "StartupTimeout" in type(error.controller_failure).__name__:
-            raise UserError(
+            raise InfrastructureError(
                 f"Waited placement_timeout_s={resources.placement_timeout_s:g} s for room; other work has the cluster. "
-                f"Counting what is free now, {too_small(resources, _free_nodes())}"
+                f"Counting what is free now, {too_small(resources, _free_nodes())} Or wait: the same command resumes."
             ) from error
         raise
-    except SystemExit:  # what Ray Train's handler of SIGINT makes of it
-        raise KeyboardInterrupt from None
     finally:
         shutil.rmtree(ray_dir, ignore_errors=True)
     if result.return_value is None:
@@ -135,19 +173,6 @@ def _ray_train_environment(resources: Resources) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-@contextmanager
-def _restored_sigint() -> Iterator[None]:
-    """Ray Train replaces the handler of SIGINT and leaves its own behind."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _nodes() -> list[dict[str, float]]:

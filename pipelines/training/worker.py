@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from bmojo.allocator import keep_freed_memory
 from pipelines.errors import UserError
+from pipelines.faults import explained_disk
 from pipelines.training.job import TrainJob
 
 if TYPE_CHECKING:
@@ -24,9 +25,21 @@ def train_worker(loop_config: dict[str, Any]) -> dict[str, Any] | None:
 
     Args: loop_config: {"job": TrainJob}.
     Returns: the facts of the run as a dict on rank 0, None on the others.
-    Raises: UserError: what the user must mend; it is not retried.
+    Raises:
+        UserError: what the user must fix; it is not tried again.
+        InfrastructureError: a disk or the storage failed; neither is that, at once.
     """
-    job: TrainJob = loop_config["job"]
+    try:
+        with explained_disk():
+            return _train(loop_config["job"])
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"A GPU ran out of memory: {str(error).splitlines()[0]} Lower train.micro_batch_size, or use more GPUs or "
+            "a higher train.zero_stage."
+        ) from error
+
+
+def _train(job: TrainJob) -> dict[str, Any] | None:
     rank, num_workers = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     device = prepare_process(job, rank)
 

@@ -158,7 +158,7 @@ def test_sigterm_leaves_a_run_that_can_be_resumed(tmp_path: Path) -> None:
     assert process.stdout is not None
     process.stdout.readline()
     process.terminate()
-    assert process.wait(timeout=20) == 143
+    assert process.wait(timeout=20) == 75
     (run,) = list_runs(Storage(tmp_path))
     assert run.state().status is Status.RESUMABLE
     assert run.state().stages["count"].error == "the process was told to end (SIGTERM)"
