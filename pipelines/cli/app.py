@@ -72,10 +72,11 @@ def main() -> None:
     escape_unprintable()
     try:
         with explained_disk():
-            app()
-    except BrokenPipeError:  # `bmojo list | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+            try:
+                app()
+            except BrokenPipeError:  # `bmojo list | head`
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                sys.exit(141)
     except SystemExit:  # how every command ends, also by SIGTERM
         exit_after_signal()
         raise
