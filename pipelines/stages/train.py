@@ -54,7 +54,7 @@ class TrainStage:
 
         Raises: UserError: settings that do not fit the data, training that diverges, workers without room.
         """
-        from pipelines.tracking.remote import remote_journal
+        from pipelines.tracking.remote import log_missing, remote_journal, workers_journal
         from pipelines.training.launch import run_training
 
         (tokens,) = context.inputs_of("tokenize")
@@ -63,6 +63,7 @@ class TrainStage:
         with remote_journal(context.journal) as metrics:
             job = make_job(config, context, metrics)
             facts = run_training(job)
+        log_missing(workers_journal(context.journal), facts.history)
         context.artifact.write_json(HISTORY, facts.history)
         for path in (HISTORY, "model/config.json"):
             context.journal.log_artifact(path)

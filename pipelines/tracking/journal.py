@@ -1,29 +1,34 @@
 """An append-only file of what a stage has to tell the tracking server, written at once and locally.
 
 One JSON object per line, whose last member is the CRC-32 of the line before it. A line is written by one write call,
-so a killed process leaves at most a torn last line, which the next writer cuts off. What is in the journal reaches
-MLflow sooner or later (replay.py), whatever dies in between.
+so a killed process leaves at most a torn last line, which the next writer cuts off. A write that the disk cut short is
+undone at once, and raises. What is in the journal reaches MLflow sooner or later (replay.py), whatever dies in between.
 """
 
 from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from data.sealed import dumps
-from pipelines.errors import DamagedError, UserError
+from pipelines.errors import UserError
+from pipelines.faults import explained_disk
 from pipelines.tracking.redact import redact
 
 _READ_BYTES = 1 << 20
 _CHECKSUM = b', "crc": "%08x"}'
 _CHECKSUM_BYTES = len(_CHECKSUM % 0)
+DAMAGED = "damaged"  # the event that read_events makes of a line that is not as it was written; it has a `problem`
+
+log = logging.getLogger(__name__)
 
 
 def journal_name(stage: str, number: int) -> str:
@@ -51,7 +56,9 @@ class Journal:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
-        self._last_step: dict[str, int] = {}
+        self._steps: dict[str, _StepSet] = {}
+        self._end = 0  # behind the last whole line; more in the file than this is a write that failed
+        self._is_torn = False
         self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             self._take(time.monotonic() + lock_timeout_s)
@@ -63,19 +70,21 @@ class Journal:
     def log_metrics(self, step: int, values: Mapping[str, float], time_ms: int | None = None) -> None:
         """Record metric values at a step, at wall-clock `time_ms` since the epoch (default: now).
 
-        A metric whose journal, or that of an earlier owner, already reaches `step` is left out: a stage that carries on
-        from a checkpoint does the steps since then again, with the same result, and they are already told.
+        A point that the journal, or that of an earlier owner, already has is left out: a stage that resumes from a
+        checkpoint does the steps since then again, with the same result, and they are already told.
+
+        Raises: InfrastructureError, UserError: the disk did not take the point; the journal is as it was before.
         """
         with self._lock:
-            fresh = {name: float(value) for name, value in values.items() if step > self._last_step.get(name, -1)}
+            fresh = {name: float(value) for name, value in values.items() if not self._is_told(name, step)}
             if fresh:
-                self._last_step.update(dict.fromkeys(fresh, step))
                 self._append({"event": "metrics", "step": step, "values": fresh}, time_ms)
+                self._note_told(fresh, step)
 
     def last_step(self, name: str) -> int | None:
         """The last step journalled for a metric, by this writer or one before it."""
         with self._lock:
-            return self._last_step.get(name)
+            return self._steps[name].last if name in self._steps else None
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Record parameters by their dotted names; secrets among them are masked."""
@@ -110,18 +119,22 @@ class Journal:
             self._append({"event": event, **fields})
 
     def flush(self) -> None:
-        """Return once everything written is on the disk, safe from a power cut."""
-        with self._lock:
+        """Return once everything written is on the disk, safe from a power cut. Raises as log_metrics."""
+        with self._lock, explained_disk(self.path):
             if self._descriptor >= 0:
+                self._cut_torn()
                 os.fsync(self._descriptor)
 
     def close(self) -> None:
         """Flush and let another process write. Closing twice does no harm."""
         with self._lock:
-            if self._descriptor >= 0:
-                os.fsync(self._descriptor)
-                os.close(self._descriptor)
-                self._descriptor = -1
+            descriptor, self._descriptor = self._descriptor, -1
+            if descriptor >= 0:
+                try:
+                    with explained_disk(self.path):
+                        os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
 
     def __enter__(self) -> Journal:
         return self
@@ -132,9 +145,32 @@ class Journal:
     def _append(self, event: dict[str, Any], time_ms: int | None = None) -> None:
         if self._descriptor < 0:
             raise ValueError(f"{self.path} is closed.")
-        data = memoryview(encode_line({"t": int(time.time() * 1000) if time_ms is None else time_ms, **event}))
-        while data:
-            data = data[os.write(self._descriptor, data) :]
+        line = encode_line({"t": int(time.time() * 1000) if time_ms is None else time_ms, **event})
+        with explained_disk(self.path):
+            self._cut_torn()
+            self._is_torn = True
+            try:
+                data = memoryview(line)
+                while data:  # a short write is followed by the error that explains it
+                    data = data[os.write(self._descriptor, data) :]
+            except OSError:
+                self._cut_torn()
+                raise
+            self._end += len(line)
+            self._is_torn = False
+
+    def _cut_torn(self) -> None:
+        """Take back a write that failed; if even that fails, the next write tries again."""
+        if self._is_torn:
+            os.ftruncate(self._descriptor, self._end)
+            self._is_torn = False
+
+    def _is_told(self, name: str, step: int) -> bool:
+        return name in self._steps and step in self._steps[name]
+
+    def _note_told(self, names: Iterable[str], step: int) -> None:
+        for name in names:
+            self._steps.setdefault(name, _StepSet()).add(step)
 
     def _take(self, deadline: float) -> None:
         while True:
@@ -151,20 +187,44 @@ class Journal:
                 return
 
     def _recover(self) -> None:
-        """Cut off a torn last line and read up to which step each metric is told, by this owner or one before it."""
+        """Cut off a torn last line and read which points are told, by this owner or one before it."""
         stage, suffix = _key(self.path)
         for path in journals_of(self.path.parent, stage, suffix):
             if _owner(path) < _owner(self.path):
-                self._read_steps(path)
-        os.ftruncate(self._descriptor, self._read_steps(self.path))
+                self._read_told(path)
+        self._end = self._read_told(self.path)
+        os.ftruncate(self._descriptor, self._end)
+        if self._end and os.pread(self._descriptor, 1, self._end - 1) != b"\n":  # the last line's end is damaged
+            os.ftruncate(self._descriptor, self._end - 1)
+            os.write(self._descriptor, b"\n")
 
-    def _read_steps(self, path: Path) -> int:
+    def _read_told(self, path: Path) -> int:
         end = 0
         for event, end in read_events(path):  # noqa: B007 (the last value is returned)
-            if event.get("event") == "metrics":
-                for name in event["values"]:
-                    self._last_step[name] = max(event["step"], self._last_step.get(name, -1))
+            if event["event"] == "metrics":
+                self._note_told(event["values"], event["step"])
+            elif event["event"] == DAMAGED:
+                log.warning("%s", event["problem"])
         return end
+
+
+class _StepSet:
+    """Steps of a metric, one bit each: a long run has millions."""
+
+    _BITS = 4096
+
+    def __init__(self) -> None:
+        self._blocks: dict[int, int] = {}
+        self.last: int | None = None
+
+    def add(self, step: int) -> None:
+        block, bit = divmod(step, self._BITS)
+        self._blocks[block] = self._blocks.get(block, 0) | 1 << bit
+        self.last = step if self.last is None else max(self.last, step)
+
+    def __contains__(self, step: int) -> bool:
+        block, bit = divmod(step, self._BITS)
+        return bool(self._blocks.get(block, 0) >> bit & 1)
 
 
 def encode_line(event: Mapping[str, Any]) -> bytes:
@@ -176,7 +236,7 @@ def encode_line(event: Mapping[str, Any]) -> bytes:
 def read_events(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
     """The complete events from byte `offset` on, each with the offset just behind it. A torn last line is not read.
 
-    Raises: DamagedError: a complete line is not as it was written.
+    A complete line that is not as it was written comes as an event of the type DAMAGED.
     """
     try:
         file = open(path, "rb")  # noqa: SIM115 (closed below; a missing file is not an error)
@@ -190,11 +250,8 @@ def read_events(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], i
             for line in lines:
                 offset += len(line) + 1
                 yield _decode(line, path, offset), offset
-        if _checked_body(rest[:-1]) is not None:  # a whole line, and something else than its line end
-            raise DamagedError(
-                f"{path} is damaged at byte {offset + len(rest) - 1}: expected a line end. Move the file away to go on "
-                "without the points it holds."
-            )
+        if _checked_body(rest[:-1]) is not None:  # a whole line whose end is damaged, and nothing else of it
+            yield _decode(rest[:-1], path, offset + len(rest)), offset + len(rest)
 
 
 def _key(path: Path) -> tuple[str, str]:
@@ -211,16 +268,10 @@ def _owner(path: Path) -> int:
 def _decode(line: bytes, path: Path, end: int) -> dict[str, Any]:
     body = _checked_body(line)
     if body is None:
-        has_checksum = b', "crc": "' in line
-        raise DamagedError(
-            f"{path} is damaged just before byte {end}: the line "
-            + (
-                "does not match its checksum"
-                if has_checksum
-                else "has no checksum; an earlier version may have written it"
-            )
-            + ". Move the file away to go on without the points it holds."
-        )
+        known = b', "crc": "' in line
+        reason = "does not match its checksum" if known else "has no checksum; an earlier version may have written it"
+        problem = f"{path} is damaged just before byte {end}: the line {reason}. It is left out."
+        return {"event": DAMAGED, "t": 0, "problem": problem}
     event: dict[str, Any] = json.loads(body)
     if event["event"] == "metrics":
         event["values"] = {name: float(value) for name, value in event["values"].items()}

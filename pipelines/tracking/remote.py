@@ -3,42 +3,58 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from pipelines.errors import InfrastructureError, UserError
 from pipelines.tracking.journal import Journal
 
 WORKERS_SUFFIX = ".workers.jsonl"
 _FLUSH_TIMEOUT_S = 30.0
 _LOCK_TIMEOUT_S = 60.0  # the actor of a driver that was killed may take a while to follow it
 
+_Point = tuple[int, dict[str, float], int]  # step, values, milliseconds since the epoch
+
 log = logging.getLogger(__name__)
 
 
 class RemoteJournal:
-    """What a worker holds. Picklable; no method of it raises: training does not die of tracking."""
+    """What a worker holds. Picklable; no method of it raises: training does not die of tracking.
+
+    Points are kept until a flush confirms them, which sends them again; the journal skips what it has.
+    """
 
     def __init__(self, handle: Any) -> None:
         self._handle = handle
+        self._unconfirmed: list[_Point] = []
 
     def log_metrics(self, step: int, values: Mapping[str, float]) -> None:
         """As Journal.log_metrics, at once: the point is on its way when this returns, with the time of the call."""
+        point: _Point = (step, {name: float(value) for name, value in values.items()}, _now_ms())
+        self._unconfirmed.append(point)
         try:
-            self._handle.log_metrics.remote(step, {name: float(value) for name, value in values.items()}, _now_ms())
+            self._handle.log_metrics.remote(*point)
         except Exception as error:
-            log.warning("Metrics of step %d are lost: %s", step, error)
+            log.warning("Metrics of step %d are kept for later: %s", step, error)
 
-    def flush(self, timeout_s: float = _FLUSH_TIMEOUT_S) -> None:
-        """Return once all points of this worker are on the disk. Call it before a checkpoint is made to count: the
-        steps before a checkpoint are not done again after a crash, so neither are their points."""
+    def flush(self, timeout_s: float = _FLUSH_TIMEOUT_S) -> bool:
+        """Return once all points of this worker are on the disk, or False if they are not; they are kept then.
+
+        Call it before a checkpoint is made to count: the steps before a checkpoint are not done again after a crash.
+        """
         import ray
 
         try:
-            ray.get(self._handle.flush.remote(), timeout=timeout_s)
+            ray.get(self._handle.flush.remote(self._unconfirmed), timeout=timeout_s)
         except Exception as error:
-            log.warning("The journal did not confirm its points: %s", error)
+            log.warning("The journal did not confirm its points, which are kept: %s", error)
+            return False
+        self._unconfirmed.clear()
+        return True
 
 
 class _JournalActorBody:
@@ -48,13 +64,40 @@ class _JournalActorBody:
         self._journal = Journal(path, lock_timeout_s=_LOCK_TIMEOUT_S)
 
     def log_metrics(self, step: int, values: dict[str, float], time_ms: int) -> None:
-        self._journal.log_metrics(step, values, time_ms)
+        try:
+            self._journal.log_metrics(step, values, time_ms)
+        except (InfrastructureError, UserError) as error:  # nobody waits for this call; the flush brings the point
+            log.warning("Metrics of step %d are not journalled yet: %s", step, error)
 
-    def flush(self) -> None:
+    def flush(self, points: list[_Point]) -> None:
+        for step, values, time_ms in points:
+            self._journal.log_metrics(step, values, time_ms)
         self._journal.flush()
+
+    def pid(self) -> int:
+        return os.getpid()
 
     def close(self) -> None:
         self._journal.close()
+
+
+def log_missing(path: Path, history: Mapping[str, Sequence[tuple[int, float]]]) -> None:
+    """Bring a stage's workers' journal up to what the finished work reports of itself.
+
+    Normally it has all of it. Points were lost if the last flush failed, as in a long restart of the actor.
+    """
+    try:
+        with Journal(path, lock_timeout_s=_LOCK_TIMEOUT_S) as journal:
+            for name, points in history.items():
+                for step, value in points:
+                    journal.log_metrics(step, {name: value})
+    except (InfrastructureError, UserError) as error:
+        log.warning("%s may lack points of the curves: %s", path, error)
+
+
+def workers_journal(journal: Journal) -> Path:
+    """The file that the workers of the stage of `journal` write."""
+    return journal.path.with_name(journal.path.stem + WORKERS_SUFFIX)
 
 
 @contextmanager
@@ -66,9 +109,14 @@ def remote_journal(journal: Journal) -> Iterator[RemoteJournal]:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    path = journal.path.with_name(journal.path.stem + WORKERS_SUFFIX)
+    path = workers_journal(journal)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor_class: Any = ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(_JournalActorBody)
+    actor_class: Any = ray.remote(
+        num_cpus=0,
+        max_restarts=-1,
+        max_task_retries=-1,  # a call that met a restart is done again; the journal skips what it has
+        scheduling_strategy=here,
+    )(_JournalActorBody)
     handle = actor_class.remote(str(path))
     try:
         yield RemoteJournal(handle)

@@ -1,18 +1,23 @@
-"""Use of the driver's machine, journalled beside the metrics of the running stage, under the names MLflow's pages "
-"expect."""
+"""Use of the driver's machine, journalled beside the metrics of the running stage, under the names that MLflow's pages
+expect.
+"""
 
 from __future__ import annotations
 
+import logging
 import threading
 from pathlib import Path
 
 import psutil
 
+from pipelines.errors import InfrastructureError, UserError
 from pipelines.tracking.journal import Journal
 
 DEFAULT_INTERVAL_S = 10.0
 _MEGABYTE = 1e6
 _STEP_OF = "system/cpu_utilization_percentage"
+
+log = logging.getLogger(__name__)
 
 
 class SystemMetrics:
@@ -59,5 +64,8 @@ class SystemMetrics:
 
     def _run(self) -> None:
         while not self._stopped.wait(self._interval_s):
-            self._journal.log_metrics(self._step, self.sample())
+            try:
+                self._journal.log_metrics(self._step, self.sample())
+            except (InfrastructureError, UserError, OSError) as error:  # the next sample may find room again
+                log.debug("A sample of the system's use is left out: %s", error)
             self._step += 1

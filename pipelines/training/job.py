@@ -21,8 +21,8 @@ class MetricSink(Protocol):
     def log_metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Record values at a step; steps already recorded are skipped."""
 
-    def flush(self) -> None:
-        """Return when everything recorded before is durable."""
+    def flush(self) -> bool:
+        """Return True when everything recorded before is durable; False if that failed and it is kept for later."""
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import os
+import signal
 import time
 from pathlib import Path
 
 from pipelines.tracking.journal import Journal, read_events
-from pipelines.tracking.remote import RemoteJournal, remote_journal
+from pipelines.tracking.remote import RemoteJournal, log_missing, remote_journal, workers_journal
 from pipelines.tracking.run_tracking import JournalWatch
 from pipelines.tracking.system_metrics import SystemMetrics
 
@@ -38,6 +40,53 @@ def test_a_dead_actor_harms_nobody(tmp_path: Path, ray_cluster: None) -> None:
         ray.kill(journal._handle)
         journal.log_metrics(1, {"x": 1.0})
         journal.flush(timeout_s=5)
+
+
+def test_no_point_is_lost_when_the_actor_is_killed_again_and_again(tmp_path: Path, ray_cluster: None) -> None:
+    import ray
+
+    with Journal(tmp_path / "train.jsonl") as driver, remote_journal(driver) as journal:
+        for step in range(60):
+            journal.log_metrics(step, {"x": float(step)})
+            if step % 20 == 10:
+                os.kill(ray.get(journal._handle.pid.remote()), signal.SIGKILL)
+        assert journal.flush(timeout_s=60)
+        assert journal._unconfirmed == []
+        events = [event for event, _ in read_events(workers_journal(driver))]
+        assert sorted(event["step"] for event in events) == list(range(60))
+
+
+def test_points_of_a_failed_flush_are_brought_by_the_next(tmp_path: Path, ray_cluster: None) -> None:
+    with Journal(tmp_path / "train.jsonl") as driver, remote_journal(driver) as journal:
+        handle, journal._handle = journal._handle, None
+        journal.log_metrics(0, {"x": 0.5})
+        assert not journal.flush()
+        journal._handle = handle
+        assert journal.flush()
+        assert [event["values"] for event, _ in read_events(workers_journal(driver))] == [{"x": 0.5}]
+
+
+def test_what_the_work_reports_fills_the_gaps_of_its_journal(tmp_path: Path) -> None:
+    path = tmp_path / "train.workers.jsonl"
+    with Journal(path) as journal:
+        for step in (1, 2, 5):
+            journal.log_metrics(step, {"x": float(step)})
+    log_missing(path, {"x": [(step, float(step)) for step in range(1, 7)], "y": [(6, 0.5)]})
+    told = [(event["step"], event["values"]) for event, _ in read_events(path)]
+    assert sorted(step for step, values in told if "x" in values) == [1, 2, 3, 4, 5, 6]
+    assert told[-1] == (6, {"y": 0.5})
+
+
+def test_system_metrics_survive_a_disk_that_refuses(tmp_path: Path) -> None:
+    with Journal(tmp_path / "j.jsonl") as journal:
+        metrics = SystemMetrics(journal, tmp_path / "not there", interval_s=0.01)
+        with metrics:
+            time.sleep(0.1)
+            (tmp_path / "not there").mkdir()
+            deadline = time.monotonic() + 10
+            while journal.last_step("system/cpu_utilization_percentage") is None and time.monotonic() < deadline:
+                time.sleep(0.01)
+    assert journal.last_step("system/cpu_utilization_percentage") is not None
 
 
 def test_system_metrics_go_on_counting_after_a_resume(tmp_path: Path) -> None:
