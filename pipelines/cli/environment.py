@@ -67,13 +67,13 @@ def ui(
 ) -> None:
     """Open MLflow's UI on the storage's tracking store (Ctrl-C stops it)."""
     from pipelines.engine.storage import Storage
-    from pipelines.tracking.target import resolve_target
+    from pipelines.tracking.target import SQLITE_FILE, resolve_target
 
     target = resolve_target(None, "bmojo", Storage(storage))
     if target.artifact_root is None:
         console.print(f"Tracking is at {target.shown_uri} (MLFLOW_TRACKING_URI): open it there.")
         return
-    if not Path(target.uri.removeprefix("sqlite:///")).exists():
+    if not (target.artifact_root.parent / SQLITE_FILE).exists():
         raise UserError(
             f"{target.uri}: no tracking store there yet. Run a pipeline first, or name its storage with --storage."
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -80,3 +80,21 @@ def progress_display(console: Console) -> Iterator[Progress | None]:
     ]
     with Progress(*columns, console=console, transient=True) as progress:
         yield progress
+
+
+@contextmanager
+def delivery_progress(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
+    """A callback that shows `done` of `total`: a bar on a terminal, a line now and then elsewhere."""
+    with progress_display(console) as progress:
+        task = progress.add_task(what, total=None, detail="") if progress else None
+        last_line_at = time.monotonic()
+
+        def update(done: int, total: int) -> None:
+            nonlocal last_line_at
+            if progress is not None and task is not None:
+                progress.update(task, completed=done, total=total)
+            elif time.monotonic() - last_line_at > LOG_EVERY_S:
+                last_line_at = time.monotonic()
+                console.print(f"  {what}: {done:,} of {total:,}", markup=False)
+
+        yield update

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -155,9 +156,13 @@ class ConsoleObserver(Observer):
         style = STATUS_STYLES.get(result.status, "red")
         console.print(f"[{style}]{result.status}[/] in {time.monotonic() - self._started_at:.0f} s")
         if result.undelivered:
+            why = (
+                f": {escape(result.tracking_trouble)}" if result.tracking_trouble else ": MLflow is slow to take them."
+            )
             console.print(
-                f"  {result.undelivered} points are not in MLflow yet; "
-                f"the next run or `bmojo sync {result.run.run_id}` delivers them."
+                f"  [yellow]note:[/] {result.undelivered:,} points are not in MLflow yet{why} "
+                f"Deliver them: bmojo sync {result.run.run_id} --storage {escape(quote(result.run.storage.url))}",
+                soft_wrap=True,
             )
         if result.failure is not None:
             stage = f"stage {result.failed_stage}: " if result.failed_stage else ""

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipelines.cli.console import RunArgument, StorageOption, console, error_console
+from pipelines.cli.progress import delivery_progress
 from pipelines.cli.running import STATUS_STYLES
 from pipelines.errors import UserError
 
@@ -149,20 +150,44 @@ def unlock(
 
 
 def sync(run: RunArgument = None, storage: StorageOption = "runs") -> None:
-    """Deliver to MLflow what a run could not deliver while the tracking server was away."""
+    """Deliver to MLflow what a run could not deliver while the tracking server was away.
+
+    Exit codes: 0 all of it is in MLflow, 75 the server is away (try again), 1 it refuses; the message has the remedy.
+    """
+    from pipelines.engine.failures import EXIT_RESUMABLE, EXIT_USER
     from pipelines.engine.storage import Storage
     from pipelines.tracking import run_tracking
     from pipelines.tracking.target import resolve_target
+    from pipelines.tracking.trouble import Cause
 
     found = _find(run, storage)
     tracking = found.info().config["tracking"]
     target = resolve_target(tracking["uri"], tracking["experiment"], Storage(storage))
-    with console.status(f"Delivering to {escape(target.shown_uri)} ..."):
-        remaining = run_tracking.sync(found.storage, found.relpath, found.run_id, target)
-    if remaining:
-        console.print(f"{remaining} points are still not delivered: is {escape(target.shown_uri)} up?")
-        raise typer.Exit(75)
-    console.print(f"{found.run_id}: everything is in MLflow at {escape(target.shown_uri)}.")
+    shown = escape(target.shown_uri)
+    with delivery_progress(console, f"Delivering to {target.shown_uri}") as on_progress:
+        delivery = run_tracking.sync(found.storage, found.relpath, found.run_id, target, on_progress)
+    for refused in delivery.refused:
+        error_console.print(f"[yellow]left out:[/] {escape(refused)}", soft_wrap=True)
+    if delivery.remaining:
+        trouble = delivery.trouble
+        why = escape(trouble.text) if trouble else "The run's journal is still being written."
+        error_console.print(
+            f"[bold red]error:[/] {found.run_id}: {_points(delivery.delivered)} delivered, {delivery.remaining:,} "
+            f"remain. {why}",
+            soft_wrap=True,
+        )
+        raise typer.Exit(EXIT_USER if trouble and trouble.cause is Cause.REFUSED else EXIT_RESUMABLE)
+    if delivery.trouble:  # all of it is there; only that could not be noted
+        error_console.print(f"[yellow]note:[/] {escape(delivery.trouble.text)}", soft_wrap=True)
+    done = f"{_points(delivery.delivered)} delivered; " if delivery.delivered else "nothing to deliver: "
+    left_out = f" but {_points(len(delivery.refused))} that it does not take" if delivery.refused else ""
+    console.print(f"{found.run_id}: {done}everything{left_out} is in MLflow at {shown}.", soft_wrap=True)
+    if delivery.refused:
+        raise typer.Exit(EXIT_USER)
+
+
+def _points(count: int) -> str:
+    return f"{count:,} point{'' if count == 1 else 's'}"
 
 
 def _find(run: str | None, storage: str) -> Run:

@@ -39,7 +39,7 @@ from pipelines.engine.storage import Storage
 from pipelines.errors import UserError
 from pipelines.stages.base import Stage, StageConfig, StageInput, StageOutput
 from pipelines.tracking.redact import redact
-from pipelines.tracking.run_tracking import RunTracking, TrackingOptions
+from pipelines.tracking.run_tracking import RunTracking, TrackingOptions, check_target
 
 _WAIT_POLL_S = 2.0
 
@@ -91,6 +91,7 @@ class RunResult:
     failed_stage: str | None
     failure: Failure | None
     undelivered: int  # journal events that MLflow has not got yet; the next run or sync delivers them
+    tracking_trouble: str | None = None  # why it has not got them
 
 
 def run_pipeline(
@@ -119,6 +120,8 @@ def run_pipeline(
     if expected is not None:
         _require_same_run(expected, run, planned)
     pipeline.storage.check_writable()
+    if any(stage.action is not Action.REUSE for stage in planned):
+        check_target(tracking.target, run.run_id)
     with (
         interruptible() as interrupt,
         Lease.acquire(
@@ -340,6 +343,7 @@ class _Driver:
             failed_stage=failed_stage,
             failure=failure,
             undelivered=undelivered,
+            tracking_trouble=self._tracking.trouble.text if self._tracking.trouble else None,
         )
         self._observer.on_run_end(result)
         return result

@@ -9,13 +9,17 @@ import contextlib
 import json
 import logging
 import os
+import sqlite3
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipelines.engine.artifact import ArtifactDir
-from pipelines.tracking.target import SQLITE_FILE, TrackingTarget
+from pipelines.errors import InfrastructureError
+from pipelines.faults import explain_disk
+from pipelines.tracking.target import SQLITE_FILE, TrackingTarget, sqlite_uri
+from pipelines.tracking.trouble import DiskError, RefusedError, brief, deleted_experiment
 
 _MLFLOW_STATUS = {"SUCCEEDED": "FINISHED", "FAILED": "FAILED", "CANCELLED": "KILLED", "RESUMABLE": "KILLED"}
 _MAX_METRICS = 1000  # mlflow.utils.validation.MAX_METRICS_PER_BATCH
@@ -33,25 +37,35 @@ class UnsendableError(ValueError):
 
 
 class MlflowSink:
-    """A pipeline run in one MLflow store. Not for several threads. Its methods raise MLflow's and the network's "
-    "errors."""
+    """A pipeline run in one MLflow store. Not for several threads.
+
+    Its methods raise MLflow's and the network's errors; trouble.diagnose says what they mean.
+    """
 
     def __init__(self, target: TrackingTarget, run_id: str) -> None:
+        """Raises: RefusedError: the store is a SQLite file that cannot be opened. ImportError: MLflow is missing."""
         import mlflow
 
         for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.tracking", "mlflow.store.model_registry"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
         logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # the replayer tells of it, once
         if target.artifact_root is not None:
-            target.artifact_root.mkdir(parents=True, exist_ok=True)
-            _create_sqlite_store(target.artifact_root.parent / SQLITE_FILE)
+            try:
+                target.artifact_root.mkdir(parents=True, exist_ok=True)
+                _create_sqlite_store(target.artifact_root.parent / SQLITE_FILE)
+            except OSError as error:
+                raise _unusable(target, error) from error
+        _check_sqlite(target)
         self._target, self._run_id = target, run_id
         self._client = mlflow.MlflowClient(tracking_uri=target.uri, registry_uri=target.uri)
         self._experiment_id: str | None = None
 
-    def ping(self) -> None:
-        """Return where the store answers. Raises the network's errors where it does not."""
-        self._client.get_experiment_by_name(self._target.experiment)
+    def connect(self) -> str:
+        """MLflow's id of the experiment, made if there is none: what every delivery needs first.
+
+        Raises: RefusedError: the experiment was deleted.
+        """
+        return self._experiment()
 
     def open_run(self, stage: str | None, time_ms: int) -> str:
         """MLflow's id of the run of a stage, or of the pipeline run (None); made where there is none yet."""
@@ -111,8 +125,10 @@ class MlflowSink:
         self._set_tags(mlflow_run, event["tags"])
 
     def _apply_params(self, mlflow_run: str, event: Event, artifact_url: str | None) -> None:
-        """MLflow's params cannot change: of one that did (resources, on a resume) the first value stays; see "
-        "config.json."""
+        """MLflow's params cannot change: of one that did (resources, on a resume) the first value stays.
+
+        The latest is in config.json.
+        """
         from mlflow.entities import Param
 
         known = self._client.get_run(mlflow_run).data.params
@@ -167,7 +183,10 @@ class MlflowSink:
             raise UnsendableError(f"{path}: the journal does not say in which artifact directory it is")
         artifact = ArtifactDir.at(artifact_url)
         if artifact.storage.is_local:
-            self._send(mlflow_run, artifact.storage.local_path(artifact.relpath) / path, path)
+            local = artifact.storage.local_path(artifact.relpath) / path
+            if not os.access(local, os.R_OK):
+                raise UnsendableError(f"{local} cannot be read")
+            self._send(mlflow_run, local, path)
             return
         with tempfile.TemporaryDirectory(
             prefix="bmojo-"
@@ -195,6 +214,8 @@ class MlflowSink:
 
         if self._experiment_id is None:
             experiment = self._client.get_experiment_by_name(self._target.experiment)
+            if experiment is not None and experiment.lifecycle_stage != "active":
+                raise RefusedError(deleted_experiment(self._target, str(experiment.experiment_id)))
             if experiment is not None:
                 self._experiment_id = str(experiment.experiment_id)
             else:
@@ -218,11 +239,40 @@ def _create_sqlite_store(path: Path) -> None:
 
     with tempfile.TemporaryDirectory(prefix=".creating-", dir=path.parent) as scratch:
         unfinished = Path(scratch) / path.name
-        engine = create_sqlalchemy_engine_with_retry(f"sqlite:///{unfinished}")
+        engine = create_sqlalchemy_engine_with_retry(sqlite_uri(unfinished))
         _initialize_tables(engine)
         engine.dispose()
         with contextlib.suppress(FileExistsError):  # another driver was quicker
             os.link(unfinished, path)
+
+
+def _check_sqlite(target: TrackingTarget) -> None:
+    """Open a SQLite store once by itself: MLflow would try for minutes, with a warning each time."""
+    if not target.uri.startswith("sqlite"):
+        return
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        path = make_url(target.uri).database
+        if path:
+            with contextlib.closing(sqlite3.connect(path, timeout=30)) as connection:
+                connection.execute("PRAGMA schema_version").fetchone()
+    except (sqlite3.Error, ArgumentError) as error:
+        if getattr(error, "sqlite_errorname", "").startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+            raise
+        raise _unusable(target, error) from error
+
+
+def _unusable(target: TrackingTarget, error: Exception) -> Exception:
+    if isinstance(error, OSError):
+        explained = explain_disk(error)
+        if isinstance(explained, InfrastructureError):  # a full disk, not a wrong place
+            return DiskError(str(explained))
+    return RefusedError(
+        f"the store {target.shown_uri} cannot be opened ({brief(error)}). Check that its folder exists and may be "
+        "written, or set tracking.uri or MLFLOW_TRACKING_URI to another store."
+    )
 
 
 def _text(value: Any) -> str:

@@ -11,21 +11,26 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import NoReturn
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipelines.engine.storage import Storage
-from pipelines.tracking.journal import read_events
+from pipelines.errors import InfrastructureError, UserError
+from pipelines.tracking.journal import DAMAGED, read_events
 from pipelines.tracking.mlflow_sink import Event, MlflowSink, UnsendableError
 from pipelines.tracking.redact import redact
 from pipelines.tracking.target import TrackingTarget
+from pipelines.tracking.trouble import Cause, DiskError, Trouble, brief, diagnose
 
 RUN_JOURNAL = "+run"  # a name that no stage can have
 _EVENTS_AT_ONCE = 2000
 _POLL_S = 0.5
 _FIRST_RETRY_S, _LAST_RETRY_S = 1.0, 30.0
+_BACK = "back"
 _PATIENCE_S = 5.0  # at the end of a run, with a server that does not answer
 _UNACCEPTABLE = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST", "INVALID_STATE"}
 
@@ -60,11 +65,17 @@ class Replay:
         self._cursor = self._load_cursor()
         self._sink: MlflowSink | None = None
         self.refused: list[str] = []  # events that the server does not accept, and why
+        self.delivered = 0  # events, by this object
+        self.cursor_trouble: Trouble | None = None  # why the last attempt to save the cursor failed
 
     @property
     def mlflow_runs(self) -> dict[str, str]:
         """MLflow's run ids by stage, that of the pipeline run under "+run", as far as delivered."""
         return dict(self._cursor.mlflow_runs)
+
+    def diagnose(self, error: Exception) -> Trouble:
+        """What an error of deliver() means."""
+        return diagnose(error, self._target)
 
     def pending(self) -> int:
         """How many events are not delivered yet."""
@@ -81,19 +92,19 @@ class Replay:
                 anything |= self._deliver_journal(path)
         return anything
 
-    def probe(self) -> None:
-        """Return where the target answers, quickly. Raises what MLflow or the network raises where it does not."""
-        (self._sink or MlflowSink(self._target, self._run_id)).ping()
-
     def _deliver_journal(self, path: Path) -> bool:
         position = self._position(path)
-        chunk = list(islice(read_events(path, position.offset), _EVENTS_AT_ONCE))
+        try:
+            chunk = list(islice(read_events(path, position.offset), _EVENTS_AT_ONCE))
+        except OSError as error:
+            raise DiskError(f"{path} cannot be read ({brief(error)}); its points are not delivered.") from error
         if not chunk:
             return False
         stage = path.name.split(".")[0]
-        mlflow_run = self._mlflow_run(stage, chunk[0][0]["t"])
+        mlflow_run = self._mlflow_run(stage, next((event["t"] for event, _ in chunk if event["t"]), 0))
         metrics: list[Event] = []
-        for event, end in chunk:
+        done = 0
+        for number, (event, end) in enumerate(chunk, start=1):
             if event["event"] == "metrics":
                 metrics.append(event)
             else:
@@ -103,23 +114,29 @@ class Replay:
                     position.artifact_url = event["artifact_url"]
                 self._send(mlflow_run, event, position.artifact_url)
                 if event["event"] in ("artifact", "model", "json"):  # costly to repeat
-                    self._advance(path, position, end)
+                    self._advance(path, position, end, number - done)
+                    done = number
         self._send_metrics(mlflow_run, metrics)
-        self._advance(path, position, chunk[-1][1])
+        self._advance(path, position, chunk[-1][1], len(chunk) - done)
         return True
 
     def _mlflow_run(self, stage: str, time_ms: int) -> str:
         if self._sink is None:
             sink = MlflowSink(self._target, self._run_id)
             known = self._cursor.mlflow_runs.values()
+            sink.connect()
             if not all(sink.is_there(mlflow_run) for mlflow_run in known):
-                self._cursor = _Cursor()  # deleted in the store, or the store is another one: tell all of it again
-                self._save_cursor()
-                raise _StartAgain
+                self._start_again()
             self._sink = sink
         if stage not in self._cursor.mlflow_runs:
             self._cursor.mlflow_runs[stage] = self._sink.open_run(None if stage == RUN_JOURNAL else stage, time_ms)
         return self._cursor.mlflow_runs[stage]
+
+    def _start_again(self) -> NoReturn:
+        """Tell all of it again: the run was deleted in the store, or the store is another one."""
+        self._cursor, self._sink = _Cursor(), None
+        self._save_cursor()
+        raise _StartAgain
 
     def _send_metrics(self, mlflow_run: str, events: Sequence[Event]) -> None:
         assert self._sink is not None
@@ -130,6 +147,7 @@ class Replay:
         except Exception as error:
             if not _is_unacceptable(error):
                 raise
+            self._require_run(mlflow_run)
             if len(events) == 1:
                 self._refuse(events[0], error)
                 return
@@ -140,18 +158,28 @@ class Replay:
     def _send(self, mlflow_run: str, event: Event, artifact_url: str | None) -> None:
         assert self._sink is not None
         try:
+            if event["event"] == DAMAGED:
+                raise UnsendableError(event["problem"])
             self._sink.apply(mlflow_run, event, artifact_url)
         except Exception as error:
             if not _is_unacceptable(error):
                 raise
+            self._require_run(mlflow_run)
             self._refuse(event, error)
+
+    def _require_run(self, mlflow_run: str) -> None:
+        """See that it is the event that the store refuses, not a run that was deleted meanwhile."""
+        assert self._sink is not None
+        if not self._sink.is_there(mlflow_run):
+            self._start_again()
 
     def _refuse(self, event: Event, error: Exception) -> None:
         text = str(redact(f"{event['event']}: {type(error).__name__}: {error}"))
         log.warning("MLflow does not accept a journal event, it is left out: %s", text)
         self.refused.append(text)
 
-    def _advance(self, path: Path, position: _Position, offset: int) -> None:
+    def _advance(self, path: Path, position: _Position, offset: int, num_events: int) -> None:
+        self.delivered += num_events
         position.offset = offset
         self._cursor.journals[path.name] = position
         self._save_cursor()
@@ -165,22 +193,38 @@ class Replay:
     def _load_cursor(self) -> _Cursor:
         try:
             return _Cursor.model_validate(json.loads((self._dir.parent / self._cursor_file).read_text()))
-        except (FileNotFoundError, ValueError, ValidationError):
+        except (OSError, ValueError, ValidationError):
             return _Cursor()  # delivering again from the start changes nothing
 
     def _save_cursor(self) -> None:
-        self._store.write_json_atomic(self._cursor_file, self._cursor.model_dump(mode="json"))
+        """Note how far we are. If that fails, some of it is delivered once more later, which changes nothing."""
+        try:
+            self._store.write_json_atomic(self._cursor_file, self._cursor.model_dump(mode="json"))
+            self.cursor_trouble = None
+        except (OSError, InfrastructureError, UserError) as error:
+            self.cursor_trouble = Trouble(
+                Cause.DISK, f"{self._dir.parent / self._cursor_file} cannot be written ({brief(error)})."
+            )
 
 
 class Replayer:
-    """Runs a Replay in a background thread and keeps on trying while the server is away."""
+    """Runs a Replay in a background thread and keeps on trying while the server is away or refuses.
+
+    Each cause is told once, with its remedy, and its end when all that was held up is delivered.
+    """
 
     def __init__(self, replay: Replay, notify: Callable[[str], None], shown_uri: str) -> None:
         self._replay, self._notify, self._shown_uri = replay, notify, shown_uri
         self._draining = threading.Event()
         self._drained = threading.Event()
-        self._unreachable = threading.Event()
+        self._told: set[str] = set()
+        self._trouble: Trouble | None = None
         self._thread = threading.Thread(target=self._run, name="mlflow replayer", daemon=True)
+
+    @property
+    def trouble(self) -> Trouble | None:
+        """Why points wait; None while they get through."""
+        return self._trouble
 
     def start(self) -> None:
         """Begin delivering."""
@@ -189,13 +233,13 @@ class Replayer:
     def drain(self, deadline_s: float) -> int:
         """Deliver what is left. Returns how many events remain for the next time.
 
-        Waits at most `deadline_s` seconds, and only a few where the server does not answer.
+        Waits at most `deadline_s` seconds, and only a few where the server does not take them.
         """
         long_s = deadline_s
         self._draining.set()
         while not self._drained.wait(0.1):
             deadline_s -= 0.1
-            if deadline_s <= 0 or (self._unreachable.is_set() and deadline_s <= long_s - _PATIENCE_S):
+            if deadline_s <= 0 or (self._trouble is not None and deadline_s <= long_s - _PATIENCE_S):
                 break
         return self._replay.pending()
 
@@ -203,24 +247,19 @@ class Replayer:
         retry_s = 0.0
         while True:
             try:
-                if self._unreachable.is_set():
-                    self._replay.probe()
-                    self._notify(f"MLflow at {self._shown_uri} answers again.")
-                    self._unreachable.clear()
-                    retry_s = 0.0
                 if not self._replay.deliver():
+                    retry_s = 0.0  # only now: a server that is half there takes something each time
+                    self._note_end_of_trouble()
                     if self._draining.is_set():
                         break
                     self._draining.wait(_POLL_S)
+                if self._replay.cursor_trouble is not None:
+                    self._tell(self._replay.cursor_trouble)
             except _StartAgain:
                 continue
             except Exception as error:
-                if not self._unreachable.is_set():
-                    self._unreachable.set()
-                    self._notify(
-                        f"MLflow at {self._shown_uri} cannot be reached ({_brief(error)}). The run goes on; its "
-                        "points are kept and delivered later."
-                    )
+                self._trouble = self._replay.diagnose(error)
+                self._tell(self._trouble)
                 retry_s = min(_LAST_RETRY_S, 2 * retry_s or _FIRST_RETRY_S)
                 if self._draining.is_set():
                     time.sleep(min(retry_s, _FIRST_RETRY_S))
@@ -228,29 +267,55 @@ class Replayer:
                     self._draining.wait(retry_s)
         self._drained.set()
 
+    def _tell(self, trouble: Trouble) -> None:
+        if trouble.cause not in self._told:
+            self._told.add(trouble.cause)
+            self._notify(f"{trouble.text} The run goes on; its points are kept and delivered later.")
+
+    def _note_end_of_trouble(self) -> None:
+        """All there was is delivered. Of a server that comes and goes, only the first time is told."""
+        if self._trouble is not None and _BACK not in self._told:
+            self._notify(f"MLflow at {self._shown_uri} answers again; all points so far are delivered.")
+            self._told = self._told | {_BACK}
+        self._trouble = None
+
 
 class _StartAgain(Exception):  # noqa: N818 (it is no error)
     """The cursor was reset."""
 
 
-def deliver_all(replay: Replay) -> None:
-    """Deliver everything there is, in the calling thread. Raises what MLflow or the network raises."""
-    while True:
-        try:
-            if not replay.deliver():
-                return
-        except _StartAgain:
-            continue
+@dataclass(frozen=True)
+class Delivery:
+    """What a delivery did. Counts are of events: points, parameters, files."""
+
+    delivered: int
+    remaining: int
+    refused: tuple[str, ...]  # events left out because no server will take them, and why
+    trouble: Trouble | None  # why the rest remains
+
+
+def deliver_all(replay: Replay, on_progress: Callable[[int, int], None] = lambda delivered, total: None) -> Delivery:
+    """Deliver everything there is, in the calling thread, or as far as it goes.
+
+    Args: on_progress: called now and then with the events delivered and their total.
+    """
+    trouble = None
+    try:
+        while replay.pending():
+            on_progress(replay.delivered, replay.delivered + replay.pending())
+            try:
+                if not replay.deliver():
+                    break  # what is left is a line that is being written
+            except _StartAgain:
+                continue
+    except Exception as error:
+        trouble = replay.diagnose(error)
+    return Delivery(replay.delivered, replay.pending(), tuple(replay.refused), trouble or replay.cursor_trouble)
 
 
 def _is_unacceptable(error: Exception) -> bool:
     """Whether it would fail for ever: the event itself is at fault, not the server."""
     return isinstance(error, UnsendableError | FileNotFoundError) or getattr(error, "error_code", None) in _UNACCEPTABLE
-
-
-def _brief(error: Exception) -> str:
-    text = str(redact(str(error))).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:160] if text else ''}"
 
 
 def _num_lines(path: Path, offset: int) -> int:

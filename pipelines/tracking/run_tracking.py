@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from pipelines.engine.storage import Storage
+from pipelines.errors import ConfigError
 from pipelines.tracking.journal import Journal, journal_name, journals_of, read_events
-from pipelines.tracking.replay import RUN_JOURNAL, Replay, Replayer, deliver_all
+from pipelines.tracking.mlflow_sink import MlflowSink
+from pipelines.tracking.replay import RUN_JOURNAL, Delivery, Replay, Replayer, deliver_all
 from pipelines.tracking.spool import Spool
 from pipelines.tracking.target import TrackingTarget
+from pipelines.tracking.trouble import Cause, Trouble, diagnose
 
 DRAIN_S = 30.0
+_CHECK_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,11 @@ class RunTracking:
                     last = event
         return last
 
+    @property
+    def trouble(self) -> Trouble | None:
+        """Why points wait to be delivered, if they do."""
+        return self._replayer.trouble if self._replayer is not None else None
+
     def stop(self, status: str, tags: Mapping[str, str]) -> int:
         """End the pipeline run with a status; deliver for a while. Returns how many events remain undelivered."""
         remaining = 0
@@ -94,16 +106,56 @@ class RunTracking:
         return remaining
 
 
-def sync(storage: Storage, run_relpath: str, run_id: str, target: TrackingTarget) -> int:
-    """Deliver what an ended run left undelivered. Returns how many events were delivered; raises MLflow's errors."""
+def sync(
+    storage: Storage,
+    run_relpath: str,
+    run_id: str,
+    target: TrackingTarget,
+    on_progress: Callable[[int, int], None] = lambda delivered, total: None,
+) -> Delivery:
+    """Deliver what an ended run left undelivered, as far as it goes. Nothing of MLflow's or the network is raised."""
     spool = Spool(storage, run_relpath)
     spool.download()
-    replay = Replay(spool.journal_dir, target, run_id)
-    pending = replay.pending()
-    if pending:
-        deliver_all(replay)
+    delivery = deliver_all(Replay(spool.journal_dir, target, run_id), on_progress)
+    if delivery.delivered:
         spool.upload()
-    return pending
+    return delivery
+
+
+def check_target(target: TrackingTarget, run_id: str, patience_s: float = _CHECK_S) -> None:
+    """Connect to the store once before a run begins. One that is away, or slow to answer, is no obstacle.
+
+    Raises: ConfigError: the store would refuse the run's points for good.
+    """
+    if find_spec("mlflow") is None:
+        raise ConfigError(diagnose(ModuleNotFoundError("No module named 'mlflow'", name="mlflow"), target).text)
+    if not _listens(target.uri):
+        return
+    found: list[Exception] = []
+
+    def connect() -> None:
+        try:
+            MlflowSink(target, run_id).connect()
+        except Exception as error:
+            found.append(error)
+
+    thread = threading.Thread(target=connect, name="mlflow check", daemon=True)
+    thread.start()
+    thread.join(patience_s)
+    if found and (trouble := diagnose(found[0], target)).cause is Cause.REFUSED:
+        raise ConfigError(trouble.text) from found[0]
+
+
+def _listens(uri: str) -> bool:
+    """Whether there is a server at all: quicker to know than to import MLflow. True for what is not a server."""
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https") or parts.hostname is None:
+        return True
+    try:
+        socket.create_connection((parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)), 3).close()
+    except OSError:
+        return False
+    return True
 
 
 class JournalWatch:

@@ -8,17 +8,21 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from pipelines.engine.storage import Storage
+from pipelines.errors import ConfigError
 from pipelines.tracking.environment import quiet_environment
 from pipelines.tracking.journal import Journal
 from pipelines.tracking.mlflow_sink import MlflowSink
-from pipelines.tracking.replay import RUN_JOURNAL, Replay, deliver_all
-from pipelines.tracking.run_tracking import RunTracking, TrackingOptions, sync
+from pipelines.tracking.replay import RUN_JOURNAL, Delivery, Replay, Replayer, deliver_all
+from pipelines.tracking.run_tracking import RunTracking, TrackingOptions, check_target, sync
 from pipelines.tracking.target import TrackingTarget, resolve_target
+from pipelines.tracking.trouble import Cause, brief
 
 
 @pytest.fixture(autouse=True)
@@ -302,8 +306,14 @@ def test_with_no_server_at_all_the_end_is_quick_and_a_sync_delivers(tmp_path: Pa
     started = time.monotonic()
     assert tracking.stop("SUCCEEDED", {}) == 5
     assert time.monotonic() - started < 15
-    assert sync(storage, "runs/r-2", "r-2", target) == 5
-    assert sync(storage, "runs/r-2", "r-2", target) == 0
+    assert tracking.trouble is not None
+    assert tracking.trouble.cause is Cause.AWAY
+    away = sync(storage, "runs/r-2", "r-2", gone)
+    assert (away.delivered, away.remaining) == (0, 5)
+    assert away.trouble is not None
+    assert away.trouble.cause is Cause.AWAY
+    assert sync(storage, "runs/r-2", "r-2", target) == Delivery(5, 0, (), None)
+    assert sync(storage, "runs/r-2", "r-2", target) == Delivery(0, 0, (), None)
     replay = Replay(tracking.journal_dir, target, "r-2")
     assert history(target, replay.mlflow_runs["train"], "x") == [(0, 1.0)]
 
@@ -336,3 +346,140 @@ replayer.start()
 print(replayer.drain(5), "mlflow" in sys.modules)
 """
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "0 False\n"
+
+
+def test_a_deleted_experiment_is_refused_before_the_run_and_told_once_during_it(
+    tmp_path: Path, target: TrackingTarget
+) -> None:
+    mine = replace(target, experiment="to be deleted")
+    check_target(mine, "deleted-2")
+    experiment = client(mine).get_experiment_by_name("to be deleted").experiment_id
+    write_run(tmp_path / "run", tmp_path / "artifact", status=None)
+    replay = Replay(tmp_path / "run/journal", mine, "deleted-2")
+    deliver_all(replay)
+    client(mine).delete_experiment(experiment)
+    with pytest.raises(ConfigError, match=f"was deleted.*restore --experiment-id {experiment}.*tracking.experiment"):
+        check_target(mine, "deleted-2")
+    notices: list[str] = []
+    replayer = Replayer(replay, notices.append, mine.shown_uri)
+    replayer.start()
+    with Journal(tmp_path / "run/journal/train.workers.jsonl") as journal:
+        for step in range(5, 12):
+            journal.log_metrics(step, {"train/loss": 1.0})
+            time.sleep(0.5)
+    assert len(notices) == 1
+    assert "was deleted there. Restore it" in notices[0]
+    client(mine).restore_experiment(experiment)
+    assert replayer.drain(60) == 0 or sync_until_done(tmp_path / "run/journal", mine)
+    assert [step for step, _ in history(mine, replay.mlflow_runs["train"], "train/loss")] == list(range(12))
+
+
+def sync_until_done(journals: Path, target: TrackingTarget) -> bool:
+    return deliver_all(Replay(journals, target, "deleted-2")).remaining == 0
+
+
+@pytest.mark.parametrize("folder", ["100%25 done", "a?b#c d", "ü %20", "it's 50% & +1"])
+def test_any_folder_can_be_the_storage(tmp_path: Path, folder: str, target: TrackingTarget) -> None:
+    storage = Storage(tmp_path / folder)
+    mine = resolve_target(None, "e", storage)
+    assert mine.artifact_root is not None
+    MlflowSink(target, "make-the-store")
+    assert target.artifact_root is not None
+    mine.artifact_root.mkdir(parents=True)
+    (mine.artifact_root.parent / "mlflow.db").write_bytes((target.artifact_root.parent / "mlflow.db").read_bytes())
+    tracking = RunTracking(storage, "runs/r-1", "r-1", TrackingOptions(mine, system_metrics=False), [].append)
+    tracking.start({}, {"name": "p"}, all_reused=False)
+    (tmp_path / folder / "plot.txt").write_text("down")
+    with tracking.open_stage("train") as journal:
+        journal.write("start", tags={}, artifact_url=str(tmp_path / folder))
+        journal.log_metrics(0, {"x": 1.0})
+        journal.log_artifact("plot.txt")
+    assert tracking.stop("SUCCEEDED", {}) == 0
+    replay = Replay(tracking.journal_dir, mine, "r-1")
+    child = replay.mlflow_runs["train"]
+    assert history(mine, child, "x") == [(0, 1.0)]
+    assert [item.path for item in client(mine).list_artifacts(child)] == ["plot.txt"]
+    assert list((mine.artifact_root / child).rglob("plot.txt")) or list(mine.artifact_root.rglob("plot.txt"))
+    assert not [path for path in tmp_path.iterdir() if path.name != folder]
+
+
+@pytest.mark.parametrize(
+    ("uri", "problem"),
+    [
+        ("foo bar", "no store of this kind"),
+        ("ftp://x", "no store of this kind"),
+        ("./mlruns", "is a folder"),
+        ("file:///tmp/x", "is a folder"),
+        ("http://", "names no server"),
+        ("http://a b/", "names no server"),
+        ("http://h:99999", "names no server"),
+    ],
+)
+def test_an_address_that_no_store_can_have_is_a_configuration_error(tmp_path: Path, uri: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=f"tracking.uri.*{problem}.*Expected"):
+        resolve_target(uri, "e", Storage(tmp_path))
+
+
+def test_a_store_that_cannot_be_opened_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "text.db").write_text("this is not a database, it is a text of some length" * 100)
+    for uri in (f"sqlite:///{tmp_path}/no/such/folder.db", f"sqlite:///{tmp_path}/text.db"):
+        started = time.monotonic()
+        with pytest.raises(ConfigError, match=r"cannot be opened.*another store"):
+            check_target(TrackingTarget(uri, "e"), "r")
+        assert time.monotonic() - started < 15
+
+
+class Answering(BaseHTTPRequestHandler):
+    """Answers everything with one status: a proxy, or a server that wants a password."""
+
+    def do_GET(self) -> None:
+        self.send_response(self.server.status)  # type: ignore[attr-defined]
+        self.end_headers()
+        self.wfile.write(b"no")
+
+    do_POST = do_GET  # noqa: N815 (the name that http.server calls)
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("status", "refused"), [(401, True), (403, True), (404, True), (503, False)])
+def test_what_a_server_answers_decides_whether_the_run_may_begin(status: int, refused: bool) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answering) as server:
+        server.status = status  # type: ignore[attr-defined]
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        target = TrackingTarget(f"http://127.0.0.1:{server.server_port}", "e")
+        if refused:
+            with pytest.raises(ConfigError, match="credentials" if status < 404 else "is no MLflow server"):
+                check_target(target, "r")
+        else:
+            check_target(target, "r")
+        server.shutdown()
+
+
+def test_a_cursor_that_cannot_be_written_is_told_as_what_it_is(tmp_path: Path, target: TrackingTarget) -> None:
+    write_run(tmp_path / "run", tmp_path / "artifact")
+    (tmp_path / "run" / f"delivered-{target.key}.json").mkdir()  # no file can be moved there
+    replay = Replay(tmp_path / "run/journal", target, "cursor-1")
+    delivery = deliver_all(replay)
+    assert (delivery.delivered, delivery.remaining) == (13, 0)
+    assert delivery.trouble is not None
+    assert delivery.trouble.cause is Cause.DISK
+    assert f"delivered-{target.key}.json cannot be written" in delivery.trouble.text
+
+
+def test_a_damaged_line_is_left_out_and_the_rest_arrives(tmp_path: Path, target: TrackingTarget) -> None:
+    write_run(tmp_path / "run", tmp_path / "artifact")
+    path = tmp_path / "run/journal/train.workers.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'"step": 2', b'"step": 7'))
+    replay = Replay(tmp_path / "run/journal", target, "damaged-1")
+    delivery = deliver_all(replay)
+    assert (delivery.delivered, delivery.remaining) == (13, 0)
+    assert len(delivery.refused) == 1
+    assert "is damaged just before byte" in delivery.refused[0]
+    assert [step for step, _ in history(target, replay.mlflow_runs["train"], "train/loss")] == [0, 1, 3, 4]
+
+
+def test_errors_are_shortened_between_words() -> None:
+    text = brief(ValueError("Max retries exceeded " * 40))
+    assert text.endswith((" exceeded ...", " retries ...", " Max ..."))
