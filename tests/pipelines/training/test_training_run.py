@@ -72,7 +72,7 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> StageInput:
     config = TokenizeStageConfig(kind="tokenize", source=source, seq_len=SEQ_LEN, validation_fraction=0.2)
     fields = TokenizeFields(source=source, seq_len=SEQ_LEN, validation_fraction=0.2)
     records = [write_slice(slice_, tokenizer, fields, folder) for slice_ in plan_slices(source, fields.slice_bytes)]
-    output = _output(merge_slices(folder, records, fields), len(records))
+    output = _output(merge_slices(folder, records, fields), len(records), duplicates=[])
     return StageInput("tokens", "tokenize", "f" * 64, ArtifactDir.at(folder), config, output)
 
 
