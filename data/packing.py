@@ -25,7 +25,7 @@ import numpy as np
 
 from data.config import TokenizeFields
 from data.errors import DataError
-from data.records import NOTHING, SPLITS, PackingFormat, ShardsSummary, SliceRecord, Split, SplitCounts
+from data.records import NOTHING, SPLITS, PackingFormat, Reason, ShardsSummary, SliceRecord, Split, SplitCounts
 from data.sources import Document, Slice, read_slice
 from data.tokenizer import Tokenizer
 
@@ -57,7 +57,7 @@ def write_slice(slice_: Slice, tokenizer: Tokenizer, fields: TokenizeFields, out
     for folder in folders.values():
         shutil.rmtree(folder, ignore_errors=True)
     writers = {split: _SplitWriter(folder, format_, fields.shard_bytes) for split, folder in folders.items()}
-    left_out: Counter[str] = Counter()
+    left_out: Counter[Reason] = Counter()
     try:
         for documents in _batches(read_slice(slice_, left_out)):
             ids_of = tokenizer.encode_batch([document.text for document in documents])

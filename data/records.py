@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from data.config import StrictConfig
@@ -35,13 +36,28 @@ class SplitCounts(StrictConfig):
 NOTHING = SplitCounts(num_documents=0, num_samples=0, num_tokens=0, num_bytes=0)
 
 
+Reason = Literal["empty", "invalid_utf8", "undecodable"]
+"""Why a document is left out: no text in it; the policy for invalid UTF-8; its declared encoding does not fit."""
+
+_IN_WORDS: dict[Reason, str] = {
+    "empty": "empty",
+    "invalid_utf8": "not valid UTF-8",
+    "undecodable": "not in the encoding they declare",
+}
+
+
+def reasons_in_words(left_out: Mapping[Reason, int]) -> str:
+    """Counts of documents by reason, such as `3 empty, 1 not valid UTF-8`; nothing if there are none."""
+    return ", ".join(f"{left_out[reason]:,} {words}" for reason, words in _IN_WORDS.items() if left_out.get(reason))
+
+
 class SliceRecord(StrictConfig):
     """What write_slice wrote. Its presence in a file means that the slice's shards are whole."""
 
     index: int
     format: PackingFormat
     counts: dict[Split, SplitCounts]
-    left_out: dict[str, int]  # documents that are in no split, by reason (data.sources.document.Reason)
+    left_out: dict[Reason, int]  # documents that are in no split
     shards: dict[Split, tuple[dict[str, Any], ...]]  # entries of an MDS index, relative to the split's folder
 
 
@@ -50,5 +66,5 @@ class ShardsSummary(StrictConfig):
 
     format: PackingFormat
     counts: dict[Split, SplitCounts]
-    left_out: dict[str, int]
+    left_out: dict[Reason, int]
     index_sha256: dict[Split, str]  # identity of each split's content

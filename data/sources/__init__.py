@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data.config import FilesSource, HuggingFaceSource, PythonStdlibSource, Source
+from data.records import Reason
 from data.sources.document import Document, LeftOut, Part, Slice
 
 __all__ = [
@@ -73,7 +74,7 @@ def duplicate_files(source: Source) -> list[str]:
     return [str(path) for path in files.find(source).duplicates]
 
 
-def read_slice(slice_: Slice, left_out: Counter[str] | None = None) -> Iterator[Document]:
+def read_slice(slice_: Slice, left_out: Counter[Reason] | None = None) -> Iterator[Document]:
     """The documents of a slice, in order, empty ones left out.
 
     Args: left_out: counts, by reason, the documents that are not handed on.

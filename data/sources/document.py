@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
 
 from data.config import InvalidUtf8, Source
 from data.errors import DataError
+from data.records import Reason
 
 BOM = b"\xef\xbb\xbf"
 _NOT_UTF8 = {  # first bytes of files that no policy for invalid UTF-8 makes text of; longer ones first
@@ -19,9 +19,6 @@ _NOT_UTF8 = {  # first bytes of files that no policy for invalid UTF-8 makes tex
     b"\x28\xb5\x2f\xfd": ("compressed by zstd", "Name the file .jsonl.zst if it holds JSON lines, else decompress it."),
 }
 _SURROGATE = re.compile("[\ud800-\udfff]")
-
-Reason = Literal["empty", "invalid_utf8", "undecodable"]
-"""Why a document is left out: no text in it; the policy for invalid UTF-8; its declared encoding does not fit."""
 
 
 @dataclass(frozen=True)

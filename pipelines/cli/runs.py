@@ -45,6 +45,9 @@ def status(run: RunArgument = None, storage: StorageOption = "runs") -> None:
         )
     console.print(table)
     for name, stage in state.stages.items():
+        if summary := _summary(found, stage):
+            console.print(f"{name}: {escape(summary)}", soft_wrap=True)
+    for name, stage in state.stages.items():
         if stage.error:
             console.print(f"[red]{name}:[/] {escape(stage.error)}", soft_wrap=True)
     if state.error and not any(stage.error for stage in state.stages.values()):
@@ -188,6 +191,22 @@ def sync(run: RunArgument = None, storage: StorageOption = "runs") -> None:
 
 def _points(count: int) -> str:
     return f"{count:,} point{'' if count == 1 else 's'}"
+
+
+def _summary(run: Run, stage: StageState) -> str | None:
+    """What a finished stage says about its result. A damaged record is told by the next run, not by this view."""
+    from pipelines.engine.artifact import ArtifactDir
+    from pipelines.engine.records import FinishedStage, read_record
+    from pipelines.stages.registry import STAGES
+
+    if stage.status != "SUCCEEDED" or stage.artifact is None or stage.kind not in STAGES:
+        return None
+    artifact = ArtifactDir(run.storage, stage.artifact)
+    try:
+        record = read_record(artifact)
+        return None if record is None else FinishedStage(artifact, record).output(STAGES[stage.kind]).summary()
+    except UserError:
+        return None
 
 
 def _find(run: str | None, storage: str) -> Run:

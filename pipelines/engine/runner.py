@@ -316,6 +316,7 @@ class _Driver:
             artifact=artifact,
             config=planned.config,
             output=output,
+            inputs={name: self._inputs[name] for name in planned.config.needs},
         )
         state = self._state.stages[planned.name]
         self._observer.on_stage_end(planned, state.model_copy(update={"reused": reused}))

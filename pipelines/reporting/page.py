@@ -58,9 +58,12 @@ class Report:
     pictures: Mapping[str, bytes]
 
 
-def build_report(title: str, about: str, models: Sequence[ModelResults], stages: Sequence[StageSummary]) -> Report:
+def build_report(
+    title: str, about: str, models: Sequence[ModelResults], stages: Sequence[StageSummary], data: Sequence[str] = ()
+) -> Report:
     """Draw the plots and fill the templates.
 
+    Args: data: lines about the data that the models were trained on.
     Raises: ValueError: there is no model to report on.
     """
     if not models:
@@ -78,6 +81,7 @@ def build_report(title: str, about: str, models: Sequence[ModelResults], stages:
         "about": about,
         "table": _table(models),
         "notes": _notes(models),
+        "data": data,
         "plots": [plot.for_template() for plot in drawn],
         "samples": [
             _sample(model, prompt, text, len(models) > 1) for model in models for prompt, text in model.samples

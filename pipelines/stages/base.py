@@ -7,7 +7,7 @@ Why it is so: docs/design/0002 and 0003.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -60,6 +60,10 @@ class StageOutput(StrictConfig):
 
     model_config = ConfigDict(allow_inf_nan=True)  # a measurement may be infinite; a setting may not
 
+    def summary(self) -> str | None:
+        """What `bmojo status` says about it in one line; None where there is nothing to add."""
+        return None
+
 
 @dataclass(frozen=True)
 class StageInput:
@@ -71,6 +75,7 @@ class StageInput:
     artifact: ArtifactDir
     config: StageConfig
     output: StageOutput
+    inputs: Mapping[str, StageInput] = field(default_factory=dict)  # what it read itself, by stage name
 
 
 @dataclass(frozen=True)

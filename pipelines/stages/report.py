@@ -24,7 +24,7 @@ class ReportStage:
     """Reads records and training histories only, so it runs in the driver in a second or two."""
 
     kind: ClassVar[str] = "report"
-    code_version: ClassVar[int] = 1
+    code_version: ClassVar[int] = 2
     output_type: ClassVar[type[StageOutput]] = ReportOutput
 
     def content_identity(self, config: ReportStageConfig) -> None:
@@ -41,7 +41,7 @@ class ReportStage:
             for stage in context.inputs.values()
         ]
         about = f"Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by stage {context.name} ({context.fingerprint[:8]})."
-        report = build_report(config.title or context.name, about, models, stages)
+        report = build_report(config.title or context.name, about, models, stages, _data(context))
         output = ReportOutput(html="report.html", markdown="report.md")
         files = {output.html: report.html.encode(), output.markdown: report.markdown.encode(), **report.pictures}
         for name, content in files.items():
@@ -49,6 +49,17 @@ class ReportStage:
             context.artifact.publish(name)
             context.journal.log_artifact(name)
         return output
+
+
+def _data(context: StageContext) -> list[str]:
+    """A line about the documents of each tokenize stage behind an evaluated model."""
+    tokens = {
+        stage.name: stage.output.summary()
+        for evaluated in context.inputs_of("evaluate")
+        for stage in evaluated.inputs.values()
+        if stage.kind == "tokenize"
+    }
+    return [f"{name}: {summary}." for name, summary in tokens.items()]
 
 
 def _results(evaluated: StageInput, trained: dict[str, StageInput]) -> Any:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from data.config import TokenizeFields
-from data.records import NOTHING, SPLITS, ShardsSummary, SliceRecord
+from data.records import NOTHING, SPLITS, Reason, ShardsSummary, SliceRecord, reasons_in_words
 from pipelines.stages.base import StageConfig, StageContext, StageOutput
 from pipelines.stages.tokenizer import TOKENIZER_FOLDER, describe_source
 
@@ -53,13 +53,24 @@ class TokenizeOutput(StageOutput):
     num_valid_samples: int
     num_valid_tokens: int
     num_valid_bytes: int
-    left_out: dict[str, int] = Field(
+    left_out: dict[Reason, int] = Field(
         description="Documents in neither split, by reason: `empty` (no text), `invalid_utf8` (left out by "
         "source.invalid_utf8), `undecodable` (not in the encoding they declare)."
     )
     num_duplicate_files: int = Field(description="Names in the source that lead to a file already read.")
     train_sha256: str = Field(description="Identity of the training split's content.")
     valid_sha256: str | None = Field(description="Identity of the validation split's content; null: it is empty.")
+
+    def summary(self) -> str:
+        """The documents: in which split, and how many in none, by reason."""
+        text = (
+            f"{self.num_train_documents:,} documents for training ({self.num_train_tokens:,} tokens), "
+            f"{self.num_valid_documents:,} for validation ({self.num_valid_tokens:,} tokens)"
+        )
+        text += "; left out: " + (reasons_in_words(self.left_out) or "none")
+        if self.num_duplicate_files:
+            text += f"; {self.num_duplicate_files:,} more names of files already read"
+        return text
 
 
 class TokenizeStage:
@@ -172,7 +183,7 @@ def _report_left_out(output: TokenizeOutput, duplicates: list[str], context: Sta
     num_left_out = sum(output.left_out.values())
     num_documents = num_left_out + output.num_train_documents + output.num_valid_documents
     if num_left_out > _NOTICEABLE_SHARE * num_documents:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(output.left_out.items()))
+        reasons = reasons_in_words(output.left_out)
         logger.warning("%s: %d of %d documents were left out: %s.", context.name, num_left_out, num_documents, reasons)
     if duplicates:
         logger.warning(

@@ -43,6 +43,13 @@ def test_every_figure_is_in_both_formats() -> None:
     assert set(report.pictures) == {"bits_per_byte.png", "loss.png", "lr.png", "perplexity_by_position.png"}
 
 
+def test_what_the_data_is_stands_on_the_page() -> None:
+    report = build_report("Quickstart", "", [MODEL], [STAGE], ["tokens: 12 documents; left out: 3 empty & 1 <other>."])
+    assert "## Data\n\ntokens: 12 documents; left out: 3 empty & 1 <other>.\n" in report.markdown
+    assert "<h2>Data</h2>\n<p>tokens: 12 documents; left out: 3 empty &amp; 1 &lt;other&gt;.</p>" in report.html
+    assert "Data" not in build_report("Quickstart", "", [MODEL], [STAGE]).markdown
+
+
 def test_generated_text_cannot_break_the_page() -> None:
     evil = dataclasses.replace(MODEL, samples=[("<b>", "</pre><script>alert(1)</script> ``` # not a heading")])
     report = build_report("Quickstart", "", [evil], [STAGE])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -65,6 +66,13 @@ def test_status_and_list_know_the_run(finished_pipeline: Pipeline) -> None:
     status = pipeline.bmojo("status", "--storage", str(pipeline.storage))
     assert status.code == 0
     assert "SUCCEEDED" in status.output
+    assert re.search(
+        r"^tokens: \d+ documents for training \([\d,]+ tokens\), \d+ for validation \([\d,]+ tokens\); left out: none$",
+        status.output,
+        re.MULTILINE,
+    )
+    (page,) = pipeline.storage.glob("artifacts/report/report-*/report.md")
+    assert re.search(r"## Data\n\ntokens: \d+ documents for training", page.read_text())
     listed = pipeline.bmojo("list", "--storage", str(pipeline.storage))
     assert "tiny-" in listed.output
     assert "5/5" in listed.output
