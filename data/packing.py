@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections import Counter
@@ -58,19 +59,30 @@ def write_slice(slice_: Slice, tokenizer: Tokenizer, fields: TokenizeFields, out
         shutil.rmtree(folder, ignore_errors=True)
     writers = {split: _SplitWriter(folder, format_, fields.shard_bytes) for split, folder in folders.items()}
     left_out: Counter[Reason] = Counter()
+    least, greatest = 1.0, 0.0
     try:
         for documents in _batches(read_slice(slice_, left_out)):
             ids_of = tokenizer.encode_batch([document.text for document in documents])
             for document, ids in zip(documents, ids_of, strict=True):
                 raw = document.text.encode("utf-8")
-                writers[_split_of(raw, fields.validation_fraction)].add(ids, len(raw))
+                position = position_of(raw)
+                least, greatest = min(least, position), max(greatest, position)
+                split: Split = "valid" if position < fields.validation_fraction else "train"
+                writers[split].add(ids, len(raw))
         shards = {split: writer.finish() for split, writer in writers.items()}
     except BaseException:
         for folder in folders.values():
             shutil.rmtree(folder, ignore_errors=True)
         raise
     counts = {split: writer.counts for split, writer in writers.items()}
-    return SliceRecord(index=slice_.index, format=format_, counts=counts, left_out=dict(left_out), shards=shards)
+    return SliceRecord(
+        index=slice_.index,
+        format=format_,
+        counts=counts,
+        left_out=dict(left_out),
+        positions=(least, greatest) if least <= greatest else None,
+        shards=shards,
+    )
 
 
 def merge_slices(out_dir: Path, records: Sequence[SliceRecord], fields: TokenizeFields) -> ShardsSummary:
@@ -81,7 +93,7 @@ def merge_slices(out_dir: Path, records: Sequence[SliceRecord], fields: Tokenize
     """
     records = sorted(records, key=lambda record: record.index)
     counts = {split: sum((record.counts[split] for record in records), NOTHING) for split in SPLITS}
-    _check_not_empty(counts, fields)
+    _check_not_empty(counts, [record.positions for record in records if record.positions], fields)
     format_ = records[0].format
     other = next((record for record in records if record.format != format_), None)
     if other is not None:
@@ -180,24 +192,48 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
         yield batch
 
 
-def _split_of(raw: bytes, validation_fraction: float) -> Split:
-    """The split a text belongs to: the same for equal texts, wherever they stand."""
-    share = int.from_bytes(hashlib.sha256(raw).digest()[:8], "big") / 2**64
-    return "valid" if share < validation_fraction else "train"
+def position_of(raw: bytes) -> float:
+    """Where in [0, 1) the hash of a text puts it: the same for equal texts, wherever they stand.
+
+    Texts below validation_fraction are for validation.
+    """
+    return int.from_bytes(hashlib.sha256(raw).digest()[:8], "big") / 2**64
 
 
-def _check_not_empty(counts: dict[Split, SplitCounts], fields: TokenizeFields) -> None:
+def _check_not_empty(
+    counts: dict[Split, SplitCounts], positions: Sequence[tuple[float, float]], fields: TokenizeFields
+) -> None:
     num_documents = sum(count.num_documents for count in counts.values())
     if not num_documents:
         raise DataError("source: empty corpus: no document holds any text. Name files with text in them.")
-    for split, is_wanted in (("train", True), ("valid", fields.validation_fraction > 0)):
-        if is_wanted and not counts[split].num_documents:  # type: ignore[index]
-            raise DataError(
-                f"source: none of the {num_documents} documents went to the {split} split (validation_fraction="
-                f"{fields.validation_fraction}, decided by the hash of each text). Set validation_fraction to another "
-                "value, or give more documents that differ (equal texts always go to the same split): one .txt file is "
-                "one document unless longer than source.max_txt_document_bytes."
-            )
+    missing: Split = "valid" if counts["train"].num_documents else "train"
+    if counts[missing].num_documents or (missing == "valid" and fields.validation_fraction == 0):
+        return
+    least, greatest = min(low for low, _ in positions), max(high for _, high in positions)
+    found = f"source: none of the {num_documents:,} documents went to the {missing} split"
+    if num_documents > 1 and least == greatest:
+        raise DataError(
+            f"{found}: all hold the same text, and equal texts go to the same split, whatever validation_fraction is. "
+            "Give documents that differ, or set validation_fraction to 0 to do without validation."
+        )
+    enough = _fraction_between(least, greatest, nearest_to_least=missing == "valid")
+    advice = "0 to do without validation" if enough is None else f"{enough:g}, which splits these documents"
+    raise DataError(
+        f"{found} (validation_fraction={fields.validation_fraction}, decided by the hash of each text). Set "
+        f"validation_fraction to {advice}, or give more documents that differ: one .txt file is one document unless "
+        "longer than source.max_txt_document_bytes."
+    )
+
+
+def _fraction_between(least: float, greatest: float, nearest_to_least: bool) -> float | None:
+    """A short number f with least < f <= greatest, near one of them; None if they are too close to each other."""
+    near = max(least if nearest_to_least else greatest, 1e-9)
+    for digits in range(2, 6):
+        unit = 10.0 ** (math.floor(math.log10(near)) + 1 - digits)
+        fraction = float(f"{(math.floor(near / unit) + nearest_to_least) * unit:g}")
+        if least < fraction <= greatest:
+            return fraction
+    return None
 
 
 def _write_atomic(path: Path, data: bytes) -> None:

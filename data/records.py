@@ -58,6 +58,7 @@ class SliceRecord(StrictConfig):
     format: PackingFormat
     counts: dict[Split, SplitCounts]
     left_out: dict[Reason, int]  # documents that are in no split
+    positions: tuple[float, float] | None  # the least and the greatest of its documents (data.packing.position_of)
     shards: dict[Split, tuple[dict[str, Any], ...]]  # entries of an MDS index, relative to the split's folder
 
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from data.config import InvalidUtf8, Source
 from data.errors import DataError
@@ -102,9 +107,30 @@ def check_beginning(raw: bytes, where: str) -> None:
             raise DataError(f"{where}: this is {what} (it begins with {mark.hex(' ')}), expected UTF-8. {advice}")
 
 
+def without_bom(line: bytes) -> bytes:
+    """A line without the byte-order marks before it: files joined by cat have them inside, empty ones several."""
+    while line.startswith(BOM):
+        line = line[len(BOM) :]
+    return line
+
+
 def is_blank(line: bytes) -> bool:
-    """Whether a line holds nothing but white space, a byte-order mark aside."""
-    return not line.removeprefix(BOM).strip()
+    """Whether a line, without byte-order marks, holds nothing but white space."""
+    return not line.strip()
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """A file that is gone or forbidden is told by its name."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.ENOENT, errno.EISDIR):
+            raise
+        raise DataError(
+            f"{path}: cannot be read: {os.strerror(error.errno)}. Allow reading it on every machine that "
+            "works on the text, or name other files."
+        ) from error
 
 
 def text_of(value: object, policy: InvalidUtf8, where: str) -> str | None:

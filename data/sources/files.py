@@ -12,7 +12,7 @@ from data.config import FORMAT_OF_SUFFIX, FileFormat, FilesSource
 from data.errors import DataError
 from data.sources import jsonl, parquet
 from data.sources.digests import digest_of, file_sha256
-from data.sources.document import BOM, Document, LeftOut, Part, check_beginning, decode_utf8
+from data.sources.document import Document, LeftOut, Part, check_beginning, decode_utf8, reading, without_bom
 
 _COMPRESSION_RATIO = 3  # bytes of text per compressed byte, for planning only
 _SHOWN_CHARS = 60
@@ -30,7 +30,9 @@ def plan_parts(source: FilesSource, slice_bytes: int) -> Iterator[Part]:
         size = path.stat().st_size
         match _format(path):
             case "parquet":
-                for group, num_bytes in enumerate(parquet.row_group_bytes(path, source.text_field)):
+                with reading(path):
+                    groups = parquet.row_group_bytes(path, source.text_field)
+                for group, num_bytes in enumerate(groups):
                     yield Part(str(path), group, group + 1, num_bytes, size)
             case "jsonl":
                 yield from _cut(path, size, slice_bytes)
@@ -58,15 +60,16 @@ def read_part(source: FilesSource, part: Part) -> Iterator[Document | LeftOut]:
             f"{path}: {size} bytes, but {part.file_bytes} when the work was planned. Leave the files alone while they "
             "are tokenized, then run again."
         )
-    match _format(path):
-        case "parquet":
-            yield from parquet.read_row_groups(source, path, range(part.start, part.end))
-        case "txt":
-            yield from _read_txt(source, path, part)
-        case "jsonl":
-            yield from jsonl.read_range(source, path, part.start, part.end)
-        case "jsonl.gz" | "jsonl.zst" as compressed:
-            yield from jsonl.read_compressed(source, path, compressed)
+    with reading(path):
+        match _format(path):
+            case "parquet":
+                yield from parquet.read_row_groups(source, path, range(part.start, part.end))
+            case "txt":
+                yield from _read_txt(source, path, part)
+            case "jsonl":
+                yield from jsonl.read_range(source, path, part.start, part.end)
+            case "jsonl.gz" | "jsonl.zst" as compressed:
+                yield from jsonl.read_compressed(source, path, compressed)
 
 
 def _cut(path: Path, size: int, step: int) -> Iterator[Part]:
@@ -84,11 +87,10 @@ def _read_txt(source: FilesSource, path: Path, part: Part) -> Iterator[Document 
     if not raw and not is_whole:
         return  # inside a line that another part has
     where = str(path) if is_whole else f"{path}, bytes {start} to {end}"
-    first_byte = start
     if start == 0:
         check_beginning(raw, str(path))
-    if start == 0 and raw.startswith(BOM):
-        raw, first_byte = raw[len(BOM) :], len(BOM)
+        raw = without_bom(raw)
+    first_byte = end - len(raw)
     name = str(path) if is_whole else f"{path}:{start}"
     text = decode_utf8(raw, source.invalid_utf8, where, first_byte)
     yield LeftOut(name, "invalid_utf8") if text is None else Document(name, text)
@@ -137,16 +139,19 @@ def _matches(pattern: str) -> list[Path]:
             "copy it there, or use source.kind=huggingface."
         )
     try:
-        return _matches_of(pattern, Path(pattern).expanduser())
+        return _regular_files(pattern, Path(pattern).expanduser())
     except RuntimeError:
         raise DataError(f"source.paths: {pattern}: there is no such user. Write the folder's path out.") from None
     except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
+        if error.errno not in (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM):
             raise
-        raise DataError(f"source.paths: {pattern[:_SHOWN_CHARS]}...: {error.strerror}. Correct the path.") from error
+        shown = pattern if len(pattern) <= _SHOWN_CHARS else f"{pattern[:_SHOWN_CHARS]}..."
+        raise DataError(
+            f"source.paths: {shown}: {error.strerror}. Correct the path, or allow entering its folders."
+        ) from error
 
 
-def _matches_of(pattern: str, expanded: Path) -> list[Path]:
+def _regular_files(pattern: str, expanded: Path) -> list[Path]:
     if expanded.is_dir():
         raise DataError(
             f"source.paths: {pattern} is a folder. Name files in it, for example {pattern.rstrip('/')}/*.jsonl; "
@@ -176,10 +181,8 @@ def _is_endless(path: Path) -> bool:
 
 
 def _sha256(path: Path) -> str:
-    try:
+    with reading(path):
         return file_sha256(path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}. Allow reading it, or name other files.") from error
 
 
 def _format(path: Path) -> FileFormat:

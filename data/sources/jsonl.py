@@ -11,7 +11,15 @@ from typing import BinaryIO, Literal
 
 from data.config import FilesSource
 from data.errors import DataError
-from data.sources.document import BOM, Document, LeftOut, check_beginning, decode_utf8, is_blank, mend_surrogates
+from data.sources.document import (
+    Document,
+    LeftOut,
+    check_beginning,
+    decode_utf8,
+    is_blank,
+    mend_surrogates,
+    without_bom,
+)
 
 _BLOCK_BYTES = 1 << 16
 _SKIP_BYTES = 1 << 20
@@ -82,10 +90,9 @@ class _Place:
 
 def _parse(source: FilesSource, line: bytes, document_id: str, place: _Place) -> Iterator[Document | LeftOut]:
     """The document of one line; none for a blank line."""
+    line = without_bom(line)
     if is_blank(line):
         return
-    if line.startswith(BOM):  # also inside a file: files are joined with cat
-        line = line[len(BOM) :]
     try:
         decoded = line.decode("utf-8")
     except UnicodeDecodeError:
@@ -97,9 +104,12 @@ def _parse(source: FilesSource, line: bytes, document_id: str, place: _Place) ->
     try:
         record = _DECODER.decode(decoded)
     except (json.JSONDecodeError, RecursionError) as error:
+        advice = "Fix or delete the line."
+        if "\0" in decoded:
+            advice = "It holds NUL characters: if the file is UTF-16, convert it (iconv -f UTF-16LE -t UTF-8)."
         raise DataError(
             f"{place}: not JSON ({error}): {_shown(decoded)}. Expected one JSON object per line with the text in field "
-            f"{source.text_field!r}. Fix or delete the line."
+            f"{source.text_field!r}. {advice}"
         ) from None
     if not isinstance(record, dict):
         raise DataError(

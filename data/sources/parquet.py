@@ -49,6 +49,8 @@ def read_row_groups(source: FilesSource, path: Path, groups: range) -> Iterator[
                     yield LeftOut(name, "invalid_utf8") if text is None else Document(name, text)
                     row += 1
     except (pa.ArrowException, OSError) as error:
+        if getattr(error, "errno", None) is not None:
+            raise
         raise _damaged(path, row, str(error)) from error
 
 
@@ -83,6 +85,8 @@ def _open(path: Path, text_field: str) -> Any:
     try:
         file = pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
+        if getattr(error, "errno", None) is not None:  # the operating system's; Arrow's own OSErrors have none
+            raise
         raise DataError(f"{path}: not a whole parquet file: {error}. Fetch or write the file again.") from error
     schema = file.schema_arrow
     if text_field not in schema.names:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import filecmp
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -142,8 +143,34 @@ def test_a_split_without_documents_is_an_error_that_names_the_fraction(tokenizer
     with pytest.raises(DataError, match=r"none of the 1 documents went to the valid split \(validation_fraction=1e-06"):
         pack(tokenizer, ["only one"], tmp_path / "a", validation_fraction=1e-6)
     assert not list(tmp_path.rglob("index.json"))
+    with pytest.raises(DataError, match="Set validation_fraction to 0 to do without validation"):
+        pack(tokenizer, ["only one"], tmp_path / "a", validation_fraction=0.9)
     with pytest.raises(DataError, match="no document holds any text"):
         pack(tokenizer, ["", ""], tmp_path / "b")
+
+
+@pytest.mark.parametrize("validation_fraction", [0.01, 0.9999])
+@pytest.mark.parametrize("slice_bytes", [1024, 1 << 20])
+def test_equal_documents_are_named_as_the_cause(
+    tokenizer: Tokenizer, tmp_path: Path, validation_fraction: float, slice_bytes: int
+) -> None:
+    with pytest.raises(DataError, match=r"none of the 500 documents .*: all hold the same text.*whatever validation_f"):
+        pack(
+            tokenizer, ["the same text"] * 500, tmp_path,
+            validation_fraction=validation_fraction, slice_bytes=slice_bytes,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("validation_fraction", [1e-6, 0.9999999])
+def test_the_fraction_that_the_error_names_splits_the_documents(
+    tokenizer: Tokenizer, tmp_path: Path, validation_fraction: float
+) -> None:
+    texts = [f"document {i}" for i in range(7)] * 3
+    with pytest.raises(DataError, match="which splits these documents") as raised:
+        pack(tokenizer, texts, tmp_path, validation_fraction=validation_fraction)
+    (named,) = re.findall(r"Set validation_fraction to (\S+),", str(raised.value))
+    counts = pack(tokenizer, texts, tmp_path, validation_fraction=float(named)).counts
+    assert min(count.num_documents for count in counts.values()) > 0
 
 
 def test_a_missing_or_cut_off_shard_is_an_error(tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -6,8 +6,11 @@ import gzip
 import json
 import os
 import pickle
+import tempfile
 import tracemalloc
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,18 @@ def jsonl(texts: list[str], field: str = "text") -> bytes:
     return b"".join(json.dumps({"id": i, field: text}).encode() + b"\n" for i, text in enumerate(texts))
 
 
+@contextmanager
+def without_privileges() -> Iterator[None]:
+    """Nothing is forbidden to root: as another user meanwhile."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
 def write(path: Path, texts: list[str]) -> Path:
     """A corpus in the format of the path's suffix."""
     match path.name.partition(".")[2]:
@@ -48,6 +63,8 @@ def write(path: Path, texts: list[str]) -> Path:
         case "jsonl.zst":
             frames = [zstandard.compress(jsonl(texts[:2])), zstandard.compress(jsonl(texts[2:]))]
             path.write_bytes(b"".join(frames))
+        case "txt":
+            path.write_text("".join(texts))
         case "parquet":
             pq.write_table(pa.table({"text": texts}), path, row_group_size=2)
     return path
@@ -351,6 +368,7 @@ class TestOneDefinitionForAllReaders:
         [
             b"%s\n\n%s\n\n", b"%s\r\n\r\n%s\r\n", b"\n%s\n%s", b"\n\n \t\n%s\n \n%s\n", b"\xef\xbb\xbf%s\n%s\n",
             b"\xef\xbb\xbf\n%s\n%s", b"\xef\xbb\xbf\r\n%s\r\n%s",
+            b"\xef\xbb\xbf\xef\xbb\xbf%s\n%s\n", b"%s\n%s\n\xef\xbb\xbf\xef\xbb\xbf \n",
             b"%s\n\xef\xbb\xbf%s\n", b"\xef\xbb\xbf \n\xef\xbb\xbf%s\n%s",
         ],
     )  # fmt: skip
@@ -404,6 +422,39 @@ class TestOneDefinitionForAllReaders:
         (tmp_path / name).write_bytes(self.packed(name, (mark + '{"text": "one"}\n').encode(codec)))
         with pytest.raises(DataError, match=r"this is UTF-16 .* iconv -f UTF-16 -t UTF-8"):
             texts_of(files(tmp_path / name))
+
+    def test_nul_characters_in_json_lines_point_to_utf16(self, tmp_path: Path) -> None:
+        (tmp_path / "c.jsonl").write_bytes('{"text": "one"}\n'.encode("utf-16-le"))
+        with pytest.raises(DataError, match=r"c.jsonl, line 1: not JSON .*iconv -f UTF-16LE"):
+            texts_of(files(tmp_path / "c.jsonl"))
+
+    @pytest.mark.parametrize("name", ["c.txt", "c.jsonl", "c.jsonl.gz", "c.jsonl.zst", "c.parquet"])
+    def test_a_file_that_may_not_be_read(self, name: str) -> None:
+        """Planned before, as on a machine where one may."""
+        with tempfile.TemporaryDirectory() as folder:  # pytest's own is closed to others
+            Path(folder).chmod(0o755)
+            path = write(Path(folder, name), ["one"])
+            source = files(path)
+            slices = plan_slices(source, 1 << 20)
+            path.chmod(0)
+            for action in (lambda: content_identity(source), lambda: list(read_slice(slices[0]))):
+                with (
+                    without_privileges(),
+                    pytest.raises(DataError, match=rf"^{path}: cannot be read: Permission denied. Allow reading it"),
+                ):
+                    action()
+
+    def test_a_folder_that_may_not_be_entered(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            write(Path(folder, "c.jsonl"), ["one"])
+            Path(folder).chmod(0)
+            with (
+                without_privileges(),
+                pytest.raises(
+                    DataError, match=r"source.paths: .*c.jsonl: Permission denied. .* or allow entering its folders"
+                ),
+            ):
+                content_identity(files(Path(folder, "c.jsonl")))
 
 
 class TestDamage:
