@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 
 def check_target(directory: Path) -> None:
     """Raise UserError unless `directory` is new or empty."""
+    try:
+        _check_target(directory)
+    except (OSError, ValueError) as error:  # too long, unreadable, or no path at all
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{str(directory)!r}: {reason}. Name another directory.") from error
+
+
+def _check_target(directory: Path) -> None:
     if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
         raise UserError(f"{directory} is not a directory. Name a new one.")
     if directory.is_dir() and any(directory.iterdir()):

@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 import typer
+from mlflow.exceptions import MlflowException
+from mlflow.utils import validation
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
@@ -58,6 +60,14 @@ def test_a_directory_that_holds_something_is_refused_before_the_model_is_loaded(
         export_model(tiny_model("swa"), tiny_tokenizer(), tmp_path / "mine.txt", "hf")
 
 
+@pytest.mark.parametrize(("path", "message"), [("x" * 300, "File name too long"), ("a" * 5000, "File name too long")])
+def test_paths_that_cannot_be_are_refused_before_the_model_is_loaded(tmp_path, monkeypatch, path, message):
+    monkeypatch.setattr(models, "load_trained", lambda *_: pytest.fail("loaded"))
+    result = CliRunner().invoke(app, ["tiny", str(tmp_path / path)])
+    assert isinstance(result.exception, UserError)
+    assert f"{message}. Name another directory." in str(result.exception)
+
+
 def test_an_empty_directory_may_be_named(tmp_path):
     (tmp_path / "out").mkdir()
     assert export_model(tiny_model("swa"), tiny_tokenizer(), tmp_path / "out", "hf") > 0
@@ -103,3 +113,17 @@ def test_stage_exports_the_train_stage_it_needs(tmp_path, monkeypatch, register_
 def test_unknown_formats_are_refused():
     with pytest.raises(ValidationError, match="format"):
         ExportStageConfig(kind="export", format="onnx")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["team/model", "model:1", " ", ".", "..", "..model"])
+def test_names_that_mlflow_refuses_are_refused_before_anything_runs(name):
+    with pytest.raises(MlflowException):
+        validation._validate_model_name(name)
+    with pytest.raises(ValidationError, match="is no name for a model in MLflow"):
+        ExportStageConfig(kind="export", register_as=name)
+
+
+@pytest.mark.parametrize("name", ["model", "B'MOJO 130m, run 2", "a.b", "mod\u00e8le"])
+def test_names_that_mlflow_accepts_are_accepted(name):
+    validation._validate_model_name(name)
+    assert ExportStageConfig(kind="export", register_as=name).register_as == name
