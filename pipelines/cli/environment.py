@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from pipelines.cli.console import StorageOption, console
@@ -64,10 +63,18 @@ def ui(
     host: Annotated[
         str, typer.Option(help="Address to bind. Anything but loopback shows your runs to the network.")
     ] = "127.0.0.1",
+    allowed_hosts: Annotated[
+        str | None,
+        typer.Option(
+            help="Names that browsers may call the server by, with commas between them, * for all; left out: this "
+            "machine's names."
+        ),
+    ] = None,
 ) -> None:
     """Open MLflow's UI on the storage's tracking store (Ctrl-C stops it)."""
     from pipelines.engine.storage import Storage
     from pipelines.tracking.target import SQLITE_FILE, resolve_target
+    from pipelines.tracking.ui import serve
 
     target = resolve_target(None, "bmojo", Storage(storage))
     if target.artifact_root is None:
@@ -77,14 +84,15 @@ def ui(
         raise UserError(
             f"{target.uri}: no tracking store there yet. Run a pipeline first, or name its storage with --storage."
         )
-    console.print(f"MLflow UI on [link]http://{host}:{port}[/link] (Ctrl-C stops it)")
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", target.uri]
-    command += ["--default-artifact-root", str(target.artifact_root), "--host", host, "--port", str(port)]
-    try:
-        completed = subprocess.run(command, env=os.environ.copy(), check=False)
-    except KeyboardInterrupt:
-        return
-    if completed.returncode > 0:
-        raise UserError(
-            f"mlflow server ended with exit code {completed.returncode}; is port {port} taken? Choose one with --port."
-        )
+    with console.status("Starting MLflow's server ...") as waiting:
+
+        def announce() -> None:
+            waiting.stop()
+            shown = f"[{host}]" if ":" in host else host
+            console.print(f"MLflow UI on http://{escape(shown)}:{port} (Ctrl-C stops it)", soft_wrap=True)
+            console.print('Choose "Model training" at the top left there: that page lists the runs and compares them.')
+
+        try:
+            serve(target, host, port, allowed_hosts, announce)
+        except KeyboardInterrupt:
+            return
