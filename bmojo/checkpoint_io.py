@@ -1,8 +1,12 @@
-"""A model on disk: config.json and model.safetensors in one directory."""
+"""A model on disk: config.json, model.safetensors and digests.json, with the digests of the two, in one directory."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import stat
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -13,6 +17,55 @@ from bmojo.model import BMojoLM
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
+DIGESTS_NAME = "digests.json"
+
+
+class DamagedModelError(ValueError):
+    """A file of a model is not as it was written; the message names it."""
+
+
+def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Write a safetensors file, readable by whom the umask allows (the library's is for its owner alone)."""
+    path.unlink(missing_ok=True)
+    path.touch()
+    mode = stat.S_IMODE(path.stat().st_mode)
+    save_file(dict(tensors), path, metadata={"format": "pt"})
+    path.chmod(mode)
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def write_digests(directory: str | Path) -> None:
+    """Write digests.json for the config and weights in a directory as they are now."""
+    directory = Path(directory)
+    digests = {name: _digest(directory / name) for name in (CONFIG_NAME, WEIGHTS_NAME)}
+    (directory / DIGESTS_NAME).write_text(json.dumps(digests, indent=2) + "\n")
+
+
+def check_digests(directory: Path) -> None:
+    """Raises: DamagedModelError: config or weights are not those that digests.json was written for."""
+    file = directory / DIGESTS_NAME
+    if not file.is_file():
+        raise DamagedModelError(
+            f"{file} is missing: an earlier version of this program wrote the model, or the file was lost. If the "
+            f"model is sound, call bmojo.checkpoint_io.write_digests({str(directory)!r}) once."
+        )
+    try:
+        digests = json.loads(file.read_bytes())
+        known = {name: digests[name] for name in (CONFIG_NAME, WEIGHTS_NAME)}
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedModelError(f"{file} is damaged: it should hold the digests of two files.") from error
+    for name, digest in known.items():
+        if _digest(directory / name) != digest:
+            raise DamagedModelError(
+                f"{directory / name} is damaged, or {DIGESTS_NAME} beside it is: its SHA-256 is not the one there. "
+                "Restore the file, or make the model again."
+            )
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def save_pretrained(model: BMojoLM, directory: str | Path) -> None:
@@ -23,7 +76,8 @@ def save_pretrained(model: BMojoLM, directory: str | Path) -> None:
     tensors = {name: x.detach().cpu().contiguous() for name, x in model.state_dict().items()}
     if model.config.tie_embeddings:
         tensors.pop("head.weight")
-    save_file(tensors, directory / WEIGHTS_NAME, metadata={"format": "pt"})
+    save_tensors(tensors, directory / WEIGHTS_NAME)
+    write_digests(directory)
 
 
 def load_pretrained(
@@ -31,12 +85,14 @@ def load_pretrained(
 ) -> BMojoLM:
     """Read what save_pretrained wrote. num_eidetic: another number of eidetic slots than at training.
 
-    Raises: FileNotFoundError: not a model directory. ValueError: the weights are not those of the config.
+    Raises: FileNotFoundError: not a model directory. DamagedModelError: a file is not as it was written.
+        ValueError: the weights are not those of the config.
     """
     directory = Path(directory)
     for name in (CONFIG_NAME, WEIGHTS_NAME):
         if not (directory / name).is_file():
             raise FileNotFoundError(f"{directory} holds no {name}; expected a directory written by save_pretrained.")
+    check_digests(directory)
     config = ModelConfig.model_validate_json((directory / CONFIG_NAME).read_text())
     if num_eidetic is not None:
         config = config.replace(num_eidetic=num_eidetic)

@@ -27,6 +27,7 @@ import numpy as np
 from data.config import TokenizeFields
 from data.errors import DataError
 from data.records import NOTHING, SPLITS, PackingFormat, Reason, ShardsSummary, SliceRecord, Split, SplitCounts
+from data.sealed import dumps, seal
 from data.sources import Document, Slice, read_slice
 from data.tokenizer import Tokenizer
 
@@ -111,7 +112,7 @@ def merge_slices(out_dir: Path, records: Sequence[SliceRecord], fields: Tokenize
                 "format": format_.model_dump(),
                 "counts": counts[split].model_dump(),
             }
-            data = json.dumps(index, sort_keys=True).encode()
+            data = dumps(seal(index), sort_keys=True).encode()
             _write_atomic(out_dir / split / INDEX_FILE, data)
             digests[split] = hashlib.sha256(data).hexdigest()
     left_out = sum((Counter(record.left_out) for record in records), Counter())

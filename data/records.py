@@ -60,6 +60,7 @@ class SliceRecord(StrictConfig):
     left_out: dict[Reason, int]  # documents that are in no split
     positions: tuple[float, float] | None  # the least and the greatest of its documents (data.packing.position_of)
     shards: dict[Split, tuple[dict[str, Any], ...]]  # entries of an MDS index, relative to the split's folder
+    source_stamp: str = ""  # data.sources.stamp when the slice was read
 
 
 class ShardsSummary(StrictConfig):

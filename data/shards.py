@@ -6,7 +6,6 @@ Shapes: b batch (samples), t time (seq_len tokens).
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -15,13 +14,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
-from data.errors import DataError
+from data.errors import DamagedDataError, DataError
 from data.packing import DOC_STARTS_DTYPE, INDEX_FILE
 from data.records import PackingFormat, Split, SplitCounts
+from data.sealed import unseal
+from data.verified import check_file
 
 IGNORED_TARGET = -100
 PADDING_DOC = -1
+_REMEDY = "Delete the tokenize stage's artifact and run it again."
 
 
 class TokenBatch(NamedTuple):
@@ -49,15 +52,15 @@ class ShardIndex:
 
 
 def read_index(shards_dir: Path, split: Split) -> ShardIndex:
-    """Read a split's index and check that its shard files are there and whole.
+    """Read a split's index and check that its shards have their sizes; their content is checked when they are read.
 
-    Raises: DataError: the index or a shard is missing, damaged or cut off.
+    Raises: DataError: the index is missing. DamagedDataError: it, or the size of a shard, is not as it was written.
     """
     folder = Path(shards_dir) / split
     file = folder / INDEX_FILE
     try:
         data = file.read_bytes()
-        index = json.loads(data)
+        index = unseal(data, str(file))
         result = ShardIndex(
             folder=folder,
             format=PackingFormat.model_validate(index["format"]),
@@ -71,17 +74,26 @@ def read_index(shards_dir: Path, split: Split) -> ShardIndex:
             "document (validation_fraction=0 leaves `valid` empty). Run the tokenize stage, if need be with a larger "
             "validation_fraction."
         ) from None
-    except (ValueError, KeyError) as error:
-        raise DataError(f"{file}: damaged: {error}. Delete the tokenize stage's artifact and run it again.") from error
+    except (DamagedDataError, ValidationError, KeyError) as error:
+        what = str(error) if isinstance(error, DamagedDataError) else f"{file}: of another version"
+        raise DamagedDataError(f"{what}. {_REMEDY}") from error
     for shard in result.shards:
-        path, expected = folder / shard["raw_data"]["basename"], shard["raw_data"]["bytes"]
-        found = path.stat().st_size if path.is_file() else None
-        if found != expected:
-            state = "missing" if found is None else f"{found} bytes long"
-            raise DataError(
-                f"{path}: {state}, expected {expected} bytes. Delete the tokenize stage's artifact and run it again."
-            )
+        _check_shard(folder, shard, size_only=True)
     return result
+
+
+def check_shards(index: ShardIndex) -> None:
+    """Raises: DamagedDataError: a shard is missing or not as it was written."""
+    for shard in index.shards:
+        _check_shard(index.folder, shard)
+
+
+def _check_shard(folder: Path, shard: dict[str, Any], size_only: bool = False) -> None:
+    raw = shard["raw_data"]
+    try:
+        check_file(folder / raw["basename"], raw["bytes"], None if size_only else raw["hashes"]["sha256"])
+    except DamagedDataError as error:
+        raise DamagedDataError(f"{error}. {_REMEDY}") from error
 
 
 def collate(samples: Sequence[dict[str, Any]], format_: PackingFormat) -> TokenBatch:
@@ -109,7 +121,7 @@ def read_token_batches(
     sample is left gets one row of padding, so that all take part in every collective.
     Args:
         max_samples: stop after this many samples over all workers.
-    Raises: DataError: as read_index.
+    Raises: DataError: as read_index, or a shard is missing or damaged.
     """
     index = read_index(shards_dir, split)
     num_samples = min(index.counts.num_samples, max_samples or index.counts.num_samples)
@@ -123,7 +135,7 @@ def read_token_batches(
 def read_token_documents(shards_dir: Path, split: Split) -> Iterator[np.ndarray]:
     """The documents of a split, whole, in the order they were packed: each one's token ids without end-of-document.
 
-    Raises: DataError: as read_index.
+    Raises: DataError: as read_index, or a shard is missing or damaged.
     """
     index = read_index(shards_dir, split)
     for _, shards in groupby(index.shards, key=lambda shard: Path(shard["raw_data"]["basename"]).parent):
@@ -144,6 +156,7 @@ def _read_samples(folder: Path, shards: Iterable[dict[str, Any]]) -> Iterator[di
     from streaming.base.format import reader_from_json
 
     for shard in shards:
+        _check_shard(folder, shard)
         reader = reader_from_json(str(folder), "", shard)
         for index in range(shard["samples"]):
             yield reader[index]

@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from data.errors import DataError
 from data.records import PackingFormat, Split
-from data.shards import TokenBatch, collate, read_index, read_token_batches, read_token_documents
+from data.shards import TokenBatch, check_shards, collate, read_index, read_token_batches, read_token_documents
 from data.shared_memory import Namespace, close_segments
 
 __all__ = ["TokenBatch", "TokenStream", "open_stream", "read_token_batches", "read_token_documents"]
@@ -154,6 +154,7 @@ def open_stream(
     from streaming.base.world import World
 
     index = read_index(shards_dir, split)
+    check_shards(index)
     world = World.detect()
     _check_division(world, micro_batch_size, global_batch_size, num_canonical_nodes)
     unit = math.lcm(global_batch_size, num_canonical_nodes)

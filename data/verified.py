@@ -19,14 +19,19 @@ _SETTLED_S = 2.0  # a file that changed later than this ago can change again wit
 _verified: set[str] = set()
 
 
-def check_file(path: Path, size_bytes: int, sha256: str) -> None:
-    """Raises: DamagedDataError: the file is missing, or not as it was written."""
+def check_file(path: Path, size_bytes: int, sha256: str | None) -> None:
+    """Compare a file with what was written; only its size where `sha256` is None.
+
+    Raises: DamagedDataError: the file is missing, or not as it was written.
+    """
     try:
         stat = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         raise DamagedDataError(f"{path}: missing, expected {size_bytes} bytes") from None
     if stat.st_size != size_bytes:
-        raise DamagedDataError(f"{path}: {stat.st_size} bytes long, expected {size_bytes}")
+        raise DamagedDataError(f"{path}: {stat.st_size} bytes long, expected {size_bytes} bytes")
+    if sha256 is None:
+        return
     mark = _mark(path, stat, sha256)
     if mark in _verified:
         return

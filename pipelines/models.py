@@ -23,14 +23,13 @@ def load_model(artifact: ArtifactDir, relpath: str) -> BMojoLM:
         raise DamagedError(f"{error} {artifact.remedy}") from error
 
 
-def load_tokenizer_of(url: str) -> Tokenizer:
-    """The tokenizer in a folder of an artifact, by the folder's URL. Raises DamagedError."""
+def load_tokenizer_of(trained: ArtifactDir, reference: str) -> Tokenizer:
+    """The tokenizer in a folder of an artifact, as a train stage's output refers to it. Raises DamagedError."""
     from data.errors import DataError
     from data.tokenizer import load_tokenizer
-    from pipelines.engine.artifact import ArtifactDir
 
-    parent, _, folder = url.rstrip("/").rpartition("/")
-    artifact = ArtifactDir.at(parent)
+    parent, _, folder = reference.rstrip("/").rpartition("/")
+    artifact = trained.referred(parent)
     local = artifact.fetch(folder)
     try:
         return load_tokenizer(local)

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from bmojo.checkpoint_io import save_tensors
 from bmojo.config import ModelConfig
 from bmojo.hf.bundle import bundled_sources
 from bmojo.model import BMojoLM
@@ -83,7 +84,7 @@ def export_to_hf(model: BMojoLM, tokenizer_json: str | Path, directory: str | Pa
     num_params = sum(parameter.numel() for parameter in model.parameters())
     readme = README.format(pattern=model.config.pattern, num_params=num_params, vocab_size=model.config.vocab_size)
     (directory / "README.md").write_text(readme, encoding="utf-8")
-    save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
+    save_tensors(tensors, directory / WEIGHTS)
 
 
 def import_from_hf(directory: str | Path, device: torch.device | str = "cpu") -> BMojoLM:

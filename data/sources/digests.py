@@ -20,13 +20,19 @@ def digest_of(parts: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
+def stamp_of(paths: Iterable[Path]) -> str:
+    """Digest of the files' names, sizes, inodes and times of change; "" of none."""
+    entries = [f"{path}:{_mark(path)}" for path in paths]
+    return digest_of(entries) if entries else ""
+
+
 def file_sha256(path: Path) -> str:
     """sha256 of a file's content. For a big file it is remembered by path, size and time of change."""
     stat = path.stat()
     if stat.st_size < _CACHED_FROM_BYTES:
         return _read_sha256(path)
     known = _cache_file(path)
-    mark = [stat.st_size, stat.st_mtime_ns]
+    mark = _mark(path)
     try:
         entry = json.loads(known.read_text())
         if entry["mark"] == mark:
@@ -42,6 +48,11 @@ def file_sha256(path: Path) -> str:
     except OSError:
         pass  # no home to write to: the next run computes it again
     return sha256
+
+
+def _mark(path: Path) -> list[int]:
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
 
 def cache_root() -> Path:

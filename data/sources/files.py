@@ -24,6 +24,11 @@ def content_identity(source: FilesSource) -> str:
     return digest_of(entry for path in find(source).paths for entry in (path.name, _sha256(path)))
 
 
+def paths(source: FilesSource) -> list[Path]:
+    """The files it reads."""
+    return list(find(source).paths)
+
+
 def plan_parts(source: FilesSource, slice_bytes: int) -> Iterator[Part]:
     """Pieces of the files, in order: no larger than a slice where the format can be entered in the middle."""
     for path in find(source).paths:

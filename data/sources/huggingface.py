@@ -20,11 +20,16 @@ def content_identity(source: HuggingFaceSource) -> str:
     """Digest of the data set's commit on the Hub (of its files, for a local folder), configuration and split."""
     where = Path(source.dataset)
     if where.is_dir():
-        files = sorted(path for path in where.rglob("*") if path.is_file())
-        entries = [entry for path in files for entry in (path.relative_to(where).as_posix(), file_sha256(path))]
+        entries = [entry for path in paths(source) for entry in (path.relative_to(where).as_posix(), file_sha256(path))]
     else:
         entries = [source.dataset, _commit(source)]
     return digest_of([*entries, source.name or "", source.split, source.text_field])
+
+
+def paths(source: HuggingFaceSource) -> list[Path]:
+    """The files of a local folder; none of the Hub, whose commits do not change."""
+    where = Path(source.dataset)
+    return sorted(path for path in where.rglob("*") if path.is_file()) if where.is_dir() else []
 
 
 def plan_parts(source: HuggingFaceSource, slice_bytes: int) -> Iterator[Part]:

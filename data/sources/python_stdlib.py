@@ -27,6 +27,11 @@ def content_identity(source: PythonStdlibSource) -> str:
     return digest_of(entry for name in _names(source) for entry in (name, file_sha256(root / name)))
 
 
+def paths(source: PythonStdlibSource) -> list[Path]:
+    """The files it reads."""
+    return [_root() / name for name in _names(source)]
+
+
 def plan_parts(source: PythonStdlibSource, slice_bytes: int) -> Iterator[Part]:
     """One part a file, in the order of their names."""
     root = _root()

@@ -39,12 +39,11 @@ def load_trained(storage: str, run: str | None, stage: str | None) -> TrainedMod
     Raises: UserError: there is no such run or stage, it is not finished, or there are several and none is named; or
         BMOJO_KERNELS asks for kernels that cannot run here.
     """
-    from bmojo.checkpoint_io import load_pretrained
-    from data.tokenizer import load_tokenizer
     from kernels import dispatch
     from pipelines.engine.records import read_record
     from pipelines.engine.runs import find_run
     from pipelines.engine.storage import Storage
+    from pipelines.models import load_model, load_tokenizer_of
     from pipelines.stages.train import TrainOutput
 
     found = find_run(Storage(storage), run)
@@ -63,12 +62,12 @@ def load_trained(storage: str, run: str | None, stage: str | None) -> TrainedMod
             f"Stage {name!r} of run {found.run_id} is {trained[name].status}, not finished. {_advice(found)}"
         )
     output = TrainOutput.model_validate(record.output)
-    model = load_pretrained(artifact.fetch(output.model)).eval()
+    model = load_model(artifact, output.model).eval()
     try:
         dispatch.chosen(model.embedding.weight)  # now, so that what is missing is said before any output
     except (ValueError, RuntimeError, OSError) as error:
         raise UserError(str(error)) from error
-    return TrainedModel(found, name, model, load_tokenizer(artifact.referred(output.tokenizer).fetch()))
+    return TrainedModel(found, name, model, load_tokenizer_of(artifact, output.tokenizer))
 
 
 def _advice(run: Run) -> str:

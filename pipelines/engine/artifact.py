@@ -3,28 +3,44 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipelines.engine.storage import Storage
+from pydantic import BaseModel, ConfigDict
 
+from data.errors import DamagedDataError
+from data.sources.digests import cache_root
+from data.verified import check_file
+from pipelines.engine.storage import Storage, encode_json, fsync_tree
+from pipelines.errors import DamagedError
+
+RECORD = "record.json"
 _FETCHED = ".bmojo-fetched.json"
+# Shards are vouched for by their index, a checkpoint by its manifest; records have digests in them.
+_VOUCHED_FOR = re.compile(r"\.mds$|^checkpoints/|^slices/|^record\.json$|(^|/)\.bmojo-fetched\.json$")
+
+
+class FileEntry(BaseModel):
+    """What a file must be."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    size_bytes: int
+    sha256: str
 
 
 def cache_dir() -> Path:
     """Where local copies of remote files live: $BMOJO_CACHE_DIR, else bmojo under the user's cache directory."""
-    configured = os.environ.get("BMOJO_CACHE_DIR")
-    if configured:
-        return Path(configured)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bmojo"
+    return cache_root()
 
 
 class ArtifactDir:
     """A durable directory `url` and the place on this machine, `local`, where its files are written and read.
 
-    On file storage the two are one, and publish and fetch do nothing. On an object store `local` is a scratch copy:
+    On file storage the two are one, and publish and fetch copy nothing. On an object store `local` is a scratch copy:
     what a stage wrote becomes durable when it is published, and what another machine wrote appears when it is fetched.
     Picklable: each process that unpickles it uses its own machine's scratch directory.
     """
@@ -58,6 +74,11 @@ class ArtifactDir:
         return self.storage.url_of(self.relpath)
 
     @property
+    def remedy(self) -> str:
+        """What to do about a damaged file in it, as a sentence."""
+        return f"Restore the file, or delete {self.url} and run again: its stage is then done again."
+
+    @property
     def local(self) -> Path:
         """The directory on this machine in which a stage writes; it exists."""
         if self.storage.is_local:
@@ -77,14 +98,22 @@ class ArtifactDir:
         source = self.local / relpath
         if not source.exists():
             raise FileNotFoundError(f"{source}: nothing to publish.")
-        if not self.storage.is_local:
+        if self.storage.is_local:
+            fsync_tree(source)
+        else:
             self.storage.put_tree(source, self._key(relpath))
 
     def fetch(self, relpath: str = "") -> Path:
         """A local copy of a durable file or directory; what was fetched before and has not changed is not copied again.
 
-        Raises: FileNotFoundError: there is nothing durable at `relpath`.
+        Files that the stage's record lists are compared with their digests there.
+        Raises: FileNotFoundError: there is nothing durable at `relpath`. DamagedError: a file is not as it was written.
         """
+        target = self._fetch(relpath)
+        self._check(relpath)
+        return target
+
+    def _fetch(self, relpath: str) -> Path:
         target = self.local / relpath
         if self.storage.is_local:
             if not target.exists():
@@ -104,6 +133,31 @@ class ArtifactDir:
         Storage(self.local).write_json_atomic(_FETCHED, known)
         return target
 
+    def describe_files(self) -> dict[str, FileEntry]:
+        """Size and SHA-256 of every file that is not vouched for by another one: for the record of a finished stage."""
+        names = [name for name in self.storage.files_under(self.relpath) if not _VOUCHED_FOR.search(name)]
+        entries = {}
+        for name in sorted(names):
+            path = self._fetch(name)
+            with open(path, "rb") as file:
+                entries[name] = FileEntry(
+                    size_bytes=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest()
+                )
+        return entries
+
+    def _check(self, relpath: str) -> None:
+        try:
+            files: dict[str, dict[str, Any]] = self.read_json(RECORD).get("files", {})
+        except FileNotFoundError:
+            return  # the stage is at work; its checkpoints and slices have digests of their own
+        wanted = relpath.strip("/")
+        for name, entry in files.items():
+            if not wanted or name == wanted or name.startswith(f"{wanted}/"):
+                try:
+                    check_file(self.local / name, **entry)
+                except DamagedDataError as error:
+                    raise DamagedError(f"{error}. {self.remedy}") from error
+
     def exists(self, relpath: str = "") -> bool:
         """Whether `relpath` is there durably."""
         return self.storage.exists(self._key(relpath))
@@ -118,7 +172,7 @@ class ArtifactDir:
         if not self.storage.is_local:
             Storage(self.local.parent).delete("/".join(part for part in (self.local.name, relpath) if part))
 
-    def write_json(self, relpath: str, value: Any) -> None:
+    def write_json(self, relpath: str, value: Mapping[str, Any]) -> None:
         """Write a durable JSON file in one step."""
         self.storage.write_json_atomic(self._key(relpath), value)
         if not self.storage.is_local:
@@ -126,13 +180,13 @@ class ArtifactDir:
 
     def create_json(self, relpath: str, value: Any) -> bool:
         """As write_json, unless the file exists. Of several callers at once exactly one gets True."""
-        created = self.storage.create_exclusive(self._key(relpath), (json.dumps(value, indent=2) + "\n").encode())
+        created = self.storage.create_exclusive(self._key(relpath), encode_json(value))
         if created and not self.storage.is_local:
             Storage(self.local).write_json_atomic(relpath, value)
         return created
 
     def read_json(self, relpath: str) -> Any:
-        """The value of a durable JSON file. Raises FileNotFoundError; UserError where it is damaged."""
+        """The value of a durable JSON file. Raises FileNotFoundError; DamagedError."""
         return self.storage.read_json(self._key(relpath))
 
     def _key(self, relpath: str) -> str:
@@ -140,8 +194,8 @@ class ArtifactDir:
 
     def _fetched(self) -> dict[str, list[str]]:
         try:
-            known: dict[str, list[str]] = json.loads((self.local / _FETCHED).read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
+            known: dict[str, list[str]] = Storage(self.local).read_json(_FETCHED)
+        except (FileNotFoundError, DamagedError):  # what it says is found out again
             return {}
         return known
 

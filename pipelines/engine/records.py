@@ -7,15 +7,14 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipelines.engine.artifact import ArtifactDir
+from pipelines.engine.artifact import RECORD, ArtifactDir, FileEntry
 from pipelines.engine.fingerprint import Fingerprint, FingerprintParts
 from pipelines.engine.lease import LeaseLostError
 from pipelines.engine.storage import Storage
-from pipelines.errors import UserError
+from pipelines.errors import DamagedError
 from pipelines.stages.base import Stage, StageOutput
 
-RECORD = "record.json"
-FORMAT = 1
+FORMAT = 2
 
 
 class StageRecord(BaseModel):
@@ -31,6 +30,7 @@ class StageRecord(BaseModel):
     parts: FingerprintParts
     inputs: dict[str, str]  # stage name -> fingerprint
     output: dict[str, Any]
+    files: dict[str, FileEntry]  # by path in the artifact; shards, checkpoints and slices have digests of their own
     created_at: str  # ISO 8601, UTC
     duration_s: float
     versions: dict[str, str]
@@ -46,7 +46,7 @@ class FinishedStage:
     record: StageRecord
 
     def output(self, stage: Stage) -> StageOutput:
-        """The record's output as the stage's own type. Raises UserError where it does not fit."""
+        """The record's output as the stage's own type. Raises DamagedError where it does not fit."""
         try:
             return stage.output_type.model_validate(self.record.output)
         except ValidationError as error:
@@ -75,7 +75,7 @@ class Artifacts:
     def find(self, kind: str, name: str, fingerprint: Fingerprint) -> FinishedStage | None:
         """The finished stage with this fingerprint, under this name or any other; None where there is none.
 
-        Raises: UserError: its record is damaged.
+        Raises: DamagedError: its record is damaged.
         """
         own = self.directory(kind, name, fingerprint)
         others = [
@@ -94,9 +94,9 @@ class Artifacts:
         return bool(self.directory(kind, name, fingerprint).listdir())
 
     def latest(self, kind: str, name: str) -> StageRecord | None:
-        """The newest record of a stage of this kind and name, whatever its fingerprint."""
+        """The newest readable record of a stage of this kind and name, whatever its fingerprint."""
         records = [
-            read_record(ArtifactDir(self.storage, f"artifacts/{kind}/{directory}"))
+            _readable_record(ArtifactDir(self.storage, f"artifacts/{kind}/{directory}"))
             for directory in self._directories(kind)
             if directory.rpartition("-")[0] == name
         ]
@@ -109,13 +109,12 @@ class Artifacts:
 
 
 def read_record(artifact: ArtifactDir) -> StageRecord | None:
-    """The record in an artifact directory, None where the stage is not finished. Raises UserError where it is
-    damaged."""
+    """The record in an artifact directory, None where the stage is not finished. Raises DamagedError."""
     try:
         return StageRecord.model_validate(artifact.read_json(RECORD))
     except FileNotFoundError:
         return None
-    except (ValidationError, UserError) as error:
+    except (ValidationError, DamagedError) as error:
         raise _damaged(artifact, error) from error
 
 
@@ -136,9 +135,16 @@ def write_record(artifact: ArtifactDir, record: StageRecord) -> None:
     artifact.write_json(RECORD, value)  # an earlier owner was late; the files are ours by now
 
 
-def _damaged(artifact: ArtifactDir, error: Exception) -> UserError:
-    what = str(error) if isinstance(error, UserError) else _first_problem(error)
-    return UserError(
+def _readable_record(artifact: ArtifactDir) -> StageRecord | None:
+    try:
+        return read_record(artifact)
+    except DamagedError:
+        return None
+
+
+def _damaged(artifact: ArtifactDir, error: Exception) -> DamagedError:
+    what = str(error.__cause__) if isinstance(error, DamagedError) else _first_problem(error)
+    return DamagedError(
         f"{artifact.url}/{RECORD} is damaged, or another version of this program wrote it: {what}. "
         f"Delete the directory {artifact.url} to have the stage run again."
     )

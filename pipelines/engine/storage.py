@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import copy
 import errno
-import json
 import logging
 import os
 import random
 import shutil
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from pipelines.errors import InfrastructureError, UserError
+from data.errors import DamagedDataError
+from data.sealed import dumps, seal, unseal
+from pipelines.errors import DamagedError, InfrastructureError, UserError
 from pipelines.faults import CREDENTIAL_TYPES, Fault, Judgement, judge
 
 _DRIVERS = {
@@ -108,14 +109,11 @@ class Storage:
         return bytes(self._call("read", relpath, lambda: self._fs().cat_file(self._key(relpath))))
 
     def read_json(self, relpath: str) -> Any:
-        """The file's JSON value. Raises FileNotFoundError; UserError where the content is not JSON."""
+        """The object in a file of write_json_atomic. Raises FileNotFoundError; DamagedError: it is not as written."""
         try:
-            return json.loads(self.read_bytes(relpath))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"{self.url_of(relpath)} is damaged: it should hold JSON ({error}). Restore it, or delete it to have "
-                "what it describes made again."
-            ) from error
+            return unseal(self.read_bytes(relpath), self.url_of(relpath))
+        except DamagedDataError as error:
+            raise DamagedError(f"{error}. Restore it, or delete it to have what it describes made again.") from error
 
     def exists(self, relpath: str = "") -> bool:
         """Whether there is a file, or a directory with something in it, at `relpath`."""
@@ -152,9 +150,9 @@ class Storage:
 
         self._call("write", relpath, write)
 
-    def write_json_atomic(self, relpath: str, value: Any) -> None:
-        """As write_bytes_atomic, of indented JSON."""
-        self.write_bytes_atomic(relpath, (json.dumps(value, indent=2) + "\n").encode())
+    def write_json_atomic(self, relpath: str, value: Mapping[str, Any]) -> None:
+        """As write_bytes_atomic, of an object as indented JSON with its digest in it (data.sealed)."""
+        self.write_bytes_atomic(relpath, encode_json(value))
 
     def create_exclusive(self, relpath: str, data: bytes) -> bool:
         """Create the file with all its content unless it exists. Of several callers at once exactly one gets True.
@@ -457,6 +455,23 @@ def _create_local(path: Path, data: bytes) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     _fsync_directory(path.parent)
+
+
+def encode_json(value: Mapping[str, Any]) -> bytes:
+    """The object as a file of ours holds it: indented JSON with its digest in it."""
+    return (dumps(seal(value), indent=2) + "\n").encode()
+
+
+def fsync_tree(path: Path) -> None:
+    """Return once a file, or everything under a directory, is on the disk, safe from a power cut."""
+    if path.is_dir():
+        for child in path.iterdir():
+            fsync_tree(child)
+        _fsync_directory(path)
+    else:
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+        _fsync_directory(path.parent)
 
 
 def _fsync_directory(path: Path) -> None:

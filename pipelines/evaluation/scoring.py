@@ -15,6 +15,7 @@ import torch
 
 from bmojo import BMojoLM
 from data.shards import TokenBatch
+from pipelines.numbers import perplexity
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        """exp(loss), a token."""
-        return math.exp(min(self.loss, 700.0))
+        """exp(loss), per token."""
+        return perplexity(self.loss)
 
     @property
     def bits_per_byte(self) -> float:

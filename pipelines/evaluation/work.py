@@ -13,12 +13,12 @@ import numpy as np
 import torch
 
 from bmojo import BMojoLM
-from bmojo.checkpoint_io import load_pretrained
 from data.records import Split
 from data.shards import read_token_batches, read_token_documents
 from data.tokenizer import Tokenizer, load_tokenizer
 from pipelines.evaluation import scoring
 from pipelines.evaluation.sampling import continue_text
+from pipelines.models import load_model
 
 if TYPE_CHECKING:
     from pipelines.engine.artifact import ArtifactDir
@@ -52,7 +52,7 @@ class Subject:
         key = (self.trained.url, self.untrained)
         if key not in _loaded:
             torch.set_num_threads(max(1, math.ceil(self.resources.cpus_per_worker)))
-            model = load_pretrained(self.trained.fetch(self.model_path))
+            model = load_model(self.trained, self.model_path)
             if self.untrained:
                 model.init_weights(seed=0)
             _loaded.clear()

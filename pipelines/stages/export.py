@@ -51,13 +51,12 @@ def export_trained(
     trained: ArtifactDir, model_path: str, tokenizer_reference: str, artifact: ArtifactDir, to: ExportFormat
 ) -> int:
     """Export a train stage's model into `artifact`, in a folder named after the format. Returns its bytes."""
-    from bmojo.checkpoint_io import load_pretrained
-    from data.tokenizer import load_tokenizer
     from pipelines.exporting.directory import export_model
+    from pipelines.models import load_model, load_tokenizer_of
 
     artifact.delete(to)  # of an attempt that died
-    model = load_pretrained(trained.fetch(model_path))
-    tokenizer = load_tokenizer(trained.referred(tokenizer_reference).fetch())
+    model = load_model(trained, model_path)
+    tokenizer = load_tokenizer_of(trained, tokenizer_reference)
     num_bytes = export_model(model, tokenizer, artifact.local / to, to)
     artifact.publish(to)
     return num_bytes

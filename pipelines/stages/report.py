@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import math
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
 from pydantic import Field
 
+from pipelines.numbers import perplexity
 from pipelines.reporting.config import ReportStageConfig
 from pipelines.stages.base import StageContext, StageInput, StageOutput
 
@@ -69,7 +68,11 @@ def _results(evaluated: StageInput, trained: dict[str, StageInput]) -> Any:
     (train,) = (trained[name] for name in evaluated.config.needs if name in trained)
     facts: Any = train.output
     config: Any = train.config
-    history = json.loads((train.artifact.fetch("history.json")).read_text())
+    train.artifact.fetch("history.json")
+    history = {
+        name: [(int(step), float(value)) for step, value in points]
+        for name, points in train.artifact.read_json("history.json").items()
+    }
     return ModelResults(
         name=train.name,
         mixers=config.model.pattern,
@@ -84,7 +87,7 @@ def _results(evaluated: StageInput, trained: dict[str, StageInput]) -> Any:
         untrained_bits_per_byte=figures.untrained_bits_per_byte,
         gzip_bits_per_byte=figures.gzip_bits_per_byte,
         position_perplexity=[
-            (end, math.exp(loss)) for end, loss in zip(figures.position_bin_ends, figures.position_loss, strict=True)
+            (end, perplexity(loss)) for end, loss in zip(figures.position_bin_ends, figures.position_loss, strict=True)
         ],
         num_windows=figures.num_windows,
         samples=[(sample.prompt, sample.text) for sample in figures.samples],

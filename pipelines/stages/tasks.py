@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
-from data.errors import DataError
-from pipelines.errors import UserError
+from data.errors import DamagedDataError, DataError
+from pipelines.errors import DamagedError, UserError
 from pipelines.faults import explained_disk
 from pipelines.ray_errors import explained_ray
-from pipelines.stages.base import Resources
+from pipelines.stages.base import Resources, StageContext
 from pipelines.training.placement import num_places, worker_bundle
 
 Result = TypeVar("Result")
@@ -27,8 +27,19 @@ def user_errors() -> Iterator[None]:
     try:
         with explained_disk():
             yield
+    except DamagedDataError as error:
+        raise DamagedError(str(error)) from error
     except DataError as error:
         raise UserError(str(error)) from error
+
+
+def require_planned_content(context: StageContext, found: str) -> None:
+    """Raises: UserError: the raw input is not the one that the stage's fingerprint was computed with."""
+    if context.content not in (None, found):
+        raise UserError(
+            f"stages.{context.name}: the files it reads have changed since the run was planned. Nothing was recorded. "
+            "Leave them alone while a run reads them, and run again."
+        )
 
 
 def run_tasks(

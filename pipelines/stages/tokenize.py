@@ -11,11 +11,12 @@ import shutil
 import time
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from data.config import TokenizeFields
 from data.records import NOTHING, SPLITS, Reason, ShardsSummary, SliceRecord, reasons_in_words
-from pipelines.stages.base import StageConfig, StageContext, StageOutput
+from pipelines.errors import DamagedError, UserError
+from pipelines.stages.base import StageConfig, StageContext, StageInput, StageOutput
 from pipelines.stages.tokenizer import TOKENIZER_FOLDER, describe_source
 
 if TYPE_CHECKING:
@@ -91,18 +92,26 @@ class TokenizeStage:
     def run(self, config: TokenizeStageConfig, context: StageContext) -> TokenizeOutput:
         """Write the shards. Raises UserError: the text is unfit, or there is none for a split."""
         from data.packing import merge_slices
-        from data.sources import duplicate_files, plan_slices, with_absolute_paths
-        from pipelines.stages.tasks import user_errors
+        from data.sources import duplicate_files, plan_slices, stamp, with_absolute_paths
+        from pipelines.stages.tasks import require_planned_content, user_errors
 
         (tokenizer,) = context.inputs_of("tokenizer")
         artifact = context.artifact
         config = config.model_copy(update={"source": with_absolute_paths(config.source)})
+        with user_errors():
+            source_stamp = stamp(config.source)
         digest = self.content_identity(config)
+        require_planned_content(context, digest)
         context.journal.log_dataset(context.name, digest, describe_source(config.source), context="tokenize")
         with user_errors():
             slices = plan_slices(config.source, config.slice_bytes)
             duplicates = duplicate_files(config.source)
-            records = self._tokenize(slices, config, tokenizer.artifact, context)
+            records = self._tokenize(slices, config, tokenizer, source_stamp, context)
+            if stamp(config.source) != source_stamp:
+                raise UserError(
+                    f"stages.{context.name}: the files it reads were changed or touched while they were read. Nothing "
+                    "was recorded. Leave them alone while a run reads them, and run again."
+                )
             summary = merge_slices(artifact.local, records, config)
             for split in summary.index_sha256:
                 artifact.publish(f"{split}/index.json")
@@ -114,15 +123,26 @@ class TokenizeStage:
         return output
 
     def _tokenize(
-        self, slices: list[Slice], config: TokenizeStageConfig, tokenizer: ArtifactDir, context: StageContext
+        self,
+        slices: list[Slice],
+        config: TokenizeStageConfig,
+        tokenizer: StageInput,
+        source_stamp: str,
+        context: StageContext,
     ) -> list[SliceRecord]:
-        """Write the slices that are not yet written. Returns the records of all."""
+        """Write the slices that are not yet written from these files by this tokenizer. Returns the records of all."""
         from pipelines.stages.tasks import run_tasks
 
         artifact, journal = context.artifact, context.journal
-        records = _finished_slices(artifact)
+        tokenizer_output: Any = tokenizer.output
+        sha256: str = tokenizer_output.sha256
+        records = _finished_slices(artifact, source_stamp, sha256)
         finished = {record.index for record in records}
-        calls = [(slice_, config, tokenizer, artifact) for slice_ in slices if slice_.index not in finished]
+        calls = [
+            (slice_, config, tokenizer.artifact, sha256, source_stamp, artifact)
+            for slice_ in slices
+            if slice_.index not in finished
+        ]
         done = sum((counts for record in records for counts in record.counts.values()), NOTHING)
         num_reused, tokens_reused = len(records), done.num_tokens
         journal.log_metrics(num_reused, {"tokenize/slices_total": len(slices), "tokenize/slices_done": num_reused})
@@ -147,12 +167,18 @@ class TokenizeStage:
 
 
 def _tokenize_slice(
-    slice_: Slice, config: TokenizeStageConfig, tokenizer: ArtifactDir, artifact: ArtifactDir
+    slice_: Slice,
+    config: TokenizeStageConfig,
+    tokenizer: ArtifactDir,
+    tokenizer_sha256: str,
+    source_stamp: str,
+    artifact: ArtifactDir,
 ) -> SliceRecord:
     """Runs as a Ray task. Raises DataError. The record is written last: with it the slice is done."""
     from data.packing import slice_folder, write_slice
 
-    record = write_slice(slice_, _load_tokenizer(tokenizer), config, artifact.local)
+    record = write_slice(slice_, _load_tokenizer(tokenizer, tokenizer_sha256), config, artifact.local)
+    record = record.model_copy(update={"source_stamp": source_stamp})
     for split in SPLITS:
         if record.shards[split]:
             artifact.publish(f"{split}/{slice_folder(slice_.index)}")
@@ -160,20 +186,45 @@ def _tokenize_slice(
     return record
 
 
-_loaded_tokenizers: dict[str, Tokenizer] = {}  # by URL: a worker process does many slices with one tokenizer
+_loaded_tokenizers: dict[
+    tuple[str, str], Tokenizer
+] = {}  # by URL and digest: a worker process does many slices with one tokenizer
 
 
-def _load_tokenizer(artifact: ArtifactDir) -> Tokenizer:
+def _load_tokenizer(artifact: ArtifactDir, sha256: str) -> Tokenizer:
     from data.tokenizer import load_tokenizer
 
-    if artifact.url not in _loaded_tokenizers:
-        _loaded_tokenizers[artifact.url] = load_tokenizer(artifact.fetch(TOKENIZER_FOLDER))
-    return _loaded_tokenizers[artifact.url]
+    if (artifact.url, sha256) not in _loaded_tokenizers:
+        tokenizer = load_tokenizer(artifact.fetch(TOKENIZER_FOLDER))
+        if tokenizer.sha256 != sha256:
+            raise DamagedError(
+                f"{artifact.url}/{TOKENIZER_FOLDER}: another tokenizer than its stage made (digest "
+                f"{tokenizer.sha256[:16]}..., expected {sha256[:16]}...). {artifact.remedy}"
+            )
+        _loaded_tokenizers[artifact.url, sha256] = tokenizer
+    return _loaded_tokenizers[artifact.url, sha256]
 
 
-def _finished_slices(artifact: ArtifactDir) -> list[SliceRecord]:
-    names = [name for name in artifact.listdir(_RECORDS_FOLDER) if name.endswith(".json")]
-    return [SliceRecord.model_validate(artifact.read_json(f"{_RECORDS_FOLDER}/{name}")) for name in names]
+def _finished_slices(artifact: ArtifactDir, source_stamp: str, tokenizer_sha256: str) -> list[SliceRecord]:
+    """The records of slices written from these files by this tokenizer; those of others are removed.
+
+    Raises: DamagedError: a record is not as it was written.
+    """
+    finished = []
+    for name in artifact.listdir(_RECORDS_FOLDER):
+        relpath = f"{_RECORDS_FOLDER}/{name}"
+        try:
+            record = SliceRecord.model_validate(artifact.read_json(relpath))
+        except ValidationError as error:
+            raise DamagedError(
+                f"{artifact.url}/{relpath}: of another version of this program. Delete it to have the slice written "
+                "again."
+            ) from error
+        if record.source_stamp == source_stamp and record.format.tokenizer_sha256 == tokenizer_sha256:
+            finished.append(record)
+        else:
+            artifact.delete(relpath)
+    return finished
 
 
 def _report_left_out(output: TokenizeOutput, duplicates: list[str], context: StageContext) -> None:

@@ -55,17 +55,19 @@ class TokenizerStage:
     def run(self, config: TokenizerStageConfig, context: StageContext) -> TokenizerOutput:
         """Make the tokenizer and put it into the artifact. Raises UserError: the text or the tokenizer is unfit."""
         from data.sources import with_absolute_paths
-        from pipelines.stages.tasks import run_tasks
+        from pipelines.stages.tasks import require_planned_content, run_tasks
 
         if config.source is not None:
             config = config.model_copy(update={"source": with_absolute_paths(config.source)})
             digest = self.content_identity(config)
+            require_planned_content(context, digest)
             context.journal.log_dataset(context.name, digest, describe_source(config.source), context="tokenizer")
         else:
             config = config.model_copy(update={"load": str(Path(str(config.load)).expanduser().absolute())})
         started = time.monotonic()
         one_task = config.resources.model_copy(update={"num_workers": 1})
         (output,) = run_tasks(_make_tokenizer, [(config, context.artifact)], one_task)
+        require_planned_content(context, output.sha256 if config.source is None else self.content_identity(config))
         context.journal.log_metrics(
             0, {"tokenizer/vocab_size": output.vocab_size, "tokenizer/train_time_s": time.monotonic() - started}
         )

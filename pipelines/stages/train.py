@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
@@ -15,7 +16,11 @@ if TYPE_CHECKING:
     from pipelines.training.job import MetricSink, TrainFacts, TrainJob
 
 HISTORY = "history.json"
+_FAR_WORSE = 1.1  # times the validation loss before the first step
 VOCAB_MULTIPLE = 64  # rows of the embedding are padded to this: matrix products like round sizes
+
+
+logger = logging.getLogger(__name__)
 
 
 class TrainOutput(StageOutput):
@@ -64,10 +69,21 @@ class TrainStage:
             job = make_job(config, context, metrics)
             facts = run_training(job)
         log_missing(workers_journal(context.journal), facts.history)
+        _warn_if_worse(facts, config, context.name)
         context.artifact.write_json(HISTORY, facts.history)
         for path in (HISTORY, "model/config.json"):
             context.journal.log_artifact(path)
         return _output(facts, job.model, context.artifact.reference_to(tokens.artifact, "tokenizer"), tokens)
+
+
+def _warn_if_worse(facts: TrainFacts, config: TrainStageConfig, name: str) -> None:
+    before, after = facts.initial_valid_loss, facts.final_valid_loss
+    if before is not None and after is not None and after > _FAR_WORSE * before:
+        logger.warning(
+            "%s: training made the model worse: validation loss %.4g before the first step, %.4g after the last. Try a "
+            "lower lr (now %g) or more warmup_steps (now %d).",
+            name, before, after, config.lr, config.warmup_steps,
+        )  # fmt: skip
 
 
 def make_job(config: TrainStageConfig, context: StageContext, metrics: MetricSink) -> TrainJob:

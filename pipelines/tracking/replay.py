@@ -6,7 +6,6 @@ repeats the last delivery, which changes nothing (mlflow_sink.py).
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
@@ -192,8 +191,8 @@ class Replay:
 
     def _load_cursor(self) -> _Cursor:
         try:
-            return _Cursor.model_validate(json.loads((self._dir.parent / self._cursor_file).read_text()))
-        except (OSError, ValueError, ValidationError):
+            return _Cursor.model_validate(self._store.read_json(self._cursor_file))
+        except (OSError, UserError, InfrastructureError, ValidationError):
             return _Cursor()  # delivering again from the start changes nothing
 
     def _save_cursor(self) -> None:

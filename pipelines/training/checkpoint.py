@@ -13,19 +13,20 @@ Nothing here is ever unpickled.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from pydantic import Field, ValidationError
 from safetensors import safe_open
-from safetensors.torch import save_file
 
+from bmojo.checkpoint_io import save_tensors
+from data.errors import DamagedDataError
+from data.sealed import unseal
 from pipelines.stages.base import StrictConfig
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ FORMAT_VERSION = 1
 _STEP_DIR = re.compile(r"step-(\d{8,})")
 
 logger = logging.getLogger(__name__)
+
+Content = TypeVar("Content", bound=StrictConfig)
 
 
 class FileEntry(StrictConfig):
@@ -86,7 +89,7 @@ class Checkpoint:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.manifest = _read_manifest(directory)
-        self.state = TrainingState.model_validate_json((directory / STATE).read_bytes())
+        self.state = _read_sealed(directory / STATE, TrainingState)
         self._file_of = {key: name for name in self._tensor_files() for key in _safetensors_keys(directory / name)}
 
     def tensors(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
@@ -134,7 +137,7 @@ def write_rank_files(
     entries = {}
     contents = {f"tensors-{rank:05d}-of-{num_workers:05d}.safetensors": tensors, _rng_file(rank, num_workers): rng}
     for name, content in contents.items():
-        save_file(dict(content), folder / name)
+        save_tensors(content, folder / name)
         entries[name] = _entry_of(folder / name)
         artifact.publish(f"{step_dir(step)}/{name}")
     return entries
@@ -143,8 +146,7 @@ def write_rank_files(
 def complete(artifact: ArtifactDir, state: TrainingState, entries: Mapping[str, FileEntry]) -> None:
     """Write state and manifest: from here on the checkpoint exists."""
     relative = step_dir(state.step)
-    state_bytes = state.model_dump_json(indent=1).encode()
-    artifact.write_json(f"{relative}/{STATE}", json.loads(state_bytes))
+    artifact.write_json(f"{relative}/{STATE}", state.model_dump(mode="json"))
     files = dict(entries) | {STATE: _entry_of(artifact.fetch(f"{relative}/{STATE}"))}
     manifest = Manifest(format_version=FORMAT_VERSION, step=state.step, files=files)
     artifact.write_json(f"{relative}/{MANIFEST}", manifest.model_dump(mode="json"))
@@ -230,13 +232,19 @@ def _rng_file(rank: int, num_workers: int) -> str:
 
 def _read_manifest(directory: Path) -> Manifest:
     path = directory / MANIFEST
-    try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise BadCheckpointError(f"{path} is not a manifest ({error.error_count()} problems)") from error
+    manifest = _read_sealed(path, Manifest)
     if manifest.format_version != FORMAT_VERSION:
         raise BadCheckpointError(f"{path} is of format {manifest.format_version}, this program reads {FORMAT_VERSION}")
     return manifest
+
+
+def _read_sealed(path: Path, model: type[Content]) -> Content:
+    try:
+        return model.model_validate(unseal(path.read_bytes(), str(path)))
+    except DamagedDataError as error:
+        raise BadCheckpointError(str(error)) from error
+    except ValidationError as error:
+        raise BadCheckpointError(f"{path} is of another version ({error.error_count()} problems)") from error
 
 
 def _safetensors_keys(path: Path) -> list[str]:

@@ -49,6 +49,7 @@ def run_training(job: TrainJob) -> TrainFacts:
     """Train to the end, through lost workers and lost controllers of Ray Train.
 
     Raises:
+        DamagedError: there are checkpoints, and none is whole.
         UserError: the configuration, the data or the course of training is at fault; or no machines are that large.
         InfrastructureError: a disk or the storage failed, or the room for the workers is gone or taken.
         TrainingLostError: workers were lost more than config.max_failures times.
@@ -60,10 +61,10 @@ def run_training(job: TrainJob) -> TrainFacts:
     failures = 0
     while True:
         newest = checkpoints.newest_complete(job.artifact)
-        if newest is None and failures and checkpoints.any_complete(job.artifact):
+        if newest is None and checkpoints.any_complete(job.artifact):
             raise DamagedError(
-                f"Every checkpoint in {job.artifact.url}/{checkpoints.CHECKPOINTS} is damaged; see the warnings above. "
-                "Delete that folder to train from the start."
+                f"Every checkpoint in {job.artifact.url}/{checkpoints.CHECKPOINTS} is damaged; the warnings above name "
+                "the files. Restore one, or delete that folder to train from step 0."
             )
         try:
             return _attempt(replace(job, resume_step=newest.state.step if newest else None))

@@ -68,14 +68,19 @@ class TrainLoop:
             self._log(0, {"train/max_steps": self.job.num_steps})
             self.initial_valid_loss = self._validate()
         batches = iter(self.stream)
+        final_valid_loss: float | None = None
+        if self.step == self.job.num_steps:  # the last checkpoint is there, the model is not
+            final_valid_loss = self._validate()
         while self.step < self.job.num_steps:
             self._train_step(batches)
             last = self.step == self.job.num_steps
-            if not last and self._due(self.config.validate_every_steps):
-                self._validate()
-            if last or self._due(self.config.checkpoint_every_steps):
+            save = last or self._due(self.config.checkpoint_every_steps)
+            if save:
+                self._check_weights()
+            if last or self._due(self.config.validate_every_steps):  # first: what it refuses is never saved
+                final_valid_loss = self._validate()
+            if save:
                 self._save_checkpoint()
-        final_valid_loss = self._validate()
         self._save_model()
         if self.rank == 0:
             self.job.metrics.flush()
@@ -110,7 +115,9 @@ class TrainLoop:
         assert grad_norm is not None, "the last micro batch of a step must update the weights"
         self.meter.end_step(step_targets)
         if not math.isfinite(grad_norm):
-            raise self._diverged(step)
+            raise self._diverged(
+                f"loss or gradients are not finite at step {step} of {self.job.num_steps}, which was not applied"
+            )
         self.step = step
         self.num_tokens += step_targets
         self._after_step(loss_sum, step_targets, lr, grad_norm)
@@ -122,6 +129,8 @@ class TrainLoop:
             return
         dist.all_reduce(loss_sum)
         self.train_loss = float(loss_sum) / step_targets
+        if not math.isfinite(self.train_loss):
+            raise self._diverged(f"the loss is {self.train_loss} at step {self.step} of {self.job.num_steps}")
         if log:
             tokens_per_s, mfu = self.meter.take()
             self._log(
@@ -142,8 +151,17 @@ class TrainLoop:
         loss = validation_loss(
             self.trainer.token_losses, self.validation_batches, self.rank, self.num_workers, self.device
         )
-        self._log(self.step, {"valid/loss": loss})
+        if self.history.get("valid/loss", [(-1, 0.0)])[-1][0] < self.step:
+            self._log(self.step, {"valid/loss": loss})
+        if not math.isfinite(loss):
+            raise self._diverged(f"the validation loss is {loss} after step {self.step} of {self.job.num_steps}")
         return loss
+
+    def _check_weights(self) -> None:
+        """Refuse weights that are not finite. A collective; every rank sees the same."""
+        for name in self.trainer.shapes:
+            if not bool(torch.isfinite(self.trainer.whole_parameter(name)).all()):
+                raise self._diverged(f"{name} is not finite after step {self.step} of {self.job.num_steps}")
 
     def _log(self, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():
@@ -237,13 +255,12 @@ class TrainLoop:
             history=self.history,
         )
 
-    def _diverged(self, step: int) -> UserError:
+    def _diverged(self, what: str) -> UserError:
         if self.saved_step is None:
             last_good = "There is no checkpoint before it"
         else:
             last_good = f"The last good checkpoint is {self.job.artifact.url}/{checkpoints.step_dir(self.saved_step)}"
         return UserError(
-            f"Training diverged: loss or gradients are not finite at step {step} of {self.job.num_steps}, which was "
-            f"not applied. {last_good}. Try a lower lr (now {self.config.lr:g}), more warmup_steps (now "
+            f"Training diverged: {what}. {last_good}. Try a lower lr (now {self.config.lr:g}), more warmup_steps (now "
             f"{self.config.warmup_steps}), a smaller grad_clip (now {self.config.grad_clip:g}), or precision: fp32."
         )

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from bmojo.allocator import keep_freed_memory
-from pipelines.errors import UserError
+from pipelines.errors import DamagedError, UserError
 from pipelines.faults import explained_disk
 from pipelines.training.job import TrainJob
 
@@ -44,7 +44,7 @@ def _train(job: TrainJob) -> dict[str, Any] | None:
     device = prepare_process(job, rank)
 
     # After prepare_process: DeepSpeed chooses its accelerator when it is imported.
-    from data.errors import DataError
+    from data.errors import DamagedDataError, DataError
     from data.streaming import open_stream
     from pipelines.training import checkpoint as checkpoints
     from pipelines.training import zero
@@ -69,6 +69,8 @@ def _train(job: TrainJob) -> dict[str, Any] | None:
             facts = TrainLoop(job, trainer, stream, validation_batches, resumed).run()
         finally:
             stream.close()
+    except DamagedDataError as error:
+        raise DamagedError(str(error)) from error
     except DataError as error:
         raise UserError(str(error)) from error
     return facts.model_dump() if facts is not None else None
@@ -120,7 +122,7 @@ def prepare_process(job: TrainJob, rank: int) -> torch.device:
 def _build_model(job: TrainJob, resumed: Any) -> Any:
     """The model on the CPU with the weights that training starts or goes on from, the same on every rank."""
     from bmojo import BMojoLM
-    from bmojo.checkpoint_io import load_pretrained
+    from pipelines.models import load_model
 
     model = BMojoLM(job.model)
     if resumed is not None:
@@ -131,9 +133,10 @@ def _build_model(job: TrainJob, resumed: Any) -> Any:
         if parameters:
             raise RuntimeError(f"{resumed.directory}: holds no value of {', '.join(parameters)}.")
     elif job.initial_weights is not None:
-        source = job.initial_weights.fetch("model")
+        source = f"{job.initial_weights.url}/model"
+        initial = load_model(job.initial_weights, "model")
         try:
-            model.load_state_dict(load_pretrained(source).state_dict())
+            model.load_state_dict(initial.state_dict())
         except RuntimeError as error:
             raise UserError(
                 f"The weights in {source} do not fit train.model: {error}. Give this stage the model settings of the "

@@ -7,7 +7,7 @@ import torch
 from model_family import build, random_tokens, small_config
 from safetensors.torch import load_file
 
-from bmojo.checkpoint_io import load_pretrained, save_pretrained
+from bmojo.checkpoint_io import load_pretrained, save_pretrained, write_digests
 
 
 @pytest.mark.parametrize("tie_embeddings", [True, False])
@@ -31,5 +31,6 @@ def test_weights_of_another_config_are_refused(tmp_path):
     save_pretrained(build(small_config()), tmp_path / "a")
     save_pretrained(build(small_config(d_model=32)), tmp_path / "b")
     (tmp_path / "b" / "model.safetensors").replace(tmp_path / "a" / "model.safetensors")
+    write_digests(tmp_path / "a")
     with pytest.raises(ValueError, match=r"does not fit config.json"):
         load_pretrained(tmp_path / "a")

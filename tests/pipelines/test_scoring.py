@@ -111,5 +111,7 @@ def test_gzip_compresses_each_document_alone() -> None:
         gzip_bits_per_byte([])
 
 
-def test_perplexity_of_a_hopeless_model_does_not_overflow() -> None:
-    assert math.isfinite(Score(1e9, 1, 1).perplexity)
+def test_perplexity_of_a_hopeless_model_is_infinite() -> None:
+    assert Score(1e9, 1, 1).perplexity == math.inf
+    assert math.isnan(Score(math.nan, 1, 1).perplexity)
+    assert Score(-1e9, 1, 1).perplexity == 0.0

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from data.sealed import dumps, seal
 from pipelines.engine.artifact import ArtifactDir
 from pipelines.training import checkpoint as checkpoints
 from pipelines.training import rng
@@ -104,7 +105,7 @@ def test_nothing_usable_is_none(artifact: ArtifactDir) -> None:
 
 def test_a_format_of_the_future_is_refused(artifact: ArtifactDir) -> None:
     path = write(artifact, 100) / checkpoints.MANIFEST
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 99}))
+    path.write_text(dumps(seal(json.loads(path.read_text()) | {"format_version": 99})))
     with pytest.raises(checkpoints.BadCheckpointError, match="format 99"):
         checkpoints.verify(path.parent)
 
