@@ -22,6 +22,7 @@ from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
+from pipelines.engine.artifact import ArtifactDir
 from pipelines.engine.interrupts import kept_handlers
 from pipelines.errors import DamagedError, InfrastructureError, UserError
 from pipelines.ray_errors import explained_ray, is_lost_process
@@ -60,14 +61,9 @@ def run_training(job: TrainJob) -> TrainFacts:
         wait_for_room(job.config.resources, _nodes, can_grow=_has_autoscaler())
     failures = 0
     while True:
-        newest = checkpoints.newest_complete(job.artifact)
-        if newest is None and checkpoints.any_complete(job.artifact):
-            raise DamagedError(
-                f"Every checkpoint in {job.artifact.url}/{checkpoints.CHECKPOINTS} is damaged; the warnings above name "
-                "the files. Restore one, or delete that folder to train from step 0."
-            )
+        resume_step = resume_point(job.artifact)
         try:
-            return _attempt(replace(job, resume_step=newest.state.step if newest else None))
+            return _attempt(replace(job, resume_step=resume_step))
         except (UserError, InfrastructureError):
             raise
         except (TrainingFailedError, RayError) as error:
@@ -114,6 +110,19 @@ def _wait_for_lost_room(resources: Resources) -> None:
                 f"The cluster lost the room that training had, for placement_timeout_s="
                 f"{resources.placement_timeout_s:g} s. {error} The same command resumes from the newest checkpoint."
             ) from error
+
+
+def resume_point(artifact: ArtifactDir) -> int | None:
+    """Step of the newest whole checkpoint, None where none was ever completed. Raises DamagedError: none is whole."""
+    newest = checkpoints.newest_complete(artifact)
+    if newest is not None:
+        return newest.state.step
+    if checkpoints.any_complete(artifact):
+        raise DamagedError(
+            f"Every checkpoint in {artifact.url}/{checkpoints.CHECKPOINTS} is damaged; the warnings above name the "
+            "files. Restore one, or delete that folder to train from step 0."
+        )
+    return None
 
 
 def _attempt(job: TrainJob) -> TrainFacts:
