@@ -20,7 +20,7 @@ FORMAT = 2
 class StageRecord(BaseModel):
     """Facts about a finished stage: what it was, what it read, what it gave, and what made it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
     format: int = FORMAT
     kind: str

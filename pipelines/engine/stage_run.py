@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-from data.sealed import finite
 from pipelines.engine.failures import classify
 from pipelines.engine.fingerprint import flatten
 from pipelines.engine.plan import Action, PlannedStage
@@ -91,7 +90,7 @@ class StageRun:
             config=redact(planned.config.model_dump(mode="json")),
             parts=planned.fingerprint.parts,
             inputs={name: stage_input.fingerprint for name, stage_input in self._inputs.items()},
-            output=finite(output.model_dump(mode="json")),
+            output=output.model_dump(mode="json"),
             files=planned.artifact.describe_files(),
             created_at=utc_now(),
             duration_s=round(duration_s, 3),

@@ -55,10 +55,14 @@ class StageConfig(StrictConfig):
         return {}
 
 
-class StageOutput(StrictConfig):
-    """Small frozen facts a stage returns; the engine stores them in the artifact's record.json, written last."""
+class Facts(StrictConfig):
+    """What was found, other than what was asked for: any number can be, also NaN and the infinities."""
 
-    model_config = ConfigDict(allow_inf_nan=True)  # a measurement may be infinite; a setting may not
+    model_config = ConfigDict(allow_inf_nan=True, ser_json_inf_nan="strings")
+
+
+class StageOutput(Facts):
+    """Small frozen facts a stage returns; the engine stores them in the artifact's record.json, written last."""
 
     def summary(self) -> str | None:
         """What `bmojo status` says about it in one line; None where there is nothing to add."""

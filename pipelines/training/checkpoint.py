@@ -27,7 +27,7 @@ from safetensors import safe_open
 from bmojo.checkpoint_io import save_tensors
 from data.errors import DamagedDataError
 from data.sealed import unseal
-from pipelines.stages.base import StrictConfig
+from pipelines.stages.base import Facts, StrictConfig
 
 if TYPE_CHECKING:
     from pipelines.engine.artifact import ArtifactDir
@@ -58,7 +58,7 @@ class Manifest(StrictConfig):
     files: dict[str, FileEntry]
 
 
-class TrainingState(StrictConfig):
+class TrainingState(Facts):
     """All of a checkpoint that is not a tensor."""
 
     step: int = Field(description="Optimizer steps taken.")

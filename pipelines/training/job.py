@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bmojo import ModelConfig
-from pipelines.stages.base import StrictConfig
+from pipelines.stages.base import Facts
 from pipelines.training.config import TrainStageConfig
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class TrainJob:
     metrics: Any  # MetricSink, used on rank 0
 
 
-class TrainFacts(StrictConfig):
+class TrainFacts(Facts):
     """What the workers report when training is done. `history` maps a metric to its (step, value) points."""
 
     steps: int

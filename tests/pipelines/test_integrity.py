@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from trained_run import TEXT, tiny_model, tiny_tokenizer
 
 from bmojo.checkpoint_io import DamagedModelError, load_pretrained, save_pretrained
 from data.config import FilesSource, TokenizeFields
@@ -32,6 +31,7 @@ from pipelines.stages.tokenize import _finished_slices
 from pipelines.tracking.journal import Journal, read_events
 from pipelines.training import checkpoint as checkpoints
 from pipelines.training.checkpoint import TrainingState
+from tests.pipelines.trained_run import TEXT, tiny_model, tiny_tokenizer
 
 HISTORY = {"valid/loss": [[0, 6.25], [1, math.inf], [2, math.nan]]}
 
@@ -126,9 +126,11 @@ def fetched(artifact: str) -> Callable[[Path], Any]:
 Reader = Callable[[Path], Any]
 READERS: dict[str, tuple[str, list[Reader]]] = {
     "tokenizer": ("tokenizer-0/tokenizer/tokenizer.json", [
-        lambda root: tokenizer_facts(load_tokenizer_of(str(root / "tokenizer-0/tokenizer")))]),
+        lambda root: tokenizer_facts(
+            load_tokenizer_of(ArtifactDir.at(root / "train-0"), str(root / "tokenizer-0/tokenizer")))]),
     "tokenizer config": ("tokenizer-0/tokenizer/tokenizer_config.json", [
-        lambda root: tokenizer_facts(load_tokenizer_of(str(root / "tokenizer-0/tokenizer")))]),
+        lambda root: tokenizer_facts(
+            load_tokenizer_of(ArtifactDir.at(root / "train-0"), str(root / "tokenizer-0/tokenizer")))]),
     "shard": ("tokens-0/train/slice-00000/shard.00000.mds", [
         lambda root: [batch.tokens_bt.tolist() for batch in read_token_batches(root / "tokens-0", "train", 4)],
         lambda root: stream(root / "tokens-0")]),
@@ -156,6 +158,14 @@ READERS: dict[str, tuple[str, list[Reader]]] = {
 ERRORS = (DamagedError, DataError, DamagedModelError)
 
 
+def attempt(reader: Reader, root: Path) -> tuple[str | None, str | None]:
+    """The answer, or the message of an error of ours."""
+    try:
+        return repr(reader(root)), None
+    except ERRORS as error:
+        return None, str(error)
+
+
 @pytest.mark.parametrize("kind", READERS)
 def test_a_flipped_bit_is_an_error_that_names_the_file_or_changes_nothing(kind: str, root: Path) -> None:
     relpath, readers = READERS[kind]
@@ -171,11 +181,9 @@ def test_a_flipped_bit_is_an_error_that_names_the_file_or_changes_nothing(kind: 
             damaged[random_.randrange(len(whole))] ^= 1 << random_.randrange(8)
             path.write_bytes(damaged)
             for reader, expected in zip(readers, right, strict=True):
-                try:
-                    assert repr(reader(root)) == expected
-                except ERRORS as error:
-                    assert path.name in str(error)
-                    refused += 1
+                found, message = attempt(reader, root)
+                assert found == expected or (message is not None and path.name in message)
+                refused += message is not None
         path.write_bytes(whole[: len(whole) // 2])
         if kind != "journal":  # its end may always be missing: a torn line is cut off
             for reader in readers:
