@@ -28,7 +28,7 @@ from pipelines.engine.storage import Storage
 from pipelines.errors import DamagedError
 from pipelines.models import load_model, load_tokenizer_of
 from pipelines.stages.tokenize import _finished_slices
-from pipelines.tracking.journal import Journal, read_events
+from pipelines.tracking.journal import DAMAGED, Journal, read_events
 from pipelines.training import checkpoint as checkpoints
 from pipelines.training.checkpoint import TrainingState
 from tests.pipelines.trained_run import TEXT, tiny_model, tiny_tokenizer
@@ -123,6 +123,15 @@ def fetched(artifact: str) -> Callable[[Path], Any]:
     )
 
 
+def journal_events(root: Path) -> Any:
+    """A damaged line is reported in its place, so that those after it are delivered."""
+    events = [event for event, _ in read_events(root / "train.000001.jsonl")]
+    for event in events:
+        if event["event"] == DAMAGED:
+            raise DamagedError(event["problem"])
+    return events
+
+
 Reader = Callable[[Path], Any]
 READERS: dict[str, tuple[str, list[Reader]]] = {
     "tokenizer": ("tokenizer-0/tokenizer/tokenizer.json", [
@@ -153,7 +162,7 @@ READERS: dict[str, tuple[str, list[Reader]]] = {
     "history": ("train-0/history.json", [lambda root: ArtifactDir.at(root / "train-0").read_json("history.json")]),
     "run": ("runs/tiny-00000000/run-000001.json", [lambda root: Run(Storage(root), "tiny-00000000").info()]),
     "state": ("runs/tiny-00000000/state-000001.json", [lambda root: Run(Storage(root), "tiny-00000000").state()]),
-    "journal": ("train.000001.jsonl", [lambda root: list(read_events(root / "train.000001.jsonl"))]),
+    "journal": ("train.000001.jsonl", [journal_events]),
 }  # fmt: skip
 ERRORS = (DamagedError, DataError, DamagedModelError)
 
