@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -305,10 +306,8 @@ def test_a_driver_with_a_wrong_clock_is_shown_as_what_it_is(store: Path, offset_
         while not stop.wait(0.2):
             now = time.time() + offset_s
             owner = {"host": "far-away", "boot_id": "x", "pid": 1, "started_at": 1.0, "ray_job": None}
-            storage.write_json_atomic(
-                relpath,
-                {"owner": owner, "acquired_at": 1.0, "renewed_at": now, "expires_at": now + 60, "renew_s": 0.5},
-            )
+            info = {"owner": owner, "acquired_at": 1.0, "renewed_at": now, "expires_at": now + 60, "renew_s": 0.5}
+            storage.write_bytes_atomic(relpath, json.dumps(info).encode())
 
     run_here(storage, upto=400)
     run.write_state(run.state().model_copy(update={"status": Status.RUNNING, "finished_at": None}), number=9)
