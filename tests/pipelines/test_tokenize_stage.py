@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -101,8 +103,8 @@ def test_stages_write_shards_and_a_crashed_run_redoes_only_unfinished_slices(tmp
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
     assert torn.read_bytes() == whole
     steps = [step for step, _ in metrics(tmp_path, "tokenize/slices_done")]
-    assert steps == sorted(set(steps)), "no point is told twice"
-    assert steps[-1] == output.num_slices
+    assert len(steps) == len(set(steps)), "no point is told twice"
+    assert max(steps) == output.num_slices
 
 
 def test_what_is_left_out_is_counted_tracked_and_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -118,7 +120,7 @@ def test_what_is_left_out_is_counted_tracked_and_warned_about(tmp_path: Path, ca
     assert output.num_train_documents + output.num_valid_documents == len(TEXTS)
     assert metrics(tmp_path, "tokenize/left_out_empty") == [(0, 2.0)]
     assert metrics(tmp_path, "tokenize/duplicate_files") == [(0, 1.0)]
-    assert f"3 of {len(TEXTS) + 3} documents were left out: 2 empty, 1 invalid_utf8." in caplog.text
+    assert f"3 of {len(TEXTS) + 3} documents were left out: 2 empty, 1 not valid UTF-8." in caplog.text
     assert "1 names in the source lead to files that were already read" in caplog.text
 
 
@@ -153,3 +155,53 @@ def test_a_task_larger_than_every_machine_is_a_user_error() -> None:
     resources = Resources(cpus_per_worker=1000, placement_timeout_s=0.1)
     with pytest.raises(UserError, match="one task asks for 1000 CPU, and no machine"):
         list(tasks.run_tasks(str, [("never run",)], resources))
+
+
+def planned(folder: Path, content: str, inputs: dict[str, StageInput]) -> StageContext:
+    return replace(context_at(folder, "tokens", inputs), content=content)
+
+
+def test_text_that_changed_since_the_plan_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    source = write_corpus(tmp_path, TEXTS)
+    tokenizer = run_tokenizer(tmp_path, source)
+    config = tokenize_config(source)
+    context = planned(tmp_path, TokenizeStage().content_identity(config), {"tokenizer": tokenizer})
+    write_corpus(tmp_path, [text.replace("o", "u") for text in TEXTS])
+    with context.journal, pytest.raises(UserError, match=r"stages\.tokens: the files it reads have changed"):
+        TokenizeStage().run(config, context)
+    assert not list((tmp_path / "tokens").rglob("*.mds"))
+    training = TokenizerStageConfig(kind="tokenizer", source=source, vocab_size=400)  # type: ignore[arg-type]
+    context = replace(context_at(tmp_path, "again"), content=context.content)
+    with context.journal, pytest.raises(UserError, match=r"stages\.again: the files it reads have changed"):
+        TokenizerStage().run(training, context)
+
+
+def test_slices_of_text_that_changed_and_changed_back_are_not_reused(tmp_path: Path) -> None:
+    """As a driver leaves it that dies while the text is another one for a moment."""
+    source = write_corpus(tmp_path, TEXTS)
+    tokenizer = run_tokenizer(tmp_path, source)
+    config = tokenize_config(source)
+    right = run_tokenize(tmp_path, tokenizer, config)
+    shards = {path: path.read_bytes() for path in (tmp_path / "tokens").rglob("*.mds")}
+    for path in shards:
+        path.write_bytes(b"of another text")
+    write_corpus(tmp_path, ["another"])
+    write_corpus(tmp_path, TEXTS)
+    assert run_tokenize(tmp_path, tokenizer, config) == right
+    assert {path: path.read_bytes() for path in shards} == shards
+
+
+def test_text_that_is_touched_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_corpus(tmp_path, TEXTS)
+    tokenizer = run_tokenizer(tmp_path, source)
+    run_all = TokenizeStage._tokenize
+
+    def touched(*arguments: Any) -> Any:
+        records = run_all(*arguments)
+        write_corpus(tmp_path, TEXTS)
+        return records
+
+    monkeypatch.setattr(TokenizeStage, "_tokenize", touched)
+    with pytest.raises(UserError, match="changed or touched while they were read"):
+        run_tokenize(tmp_path, tokenizer, tokenize_config(source))
+    assert not list((tmp_path / "tokens").glob("*/index.json"))
