@@ -28,6 +28,15 @@ class StrictConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+_InvalidUtf8Field = Annotated[
+    InvalidUtf8,
+    Field(
+        description="What to do with a document that is not valid UTF-8: stop with an error, put U+FFFD in place of "
+        "the bad bytes, or leave the document out."
+    ),
+]
+
+
 class FilesSource(StrictConfig):
     """Text files; the suffix says the format."""
 
@@ -41,11 +50,7 @@ class FilesSource(StrictConfig):
     text_field: str = Field(
         "text", min_length=1, description="Field (.jsonl) or column (.parquet) that holds the text."
     )
-    invalid_utf8: InvalidUtf8 = Field(
-        "error",
-        description="What to do with a document that is not valid UTF-8: stop with an error, put U+FFFD in place of "
-        "the bad bytes, or leave the document out.",
-    )
+    invalid_utf8: _InvalidUtf8Field = "error"
     max_txt_document_bytes: int = Field(
         16 * MIB,
         ge=1024,
@@ -68,6 +73,7 @@ class HuggingFaceSource(StrictConfig):
     split: str = Field("train", min_length=1, description="Split to read; slices such as `train[:1%]` work.")
     revision: str | None = Field(None, description="Commit, tag or branch. A commit makes the run repeatable for ever.")
     text_field: str = Field("text", min_length=1, description="Column that holds the text.")
+    invalid_utf8: _InvalidUtf8Field = "error"
 
 
 class PythonStdlibSource(StrictConfig):

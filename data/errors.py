@@ -12,3 +12,7 @@ class DataError(ValueError):
 
 class DamagedDataError(DataError):
     """A file's content is not what was written, as its digest says."""
+
+
+class SourceUnavailableError(Exception):
+    """What serves the text cannot be reached or is busy: nothing is wrong with the data, and trying later may do."""

@@ -29,10 +29,12 @@ __all__ = [
 
 def with_absolute_paths(source: Source) -> Source:
     """The same source for a process that may have another working directory."""
+    from data.sources import huggingface
+
     match source:
         case FilesSource():
             return source.model_copy(update={"paths": tuple(_absolute(path) for path in source.paths)})
-        case HuggingFaceSource() if Path(source.dataset).is_dir():
+        case HuggingFaceSource() if huggingface.local_folder(source):
             return source.model_copy(update={"dataset": _absolute(source.dataset)})
     return source
 

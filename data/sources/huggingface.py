@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data.config import HuggingFaceSource
-from data.errors import DataError
+from data.config import FORMAT_OF_SUFFIX, HuggingFaceSource
+from data.errors import DataError, SourceUnavailableError
 from data.sources.digests import digest_of, file_sha256
-from data.sources.document import Document, Part, text_of
+from data.sources.document import Document, LeftOut, Part, text_of
 from data.sources.parquet import is_text_type
 
 _COMMIT_LENGTH = 40
 _ROWS_SAMPLED = 1000
+_MAY_PASS = {408, 425, 429}  # HTTP; and all from 500 on
+
+logger = logging.getLogger(__name__)
 
 
 def content_identity(source: HuggingFaceSource) -> str:
     """Digest of the data set's commit on the Hub (of its files, for a local folder), configuration and split."""
-    where = Path(source.dataset)
-    if where.is_dir():
+    if where := local_folder(source):
         entries = [entry for path in paths(source) for entry in (path.relative_to(where).as_posix(), file_sha256(path))]
     else:
         entries = [source.dataset, _commit(source)]
@@ -28,13 +31,27 @@ def content_identity(source: HuggingFaceSource) -> str:
 
 def paths(source: HuggingFaceSource) -> list[Path]:
     """The files of a local folder; none of the Hub, whose commits do not change."""
-    where = Path(source.dataset)
-    return sorted(path for path in where.rglob("*") if path.is_file()) if where.is_dir() else []
+    where = local_folder(source)
+    return sorted(path for path in where.rglob("*") if path.is_file()) if where else []
+
+
+def local_folder(source: HuggingFaceSource) -> Path | None:
+    """The folder that the source names, if it does not name a data set of the Hub."""
+    try:
+        folder = Path(source.dataset).expanduser()
+        return folder if folder.is_dir() else None
+    except (OSError, RuntimeError):  # too long for a path; a user who is not
+        return None
 
 
 def plan_parts(source: HuggingFaceSource, slice_bytes: int) -> Iterator[Part]:
     """Runs of rows of about `slice_bytes`, by the mean length of evenly spread rows."""
     rows = _load(source)
+    if unread := _unread_files(source):
+        logger.warning(
+            "source.dataset=%s: the library reads one format of a folder, and leaves out %s. Keep one format in it, or "
+            "use source.kind=files.", source.dataset, ", ".join(map(str, unread[:5])) + ", ..." * (len(unread) > 5),
+        )  # fmt: skip
     if not len(rows):
         raise DataError(f"source: {source.dataset}, split {source.split}: empty corpus: no rows. Name another split.")
     sampled = rows[range(0, len(rows), max(len(rows) // _ROWS_SAMPLED, 1))][source.text_field]
@@ -45,7 +62,7 @@ def plan_parts(source: HuggingFaceSource, slice_bytes: int) -> Iterator[Part]:
         yield Part(source.dataset, start, end, int((end - start) * mean_bytes), len(rows))
 
 
-def read_part(source: HuggingFaceSource, part: Part) -> Iterator[Document]:
+def read_part(source: HuggingFaceSource, part: Part) -> Iterator[Document | LeftOut]:
     """The documents of a run of rows; ids are dataset:row."""
     rows = _load(source)
     if len(rows) != part.file_bytes:
@@ -55,21 +72,23 @@ def read_part(source: HuggingFaceSource, part: Part) -> Iterator[Document]:
         )
     for row in range(part.start, part.end):
         where = f"{source.dataset}, split {source.split}, row {row}"
-        text = text_of(rows[row][source.text_field], "error", f"{where}, column {source.text_field!r}")
-        assert text is not None  # the policy is `error`
-        yield Document(f"{source.dataset}:{row}", text)
+        text = text_of(rows[row][source.text_field], source.invalid_utf8, f"{where}, column {source.text_field!r}")
+        name = f"{source.dataset}:{row}"
+        yield LeftOut(name, "invalid_utf8") if text is None else Document(name, text)
+
+
+def _where(source: HuggingFaceSource) -> str:
+    return str(local_folder(source) or source.dataset)
 
 
 def _load(source: HuggingFaceSource) -> Any:
     """The rows. The library keeps what it fetched, so loading again is quick."""
     datasets = _library("datasets")
     try:
-        rows = datasets.load_dataset(source.dataset, source.name, split=source.split, revision=source.revision)
+        rows = datasets.load_dataset(_where(source), source.name, split=source.split, revision=source.revision)
     except Exception as error:  # the library raises many types, for a wrong name as for a dead network
-        raise DataError(
-            f"source.dataset={source.dataset}, name={source.name}, split={source.split}, revision={source.revision}: "
-            f"could not be loaded: {type(error).__name__}: {error}. Check the names on the Hub and the network."
-        ) from error
+        names = f"name={source.name}, split={source.split}, revision={source.revision}"
+        raise _explained(source, f"{names}: could not be loaded", error) from error
     if source.text_field not in rows.column_names:
         raise DataError(
             f"source.dataset={source.dataset}: no column {source.text_field!r}; its columns are "
@@ -92,10 +111,52 @@ def _commit(source: HuggingFaceSource) -> str:
     try:
         return str(hub.HfApi().dataset_info(source.dataset, revision=source.revision).sha)
     except Exception as error:
-        raise DataError(
-            f"source.dataset={source.dataset}: the Hub did not tell its commit: {type(error).__name__}: {error}. "
-            "Check the name and the network, or set source.revision to a full commit, which needs no question."
-        ) from error
+        raise _explained(source, "the Hub did not tell its commit", error) from error
+
+
+def _explained(source: HuggingFaceSource, what: str, error: Exception) -> Exception:
+    """The error of ours for one of the library's, which often hide the cause in their chain."""
+    chain: list[BaseException] = []
+    found: BaseException | None = error
+    while found is not None and found not in chain:
+        chain.append(found)
+        found = found.__cause__ or found.__context__
+    shown = chain[1] if "error occurred while generating" in str(error) and len(chain) > 1 else error
+    problem = f"source.dataset={source.dataset}: {what}: {type(shown).__name__}: {str(shown).rstrip('.')}."
+    if _is_away(chain):
+        return SourceUnavailableError(f"{problem} The Hub cannot be reached now, or is busy: run again later.")
+    if local_folder(source):
+        return DataError(f"{problem} Check the files in the folder, and the names.")
+    if source.dataset.startswith((".", "/", "~")):
+        return DataError(f"source.dataset={source.dataset}: there is no such folder (from {Path.cwd()}).")
+    return DataError(
+        f"{problem} Check the names on the Hub, and your rights there. A full commit as source.revision needs no "
+        "question about it."
+    )
+
+
+def _is_away(chain: list[BaseException]) -> bool:
+    """Whether the network or the Hub failed, and not the question: by HTTP status, else by the kind of error."""
+    kinds = {kind.__name__ for error in chain for kind in type(error).__mro__}
+    if any("OfflineModeIsEnabled" in text for text in (*kinds, *map(str, chain))):  # the user said so
+        return False
+    for error in chain:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status is not None:
+            return status >= 500 or status in _MAY_PASS
+    return bool(kinds & {"ConnectionError", "Timeout", "TimeoutError", "TransportError"})
+
+
+def _unread_files(source: HuggingFaceSource) -> list[Path]:
+    """Files of text in a local folder that the library passes over."""
+    folder = local_folder(source)
+    if folder is None:
+        return []
+    builder = _library("datasets").load_dataset_builder(str(folder), source.name)
+    read = {Path(file).resolve() for files in (builder.config.data_files or {}).values() for file in files}
+    suffixes = tuple(FORMAT_OF_SUFFIX)
+    of_text = [path for path in paths(source) if path.name.lower().endswith(suffixes)]
+    return [path for path in of_text if path.resolve() not in read]
 
 
 def _library(name: str) -> Any:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
-from data.errors import DamagedDataError, DataError
-from pipelines.errors import DamagedError, UserError
+from data.errors import DamagedDataError, DataError, SourceUnavailableError
+from pipelines.errors import DamagedError, InfrastructureError, UserError
 from pipelines.faults import explained_disk
 from pipelines.ray_errors import explained_ray
 from pipelines.stages.base import Resources, StageContext
@@ -31,6 +31,8 @@ def user_errors() -> Iterator[None]:
         raise DamagedError(str(error)) from error
     except DataError as error:
         raise UserError(str(error)) from error
+    except SourceUnavailableError as error:
+        raise InfrastructureError(str(error)) from error
 
 
 def require_planned_content(context: StageContext, found: str) -> None:

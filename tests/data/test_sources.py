@@ -11,7 +11,9 @@ import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pyarrow as pa
@@ -23,7 +25,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from data.config import FilesSource, HuggingFaceSource, PythonStdlibSource, Source
-from data.errors import DataError
+from data.errors import DataError, SourceUnavailableError
 from data.sources import Part, content_identity, duplicate_files, plan_slices, read_slice, with_absolute_paths
 
 TEXTS = ["plain", "zwei\nlines\r\n", "\u00e9\U0001f600\u2028", "<|endoftext|>", "x" * 5000, "\ufeffmark"]
@@ -187,6 +189,99 @@ def test_a_hugging_face_data_set_is_read_by_rows(tmp_path: Path, monkeypatch: py
     assert len(content_identity(source)) == 64
     with pytest.raises(DataError, match="no column 'body'; its columns are 'id', 'text'"):
         plan_slices(HuggingFaceSource(kind="huggingface", dataset=str(folder), text_field="body"), 1024)
+
+
+class TestHuggingFace:
+    """Folders in a data set's layout, and a Hub that fails."""
+
+    @pytest.fixture(autouse=True)
+    def _own_cache_and_sessions(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        pytest.importorskip("datasets")
+        from huggingface_hub.utils import reset_sessions
+
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+        reset_sessions()  # they know from their start whether they may use the network
+        yield
+        reset_sessions()
+
+    @staticmethod
+    def folder(tmp_path: Path, column: pa.Array, **fields: Any) -> HuggingFaceSource:
+        (tmp_path / "corpus").mkdir()
+        pq.write_table(pa.table({"text": column}), tmp_path / "corpus" / "train.parquet")
+        return HuggingFaceSource(kind="huggingface", dataset=str(tmp_path / "corpus"), **fields)
+
+    @pytest.mark.parametrize(
+        ("policy", "texts", "count"),
+        [("replace", ["one", "tw\ufffd"], {}), ("skip_document", ["one"], {"invalid_utf8": 1})],
+    )
+    def test_the_policy_for_invalid_utf8_is_the_one_of_files(
+        self, tmp_path: Path, policy: str, texts: list[str], count: dict[str, int]
+    ) -> None:
+        source = self.folder(tmp_path, pa.array([b"one", b"tw\xff"]), invalid_utf8=policy)
+        left_out: Counter[str] = Counter()
+        assert [d.text for slice_ in plan_slices(source, 99) for d in read_slice(slice_, left_out)] == texts
+        assert left_out == count
+        with pytest.raises(DataError, match="row 1, column 'text': invalid UTF-8 at byte 2"):
+            texts_of(source.model_copy(update={"invalid_utf8": "error"}))
+
+    def test_files_that_the_library_passes_over_are_named(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        source = self.folder(tmp_path, pa.array(["one"]))
+        assert texts_of(source) == ["one"]
+        assert "leaves out" not in caplog.text
+        write(tmp_path / "corpus" / "more.jsonl", ["two"])
+        assert texts_of(source) == ["one"]
+        assert f"leaves out {tmp_path / 'corpus' / 'more.jsonl'}. Keep one format" in caplog.text
+
+    def test_what_the_library_hides_is_told(self, tmp_path: Path) -> None:
+        (tmp_path / "corpus").mkdir()
+        (tmp_path / "corpus" / "train.jsonl").write_bytes(b'{"text": "a\\ud800"}\n')
+        with pytest.raises(DataError, match=r"surrogate pair in string is invalid.*Check the files in the folder"):
+            texts_of(HuggingFaceSource(kind="huggingface", dataset=str(tmp_path / "corpus")))
+
+    @pytest.mark.parametrize("name", ["./gone", "~/gone", "~no-such-user/gone"])
+    def test_a_folder_that_is_not_there(self, name: str) -> None:
+        with pytest.raises(DataError, match=rf"dataset={name}: there is no such folder"):
+            content_identity(HuggingFaceSource(kind="huggingface", dataset=name))
+
+    def test_a_name_longer_than_any_path(self) -> None:
+        source = HuggingFaceSource(kind="huggingface", dataset="x" * 300)
+        assert with_absolute_paths(source) == source
+        with pytest.raises(DataError, match="maximum length is 96"):
+            content_identity(source)
+
+    @pytest.mark.parametrize(
+        ("status", "error"),
+        [(503, SourceUnavailableError), (429, SourceUnavailableError), (404, DataError), (401, DataError)],
+    )
+    def test_a_hub_that_fails_and_a_question_it_refuses_are_told_apart(
+        self, monkeypatch: pytest.MonkeyPatch, status: int, error: type[Exception]
+    ) -> None:
+        class Answer(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send_response(status)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        source = HuggingFaceSource(kind="huggingface", dataset="owner/name")
+        with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+            Thread(target=server.serve_forever, daemon=True).start()
+            monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+            monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+            with pytest.raises(error, match=rf"dataset=owner/name: the Hub did not tell its commit: .*{status}"):
+                content_identity(source)
+            server.shutdown()
+        with pytest.raises(SourceUnavailableError, match="The Hub cannot be reached now"):  # nobody listens any more
+            content_identity(source)
+
+    def test_a_hub_that_was_switched_off_by_the_user(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        with pytest.raises(DataError, match="offline mode is enabled"):
+            content_identity(HuggingFaceSource(kind="huggingface", dataset="owner/name"))
 
 
 class TestBadInput:
