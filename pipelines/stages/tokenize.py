@@ -70,7 +70,7 @@ class TokenizeOutput(StageOutput):
         )
         text += "; left out: " + (reasons_in_words(self.left_out) or "none")
         if self.num_duplicate_files:
-            text += f"; {self.num_duplicate_files:,} more names of files already read"
+            text += f"; names that lead to files already read: {self.num_duplicate_files:,}"
         return text
 
 
