@@ -22,6 +22,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from data.config import TokenizerFields
 from data.errors import DataError
 from data.lossless import byte_of_char, check_name_is_no_text, check_parts, check_probes, pre_tokenizers_of
+from data.paths import expanded
 
 TOKENIZER_FILE = "tokenizer.json"
 _CONFIG_FILE = "tokenizer_config.json"  # what transformers reads beside it; names the end-of-document token
@@ -153,7 +154,7 @@ def load_tokenizer(path: str | Path, end_of_document: str | None = None) -> Toke
         end_of_document: the special token between documents; None takes what `Tokenizer.save` noted.
     Raises: DataError: nothing there, damaged, or not a byte-level BPE.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     file = path / TOKENIZER_FILE if path.is_dir() else path
     if not file.is_file():
         raise DataError(f"{file}: there is no such file. Expected a tokenizer.json of Hugging Face tokenizers.")

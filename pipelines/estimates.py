@@ -9,8 +9,8 @@ import platform
 import re
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
+from data.sources.digests import cache_root
 from pipelines.stages.tokenize import TokenizeStageConfig
 from pipelines.stages.tokenizer import TokenizerStageConfig
 from pipelines.training.config import TrainStageConfig
@@ -84,7 +84,7 @@ def core_peak() -> float:
     """
     import torch
 
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "bmojo")
+    folder = cache_root()
     machine = re.sub(r"[^\w.-]+", "-", f"{platform.node()}-{platform.machine()}-torch-{torch.__version__}")
     file = folder / f"core-peak-{machine}.json"
     known = 0.0

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 from data.config import FilesSource, HuggingFaceSource, PythonStdlibSource, Source
+from data.paths import expanded
 from data.records import Reason
 from data.sources.digests import stamp_of
 from data.sources.document import Document, LeftOut, Part, Slice
@@ -101,7 +101,7 @@ def read_slice(slice_: Slice, left_out: Counter[Reason] | None = None) -> Iterat
 
 
 def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().absolute())
+    return str(expanded(path).absolute())
 
 
 def _reader_of(source: Source):  # type: ignore[no-untyped-def]  # a module with the three functions called above

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -56,10 +57,17 @@ def _mark(path: Path) -> list[int]:
 
 
 def cache_root() -> Path:
-    """Where things are remembered on this machine: $BMOJO_CACHE_DIR, else bmojo under the user's cache directory."""
+    """Where things are remembered on this machine: $BMOJO_CACHE_DIR, else bmojo under the user's cache directory.
+
+    A user without home, as in many containers, has a temporary one.
+    """
     configured = os.environ.get("BMOJO_CACHE_DIR")
-    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(configured) if configured else user_cache / "bmojo"
+    if configured:
+        return Path(configured)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bmojo"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"bmojo-{os.getuid()}"
 
 
 def _read_sha256(path: Path) -> str:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from data.config import FORMAT_OF_SUFFIX, FileFormat, FilesSource
 from data.errors import DataError
+from data.paths import expanded
 from data.sources import jsonl, parquet
 from data.sources.digests import digest_of, file_sha256
 from data.sources.document import Document, LeftOut, Part, check_beginning, decode_utf8, reading, without_bom
@@ -144,9 +145,7 @@ def _matches(pattern: str) -> list[Path]:
             "copy it there, or use source.kind=huggingface."
         )
     try:
-        return _regular_files(pattern, Path(pattern).expanduser())
-    except RuntimeError:
-        raise DataError(f"source.paths: {pattern}: there is no such user. Write the folder's path out.") from None
+        return _regular_files(pattern, expanded(pattern, "source.paths"))
     except OSError as error:
         if error.errno not in (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM):
             raise
@@ -156,14 +155,14 @@ def _matches(pattern: str) -> list[Path]:
         ) from error
 
 
-def _regular_files(pattern: str, expanded: Path) -> list[Path]:
-    if expanded.is_dir():
+def _regular_files(pattern: str, named: Path) -> list[Path]:
+    if named.is_dir():
         raise DataError(
             f"source.paths: {pattern} is a folder. Name files in it, for example {pattern.rstrip('/')}/*.jsonl; "
             f"formats: {', '.join(FORMAT_OF_SUFFIX)}."
         )
-    is_glob = glob.has_magic(pattern) and not expanded.exists()
-    found = [Path(name) for name in sorted(glob.glob(str(expanded), recursive=True))] if is_glob else [expanded]
+    is_glob = glob.has_magic(pattern) and not named.exists()
+    found = [Path(name) for name in sorted(glob.glob(str(named), recursive=True))] if is_glob else [named]
     if is_glob:
         found = [path for path in found if not path.is_dir() and not _is_endless(path)]
     if not found:

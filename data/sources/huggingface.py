@@ -9,6 +9,7 @@ from typing import Any
 
 from data.config import FORMAT_OF_SUFFIX, HuggingFaceSource
 from data.errors import DataError, SourceUnavailableError
+from data.paths import expanded
 from data.sources.digests import digest_of, file_sha256
 from data.sources.document import Document, LeftOut, Part, text_of
 from data.sources.parquet import is_text_type
@@ -38,9 +39,9 @@ def paths(source: HuggingFaceSource) -> list[Path]:
 def local_folder(source: HuggingFaceSource) -> Path | None:
     """The folder that the source names, if it does not name a data set of the Hub."""
     try:
-        folder = Path(source.dataset).expanduser()
+        folder = expanded(source.dataset)
         return folder if folder.is_dir() else None
-    except (OSError, RuntimeError):  # too long for a path; a user who is not
+    except (OSError, DataError):  # too long for a path; a user who is not
         return None
 
 

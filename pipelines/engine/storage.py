@@ -18,7 +18,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from data.errors import DamagedDataError
+from data.errors import DamagedDataError, DataError
+from data.paths import expanded
 from data.sealed import dumps, seal, unseal
 from pipelines.errors import DamagedError, InfrastructureError, UserError
 from pipelines.faults import CREDENTIAL_TYPES, Fault, Judgement, judge
@@ -67,7 +68,10 @@ class Storage:
         scheme, separator, rest = text.partition("://")
         self.is_local = not separator or scheme in ("file", "local")
         if self.is_local:
-            path = Path(rest if separator else text).expanduser()
+            try:
+                path = expanded(rest if separator else text, "storage")
+            except DataError as error:
+                raise UserError(str(error)) from None
             self.url = os.path.abspath(path)
         else:
             self.url = text.rstrip("/")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
@@ -54,6 +53,7 @@ class TokenizerStage:
 
     def run(self, config: TokenizerStageConfig, context: StageContext) -> TokenizerOutput:
         """Make the tokenizer and put it into the artifact. Raises UserError: the text or the tokenizer is unfit."""
+        from data.paths import expanded
         from data.sources import with_absolute_paths
         from pipelines.stages.tasks import require_planned_content, run_tasks
 
@@ -63,7 +63,7 @@ class TokenizerStage:
             require_planned_content(context, digest)
             context.journal.log_dataset(context.name, digest, describe_source(config.source), context="tokenizer")
         else:
-            config = config.model_copy(update={"load": str(Path(str(config.load)).expanduser().absolute())})
+            config = config.model_copy(update={"load": str(expanded(str(config.load)).absolute())})
         started = time.monotonic()
         one_task = config.resources.model_copy(update={"num_workers": 1})
         (output,) = run_tasks(_make_tokenizer, [(config, context.artifact)], one_task)

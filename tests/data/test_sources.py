@@ -27,6 +27,7 @@ from pydantic import TypeAdapter
 from data.config import FilesSource, HuggingFaceSource, PythonStdlibSource, Source
 from data.errors import DataError, SourceUnavailableError
 from data.sources import Part, content_identity, duplicate_files, plan_slices, read_slice, with_absolute_paths
+from data.sources.digests import cache_root
 
 TEXTS = ["plain", "zwei\nlines\r\n", "\u00e9\U0001f600\u2028", "<|endoftext|>", "x" * 5000, "\ufeffmark"]
 
@@ -155,6 +156,13 @@ def test_the_digest_of_a_big_file_is_remembered_until_it_changes(
         assert digests.file_sha256(path) == first
     path.write_text("other")
     assert digests.file_sha256(path) != first
+
+
+def test_a_user_without_home_has_a_cache_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "XDG_CACHE_HOME", "BMOJO_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # what it returns for a user id that is in no list
+    assert cache_root() == Path(tempfile.gettempdir(), f"bmojo-{os.getuid()}")
 
 
 def test_relative_paths_can_be_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -342,7 +350,7 @@ class TestBadInput:
         [
             ("x" * 300 + ".jsonl", r"xxx\.\.\.: File name too long"),
             ("x" * 300 + "*.jsonl", r"xxx\.\.\.: File name too long"),
-            ("~no-such-user/x.jsonl", "~no-such-user/x.jsonl: there is no such user"),
+            ("~no-such-user/x.jsonl", "~no-such-user/x.jsonl: no such user"),
             ("s3://bucket/x.jsonl", "s3://bucket/x.jsonl is an address"),
             ("https://example.com/*.jsonl", r"https://example.com/\*.jsonl is an address"),
         ],

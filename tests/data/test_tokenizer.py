@@ -112,6 +112,11 @@ def test_a_sample_takes_the_same_share_from_everywhere() -> None:
     assert len(texts) > 100
 
 
+def test_a_tokenizer_in_the_home_of_nobody() -> None:
+    with pytest.raises(DataError, match="~no-such-user/tok: no such user"):
+        load_tokenizer("~no-such-user/tok")
+
+
 def test_no_text_to_train_on_is_an_error() -> None:
     with pytest.raises(DataError, match="empty corpus"):
         train_tokenizer(["", ""], FIELDS)

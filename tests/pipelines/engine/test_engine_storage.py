@@ -169,3 +169,8 @@ def test_engine_imports_leave_heavy_libraries_alone() -> None:
     heavy = "{'ray', 'mlflow', 'torch', 'deepspeed', 'numpy', 's3fs'}"
     code = f"import pipelines.engine.runner, sys; print(sorted({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_a_home_of_nobody_is_the_users_error() -> None:
+    with pytest.raises(UserError, match="storage: ~no-such-user/runs: no such user"):
+        Storage("~no-such-user/runs")
