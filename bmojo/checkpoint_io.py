@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import stat
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from bmojo.config import ModelConfig
@@ -25,11 +27,20 @@ class DamagedModelError(ValueError):
 
 
 def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Write a safetensors file, readable by whom the umask allows (the library's is for its owner alone)."""
+    """Write a safetensors file, readable by whom the umask allows (the library's is for its owner alone).
+
+    Raises: OSError: the disk does not take it.
+    """
     path.unlink(missing_ok=True)
     path.touch()
     mode = stat.S_IMODE(path.stat().st_mode)
-    save_file(dict(tensors), path, metadata={"format": "pt"})
+    try:
+        save_file(dict(tensors), path, metadata={"format": "pt"})
+    except SafetensorError as error:  # it has the number of the system's error in its text only, and not the file
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
     path.chmod(mode)
     with open(path, "rb") as file:
         os.fsync(file.fileno())

@@ -28,6 +28,7 @@ from pipelines.errors import InfrastructureError, UserError
 
 DEFAULT_TTL_S = 60.0
 DEFAULT_RENEW_S = 5.0
+_PATIENCE = 0.5  # of ttl_s: how long the storage is tried where the owner needs the answer, so that it comes in time
 _MAX_SKEW_S = 24 * 3600.0  # a clock that is further off would have broken TLS and logs long before
 
 log = logging.getLogger(__name__)
@@ -114,7 +115,9 @@ class Lease:
         clock: Clock = CLOCK,
     ) -> None:
         """`began_at` is the monotonic time at which the lease began to be written."""
-        self._storage, self._relpath, self._info, self._clock = storage, relpath, info, clock
+        self._patient = storage.with_retry_s(_PATIENCE * info.ttl_s)
+        self._storage = storage.with_retry_s(0)  # of renewals: the next one is due soon
+        self._relpath, self._info, self._clock = relpath, info, clock
         self.number = number  # higher than that of every owner before
         self._ttl_s, self._renew_s = info.ttl_s, info.renew_s
         self._renewed_at = began_at
@@ -154,11 +157,10 @@ class Lease:
                 _require_over(storage, relpath, what, number, holder, remedy, on_watch, clock)
             began_at, now = clock.monotonic(), clock.wall()
             info = LeaseInfo(owner=owner, acquired_at=now, renewed_at=now, expires_at=now + ttl_s, renew_s=renew_s)
-            if storage.create_exclusive(_file(relpath, number + 1), _encode(info)):
+            lease = cls(storage, relpath, number + 1, info, began_at, clock)
+            if lease._patient.create_exclusive(_file(relpath, number + 1), _encode(info)):
                 break
-        # A renewal does not wait for a storage that is away: the next one is due soon.
-        lease = cls(storage.with_retry_s(0), relpath, number + 1, info, began_at, clock)
-        if not lease._is_in_force():  # a store without conditional puts let two through: the last writer stays
+        if not lease._is_in_force(lease._patient):  # without conditional puts two get through: the last writer stays
             raise LeaseHeldError(what, _current(storage, relpath)[1] or info, remedy)
         for old in _numbers(storage, relpath):
             if old <= number:
@@ -179,14 +181,14 @@ class Lease:
             return
         reason = self._lost_by or self._late()
         raise LeaseLostError(
-            f"This process lost its hold of {self._storage.url_of(self._relpath)}: {reason}. It stops here and writes "
+            f"This process lost its hold of {self._patient.url_of(self._relpath)}: {reason}. It stops here and writes "
             "nothing more; whoever took over goes on, else the same command resumes."
         )
 
     def require_in_force(self) -> None:
         """As require(), after a look into the storage: call it right before something that cannot be undone."""
         self.require()
-        if not self._is_in_force():
+        if not self._is_in_force(self._patient):
             self._lose(self._taken_over())
         self.require()
 
@@ -205,11 +207,12 @@ class Lease:
             return
         began_at = self._clock.monotonic()
         try:
-            if not self._is_in_force():
+            if not self._is_in_force(self._storage):
                 self._lose(self._taken_over())
                 return
             now = self._clock.wall()
-            self._write(self._info.model_copy(update={"renewed_at": now, "expires_at": now + self._ttl_s}))
+            renewed = {"renewed_at": now, "expires_at": now + self._ttl_s}
+            self._write(self._storage, self._info.model_copy(update=renewed))
             self._renewed_at = began_at
         except Exception as error:
             log.warning("Could not renew %s: %s", self._relpath, error)
@@ -220,8 +223,8 @@ class Lease:
             log.warning("Could not release %s: its last renewal hangs. It expires by itself.", self._relpath)
         elif self._lost_by != self._taken_over():
             try:
-                if self._is_in_force():
-                    self._write(self._info.model_copy(update={"released": True}))
+                if self._is_in_force(self._patient):
+                    self._write(self._patient, self._info.model_copy(update={"released": True}))
             except Exception as error:
                 log.warning("Could not release %s: %s. It expires by itself.", self._relpath, error)
 
@@ -266,13 +269,13 @@ class Lease:
     def _taken_over(self) -> str:
         return "it was taken over by another process"
 
-    def _is_in_force(self) -> bool:
-        number, info = _current(self._storage, self._relpath)
+    def _is_in_force(self, storage: Storage) -> bool:
+        number, info = _current(storage, self._relpath)
         mine = (self._info.owner, self._info.acquired_at)
         return number == self.number and info is not None and (info.owner, info.acquired_at) == mine
 
-    def _write(self, info: LeaseInfo) -> None:
-        self._storage.write_bytes_atomic(_file(self._relpath, self.number), _encode(info))
+    def _write(self, storage: Storage, info: LeaseInfo) -> None:
+        storage.write_bytes_atomic(_file(self._relpath, self.number), _encode(info))
         self._info = info
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import errno
 import logging
+import math
 import os
 import random
 import shutil
@@ -55,7 +56,7 @@ class Storage:
     Instances are small and picklable: the connection is made on first use in each process.
 
     Calls that fail by a fault that may pass (503, a lost connection, a disk's hiccup) are tried again with growing,
-    random pauses for up to `retry_s`. Whatever fails in the end is a UserError (rights, names, credentials) or an
+    random pauses for RETRY_S. Whatever fails in the end is a UserError (rights, names, credentials) or an
     InfrastructureError (out of reach, out of room); a file that is not there is a FileNotFoundError.
     """
 
@@ -76,10 +77,10 @@ class Storage:
         else:
             self.url = text.rstrip("/")
             _require_driver(scheme, text)
-        self.retry_s: float | None = None  # None: RETRY_S, or FIRST_RETRY_S before the store's first answer
+        self.retry_s = math.inf  # no limit but RETRY_S, or FIRST_RETRY_S before the store's first answer
 
     def with_retry_s(self, retry_s: float) -> Storage:
-        """The same storage, for a caller that has other patience, such as a lease that must be renewed in time."""
+        """The same storage for a caller with no more patience than this, such as a lease that must act in time."""
         other = copy.copy(self)
         other.retry_s = retry_s
         return other
@@ -327,12 +328,10 @@ class Storage:
                 return result
 
     def _patience_s(self) -> float:
-        if self.retry_s is not None:
-            return self.retry_s
         configured = os.environ.get("BMOJO_STORAGE_RETRY_S")
         if configured:
-            return float(configured)
-        return RETRY_S if self.is_local or self.url in _answered else FIRST_RETRY_S
+            return min(self.retry_s, float(configured))
+        return min(self.retry_s, RETRY_S if self.is_local or self.url in _answered else FIRST_RETRY_S)
 
     def _is_missing(self, action: str, error: Exception) -> bool:
         """Whether the file is not there, in a storage that is."""

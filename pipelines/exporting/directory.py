@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.errors import UserError
+from pipelines.faults import explained_disk
 
 if TYPE_CHECKING:
     from bmojo import BMojoLM
@@ -37,11 +38,11 @@ def _check_target(directory: Path) -> None:
 def export_model(model: BMojoLM, tokenizer: Tokenizer, directory: Path, to: ExportFormat) -> int:
     """Write a model and its tokenizer to `directory`, which appears only when all is written. Returns its bytes.
 
-    Raises: UserError: the directory holds something, or cannot be written.
+    Raises: UserError: the directory holds something, or cannot be written. InfrastructureError: its disk is full.
     """
     check_target(directory)
     directory = directory.absolute()
-    try:
+    with explained_disk(directory):
         directory.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as scratch:
             written = Path(scratch) / "model"
@@ -50,10 +51,6 @@ def export_model(model: BMojoLM, tokenizer: Tokenizer, directory: Path, to: Expo
             if directory.is_dir():
                 directory.rmdir()
             os.replace(written, directory)
-    except OSError as error:
-        raise UserError(
-            f"{error.filename or directory}: {error.strerror}. Choose a directory that can be written, with room."
-        ) from error
     return num_bytes
 
 

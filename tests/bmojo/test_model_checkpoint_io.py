@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import subprocess
+import sys
+
 import pytest
 import torch
 from model_family import build, random_tokens, small_config
@@ -34,3 +38,16 @@ def test_weights_of_another_config_are_refused(tmp_path):
     write_digests(tmp_path / "a")
     with pytest.raises(ValueError, match=r"does not fit config.json"):
         load_pretrained(tmp_path / "a")
+
+
+def test_a_disk_that_does_not_take_the_weights_is_said_with_number_and_file(tmp_path):
+    """A limit on the size of files stands for the disk: the library reports both as text of its own error class."""
+    code = (
+        "import resource, sys; from pathlib import Path; import torch; from bmojo.checkpoint_io import save_tensors\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))\n"
+        "try: save_tensors({'x': torch.zeros(100_000)}, Path(sys.argv[1]))\n"
+        "except OSError as error: print(error.errno, error.filename)\n"
+    )
+    file = tmp_path / "x.safetensors"
+    ended = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True)
+    assert ended.stdout == f"{errno.EFBIG} {file}\n", ended.stderr

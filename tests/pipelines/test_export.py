@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +20,7 @@ from pipelines.cli import models
 from pipelines.cli.export import export
 from pipelines.engine.artifact import ArtifactDir
 from pipelines.engine.storage import Storage
-from pipelines.errors import UserError
+from pipelines.errors import InfrastructureError, UserError
 from pipelines.exporting.config import ExportStageConfig
 from pipelines.exporting.directory import export_model
 from pipelines.stages import export as export_stage
@@ -74,12 +76,16 @@ def test_an_empty_directory_may_be_named(tmp_path):
     assert (tmp_path / "out" / "config.json").is_file()
 
 
-def test_a_failed_export_leaves_nothing(tmp_path, monkeypatch):
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device", "model.safetensors")
+@pytest.mark.parametrize(
+    ("number", "error"),
+    [(errno.ENOSPC, InfrastructureError), (errno.EIO, InfrastructureError), (errno.EROFS, UserError)],
+)
+def test_a_failed_export_leaves_nothing(tmp_path, monkeypatch, number, error):
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number), "model.safetensors")
 
-    monkeypatch.setattr("bmojo.hf.exporting.save_file", full)
-    with pytest.raises(UserError, match="No space left"):
+    monkeypatch.setattr("bmojo.hf.exporting.save_tensors", fail)
+    with pytest.raises(error, match=f"model.safetensors: {os.strerror(number)}"):
         export_model(tiny_model("swa"), tiny_tokenizer(), tmp_path / "out", "hf")
     assert not list(tmp_path.iterdir())
 

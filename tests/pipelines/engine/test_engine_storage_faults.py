@@ -25,6 +25,7 @@ from botocore.exceptions import (
 from s3fs.errors import ERROR_CODE_TO_EXCEPTION, translate_boto_error
 
 from pipelines.engine import storage as storage_module
+from pipelines.engine.lease import Lease, lease_holder
 from pipelines.engine.storage import Storage
 from pipelines.errors import InfrastructureError, UserError
 from pipelines.faults import FULL_NUMBERS, TRANSIENT_NUMBERS, USER_NUMBERS, Fault, judge
@@ -178,6 +179,43 @@ def test_an_interrupt_ends_the_trying(s3_storage: Storage, proxy: FaultyProxy) -
     with pytest.raises(KeyboardInterrupt):
         s3_storage.read_bytes("x")
     assert time.monotonic() - started < storage_module.RETRY_S / 2
+
+
+# ---- a lease on a store with faults
+
+
+def test_a_renewal_asks_once_because_the_next_is_due_soon(s3_storage: Storage, proxy: FaultyProxy) -> None:
+    lease = Lease.acquire(s3_storage, "lease", "run x", start=False)
+    proxy.requests.clear()
+    proxy.fault = lambda method, path: "503 SlowDown"
+    lease.renew()
+    assert len(proxy.requests) == 1
+    proxy.fault = lambda method, path: None
+    lease.require_in_force()
+
+
+def test_what_the_owner_must_know_or_tell_outlives_a_spell(s3_storage: Storage, proxy: FaultyProxy) -> None:
+    proxy.first(3, "503 SlowDown", "PUT")
+    lease = Lease.acquire(s3_storage, "lease", "run x", start=False)
+    proxy.first(3, "503 SlowDown")
+    lease.require_in_force()
+    proxy.first(3, "503 SlowDown", "PUT")
+    lease.release()
+    assert lease_holder(s3_storage, "lease") is None
+
+
+def test_a_check_of_the_lease_gives_up_before_the_lease_expires(
+    s3_storage: Storage, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease = Lease.acquire(s3_storage, "lease", "run x", ttl_s=12.0, start=False)
+    monkeypatch.setattr(storage_module, "_PAUSE_S", (0.1, 1.0))
+    proxy.fault = lambda method, path: "503 SlowDown"
+    started = time.monotonic()
+    with pytest.raises(InfrastructureError, match=r"Cannot list s3://.*lease"):
+        lease.require_in_force()
+    assert 2.0 < time.monotonic() - started < 12.0
+    proxy.fault = lambda method, path: None
+    lease.release()
 
 
 # ---- what each error means
