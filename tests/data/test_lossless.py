@@ -245,6 +245,26 @@ def test_a_document_that_the_tokenizer_gives_up_on_is_an_error_that_names_it(spe
         tokenizer.encode_batch(["good", "z" * 60 + "a"])
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    pattern=st.sampled_from(
+        ["", "a*", "$", "^", "\\b", "(?=\\s)", "(?<=e)", "\\p{L}*", "\\s+(?!\\S)", "|one", "\\Ko", "."]
+    ),
+    behavior=st.sampled_from(["Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"]),
+    invert=st.booleans(),
+    after=st.booleans(),
+    texts=st.lists(st.text(st.sampled_from("one a\n\t \u0120\u00e9\u0301\u4e2d1!\0"), max_size=30), max_size=20),
+)
+def test_no_split_loses_text_whatever_its_pattern(
+    spec: Spec, pattern: str, behavior: str, invert: bool, after: bool, texts: list[str]
+) -> None:
+    """Also patterns that match between characters or nothing at all, before the text becomes bytes and after."""
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": behavior, "invert": invert}
+    tokenizer = changed(spec, pre(*([BYTES, split] if after else [split, BYTES])))
+    for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
+        assert tokenizer.decode(ids) == text.encode()
+
+
 def theirs(tokenizer: Tokenizer, text: str) -> str:
     """The same by the `tokenizers` library, for those who use the stored file."""
     model = tokenizers.Tokenizer.from_str(tokenizer._model.to_str())

@@ -116,7 +116,9 @@ def test_what_is_left_out_is_counted_tracked_and_warned_about(tmp_path: Path, ca
     source["paths"] = [str(tmp_path / "corpus.jsonl"), str(tmp_path / "again.jsonl")]
     output = run_tokenize(tmp_path, run_tokenizer(tmp_path, source), tokenize_config(source))
     assert output.left_out == {"empty": 2, "invalid_utf8": 1}
-    assert (output.summary() or "").endswith("left out: 2 empty, 1 not valid UTF-8; names that lead to files already read: 1")
+    assert (output.summary() or "").endswith(
+        "left out: 2 empty, 1 not valid UTF-8; names that lead to files already read: 1"
+    )
     assert output.num_duplicate_files == 1
     assert output.num_train_documents + output.num_valid_documents == len(TEXTS)
     assert metrics(tmp_path, "tokenize/left_out_empty") == [(0, 2.0)]
