@@ -36,7 +36,7 @@ Layers: `{pattern}`; {num_params:,} parameters; vocabulary {vocab_size:,}.
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained(DIRECTORY)
+tokenizer = AutoTokenizer.from_pretrained(DIRECTORY, trust_remote_code=True)  # or transformers 5 asks
 model = AutoModelForCausalLM.from_pretrained(DIRECTORY, trust_remote_code=True)
 inputs = tokenizer("Once upon a time", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=100)[0]))
