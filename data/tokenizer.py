@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -23,6 +24,7 @@ from data.config import TokenizerFields
 from data.errors import DataError
 from data.lossless import byte_of_char, check_name_is_no_text, check_parts, check_probes, pre_tokenizers_of
 from data.paths import expanded
+from data.sources.document import reading
 
 TOKENIZER_FILE = "tokenizer.json"
 _CONFIG_FILE = "tokenizer_config.json"  # what transformers reads beside it; names the end-of-document token
@@ -155,17 +157,22 @@ def load_tokenizer(path: str | Path, end_of_document: str | None = None) -> Toke
     Raises: DataError: nothing there, damaged, or not a byte-level BPE.
     """
     path = expanded(path)
-    file = path / TOKENIZER_FILE if path.is_dir() else path
-    if not file.is_file():
-        raise DataError(f"{file}: there is no such file. Expected a tokenizer.json of Hugging Face tokenizers.")
+    file = path / TOKENIZER_FILE if os.path.isdir(path) else path  # other than Path's, false also if it is forbidden
+    if not os.path.isfile(file):
+        raise DataError(
+            f"{file}: there is no such file, or not for you. Expected a tokenizer.json of Hugging Face tokenizers."
+        )
     try:
-        text = file.read_text(encoding="utf-8")
+        with reading(file):
+            text = file.read_text(encoding="utf-8")
         check_parts(json.loads(text), str(file))  # first: the library panics at some of what is refused
         model = tokenizers.Tokenizer.from_str(text)
         if end_of_document is None:
-            end_of_document = str(json.loads((file.parent / _CONFIG_FILE).read_text(encoding="utf-8"))["eos_token"])
+            config_file = file.parent / _CONFIG_FILE
+            with reading(config_file):
+                end_of_document = str(json.loads(config_file.read_text(encoding="utf-8"))["eos_token"])
         return Tokenizer(model, end_of_document, str(file))
-    except DataError:
+    except (DataError, OSError):
         raise
     except BaseException as error:  # `tokenizers` raises bare Exceptions
         if not isinstance(error, Exception) and not _is_panic(error):

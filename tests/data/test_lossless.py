@@ -245,6 +245,18 @@ def test_a_document_that_the_tokenizer_gives_up_on_is_an_error_that_names_it(spe
         tokenizer.encode_batch(["good", "z" * 60 + "a"])
 
 
+@pytest.mark.parametrize("path", ["a" * 300, "a" * 300 + "/tokenizer.json", "gone", "gone/tokenizer.json"])
+def test_a_path_that_leads_nowhere(tmp_path: Path, path: str) -> None:
+    with pytest.raises(DataError, match="there is no such file, or not for you"):
+        load_tokenizer(tmp_path / path)
+
+
+def test_a_stored_tokenizer_without_its_config_names_it(spec: Spec, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    with pytest.raises(DataError, match=r"tokenizer_config.json: cannot be read: No such file"):
+        load_tokenizer(tmp_path)
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     pattern=st.sampled_from(
