@@ -21,7 +21,7 @@ from data.config import FilesSource, TokenizeFields, TokenizerFields
 from pipelines.engine.artifact import ArtifactDir
 from pipelines.errors import UserError
 from pipelines.stages.base import StageContext, StageInput
-from pipelines.stages.train import TrainOutput, TrainStage, make_job
+from pipelines.stages.train import TrainOutput, TrainStage, _warn_if_worse, make_job
 from pipelines.tracking.journal import Journal
 from pipelines.training import checkpoint as checkpoints
 from pipelines.training.config import TrainStageConfig
@@ -244,3 +244,33 @@ def test_more_workers_than_the_cluster_holds_is_an_error_at_once(
     config = two_workers.model_copy(update={"resources": resources})
     with pytest.raises(UserError, match=r"4 training workers ask for 3 CPU each.*room for 1"):
         run_training(make_job(config, context_of(tmp_path / "train-0", tokens), FileSink(tmp_path / "m")))
+
+
+def test_a_last_step_that_ruins_the_weights_ends_as_diverged_and_keeps_the_checkpoint_before(
+    ray_cluster: None, train_config: MakeConfig, tokens: StageInput, straight: Straight, tmp_path: Path
+) -> None:
+    config = train_config(
+        max_steps=7, warmup_steps=0, lr=1e39, min_lr_ratio=1.0, resources={"num_workers": 2}, checkpoint_every_steps=6,
+        validation_batches=2,
+    )  # fmt: skip
+    target = tmp_path / "train-0" / checkpoints.step_dir(6)
+    shutil.copytree(straight.folder / checkpoints.step_dir(6), target)
+    with pytest.raises(UserError, match=r"Training diverged: .* step 7 of 7.*last good checkpoint.*Try a lower lr"):
+        TrainStage().run(config, context_of(tmp_path / "train-0", tokens))
+    artifact = ArtifactDir.at(tmp_path / "train-0")
+    assert artifact.listdir(checkpoints.CHECKPOINTS) == ["step-00000006"]
+    assert not artifact.exists("model")
+
+
+def test_a_model_that_training_made_far_worse_is_warned_about(
+    straight: Straight, two_workers: TrainStageConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    facts = TrainFacts(
+        steps=1, num_tokens=1, final_train_loss=6.0, initial_valid_loss=6.09, final_valid_loss=115232.97, num_params=1,
+        train_time_s=1.0, tokens_per_s=1.0, mfu=0.1, history={},
+    )  # fmt: skip
+    _warn_if_worse(facts, two_workers, "train")
+    assert "train: training made the model worse: validation loss 6.09 before the first step, 1.152e+05" in caplog.text
+    caplog.clear()
+    _warn_if_worse(facts.model_copy(update={"final_valid_loss": 5.0}), two_workers, "train")
+    assert not caplog.records
