@@ -37,16 +37,17 @@ USER_NUMBERS = _numbers(
     "EACCES EPERM EROFS ENOTDIR EISDIR EEXIST ENOTEMPTY ENAMETOOLONG ELOOP EFBIG EILSEQ EXDEV EMLINK ENOSYS ENOTSUP "
     "EOPNOTSUPP EKEYEXPIRED EKEYREVOKED EKEYREJECTED ENOKEY"
 )
-TRANSIENT_NUMBERS = _numbers(
+_NETWORK_NUMBERS = _numbers(
+    "EPIPE ECONNRESET ECONNREFUSED ECONNABORTED ENOTCONN ESHUTDOWN ETIMEDOUT ENETDOWN ENETUNREACH ENETRESET EHOSTDOWN "
+    "EHOSTUNREACH ENONET ENOLINK ECOMM EREMCHG"
+)
+TRANSIENT_NUMBERS = _NETWORK_NUMBERS | _numbers(
     # the disk, or the server that a network file system stands on
     "EIO EBUSY ESTALE EAGAIN EWOULDBLOCK EINTR ERESTART ENOLCK EDEADLK EDEADLOCK ETXTBSY EREMOTEIO EUCLEAN ENODEV "
     "ENXIO ENOMEDIUM EMEDIUMTYPE ECANCELED EALREADY EINPROGRESS EOWNERDEAD ENOTRECOVERABLE EBADMSG EPROTO "
     "ENODATA ETIME "
     # the machine
-    "ENOMEM ENFILE EMFILE ENOBUFS ENOSR EUSERS ETOOMANYREFS EADDRINUSE EADDRNOTAVAIL "
-    # the network
-    "EPIPE ECONNRESET ECONNREFUSED ECONNABORTED ENOTCONN ESHUTDOWN ETIMEDOUT ENETDOWN ENETUNREACH ENETRESET EHOSTDOWN "
-    "EHOSTUNREACH ENONET ENOLINK ECOMM EREMCHG"
+    "ENOMEM ENFILE EMFILE ENOBUFS ENOSR EUSERS ETOOMANYREFS EADDRINUSE EADDRNOTAVAIL"
 )
 _FULL_CODES = {  # of S3 and the stores that speak it, Google, Azure
     "InsufficientCapacity",
@@ -236,10 +237,15 @@ def explained_disk(path: Path | str | None = None) -> Iterator[None]:
 
 
 def explain_disk(error: OSError, path: Path | str | None = None) -> UserError | InfrastructureError | None:
-    """The error of ours that says what a disk's error means; None for a bug."""
+    """The error of ours that says what a disk's error means; None for a bug.
+
+    Args: path: what was written or read, for errors that do not name it; those of the network are not of any file.
+    """
     fault = of_number(error)
     if isinstance(error, FileExistsError) or fault is Fault.BUG:
         return None
+    if isinstance(error, ConnectionError | TimeoutError) or error.errno in _NETWORK_NUMBERS:
+        path = None
     file, what = error.filename or path, error.strerror or str(error) or "no message"
     where = file if file else type(error).__name__
     if fault is Fault.USER:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from pipelines.engine.plan import Action, PlannedStage
 from pipelines.engine.provenance import git_commit, library_versions
 from pipelines.engine.records import FinishedStage, StageRecord, write_record
 from pipelines.engine.runs import Status, utc_now
+from pipelines.errors import InfrastructureError, UserError
 from pipelines.faults import explained_disk
 from pipelines.stages.base import Stage, StageContext, StageInput, StageOutput
 from pipelines.tracking.journal import Journal
@@ -21,6 +23,8 @@ from pipelines.tracking.redact import redact
 from pipelines.tracking.remote import WORKERS_SUFFIX
 from pipelines.tracking.run_tracking import JournalWatch, RunTracking
 from pipelines.tracking.system_metrics import SystemMetrics
+
+log = logging.getLogger(__name__)
 
 
 class StageRun:
@@ -53,7 +57,10 @@ class StageRun:
                 write_record(self._planned.artifact, record)
             except BaseException as error:
                 failure = classify(error)
-                journal.write("end", status=failure.status, tags={"bmojo.error": failure.text})
+                try:
+                    journal.write("end", status=failure.status, tags={"bmojo.error": failure.text})
+                except (InfrastructureError, UserError) as second:  # a full disk, which may be the failure
+                    log.warning("%s does not say how the stage ended: %s", journal.path, second)
                 raise
             note_end(journal, record)
         return output
@@ -72,7 +79,7 @@ class StageRun:
             stack.enter_context(JournalWatch(paths, on_metrics))
             if self._tracking.options.system_metrics:
                 stack.enter_context(SystemMetrics(journal, Path(self._planned.artifact.local)))
-            stack.enter_context(explained_disk())
+            stack.enter_context(explained_disk(self._planned.artifact.local))
             output = self._stage.run(self._planned.config, context)
         if not isinstance(output, self._stage.output_type):
             raise TypeError(

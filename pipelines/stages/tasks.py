@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 from data.errors import DamagedDataError, DataError, SourceUnavailableError
@@ -22,10 +23,13 @@ _CANCEL_S = 5.0
 
 
 @contextmanager
-def user_errors() -> Iterator[None]:
-    """Bad data, and a disk that cannot be written or read, become errors of ours."""
+def user_errors(path: Path | None = None) -> Iterator[None]:
+    """Bad data, and a disk that cannot be written or read, become errors of ours.
+
+    Args: path: what is being written, for errors that do not name their file.
+    """
     try:
-        with explained_disk():
+        with explained_disk(path):
             yield
     except DamagedDataError as error:
         raise DamagedError(str(error)) from error

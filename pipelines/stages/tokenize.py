@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError
 from data.config import TokenizeFields
 from data.records import NOTHING, SPLITS, Reason, ShardsSummary, SliceRecord, reasons_in_words
 from pipelines.errors import DamagedError, UserError
+from pipelines.faults import explained_disk
 from pipelines.stages.base import StageConfig, StageContext, StageInput, StageOutput
 from pipelines.stages.tokenizer import TOKENIZER_FOLDER, describe_source
 
@@ -103,7 +104,7 @@ class TokenizeStage:
         digest = self.content_identity(config)
         require_planned_content(context, digest)
         context.journal.log_dataset(context.name, digest, describe_source(config.source), context="tokenize")
-        with user_errors():
+        with user_errors(artifact.local):
             slices = plan_slices(config.source, config.slice_bytes)
             duplicates = duplicate_files(config.source)
             records = self._tokenize(slices, config, tokenizer, source_stamp, context)
@@ -177,7 +178,8 @@ def _tokenize_slice(
     """Runs as a Ray task. Raises DataError. The record is written last: with it the slice is done."""
     from data.packing import slice_folder, write_slice
 
-    record = write_slice(slice_, _load_tokenizer(tokenizer, tokenizer_sha256), config, artifact.local)
+    with explained_disk(artifact.local):
+        record = write_slice(slice_, _load_tokenizer(tokenizer, tokenizer_sha256), config, artifact.local)
     record = record.model_copy(update={"source_stamp": source_stamp})
     for split in SPLITS:
         if record.shards[split]:

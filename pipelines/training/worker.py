@@ -29,9 +29,10 @@ def train_worker(loop_config: dict[str, Any]) -> dict[str, Any] | None:
         UserError: what the user must fix; it is not tried again.
         InfrastructureError: a disk or the storage failed; neither is that, at once.
     """
+    job: TrainJob = loop_config["job"]
     try:
-        with explained_disk():
-            return _train(loop_config["job"])
+        with explained_disk(job.artifact.local):
+            return _train(job)
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"A GPU ran out of memory: {str(error).splitlines()[0]} Lower train.micro_batch_size, or use more GPUs or "

@@ -17,8 +17,8 @@ from pipelines.engine.plan import Action
 from pipelines.engine.runner import run_pipeline
 from pipelines.engine.runs import Run, Status, delete_run, find_run, list_runs
 from pipelines.engine.storage import Storage
-from pipelines.errors import ConfigError, UserError
-from pipelines.tracking.journal import journals_of, read_events
+from pipelines.errors import ConfigError, InfrastructureError, UserError
+from pipelines.tracking.journal import Journal, journals_of, read_events
 
 SCRIPT = str(Path(__file__).with_name("counting_pipeline.py"))
 
@@ -287,3 +287,20 @@ def test_a_run_on_an_object_store_continues_on_another_machine(
     lines = stored.decode().splitlines()
     assert [line for line in lines if '"metrics"' in line] == [line for line in lines if '"step"' in line]
     assert sum('"metrics"' in line for line in lines) == 5
+
+
+def test_a_journal_that_cannot_be_written_does_not_hide_why_the_stage_failed(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Journal.write
+
+    def full(self: Journal, event: str, **fields: Any) -> None:
+        if event == "end":
+            raise InfrastructureError("no space")
+        write(self, event, **fields)
+
+    monkeypatch.setattr(Journal, "write", full)
+    result = run_here(storage, fail="user")
+    assert result.status is Status.FAILED
+    assert result.failure is not None
+    assert result.failure.text == "the text is empty; give another file"

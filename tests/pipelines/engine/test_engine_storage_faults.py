@@ -28,7 +28,8 @@ from pipelines.engine import storage as storage_module
 from pipelines.engine.lease import Lease, lease_holder
 from pipelines.engine.storage import Storage
 from pipelines.errors import InfrastructureError, UserError
-from pipelines.faults import FULL_NUMBERS, TRANSIENT_NUMBERS, USER_NUMBERS, Fault, judge
+from pipelines.faults import FULL_NUMBERS, TRANSIENT_NUMBERS, USER_NUMBERS, Fault, explained_disk, judge
+from pipelines.stages.tasks import user_errors
 from tests.pipelines.faulty_proxy import FaultyProxy
 
 
@@ -379,3 +380,31 @@ def test_a_file_as_storage_is_refused_by_every_call(tmp_path: Path, place: str) 
         with pytest.raises(UserError, match=r"is a file, or is below one"):
             call()
     assert (tmp_path / "file").read_text() == ""
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (errno.ENOSPC, "/shards: No space left on device. Make room"),
+        (errno.EIO, "/shards: Input/output error. Check that disk"),
+        (errno.ECONNRESET, "ConnectionResetError: Connection reset by peer"),
+        (errno.EHOSTUNREACH, "OSError: No route to host"),
+        (errno.ETIMEDOUT, "TimeoutError: Connection timed out"),
+    ],
+)
+def test_a_write_that_names_no_file_is_of_what_was_being_written_unless_it_is_the_network(
+    number: int, text: str
+) -> None:
+    with pytest.raises(InfrastructureError) as caught, explained_disk(Path("/shards")):
+        raise OSError(number, os.strerror(number))
+    assert str(caught.value).startswith(text)
+
+
+def test_a_stage_that_writes_to_a_full_disk_says_which(small_disk: Path) -> None:
+    (small_disk / "filler").write_bytes(b"1" * 900_000)
+    with (
+        pytest.raises(InfrastructureError, match=f"{small_disk}: No space left on device. Make room"),
+        user_errors(small_disk),
+        open(small_disk / "shard", "wb") as file,
+    ):  # write() and close() name no file in their errors
+        file.write(b"2" * 600_000)
