@@ -160,20 +160,27 @@ def _join(address: str) -> None:
         with explained_ray(f"cluster.address={address}"):
             ray.init(address=address, runtime_env=runtime_env, logging_level=logging.ERROR, log_to_driver=False)
     except (UserError, InfrastructureError) as error:
-        if address == "auto" and isinstance(error.__cause__, ConnectionError):
+        if not isinstance(error.__cause__, ConnectionError):
+            raise
+        if address == "auto":
             raise UserError(
                 f"cluster.address=auto: no Ray cluster runs on this machine ({_brief(error.__cause__)}). Start one "
                 "(`ray start --head`), give its address, or set cluster.address=local."
             ) from error
-        raise
+        raise _not_taken_in(address, error.__cause__) from error
     except ValueError as error:
         raise UserError(f"cluster.address={address}: {_brief(error)}. {_ADDRESS_HELP}") from error
     except Exception as error:
-        raise InfrastructureError(
-            f"cluster.address={address}: the Ray cluster does not take us in ({_brief(error)}). See `ray status` on "
-            "its head. A cluster that asks for a token needs RAY_AUTH_MODE=token and the token in ~/.ray/auth_token. "
-            "The same command resumes."
-        ) from error
+        raise _not_taken_in(address, error) from error
+
+
+def _not_taken_in(address: str, error: BaseException) -> InfrastructureError:
+    """A wrong token, another version of Ray and a head that has just died all look alike from here."""
+    return InfrastructureError(
+        f"cluster.address={address}: the Ray cluster does not take us in ({_brief(error)}). See `ray status` on its "
+        "head. A cluster that asks for a token, as one does by default that is started where ~/.ray/auth_token exists, "
+        "needs RAY_AUTH_MODE=token here and its token in ~/.ray/auth_token or RAY_AUTH_TOKEN. The same command resumes."
+    )
 
 
 _ADDRESS_HELP = "Give the head's address as HOST:PORT (`ray status` there shows it), auto, or local."

@@ -99,6 +99,19 @@ def test_a_full_disk_at_the_start_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(calls) == 1
 
 
+@pytest.mark.parametrize("error", [ConnectionError("Failed to connect"), RuntimeError("Version mismatch")])
+def test_a_cluster_that_answers_but_takes_nobody_in_is_told_with_the_likely_cause(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    failing_starts(monkeypatch, error)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(
+            InfrastructureError, match=rf"{address}: .* does not take us in .*{error}.*RAY_AUTH_MODE=token"
+        ):
+            cluster._join(address)
+
+
 @pytest.mark.parametrize(("length", "is_short"), [(20, False), (88, True), (300, True)])
 @pytest.mark.parametrize("variable", ["TMPDIR", "RAY_TMPDIR"])
 def test_a_long_temporary_directory_is_not_used_for_sockets(

@@ -1,0 +1,81 @@
+"""SIGTERM, as a scheduler sends it: exit code 75 in time, the state saved, and the same command goes on."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.pipelines.end_to_end.tiny_pipeline import Finished, TinyPipeline, kill_tree, wait_until, write_pipeline
+
+pytestmark = pytest.mark.slow
+
+EXPORT = """\
+  export:
+    kind: export
+    needs: [train]
+"""
+IN_TIME_S = 25  # schedulers grant about 30 s before SIGKILL
+
+# What there is once a stage is in the middle of its work: its journal, or better.
+UNDER_WAY = {
+    "tokenizer": "runs/*/journal/tokenizer.*.jsonl",
+    "tokens": "artifacts/tokenize/*/slices/*.json",
+    "train": "artifacts/train/*/checkpoints/step-*/manifest.json",
+    "evaluate": "runs/*/journal/evaluate.*.jsonl",
+    "report": "runs/*/journal/report.*.jsonl",
+    "export": "runs/*/journal/export.*.jsonl",
+}
+
+
+def terminate(pipeline: TinyPipeline, stage: str, *overrides: str) -> Finished:
+    """Run the pipeline up to the middle of a stage and send SIGTERM to the driver alone."""
+    process = pipeline.start("run", str(pipeline.file), *overrides)
+    try:
+        wait_until(lambda: state(pipeline, stage) == "RUNNING", process)
+        wait_until(lambda: bool(list(pipeline.storage.glob(UNDER_WAY[stage]))), process)
+        process.send_signal(signal.SIGTERM)
+        started = time.monotonic()
+        output, _ = process.communicate(timeout=60)
+        assert time.monotonic() - started < IN_TIME_S
+    finally:
+        if process.poll() is None:
+            kill_tree(process)
+    return Finished(process.returncode, output)
+
+
+def state(pipeline: TinyPipeline, stage: str | None = None) -> str | None:
+    """The status of the run, or of one stage of it, as its newest state file says."""
+    files = sorted(pipeline.storage.glob("runs/*/state-*.json"))
+    if not files:
+        return None
+    saved = json.loads(files[-1].read_text())
+    status: str = saved["stages"][stage]["status"] if stage else saved["status"]
+    return status
+
+
+def assert_ended_in_order(pipeline: TinyPipeline, stage: str, ended: Finished) -> None:
+    assert ended.code == 75, ended.output
+    assert "Traceback" not in ended.output
+    assert "SIGTERM" in ended.output
+    assert state(pipeline) == "RESUMABLE"
+    assert state(pipeline, stage) == "RESUMABLE"
+
+
+def test_sigterm_in_any_stage_is_75_and_the_same_command_goes_on(
+    tmp_path: Path, finished_pipeline: tuple[TinyPipeline, Finished]
+) -> None:
+    unbroken, _ = finished_pipeline
+    pipeline = write_pipeline(tmp_path)
+    pipeline.file.write_text(pipeline.file.read_text() + EXPORT)
+    for stage in UNDER_WAY:
+        assert_ended_in_order(pipeline, stage, terminate(pipeline, stage))
+    again = pipeline.run()
+    assert again.code == 0, again.output
+    assert state(pipeline) == "SUCCEEDED"
+    assert pipeline.record("tokenize")["output"] == unbroken.record("tokenize")["output"]
+    for name in ("final_train_loss", "final_valid_loss"):
+        assert pipeline.record("train")["output"][name] == unbroken.record("train")["output"][name]
