@@ -29,6 +29,15 @@ if TYPE_CHECKING:
 MODEL = "model"
 
 
+_RUINED = 2.0  # times the loss of guessing among all ids alike
+
+
+def is_ruined(loss: float, vocab_size: int | None) -> bool:
+    """Whether a validation loss, in nats per token, is that of no model: not finite, or far worse than guessing."""
+    assert vocab_size is not None
+    return not loss <= _RUINED * math.log(vocab_size)
+
+
 class TrainLoop:
     """One worker's side of a training run. Every method is a collective: all ranks call them in the same order."""
 
@@ -153,8 +162,8 @@ class TrainLoop:
         )
         if self.history.get("valid/loss", [(-1, 0.0)])[-1][0] < self.step:
             self._log(self.step, {"valid/loss": loss})
-        if not math.isfinite(loss):
-            raise self._diverged(f"the validation loss is {loss} after step {self.step} of {self.job.num_steps}")
+        if self.step and is_ruined(loss, self.job.model.vocab_size):
+            raise self._diverged(f"the validation loss is {loss:.6g} after step {self.step} of {self.job.num_steps}")
         return loss
 
     def _check_weights(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -27,6 +28,7 @@ from pipelines.training import checkpoint as checkpoints
 from pipelines.training.config import TrainStageConfig
 from pipelines.training.job import TrainFacts
 from pipelines.training.launch import run_training
+from pipelines.training.loop import is_ruined
 
 MakeConfig = Callable[..., TrainStageConfig]
 SEQ_LEN = 64
@@ -246,11 +248,12 @@ def test_more_workers_than_the_cluster_holds_is_an_error_at_once(
         run_training(make_job(config, context_of(tmp_path / "train-0", tokens), FileSink(tmp_path / "m")))
 
 
+@pytest.mark.parametrize("lr", [1e3, 1e39], ids=["finite", "overflow"])
 def test_a_last_step_that_ruins_the_weights_ends_as_diverged_and_keeps_the_checkpoint_before(
-    ray_cluster: None, train_config: MakeConfig, tokens: StageInput, straight: Straight, tmp_path: Path
+    lr: float, ray_cluster: None, train_config: MakeConfig, tokens: StageInput, straight: Straight, tmp_path: Path
 ) -> None:
     config = train_config(
-        max_steps=7, warmup_steps=0, lr=1e39, min_lr_ratio=1.0, resources={"num_workers": 2}, checkpoint_every_steps=6,
+        max_steps=7, warmup_steps=0, lr=lr, min_lr_ratio=1.0, resources={"num_workers": 2}, checkpoint_every_steps=6,
         validation_batches=2,
     )  # fmt: skip
     target = tmp_path / "train-0" / checkpoints.step_dir(6)
@@ -260,6 +263,13 @@ def test_a_last_step_that_ruins_the_weights_ends_as_diverged_and_keeps_the_check
     artifact = ArtifactDir.at(tmp_path / "train-0")
     assert artifact.listdir(checkpoints.CHECKPOINTS) == ["step-00000006"]
     assert not artifact.exists("model")
+
+
+@pytest.mark.parametrize(("loss", "expected"), [
+    (math.nan, True), (math.inf, True), (115232.97, True), (12.3, True), (12.0, False), (6.1, False), (0.0, False),
+])  # fmt: skip
+def test_a_loss_far_worse_than_guessing_is_that_of_ruined_weights(loss: float, expected: bool) -> None:
+    assert is_ruined(loss, vocab_size=450) is expected  # guessing: ln 450 = 6.11 nats
 
 
 def test_a_model_that_training_made_far_worse_is_warned_about(
