@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from pipelines.tracking.run_tracking import TrackingOptions
 from pipelines.tracking.target import resolve_target
 
 
-def open_pipeline(config: PipelineConfig, config_path: str | Path | None = None) -> Pipeline:
+def open_pipeline(
+    config: PipelineConfig, config_path: str | Path | None = None, overrides: Sequence[str] | None = None
+) -> Pipeline:
     """The pipeline that the engine drives. Raises ConfigError, UserError: it asks for what cannot be had here."""
     check_pipeline(config)
     require_training_can_run(config.cluster, config.stages.values())
@@ -28,6 +31,7 @@ def open_pipeline(config: PipelineConfig, config_path: str | Path | None = None)
         storage=Storage(config.storage),
         config=config.model_dump(mode="json"),
         config_path=str(config_path) if config_path else None,
+        overrides=overrides,
     )
 
 
@@ -36,9 +40,13 @@ def run(
     config_path: str | Path | None = None,
     observer: Observer | None = None,
     expected: Run | None = None,
+    overrides: Sequence[str] | None = None,
 ) -> RunResult:
-    """Run or resume the pipeline, in this process. Errors of stages are in the result; see run_pipeline."""
-    pipeline = open_pipeline(config, config_path)
+    """Run or resume the pipeline, in this process. Errors of stages are in the result; see run_pipeline.
+
+    Args: overrides: what the config was loaded with, to be shown with the run; None: not known.
+    """
+    pipeline = open_pipeline(config, config_path, overrides)
     target = resolve_target(config.tracking.uri, config.tracking.experiment, pipeline.storage)
     return run_pipeline(
         pipeline,

@@ -69,7 +69,7 @@ def run(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     """
     from pipelines.loading import load_pipeline
 
-    _run(load_pipeline(config, overrides or ()), str(config))
+    _run(load_pipeline(config, overrides or ()), str(config), overrides=overrides or ())
 
 
 def resume(run: RunArgument = None, storage: StorageOption = "runs") -> None:
@@ -95,11 +95,16 @@ def resume(run: RunArgument = None, storage: StorageOption = "runs") -> None:
     _run(config, info.config_path, found)
 
 
-def _run(config: PipelineConfig, config_path: str | None, expected: Run | None = None) -> None:
+def _run(
+    config: PipelineConfig,
+    config_path: str | None,
+    expected: Run | None = None,
+    overrides: Sequence[str] | None = None,
+) -> None:
     from pipelines import session
 
     with progress_display(console) as progress:
-        result = session.run(config, config_path, ConsoleObserver(progress), expected)
+        result = session.run(config, config_path, ConsoleObserver(progress), expected, overrides)
     if result.failure is not None:
         raise typer.Exit(result.failure.exit_code)
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from pipelines.engine.artifact import ArtifactDir
 from pipelines.engine.failures import Failure, classify
+from pipelines.engine.headline import figures_of, identity_tags, settings_of
 from pipelines.engine.interrupts import interruptible
 from pipelines.engine.lease import (
     DEFAULT_RENEW_S,
@@ -56,6 +57,7 @@ class Pipeline:
     storage: Storage
     config: Mapping[str, Any] = field(default_factory=dict)  # the whole pipeline file as resolved, for run.json
     config_path: str | None = None
+    overrides: Sequence[str] | None = None  # `field=value` given beside the file; None: not known, as on a resume
 
     def plan(self) -> list[PlannedStage]:
         """What would happen to each stage now. Raises as pipelines.engine.plan.plan."""
@@ -235,12 +237,12 @@ class _Driver:
         tags = {
             "bmojo.pipeline": self._pipeline.name,
             "bmojo.storage": self._pipeline.storage.url,
-            "bmojo.git_commit": git_commit() or "unknown",
             "mlflow.source.name": self._pipeline.config_path or self._pipeline.name,
-            "mlflow.source.git.commit": (git_commit() or "unknown").removesuffix("-dirty"),
+            **identity_tags(self._pipeline.overrides),
         }
         all_reused = all(stage.action is Action.REUSE for stage in self._planned)
         self._tracking.start(redact(tags), redact(dict(self._pipeline.config)), all_reused)
+        self._tracking.log_settings(settings_of(self._planned))
 
     def _info(self) -> RunInfo:
         try:
@@ -318,6 +320,7 @@ class _Driver:
             output=output,
             inputs={name: self._inputs[name] for name in planned.config.needs},
         )
+        self._tracking.log_figures(figures_of(self._planned, planned, output))
         state = self._state.stages[planned.name]
         self._observer.on_stage_end(planned, state.model_copy(update={"reused": reused}))
 

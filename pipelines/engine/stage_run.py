@@ -12,7 +12,7 @@ from pathlib import Path
 from pipelines.engine.failures import classify
 from pipelines.engine.fingerprint import flatten
 from pipelines.engine.plan import Action, PlannedStage
-from pipelines.engine.provenance import git_commit, library_versions
+from pipelines.engine.provenance import git_commit, library_versions, user_name
 from pipelines.engine.records import FinishedStage, StageRecord, write_record
 from pipelines.engine.runs import Status, utc_now
 from pipelines.errors import InfrastructureError, UserError
@@ -111,6 +111,7 @@ def note_start(journal: Journal, planned: PlannedStage, reused: bool) -> None:
     """Journal that the stage begins, and what it is."""
     config = planned.config.model_dump(mode="json")
     tags = {
+        "mlflow.user": user_name(),
         "bmojo.kind": planned.kind,
         "bmojo.fingerprint": planned.fingerprint.digest,
         "bmojo.artifact": planned.artifact.url,

@@ -68,6 +68,10 @@ class StageOutput(Facts):
         """What `bmojo status` says about it in one line; None where there is nothing to add."""
         return None
 
+    def figures(self) -> dict[str, float]:
+        """The final figures that runs are compared by, under their names in MLflow."""
+        return {}
+
 
 @dataclass(frozen=True)
 class StageInput:

@@ -47,6 +47,17 @@ class EvaluateOutput(StageOutput):
     position_loss: tuple[float, ...]
     samples: tuple[SampleText, ...]
 
+    def figures(self) -> dict[str, float]:
+        """Those of the whole validation split, and the baselines'."""
+        figures = {
+            "eval/loss": self.loss,
+            "eval/perplexity": self.perplexity,
+            "eval/bits_per_byte": self.bits_per_byte,
+            "eval/untrained_bits_per_byte": self.untrained_bits_per_byte,
+            "eval/gzip_bits_per_byte": self.gzip_bits_per_byte,
+        }
+        return {name: value for name, value in figures.items() if value is not None}
+
 
 class EvaluateStage:
     """Spread over Ray tasks; nothing is kept between attempts, since it takes seconds to minutes."""
@@ -74,7 +85,7 @@ class EvaluateStage:
         results = _Work(config, subject, tokens_output, windows, bin_ends).run(context)
         output = _output(config, tokens_output, results, bin_ends)
         context.artifact.write_json("results.json", output.model_dump(mode="json"))
-        context.journal.log_metrics(0, _headline_metrics(output))
+        context.journal.log_metrics(0, output.figures())
         context.journal.log_artifact("results.json")
         return output
 
@@ -188,14 +199,3 @@ def _output(
 def _total(scores: list[Any]) -> Any:
     first, *others = scores
     return sum(others, start=first)
-
-
-def _headline_metrics(output: EvaluateOutput) -> dict[str, float]:
-    figures = {
-        "eval/loss": output.loss,
-        "eval/perplexity": output.perplexity,
-        "eval/bits_per_byte": output.bits_per_byte,
-        "eval/untrained_bits_per_byte": output.untrained_bits_per_byte,
-        "eval/gzip_bits_per_byte": output.gzip_bits_per_byte,
-    }
-    return {name: value for name, value in figures.items() if value is not None}

@@ -43,6 +43,19 @@ class TrainOutput(StageOutput):
     tokens_per_s: float = Field(description="Over all workers, while in optimizer steps.")
     mfu: float = Field(description="Model FLOP/s as a share of the devices' matrix-product peak.")
 
+    def figures(self) -> dict[str, float]:
+        """At the end of training; speed and MFU are those of the whole training."""
+        figures = {
+            "train/loss": self.final_train_loss,
+            "valid/loss": self.final_valid_loss,
+            "train/parameters": self.num_params,
+            "train/tokens": self.tokens_seen,
+            "train/time_s": self.train_time_s,
+            "train/tokens_per_s": self.tokens_per_s,
+            "train/mfu": self.mfu,
+        }
+        return {name: value for name, value in figures.items() if value is not None}
+
 
 class TrainStage:
     """Training as a stage: all its state is in the artifact's checkpoints/."""

@@ -80,7 +80,7 @@ class MlflowSink:
         tags = {"bmojo.run_id": self._run_id, "bmojo.role": "stage" if stage else "pipeline"}
         if stage:
             tags |= {"bmojo.stage": stage, "mlflow.parentRunId": self.open_run(None, time_ms)}
-        name = stage or self._run_id
+        name = f"{self._run_id}/{stage}" if stage else self._run_id
         return str(self._client.create_run(experiment, start_time=time_ms, tags=tags, run_name=name).info.run_id)
 
     def is_there(self, mlflow_run: str) -> bool:

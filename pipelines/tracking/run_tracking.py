@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -83,11 +83,35 @@ class RunTracking:
     def last_lifecycle_event(self, name: str) -> dict[str, Any] | None:
         """The last `start` or `end` event of a stage's journals."""
         last = None
+        for event in self._events(name):
+            if event["event"] in ("start", "end"):
+                last = event
+        return last
+
+    def log_settings(self, settings: Mapping[str, Any]) -> None:
+        """Journal settings as parameters of the pipeline run itself."""
+        if self._run_journal is not None:
+            self._run_journal.log_params(settings)
+
+    def log_figures(self, figures: Mapping[str, float]) -> None:
+        """Journal final figures as metrics of the pipeline run itself, except those that are told with this value.
+
+        A stage whose result was deleted and made again may have another speed: the store shows the latest.
+        """
+        if self._run_journal is None:
+            return
+        told: dict[str, float] = {}
+        for event in self._events(RUN_JOURNAL):
+            if event["event"] == "metrics":
+                told |= event["values"]
+        fresh = {name: float(value) for name, value in figures.items() if told.get(name) != value}
+        if fresh:
+            self._run_journal.write("metrics", step=0, values=fresh)
+
+    def _events(self, name: str) -> Iterator[dict[str, Any]]:
         for path in journals_of(self.journal_dir, name):
             for event, _ in read_events(path):
-                if event["event"] in ("start", "end"):
-                    last = event
-        return last
+                yield event
 
     @property
     def trouble(self) -> Trouble | None:

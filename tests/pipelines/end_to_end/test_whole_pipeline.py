@@ -118,6 +118,20 @@ def test_mlflow_holds_a_parent_and_a_child_per_stage(finished_pipeline: Pipeline
     for child in children.values():
         assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert child.info.status == "FINISHED"
+    evaluated, trained = pipeline.record("evaluate")["output"], pipeline.record("train")["output"]
+    assert parent.data.metrics["eval/bits_per_byte"] == evaluated["bits_per_byte"]
+    assert parent.data.metrics["valid/loss"] == trained["final_valid_loss"]
+    assert parent.data.metrics["train/tokens_per_s"] == trained["tokens_per_s"]
+    assert parent.data.metrics["train/parameters"] == trained["num_params"]
+    settings = parent.data.params
+    assert (settings["train.max_steps"], settings["train.model.d_model"]) == ("16", "32")
+    assert settings["train.model.pattern"] == "bmojo*2"
+    assert "train.lr" in settings
+    assert not any("resources" in name for name in settings)
+    assert parent.data.tags["bmojo.overrides"] == "none"
+    assert {child.info.run_name for child in children.values()} == {
+        f"{parent.info.run_name}/{name}" for name in children
+    }
     train = children["train"]
     assert train.data.params["model.d_model"] == "32"
     assert [point.step for point in client.get_metric_history(train.info.run_id, "train/loss")] == list(range(1, 17))

@@ -7,7 +7,9 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,9 +22,11 @@ from pipelines.engine.storage import Storage
 from pipelines.tracking.mlflow_sink import MlflowSink
 from pipelines.tracking.replay import RUN_JOURNAL
 from pipelines.tracking.run_tracking import RunTracking, TrackingOptions
-from pipelines.tracking.target import resolve_target
+from pipelines.tracking.target import TrackingTarget, resolve_target
 
 BMOJO = [sys.executable, "-m", "pipelines"]
+REPOSITORY = Path(__file__).parents[3]
+NOWHERE = TrackingTarget("http://127.0.0.1:9", "e")
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +34,21 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A storage whose folder needs quoting, with one run of which MLflow knows nothing yet."""
     root = tmp_path_factory.mktemp("a storage") / "100%25 ü"
     store = Storage(root)
+    run = a_run(store)
+    target = resolve_target(None, "e", store)
+    MlflowSink(target, run.run_id)
+    tracking = RunTracking(store, run.relpath, run.run_id, TrackingOptions(target), [].append)
+    with tracking.open_stage(RUN_JOURNAL) as journal:
+        journal.write("start", tags={}, artifact_url=None)
+    with tracking.open_stage("train") as journal:
+        journal.write("start", tags={}, artifact_url=str(root))
+        for step in range(3):
+            journal.log_metrics(step, {"x": float(step)})
+    return root
+
+
+def a_run(store: Storage) -> Run:
+    """What a driver writes first of a run."""
     run = Run(store, "p-0123abcd")
     config = {"tracking": {"uri": None, "experiment": "e", "system_metrics": False}}
     run.write_info(
@@ -44,16 +63,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
         1,
     )
-    target = resolve_target(None, "e", store)
-    MlflowSink(target, run.run_id)
-    tracking = RunTracking(store, run.relpath, run.run_id, TrackingOptions(target), [].append)
-    with tracking.open_stage(RUN_JOURNAL) as journal:
-        journal.write("start", tags={}, artifact_url=None)
-    with tracking.open_stage("train") as journal:
-        journal.write("start", tags={}, artifact_url=str(root))
-        for step in range(3):
-            journal.log_metrics(step, {"x": float(step)})
-    return root
+    return run
 
 
 def bmojo(*arguments: str, tracking_uri: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -85,6 +95,38 @@ def test_sync_says_what_it_did_and_exits_accordingly(storage: Path) -> None:
     assert "nothing to deliver: everything is in MLflow" in second.stdout
 
 
+@pytest.fixture(scope="module")
+def without_mlflow(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a Python that has all packages of this one but MLflow."""
+    packages = tmp_path_factory.mktemp("packages")
+    for path in Path(sysconfig.get_path("purelib")).iterdir():
+        if not path.name.startswith("mlflow"):
+            (packages / path.name).symlink_to(path)
+    return {**os.environ, "COLUMNS": "200", "PYTHONPATH": f"{REPOSITORY}:{packages}"}
+
+
+def test_a_missing_package_is_called_that_by_sync_and_before_a_run(
+    tmp_path: Path, without_mlflow: dict[str, str]
+) -> None:
+    away = Storage(tmp_path)
+    run = a_run(away)
+    with RunTracking(away, run.relpath, run.run_id, TrackingOptions(NOWHERE), [].append).open_stage("train") as journal:
+        journal.write("start", tags={}, artifact_url=None)
+    check = f"from pipelines.tracking.run_tracking import *; check_target(TrackingTarget({NOWHERE.uri!r}, 'e'), 'r')"
+    for command in (["-m", "pipelines", "sync", "--storage", str(tmp_path)], ["-c", check]):
+        done = subprocess.run(
+            [sys.executable, "-S", *command],
+            env=without_mlflow,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 1
+        assert "the package mlflow is not installed here" in done.stderr
+        assert "pip install mlflow" in done.stderr
+
+
 @pytest.fixture
 def port() -> int:
     with socket.socket() as listener:
@@ -93,10 +135,11 @@ def port() -> int:
 
 
 @pytest.fixture
-def ui(storage: Path, port: int) -> Iterator[subprocess.Popen[str]]:
+def ui(storage: Path, port: int, request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
+    """`bmojo ui`, with more options as the fixture's parameter."""
     environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
     process = subprocess.Popen(
-        [*BMOJO, "ui", "--storage", str(storage), "--port", str(port)],
+        [*BMOJO, "ui", "--storage", str(storage), "--port", str(port), *getattr(request, "param", ())],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -153,3 +196,32 @@ def test_ui_interrupted_while_it_starts_prints_no_traceback(ui: subprocess.Popen
     out, err = ui.communicate(timeout=30)
     assert "Traceback" not in out + err
     assert not [process for process in family if process.is_running()]
+
+
+@pytest.mark.parametrize(
+    ("ui", "answers"),
+    [
+        (
+            ("--host", "0.0.0.0"),
+            {socket.gethostname(): 200, "localhost": 200, "10.1.2.3": 200, "evil.example.org": 403},
+        ),
+        (("--host", "0.0.0.0", "--allowed-hosts", "gpu01.example.org*"), {"gpu01.example.org": 200, "localhost": 403}),
+    ],
+    indirect=["ui"],
+)
+def test_ui_answers_by_this_machines_names_or_those_that_are_given(
+    port: int, ui: subprocess.Popen[str], answers: dict[str, int]
+) -> None:
+    assert ui.stdout is not None
+    assert f"http://0.0.0.0:{port}" in ui.stdout.readline()
+    found = {}
+    for name in answers:
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/", headers={"Host": f"{name}:{port}"})
+        try:
+            with urllib.request.urlopen(request, timeout=10) as page:
+                found[name] = page.status
+        except urllib.error.HTTPError as error:
+            found[name] = error.code
+    assert found == answers
+    ui.send_signal(signal.SIGINT)
+    ui.wait(timeout=30)

@@ -1,45 +1,24 @@
 from __future__ import annotations
 
-import os
-import socket
 import subprocess
 import sys
 import threading
 import time
-import urllib.request
-from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from mlflow_server import Server, client
 
 from pipelines.engine.storage import Storage
 from pipelines.errors import ConfigError
-from pipelines.tracking.environment import quiet_environment
 from pipelines.tracking.journal import Journal
 from pipelines.tracking.mlflow_sink import MlflowSink
 from pipelines.tracking.replay import RUN_JOURNAL, Delivery, Replay, Replayer, deliver_all
 from pipelines.tracking.run_tracking import RunTracking, TrackingOptions, check_target, sync
 from pipelines.tracking.target import TrackingTarget, resolve_target
 from pipelines.tracking.trouble import Cause, brief
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> None:
-    quiet_environment()
-
-
-@pytest.fixture(scope="module")
-def target(tmp_path_factory: pytest.TempPathFactory) -> TrackingTarget:
-    """A SQLite store; making one takes MLflow seconds, so the tests share it and use run ids of their own."""
-    return resolve_target(None, "experiment", Storage(tmp_path_factory.mktemp("storage")))
-
-
-def client(target: TrackingTarget):
-    import mlflow
-
-    return mlflow.MlflowClient(target.uri)
 
 
 def history(target: TrackingTarget, mlflow_run: str, name: str) -> list[tuple[int, float]]:
@@ -190,69 +169,6 @@ def test_a_model_is_registered_once(tmp_path: Path, target: TrackingTarget) -> N
     deliver_all(Replay(tmp_path / "run/journal", target, "model-1"))
     (version,) = client(target).search_model_versions("name = 'tiny'")
     assert version.source.endswith("/model")
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-class Server:
-    """A real MLflow server on loopback that can be killed and started again with the same store."""
-
-    def __init__(self, root: Path) -> None:
-        self.root, self.port = root, free_port()
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        command = [
-            sys.executable,
-            "-m",
-            "mlflow",
-            "server",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(self.port),
-            "--workers",
-            "1",
-        ]
-        store = [
-            "--backend-store-uri",
-            f"sqlite:///{self.root}/mlflow.db",
-            "--artifacts-destination",
-            f"{self.root}/artifacts",
-        ]
-        with open(self.root / "server.log", "ab") as log:
-            self.process = subprocess.Popen([*command, *store], stdout=log, stderr=log, start_new_session=True)
-        deadline = time.monotonic() + 90
-        while time.monotonic() < deadline:
-            try:
-                urllib.request.urlopen(f"{self.uri}/health", timeout=1)
-                return
-            except OSError:
-                time.sleep(0.2)
-        raise TimeoutError((self.root / "server.log").read_text())
-
-    def kill(self) -> None:
-        if self.process is not None:
-            os.killpg(self.process.pid, 9)
-            self.process.wait()
-            self.process = None
-
-
-@pytest.fixture
-def server(tmp_path: Path, target: TrackingTarget) -> Iterator[Server]:
-    MlflowSink(target, "make-the-store")  # copied below: the migrations need not run again
-    assert target.artifact_root is not None
-    root = tmp_path / "server"
-    root.mkdir()
-    (root / "mlflow.db").write_bytes((target.artifact_root.parent / "mlflow.db").read_bytes())
-    server = Server(root)
-    yield server
-    server.kill()
 
 
 def test_a_server_killed_while_training_logs_loses_and_doubles_nothing(tmp_path: Path, server: Server) -> None:

@@ -1,0 +1,51 @@
+"""What the run of a whole pipeline itself shows, so that runs can be put side by side: settings and final figures."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from pipelines.engine.fingerprint import flatten
+from pipelines.engine.plan import PlannedStage
+from pipelines.engine.provenance import git_commit, machine, user_name
+from pipelines.stages.base import StageOutput
+from pipelines.tracking.redact import redact
+
+
+def settings_of(plan: Sequence[PlannedStage]) -> dict[str, Any]:
+    """All settings that decide the results, hence the same in every drive of a run: `train.lr`.
+
+    The only stage of its kind goes by its kind, whatever its name, so that pipelines with other names compare.
+    """
+    return {
+        f"{stage.kind if _is_alone(plan, stage) else stage.name}.{field}": value
+        for stage in plan
+        for field, value in flatten(stage.fingerprint.parts.config).items()
+        if field != "kind"
+    }
+
+
+def figures_of(plan: Sequence[PlannedStage], stage: PlannedStage, output: StageOutput) -> dict[str, float]:
+    """A finished stage's figures: `eval/loss`, or `STAGE/eval/loss` where the run has several stages of the kind."""
+    prefix = "" if _is_alone(plan, stage) else f"{stage.name}/"
+    return {f"{prefix}{name}": value for name, value in output.figures().items()}
+
+
+def identity_tags(overrides: Sequence[str] | None) -> dict[str, str]:
+    """Who started the run, where, from which code and with which overrides (None: not known)."""
+    commit = git_commit() or "unknown"
+    tags = {
+        "mlflow.user": user_name(),
+        "mlflow.source.git.commit": commit.removesuffix("-dirty"),
+        "bmojo.git_commit": commit,
+        **{f"bmojo.driver.{part}": found for part, found in machine().items()},
+    }
+    if overrides is not None:
+        values = redact({name: value for name, _, value in (text.partition("=") for text in overrides)})
+        tags["bmojo.overrides"] = shlex.join(f"{name}={value}" for name, value in values.items()) or "none"
+    return tags
+
+
+def _is_alone(plan: Sequence[PlannedStage], stage: PlannedStage) -> bool:
+    return sum(other.kind == stage.kind for other in plan) == 1
