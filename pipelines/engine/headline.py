@@ -18,8 +18,12 @@ def settings_of(plan: Sequence[PlannedStage]) -> dict[str, Any]:
 
     The only stage of its kind goes by its kind, whatever its name, so that pipelines with other names compare.
     """
+    names = {stage.name for stage in plan}
+    labels = {
+        stage.name: stage.kind if _is_alone(plan, stage) and stage.kind not in names else stage.name for stage in plan
+    }
     return {
-        f"{stage.kind if _is_alone(plan, stage) else stage.name}.{field}": value
+        f"{labels[stage.name]}.{field}": value
         for stage in plan
         for field, value in flatten(stage.fingerprint.parts.config).items()
         if field != "kind"

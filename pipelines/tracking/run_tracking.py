@@ -89,9 +89,9 @@ class RunTracking:
         return last
 
     def log_settings(self, settings: Mapping[str, Any]) -> None:
-        """Journal settings as parameters of the pipeline run itself."""
+        """Journal settings, in which secrets are masked already, as parameters of the pipeline run itself."""
         if self._run_journal is not None:
-            self._run_journal.log_params(settings)
+            self._run_journal.write("params", params=dict(settings))
 
     def log_figures(self, figures: Mapping[str, float]) -> None:
         """Journal final figures as metrics of the pipeline run itself, except those that are told with this value.

@@ -15,6 +15,7 @@ from mlflow_server import Server, client
 from pydantic import Field
 
 from pipelines.cli.running import ConsoleObserver
+from pipelines.engine.headline import settings_of
 from pipelines.engine.provenance import machine, user_name
 from pipelines.engine.runner import Pipeline, RunResult, run_pipeline
 from pipelines.engine.runs import Status
@@ -59,6 +60,7 @@ class FitStage:
 
 class ShowConfig(StageConfig):
     kind: Literal["show"] = "show"
+    words: str = "all"
     fail: bool = Field(False, json_schema_extra=NOT_IN_FINGERPRINT)
 
 
@@ -113,8 +115,8 @@ def test_the_table_of_runs_holds_settings_and_figures_side_by_side(storage: Stor
     run_fits(storage, own, {"second": FitConfig(lr=0.1)})
     best, other = parents(own, "metrics.`fit/loss` ASC")
     assert (best.data.params, other.data.params) == (
-        {"fit.lr": "0.1", "fit.shape.width": "8"},
-        {"fit.lr": "0.2", "fit.shape.width": "8"},
+        {"fit.lr": "0.1", "fit.shape.width": "8", "show.words": "all"},
+        {"fit.lr": "0.2", "fit.shape.width": "8", "show.words": "all"},
     )
     assert (best.data.metrics, other.data.metrics) == (
         {"fit/loss": 0.05, "fit/speed": 1.0},
@@ -132,12 +134,25 @@ def test_stages_of_one_kind_are_told_apart(storage: Storage, own: TrackingTarget
         "fit.shape.width": "8",
         "narrow.lr": "0.1",
         "narrow.shape.width": "4",
+        "show.words": "all",
     }
     assert parent.data.metrics == {
         "fit/fit/loss": 0.1,
         "fit/fit/speed": 1.0,
         "narrow/fit/loss": 0.05,
         "narrow/fit/speed": 1.0,
+    }
+
+
+def test_a_stage_named_as_another_ones_kind_hides_nothing(storage: Storage) -> None:
+    stages = {"show": FitConfig(), "fit": FitConfig(lr=0.2), "last": ShowConfig(needs=("fit",), words="none")}
+    planned = Pipeline("p", stages, {"fit": FitStage(), "show": ShowStage()}, storage).plan()
+    assert settings_of(planned) == {
+        "show.lr": 0.1,
+        "show.shape.width": 8,
+        "fit.lr": 0.2,
+        "fit.shape.width": 8,
+        "last.words": "none",
     }
 
 
@@ -200,7 +215,7 @@ def test_a_server_that_is_away_is_told_all_of_it_later_and_the_console_says_how(
     assert sync(storage, result.run.relpath, result.run.run_id, target).remaining == 0
     (parent,) = parents(target)
     assert parent.data.metrics == {"fit/loss": 0.05, "fit/speed": 1.0}
-    assert parent.data.params == {"fit.lr": "0.1", "fit.shape.width": "8"}
+    assert parent.data.params == {"fit.lr": "0.1", "fit.shape.width": "8", "show.words": "all"}
     assert parent.data.tags["mlflow.user"] == user_name()
 
 
