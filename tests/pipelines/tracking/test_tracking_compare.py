@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import pytest
-from mlflow_server import Server, client
+from mlflow_server import client
 from pydantic import Field
 
 from pipelines.cli.running import ConsoleObserver
@@ -200,20 +200,19 @@ def test_figures_of_a_run_that_failed_later_are_there_once_and_those_made_again_
 
 
 def test_a_server_that_is_away_is_told_all_of_it_later_and_the_console_says_how(
-    tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, own: TrackingTarget, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    target = TrackingTarget(server.uri, "away")
+    away = TrackingTarget("http://127.0.0.1:9", "away")
     storage = Storage(tmp_path / "with blank")
-    result = run_fits(storage, target, {"fit": FitConfig()}, overrides=(), drain_s=2)
+    result = run_fits(storage, away, {"fit": FitConfig()}, overrides=(), drain_s=30)
     assert result.status is Status.SUCCEEDED
     assert result.undelivered == 16
     said = capsys.readouterr().out
     assert "SUCCEEDED" in said
-    assert f"16 points are not in MLflow yet: MLflow at {server.uri} cannot be reached" in said
+    assert f"16 points are not in MLflow yet: MLflow at {away.uri} cannot be reached" in said
     assert f"Deliver them: bmojo sync {result.run.run_id} --storage '{storage.url}'" in said
-    server.start()
-    assert sync(storage, result.run.relpath, result.run.run_id, target).remaining == 0
-    (parent,) = parents(target)
+    assert sync(storage, result.run.relpath, result.run.run_id, own).remaining == 0
+    (parent,) = parents(own)
     assert parent.data.metrics == {"fit/loss": 0.05, "fit/speed": 1.0}
     assert parent.data.params == {"fit.lr": "0.1", "fit.shape.width": "8", "show.words": "all"}
     assert parent.data.tags["mlflow.user"] == user_name()
