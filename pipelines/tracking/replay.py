@@ -6,10 +6,12 @@ repeats the last delivery, which changes nothing (mlflow_sink.py).
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -88,8 +90,18 @@ class Replay:
         anything = False
         for path in self._journals():
             if path.stat().st_size > self._position(path).offset:
-                anything |= self._deliver_journal(path)
+                with self._turn():
+                    anything |= self._deliver_journal(path)
         return anything
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """One deliverer at a time: a live run's and `bmojo sync` would both make the run that they do not find."""
+        with ExitStack() as stack:
+            with suppress(OSError):  # where nothing can be written, no other deliverer is at work
+                lock = stack.enter_context(open(self._dir.parent / f"delivered-{self._target.key}.lock", "w"))
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def _deliver_journal(self, path: Path) -> bool:
         position = self._position(path)

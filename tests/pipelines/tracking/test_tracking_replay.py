@@ -115,6 +115,21 @@ def test_a_crash_between_delivery_and_cursor_repeats_nothing(
     assert len(found) == 2
 
 
+def test_a_sync_beside_a_live_run_makes_no_second_run(tmp_path: Path, target: TrackingTarget) -> None:
+    write_run(tmp_path / "run", tmp_path / "artifact")
+    both = [Replay(tmp_path / "run/journal", target, "both-1") for _ in range(2)]
+    threads = [threading.Thread(target=deliver_all, args=(replay,)) for replay in both]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [replay.pending() for replay in both] == [0, 0]
+    assert both[0].mlflow_runs == both[1].mlflow_runs
+    experiment = client(target).get_experiment_by_name("experiment").experiment_id
+    assert len(client(target).search_runs([experiment], "tags.`bmojo.run_id` = 'both-1'")) == 2
+    assert len(history(target, both[0].mlflow_runs["train"], "train/loss")) == 5
+
+
 def test_a_resumed_stage_stays_one_child_and_keeps_its_first_params(tmp_path: Path, target: TrackingTarget) -> None:
     write_run(tmp_path / "run", tmp_path / "artifact", range(3), status="RESUMABLE")
     deliver_all(Replay(tmp_path / "run/journal", target, "resume-1"))
