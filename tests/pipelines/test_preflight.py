@@ -46,7 +46,7 @@ def test_what_cannot_be_had_is_refused(pipeline_file: Path, overrides: list[str]
     "overrides",
     [[], ["train.model.vocab_size=512"], ["cluster.num_cpus=2"],
      ["tokens.resources.num_workers=3", "cluster.num_cpus=2"],
-     ["train.resources.gpus_per_worker=800", "cluster.address=ray://head:10001"]],
+     ["train.resources.gpus_per_worker=800", "cluster.address=head:6379"]],
 )  # fmt: skip
 def test_what_can_be_had_is_accepted(pipeline_file: Path, overrides: list[str]) -> None:
     open_pipeline(load_pipeline(pipeline_file, overrides))
