@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import secrets
 import signal
+import socket
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -79,3 +85,45 @@ def test_sigterm_in_any_stage_is_75_and_the_same_command_goes_on(
     assert pipeline.record("tokenize")["output"] == unbroken.record("tokenize")["output"]
     for name in ("final_train_loss", "final_valid_loss"):
         assert pipeline.record("train")["output"][name] == unbroken.record("train")["output"][name]
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[str]:
+    """The address of a cluster that was there before, started as people start one, with a token of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        yield from started_head()
+
+
+def started_head() -> Iterator[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ray = Path(sys.executable).with_name("ray")
+    process = subprocess.Popen(
+        [ray, "start", "--head", "--block", f"--port={port}", "--num-cpus=4", "--include-dashboard=false",
+         "--disable-usage-stats"],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "Ray runtime started" in line:
+                break
+        yield f"127.0.0.1:{port}"
+    finally:
+        kill_tree(process)
+
+
+@pytest.mark.parametrize("stage", ["tokens", "train"])
+def test_sigterm_on_a_joined_cluster_is_75_and_leaves_the_cluster_to_others(
+    tmp_path: Path, head: str, stage: str
+) -> None:
+    pipeline = write_pipeline(tmp_path)
+    address = f"cluster.address={head}"
+    assert_ended_in_order(pipeline, stage, terminate(pipeline, stage, address))
+    again = pipeline.run(address)
+    assert again.code == 0, again.output
+    assert state(pipeline) == "SUCCEEDED"
