@@ -40,13 +40,15 @@ class TokenizerStage:
     output_type: ClassVar[type[StageOutput]] = TokenizerOutput
 
     def content_identity(self, config: TokenizerStageConfig) -> str:
-        """Digest of the text to train on, or of the tokenizer to load. Raises UserError where that is missing."""
+        """Digest of the text to train on, or of the tokenizer to load. Raises UserError: that is missing or unfit."""
+        from data.lossless import check_name_is_no_text
         from data.sources import content_identity
-        from data.tokenizer import load_tokenizer
+        from data.tokenizer import PATTERN, load_tokenizer
         from pipelines.stages.tasks import user_errors
 
         with user_errors():
             if config.source is not None:
+                check_name_is_no_text(config.end_of_document, PATTERN)
                 return content_identity(config.source)
             assert config.load is not None
             return load_tokenizer(config.load, config.end_of_document).sha256

@@ -10,7 +10,7 @@ import torch
 
 from pipelines import estimates
 from pipelines.cli.running import _duration
-from pipelines.errors import ConfigError
+from pipelines.errors import ConfigError, UserError
 from pipelines.loading import load_pipeline
 from pipelines.session import open_pipeline
 from tests.pipelines.test_loading import PIPELINE
@@ -85,3 +85,12 @@ def test_more_cpus_than_cores_do_not_shorten_the_estimate(pipeline_file: Path) -
 )
 def test_durations_have_a_readable_size(seconds: float, text: str) -> None:
     assert _duration(seconds) == text
+
+
+@pytest.mark.parametrize("name", ["the", "EOD", "###", "a"])
+def test_an_end_of_document_token_that_text_can_spell_is_refused_before_anything_runs(
+    pipeline_file: Path, name: str
+) -> None:
+    pipeline = open_pipeline(load_pipeline(pipeline_file, [f"tokenizer.end_of_document={name!r}"]))
+    with pytest.raises(UserError, match=f"end_of_document={name!r}: ordinary text can be merged into a token"):
+        pipeline.plan()
