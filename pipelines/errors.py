@@ -12,7 +12,7 @@ of the first two. Anything else that reaches the top is a bug. pipelines.engine.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 
 class UserError(Exception):
@@ -41,3 +41,13 @@ class DamagedError(UserError):
 
 class InfrastructureError(Exception):
     """The cluster, the storage, the network or a disk failed. The same command resumes; a script may retry it."""
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and what caused it, the outermost first."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__

@@ -15,7 +15,7 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import InfrastructureError, UserError
+from pipelines.errors import InfrastructureError, UserError, causes
 
 
 class Fault(Enum):
@@ -184,7 +184,7 @@ def judge(error: BaseException) -> Judgement:
 
     Clients of stores translate errors (s3fs makes EINVAL of many) and keep the original as the cause.
     """
-    chain = list(_chain(error))
+    chain = list(causes(error))
     for cause in chain:
         code, status = _answer(cause)
         if code or status:
@@ -263,15 +263,6 @@ def _says_no_space(error: BaseException) -> bool:
     """Whether a library that hides the error's number (safetensors, torch, arrow) says that the disk is full."""
     text = str(error).lower()
     return any(words in text for words in ("no space left", "disk quota exceeded", "os error 28", "os error 122"))
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
-        yield current
-        current = current.__cause__
 
 
 def _answer(error: BaseException) -> tuple[str, int]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from data.errors import DataError
 from pipelines.engine.runs import Status
-from pipelines.errors import InfrastructureError, UserError
+from pipelines.errors import InfrastructureError, UserError, causes
 from pipelines.tracking.redact import redact
 
 EXIT_USER = 1
@@ -33,7 +32,7 @@ def classify(error: BaseException) -> Failure:
         return Failure(Status.CANCELLED, "cancelled", None, EXIT_CANCELLED)
     if isinstance(error, SystemExit):
         return Failure(Status.RESUMABLE, "the process was told to end (SIGTERM)", None, EXIT_RESUMABLE)
-    chain = list(_causes(error))
+    chain = list(causes(error))
     details = redact("".join(traceback.format_exception(error)))
     for cause in chain:
         if isinstance(cause, UserError | DataError):
@@ -41,15 +40,6 @@ def classify(error: BaseException) -> Failure:
         if isinstance(cause, InfrastructureError):
             return Failure(Status.RESUMABLE, redact(str(cause)), details, EXIT_RESUMABLE)
     return Failure(Status.FAILED, _line(chain[-1]), details, EXIT_BUG)
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
-        yield current
-        current = current.__cause__
 
 
 def _line(error: BaseException) -> str:
