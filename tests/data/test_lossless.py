@@ -318,7 +318,7 @@ def test_no_text_gives_the_id_of_any_end_of_document_token(name: str, text: str)
             [f"{name} {name}{name} {text} EOD the"] * 20, FIELDS.model_copy(update={"end_of_document": name})
         )
     except DataError as error:
-        assert "can be merged into" in str(error)  # noqa: PT017
+        assert "can be merged into" in str(error)  # noqa: PT017 (accepted or refused: both are right)
         return
     for written in (text, name, f"a{name}b", f" {name} ", text + name + text):
         (ids,) = tokenizer.encode_batch([written])
