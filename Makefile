@@ -63,7 +63,7 @@ bench: install  ## List the benchmarks; each runs as `python -m benchmarks.NAME`
 	@$(BIN)/python -m benchmarks
 
 kernel-report: install  ## Compile every GPU kernel without a GPU: registers, spills, occupancy, rooflines
-	$(BIN)/python -m kernels.report
+	$(BIN)/python -m benchmarks.kernel_report
 
 lock: install  ## Write the versions that are installed now to constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable | grep -v ' @ ' > constraints.txt

@@ -20,8 +20,8 @@ import torch._functorch.config
 from torch import Tensor
 
 from benchmarks._kernel_cases import GATE, REPORT, Case, Implementation, Sizes, cases
+from benchmarks.kernel_report.table import environment
 from kernels import dispatch
-from kernels.report.table import environment
 
 # Relative to the root mean square of the reference, which has float32 inputs of the same values. float32: products may
 # be summed in another order. bfloat16: inputs and results have 8 bits, probabilities and states in between as well.

@@ -22,15 +22,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.kernel_report import comparison, table
+from benchmarks.kernel_report.cases import Case, cases
+from benchmarks.kernel_report.comparison import PeerRow
+from benchmarks.kernel_report.compiled import Code, compile_launch
+from benchmarks.kernel_report.occupancy import occupancy
+from benchmarks.kernel_report.recorder import operand_bytes, pretended, recorded
+from benchmarks.kernel_report.rows import plain
+from benchmarks.kernel_report.targets import TARGETS, Target
 from kernels.launch import Launch
-from kernels.report import comparison, table
-from kernels.report.cases import Case, cases
-from kernels.report.comparison import PeerRow
-from kernels.report.compiled import Code, compile_launch
-from kernels.report.occupancy import occupancy
-from kernels.report.recorder import operand_bytes, pretended, recorded
-from kernels.report.rows import plain
-from kernels.report.targets import TARGETS, Target
 
 BATCH, TOKENS = 8, 4096  # as in the operators' report cases
 OPERATORS = ("causal_conv1d", "memory_attention", "ssd_scan")
@@ -42,27 +42,20 @@ Call = Callable[[], Tensor]
 
 
 def report(architectures: Sequence[str], operators: Sequence[str], folder: Path) -> int:
-    """Write peers.md and peers.json; a process for each target, because the peer asks for its device when imported."""
+    """Write peers.md; one process per target, because the peer asks for its device when imported."""
     if importlib.util.find_spec("fla") is None:
         print(NOT_INSTALLED, file=sys.stderr)
         return 2
     rows: list[PeerRow] = []
     for arch in architectures:
-        command = [
-            sys.executable,
-            "-m",
-            "kernels.report.peers",
-            arch,
-            *(name for name in OPERATORS if name in operators),
-        ]
+        names = (name for name in OPERATORS if name in operators)
+        command = [sys.executable, "-m", "benchmarks.kernel_report.peers", arch, *names]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         if done.returncode:
             return done.returncode
         rows += [comparison.from_json(row) for row in json.loads(done.stdout)]
     where = table.environment() | {"fla-core": importlib.metadata.version("fla-core")}
-    document = json.dumps({**where, "rows": [dataclasses.asdict(row) for row in rows]}, indent=1) + "\n"
-    for file in table.write(folder, "peers", comparison.as_markdown(rows, where), document):
-        print(file)
+    print(table.write(folder, "peers", comparison.as_markdown(rows, where)))
     return 0
 
 
@@ -178,7 +171,7 @@ def _range(numbers: Iterable[int]) -> tuple[int, int]:
 def _compile(launch: Launch, target: Target) -> Code | str:
     try:
         return compile_launch(launch, target)
-    except Exception as failure:  # one configuration of many; the table says so where none compiles
+    except Exception as failure:  # one configuration of many; the table says so if none compiles
         return f"{type(failure).__name__}: {failure}"
 
 

@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from kernels.report import table
-from kernels.report.compiled import Code
-from kernels.report.occupancy import occupancy
-from kernels.report.targets import TARGETS, Target
+from benchmarks.kernel_report import table
+from benchmarks.kernel_report.compiled import Code
+from benchmarks.kernel_report.occupancy import occupancy
+from benchmarks.kernel_report.targets import TARGETS, Target
 
 NOTES = """\
 The peer is fla-core {version}. Its public functions were called on tensors without memory while Triton was told that
@@ -17,7 +17,7 @@ the target's device is there: kernels, arguments and configurations are those it
 configuration that its autotuner would try was compiled ("tried", and how many of them spill; in brackets the range of
 all); the row is one that fits and spills least, and of these the one with which most warps share a processor: which is
 fastest a GPU must tell. MB is the least traffic a launch can have, every tensor argument moved once, counted alike for
-both. Nothing here ran on a GPU. Where ours takes more, README.md says why.
+both. Nothing here ran on a GPU. README.md gives the reasons where ours takes more.
 
 - `ssd_scan` beside `chunk_simple_gla`: 32 heads of 64 channels. simple_gla has no groups, so B and C come repeated for
   each head; it multiplies by neither dt nor D, and what does so around it is not counted.
@@ -62,7 +62,7 @@ class PeerRow:
 
 
 def as_markdown(rows: Sequence[PeerRow], where: dict[str, str]) -> str:
-    """A section for each target and a table for each operator; then, call by call, what ours takes of the peer's."""
+    """The page: call by call, ours beside the peer's; then one section per target with one table per operator."""
     parts = [f"# Kernels beside flash-linear-attention's, compiled ahead of time ({where['date']})"]
     parts.append(", ".join(f"{name} {value}" for name, value in where.items() if name != "date"))
     parts.append(NOTES.format(version=where["fla-core"]))
@@ -77,7 +77,7 @@ def as_markdown(rows: Sequence[PeerRow], where: dict[str, str]) -> str:
 
 
 def calls_table(rows: Sequence[PeerRow]) -> str:
-    """Sums and maxima over the launches of each call that both libraries have; in bold where ours takes more."""
+    """Sums and maxima over the launches of each call that both libraries have; in bold if ours takes more."""
     lines = [
         "| target | operator | case | launches, ours / fla | MB | most registers | spilled, B | most shared, KiB |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",

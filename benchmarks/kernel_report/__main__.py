@@ -1,4 +1,4 @@
-"""`python -m kernels.report`: what the compiler makes of every kernel, for GPUs that are not here."""
+"""`python -m benchmarks.kernel_report`: compile every kernel for GPUs that are not here and report the code."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
+from benchmarks.kernel_report import table
+from benchmarks.kernel_report.cases import Case, cases, operators
+from benchmarks.kernel_report.check import violations
+from benchmarks.kernel_report.rows import Row, compile_cases
+from benchmarks.kernel_report.targets import TARGETS
 from kernels.dispatch import HAS_TRITON
-from kernels.report import table
-from kernels.report.cases import Case, cases, operators
-from kernels.report.check import violations
-from kernels.report.rows import Row, compile_cases
-from kernels.report.targets import TARGETS
 
 OUTPUT = Path("benchmarks/kernel_report")
 EPILOG = """\
-examples:
-  python -m kernels.report                             every operator and target; writes benchmarks/kernel_report/
-  python -m kernels.report --operator ssd_scan --arch sm_90 --json
-                                                       one operator on one target, as JSON on standard output
-  python -m kernels.report --check --arch sm_90        verify only: exit status 1 and a list if a fact is violated
-  python -m kernels.report --peers                     flash-linear-attention's kernels at the same sizes
+examples (R stands for python -m benchmarks.kernel_report):
+  R                                         every operator and target; writes benchmarks/kernel_report/report.md
+  R --operator ssd_scan --arch sm_90 --json one operator on one target, as JSON on standard output
+  R --check --arch sm_90                    verify only: exit status 1 and a list if a fact is violated
+  R --peers                                 flash-linear-attention's kernels at the same sizes; writes peers.md
 
 what --check verifies:
   every kernel compiles; no bytes are spilled on sm_90; a kernel that claims FLOPs has matrix instructions, and none of
@@ -40,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {problem}", file=sys.stderr)
         return 2
     if options.peers:
-        from kernels.report import peers
+        from benchmarks.kernel_report import peers
 
         return peers.report(options.arch, options.operator, options.output)
     compiled = [compile_cases(_cases(options, arch), TARGETS[arch], _tell) for arch in options.arch]
@@ -58,9 +57,7 @@ def _cases(options: argparse.Namespace, arch: str) -> list[Case]:
 
 
 def _write(rows: Sequence[Row], folder: Path) -> None:
-    where = table.environment()
-    for file in table.write(folder, "report", table.as_markdown(rows, where), table.as_json(rows, where)):
-        print(file)
+    print(table.write(folder, "report", table.as_markdown(rows, table.environment())))
 
 
 def _verdict(rows: Sequence[Row], problems: Sequence[str]) -> int:
@@ -79,9 +76,9 @@ def _tell(line: str) -> None:
 
 
 def _not_possible(options: argparse.Namespace) -> str:
-    """What keeps the report from being made, and what to do about it."""
+    """Obstacle to the report and its remedy; empty if there is none."""
     if os.environ.get("TRITON_INTERPRET") == "1":
-        return "TRITON_INTERPRET=1 turns the compiler off. Unset it: env -u TRITON_INTERPRET python -m kernels.report"
+        return "TRITON_INTERPRET=1 turns the compiler off. Unset it: env -u TRITON_INTERPRET make kernel-report"
     if not HAS_TRITON:
         return "triton is not installed: pip install triton (it comes with torch on Linux)."
     if options.peers and (options.check or options.json):
@@ -91,16 +88,18 @@ def _not_possible(options: argparse.Namespace) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m kernels.report", formatter_class=argparse.RawDescriptionHelpFormatter, epilog=EPILOG,
+        prog="python -m benchmarks.kernel_report",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=EPILOG,
         description="Compile every Triton kernel ahead of time, without a GPU, and report what came out: registers, "
         "spills,\nshared memory, occupancy, matrix instructions, FLOPs, bytes and the roofline time.",
-    )  # fmt: skip
+    )
     parser.add_argument("--operator", nargs="+", choices=operators(), default=operators(), help="default: all")
     parser.add_argument("--arch", nargs="+", choices=list(TARGETS), default=list(TARGETS), help="default: all")
-    parser.add_argument("--output", type=Path, default=OUTPUT, help="folder for report.md and report.json")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="folder for report.md or peers.md")
     parser.add_argument("--json", action="store_true", help="print JSON instead of writing files")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a fact below is violated")
-    parser.add_argument("--peers", action="store_true", help="other libraries' kernels instead: peers.md, peers.json")
+    parser.add_argument("--peers", action="store_true", help="other libraries' kernels instead: peers.md")
     return parser
 
 

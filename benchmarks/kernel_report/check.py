@@ -1,17 +1,17 @@
-"""Facts about the compiled code that must hold; each violation is a sentence that says where and what to do."""
+"""Facts about the compiled code that must hold; each violation is a sentence with the place and the fix."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from kernels.report.rows import Row
-from kernels.report.targets import TARGETS
+from benchmarks.kernel_report.rows import Row
+from benchmarks.kernel_report.targets import TARGETS
 
 NO_SPILLS = ("sm_90",)  # elsewhere spills are reported, not refused
 
 
 def violations(rows: Iterable[Row]) -> list[str]:
-    """Each once, where a call launches the same code several times."""
+    """Violated facts, each once: a call may launch the same code several times."""
     return list(dict.fromkeys(f"{row.label}: {problem}" for row in rows for problem in _problems(row)))
 
 
@@ -22,7 +22,7 @@ def _problems(row: Row) -> Iterator[str]:
     code, target = row.code, TARGETS[row.target]
     if code.spilled_bytes and row.target in NO_SPILLS:
         yield (
-            f"{code.spilled_bytes} bytes a thread are spilled from {code.registers} registers. Use smaller tiles, or "
+            f"{code.spilled_bytes} bytes per thread are spilled from {code.registers} registers. Use smaller tiles, or "
             f"more than {row.num_warps} warps, in the first configuration for {row.target}."
         )
     if row.flops and not code.matrix_instructions:

@@ -7,16 +7,16 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from benchmarks.kernel_report.cases import Case
+from benchmarks.kernel_report.compiled import Code, compile_launch
+from benchmarks.kernel_report.occupancy import Occupancy, occupancy
+from benchmarks.kernel_report.targets import Target
 from kernels.launch import Launch
-from kernels.report.cases import Case
-from kernels.report.compiled import Code, compile_launch
-from kernels.report.occupancy import Occupancy, occupancy
-from kernels.report.targets import Target
 
 
 @dataclass(frozen=True)
 class Row:
-    """code, occupancy: None where the kernel did not compile; error then says why."""
+    """code, occupancy: None if the kernel did not compile; error then gives the reason."""
 
     target: str
     operator: str
@@ -39,7 +39,7 @@ class Row:
 
 
 def compile_cases(cases: Iterable[Case], target: Target, tell: Callable[[str], None]) -> Iterator[Row]:
-    """Compile every launch; `tell` gets a line when each is done."""
+    """Compile every launch; call `tell` with a line after each."""
     todo = [(case, launch) for case in cases for launch in case.launches]
     for number, (case, launch) in enumerate(todo, 1):
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The architectures kernels are compiled for: what limits a processor, and what a device can do at best.
+"""Architectures that kernels are compiled for: limits of a processor and peaks of a device.
 
 A processor is a streaming multiprocessor (SM) of NVIDIA or a compute unit (CU) of AMD; a warp is AMD's wavefront. Its
 register file is in four partitions, each serving the warps that one scheduler runs.
@@ -19,8 +19,9 @@ class Target:
 
     registers_per_partition: 32-bit registers of single threads.  register_unit: a thread's are rounded up to this.
     max_shared_bytes: of one block.  reserved_shared_bytes: taken from the processor by every block besides its own.
-    tensor_memory_columns: of the memory that tcgen05 accumulates in; 0 where there is none.
-    peak_flops: dense bfloat16 matrix products with float32 sums, a second.  peak_bytes: from device memory, a second.
+    tensor_memory_columns: of the memory that tcgen05 accumulates in; 0 if there is none.
+    peak_flops: dense bfloat16 matrix products with float32 sums, per second.
+    peak_bytes: from device memory, per second.
     """
 
     name: str

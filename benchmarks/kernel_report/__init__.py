@@ -1,8 +1,8 @@
-"""What the compiler makes of every Triton kernel for GPUs that are not here: `python -m kernels.report --help`.
+"""Compile every Triton kernel for GPUs that are not here and report the code: `python -m benchmarks.kernel_report -h`.
 
 targets.py      the architectures: limits of a processor, peaks of a device, their sources
-cases.py        the launches to compile: what each operator's `report_cases` plans
-compiled.py     one launch compiled for one target, and what its code says
+cases.py        the launches to compile: every operator's `report_cases`
+compiled.py     one launch compiled for one target, and the resources of its code
 occupancy.py    how many blocks fit on a processor, and what limits them
 rows.py         a launch, its code, and its roofline
 check.py        facts that must hold

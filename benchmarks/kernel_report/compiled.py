@@ -1,4 +1,4 @@
-"""A launch compiled for a target, and what the code that came out says about itself."""
+"""A launch compiled for a target, and the resources its code takes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.kernel_report.targets import Target
 from kernels.launch import Launch
-from kernels.report.targets import Target
 
 # Instructions that multiply matrices, as they are written in PTX and in AMD's assembly.
 MATRIX_INSTRUCTIONS = {
@@ -26,11 +26,11 @@ REGISTERS = re.compile(r"Used (\d+) registers")
 
 @dataclass(frozen=True)
 class Code:
-    """What one kernel takes of a processor.
+    """Resources of one kernel.
 
-    registers: 32-bit, of a thread; on AMD vector registers, accumulators included.
-    spilled_bytes: of a thread, registers that went to memory.  stack_bytes: all its memory, spills included.
-    shared_bytes: of a block.  tensor_memory_columns: of a block.
+    registers: 32-bit, per thread; on AMD vector registers, accumulators included.
+    spilled_bytes: registers that went to memory, per thread.  stack_bytes: all its memory, spills included.
+    shared_bytes, tensor_memory_columns: per block.
     matrix_instructions: how often each is written in the code, not how often it runs.
     scalar_products: matrix products that got none.
     """
@@ -46,7 +46,7 @@ class Code:
 
 
 def compile_launch(launch: Launch, target: Target) -> Code:
-    """Raises: whatever Triton or ptxas does about a kernel they cannot compile."""
+    """Compile a launch. Raises: whatever Triton or ptxas raises for a kernel they cannot compile."""
     kernel = launch.compile(target.triton_target())
     assembly = kernel.asm["ptx" if target.backend == "cuda" else "amdgcn"]
     registers, spilled_bytes, stack_bytes = (
@@ -90,7 +90,7 @@ def amd_registers(assembly: str) -> tuple[int, int, int]:
 
 
 def _ptxas(ptx: str, target: Target) -> tuple[int, int, int]:
-    """Assemble once more as Triton did, for the log it keeps to itself."""
+    """Assemble again as Triton did, for the log that it discards."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "kernel.ptx")
         source.write_text(ptx, encoding="utf-8")

@@ -12,25 +12,25 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from kernels.report.compiled import Code, ptxas_tool
-from kernels.report.rows import Row
-from kernels.report.targets import TARGETS, Target
+from benchmarks.kernel_report.compiled import Code, ptxas_tool
+from benchmarks.kernel_report.rows import Row
+from benchmarks.kernel_report.targets import TARGETS, Target
 
 COLUMNS = (
-    "case | kernel | warps x stages | registers | spilled, B | shared, KiB | blocks (warps) a processor | limited by | "
-    "matrix instructions | programs | GFLOP | MB | FLOP/B | roofline, µs"
+    "case | kernel | warps x stages | registers | spilled, B | shared, KiB | blocks (warps) per processor | "
+    "limited by | matrix instructions | programs | GFLOP | MB | FLOP/B | roofline, µs"
 )
 ALIGNMENT = "--- | --- | --- | --: | --: | --: | --: | --- | --- | --: | --: | --: | --: | --:"
 EXPLANATION = """\
-Compiled ahead of time: nothing here ran on a GPU and no speed is claimed. Registers and spilled bytes are a thread's,
-as `ptxas -v` (NVIDIA) and the assembly's metadata (AMD, accumulators included) state them; shared memory is a block's.
+Compiled ahead of time: nothing here ran on a GPU and no speed is claimed. Registers and spilled bytes are per thread,
+as `ptxas -v` (NVIDIA) and the assembly's metadata (AMD, accumulators included) state them; shared memory is per block.
 Blocks and warps on a processor (SM, CU) are what its registers, shared memory and schedulers have room for, by formula.
 Matrix instructions are counted as they stand in the code. GFLOP (matrix products only) and MB (to and from memory) are
-a call's, by formula; the roofline is the longer of the two at the device's peaks: no kernel goes below it."""
+per call, by formula; the roofline is the longer of the two at the device's peaks: no kernel goes below it."""
 
 
 def environment() -> dict[str, str]:
-    """What the figures depend on."""
+    """Date, commit and versions that the figures depend on."""
     import torch
     import triton
 
@@ -56,7 +56,7 @@ def as_json(rows: Sequence[Row], where: dict[str, str]) -> str:
 
 
 def as_markdown(rows: Sequence[Row], where: dict[str, str]) -> str:
-    """A section for each target, a table for each operator, a line for each kernel of a case and their sum."""
+    """The page: one section per target, one table per operator, one line per kernel of a case, and their sum."""
     versions = ", ".join(f"{name} {value}" for name, value in where.items() if name != "date")
     title = f"# Kernels, compiled ahead of time ({where['date']})"
     parts = [title, versions, EXPLANATION, _target_table()]
@@ -70,16 +70,15 @@ def as_markdown(rows: Sequence[Row], where: dict[str, str]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def write(folder: Path, name: str, markdown: str, document: str) -> list[Path]:
+def write(folder: Path, name: str, markdown: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    files = {folder / f"{name}.md": markdown, folder / f"{name}.json": document}
-    for file, text in files.items():
-        file.write_text(text, encoding="utf-8")
-    return list(files)
+    file = folder / f"{name}.md"
+    file.write_text(markdown, encoding="utf-8")
+    return file
 
 
 def _call_lines(rows: Sequence[Row], target: Target) -> list[str]:
-    """A line a launch, and what they come to where there are several."""
+    """One line per launch, and their sum if there are several."""
     lines = [_line(row, target) for row in rows]
     if len(rows) > 1:
         flops, num_bytes = sum(row.flops for row in rows), sum(row.bytes for row in rows)
@@ -116,7 +115,7 @@ def failure(error: str) -> str:
 
 def _target_table() -> str:
     lines = [
-        "| target | registers | warps | blocks | shared, KiB (a block) | device | bf16 TFLOP/s | TB/s | sources |",
+        "| target | registers | warps | blocks | shared, KiB (per block) | device | bf16 TFLOP/s | TB/s | sources |",
         "| --- | --: | --: | --: | --: | --- | --: | --: | --- |",
     ]
     lines += [
@@ -130,7 +129,7 @@ def _target_table() -> str:
 
 
 def _commit() -> str:
-    """The checkout's commit, marked where files differ from it."""
+    """The checkout's commit, marked if files differ from it."""
     describe = ["git", "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
     try:
         done = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)

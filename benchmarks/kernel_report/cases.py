@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import kernels
 from kernels.launch import Launch
 
-KERNELS = Path(__file__).parents[1]
+KERNELS = Path(kernels.__path__[0])
 
 
 @dataclass(frozen=True)
@@ -22,12 +23,12 @@ class Case:
 
 
 def operators() -> list[str]:
-    """Folders of kernels/ that have a Triton path."""
+    """Names of the operators that have a Triton path."""
     return sorted(file.parent.name for file in KERNELS.glob("*/triton_op.py"))
 
 
 def cases(operator: str, arch: str) -> Iterator[Case]:
-    """What the operator runs at its representative sizes with its default configuration for an architecture."""
+    """The calls of an operator at its representative sizes, with its default configuration for an architecture."""
     module = importlib.import_module(f"kernels.{operator}.triton_op")
     for name, launches in module.report_cases(arch):
         yield Case(operator, name, tuple(launches))

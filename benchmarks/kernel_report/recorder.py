@@ -14,10 +14,8 @@ from unittest import mock
 
 import torch
 
+from benchmarks.kernel_report.targets import Target
 from kernels.launch import Launch
-from kernels.report.targets import Target
-
-OPTIONS = ("num_warps", "num_stages")
 
 
 @contextmanager
@@ -47,7 +45,7 @@ def recorded(target: Target) -> Iterator[list[list[Launch]]]:
     from triton.runtime.jit import JITFunction
 
     calls: list[list[Launch]] = []
-    tuned: list[list[Launch]] = []  # the call whose configurations are being gone through, if any
+    tuned: list[list[Launch]] = []  # the call whose configurations are being visited, if any
 
     def run_all_configs(tuner: Any, *args: Any, **kwargs: Any) -> None:
         tuner.nargs = dict(zip(tuner.arg_names, args, strict=False))
@@ -72,9 +70,14 @@ def as_launch(kernel: Any, given: dict[str, Any], grid: Any, target: Target) -> 
     args = {p.name: given[p.name] for p in kernel.params if not p.is_constexpr and p.name in given}
     stages = given.get("num_stages") or (3 if target.backend == "cuda" else 2)  # Triton's own defaults
     return Launch(
-        kernel, tuple(grid(given) if callable(grid) else grid), args, constants,
-        num_warps=given.get("num_warps") or 4, num_stages=stages, bytes=operand_bytes(args),
-    )  # fmt: skip
+        kernel,
+        tuple(grid(given) if callable(grid) else grid),
+        args,
+        constants,
+        num_warps=given.get("num_warps") or 4,
+        num_stages=stages,
+        bytes=operand_bytes(args),
+    )
 
 
 def operand_bytes(args: dict[str, Any]) -> int:

@@ -1,4 +1,4 @@
-"""The report on compiled kernels, and, as facts about the code of every kernel here, what its --check verifies.
+"""The report on compiled kernels; its --check verifies facts about the code of every kernel here.
 
 Triton compiles nothing in a process where its interpreter is on, as in these tests: subprocesses compile.
 """
@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from kernels.report import __main__ as command
-from kernels.report import comparison, peers, table
-from kernels.report.check import violations
-from kernels.report.comparison import PeerRow
-from kernels.report.compiled import Code, amd_registers, matrix_instructions, ptxas_registers
-from kernels.report.occupancy import Occupancy, occupancy
-from kernels.report.rows import Row
-from kernels.report.targets import TARGETS
+from benchmarks.kernel_report import __main__ as command
+from benchmarks.kernel_report import comparison, peers, table
+from benchmarks.kernel_report.check import violations
+from benchmarks.kernel_report.comparison import PeerRow
+from benchmarks.kernel_report.compiled import Code, amd_registers, matrix_instructions, ptxas_registers
+from benchmarks.kernel_report.occupancy import Occupancy, occupancy
+from benchmarks.kernel_report.rows import Row
+from benchmarks.kernel_report.targets import TARGETS
 
 ROOT = Path(__file__).resolve().parents[2]
 CODE = Code(4, 128, 0, 0, 0, 0, {"wgmma.mma_async": 4}, 0)
@@ -33,10 +33,10 @@ MATRIX_PRODUCT = """
 import json, sys
 import torch, triton, triton.language as tl
 from kernels.launch import Launch
-from kernels.report.cases import Case
-from kernels.report.rows import compile_cases
-from kernels.report.table import as_json
-from kernels.report.targets import TARGETS
+from benchmarks.kernel_report.cases import Case
+from benchmarks.kernel_report.rows import compile_cases
+from benchmarks.kernel_report.table import as_json
+from benchmarks.kernel_report.targets import TARGETS
 from kernels.triton_math import dot
 
 @triton.jit
@@ -64,8 +64,8 @@ print(as_json(rows, {}))
 
 AUTOTUNED = """
 import torch, triton, triton.language as tl
-from kernels.report.recorder import pretended, recorded
-from kernels.report.targets import TARGETS
+from benchmarks.kernel_report.recorder import pretended, recorded
+from benchmarks.kernel_report.targets import TARGETS
 
 @triton.autotune([triton.Config({"block": b}, num_warps=w) for b in (64, 128) for w in (2, 4)], key=["n"])
 @triton.heuristics({"even": lambda args: args["n"] % args["block"] == 0})
@@ -97,7 +97,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 
 def report(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return run("-m", "kernels.report", *arguments, **environment)
+    return run("-m", "benchmarks.kernel_report", *arguments, **environment)
 
 
 def test_every_kernel_compiles_for_sm_90_without_spills_and_on_tensor_cores():
@@ -200,7 +200,7 @@ def test_what_compilers_print_is_read():
 @pytest.mark.parametrize(
     ("code", "problem"),
     [
-        ({"spilled_bytes": 8}, "8 bytes a thread are spilled from 128 registers"),
+        ({"spilled_bytes": 8}, "8 bytes per thread are spilled from 128 registers"),
         ({"matrix_instructions": {}}, "claims 1,000,000,000 FLOPs but has no matrix instruction"),
         ({"scalar_products": 2}, "2 matrix products run on scalar units"),
         ({"shared_bytes": 228 * 1024}, "233,472 bytes of shared memory; a block of sm_90 can have 232,448"),

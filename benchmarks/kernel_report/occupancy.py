@@ -1,11 +1,11 @@
-"""How many blocks of a kernel run on one processor at a time, by the vendors' own formulas (sources: targets.py)."""
+"""Blocks of a kernel that run on one processor at a time, by the vendors' formulas (sources: targets.py)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kernels.report.compiled import Code
-from kernels.report.targets import PARTITIONS, Target
+from benchmarks.kernel_report.compiled import Code
+from benchmarks.kernel_report.targets import PARTITIONS, Target
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Occupancy:
 
 
 def occupancy(code: Code, target: Target) -> Occupancy:
-    """Blocks and warps on one processor; 0 where a block asks for more than there is."""
+    """Blocks and warps on one processor; 0 if a block asks for more than there is."""
     warps_that_fit = PARTITIONS * (
         target.registers_per_partition // (_round_up(code.registers, target.register_unit) * target.warp_size)
     )
