@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 from pipelines.engine.records import Artifacts
-from pipelines.engine.storage import Storage
+from pipelines.storage.storage import Storage
 
 RECIPE = Path(__file__).parent.parent / "configs" / "compare.yaml"
 

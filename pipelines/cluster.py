@@ -16,10 +16,10 @@ import psutil
 
 from pipelines.config import ClusterConfig
 from pipelines.engine.interrupts import kept_handlers
+from pipelines.engine.stage import StageConfig
 from pipelines.errors import InfrastructureError, UserError
 from pipelines.faults import Fault, explain_disk, of_number
 from pipelines.ray_errors import explained_ray
-from pipelines.stages.base import StageConfig
 from pipelines.tracking.environment import TELEMETRY_OFF
 
 REPOSITORY = Path(__file__).resolve().parent.parent

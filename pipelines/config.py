@@ -15,14 +15,14 @@ from typing import Annotated
 from pydantic import Field, field_validator, model_validator
 
 from pipelines.engine.graph import validate_graph
+from pipelines.engine.stage import StageConfig, StrictConfig
 from pipelines.errors import FieldError
-from pipelines.evaluation.config import EvaluateStageConfig
-from pipelines.exporting.config import ExportStageConfig
-from pipelines.reporting.config import ReportStageConfig
-from pipelines.stages.base import StageConfig, StrictConfig
-from pipelines.stages.tokenize import TokenizeStageConfig
-from pipelines.stages.tokenizer import TokenizerStageConfig
-from pipelines.training.config import TrainStageConfig, check_train_against_tokenize
+from pipelines.stages.evaluate.config import EvaluateStageConfig
+from pipelines.stages.export.config import ExportStageConfig
+from pipelines.stages.report.config import ReportStageConfig
+from pipelines.stages.tokenize.stage import TokenizeStageConfig
+from pipelines.stages.tokenizer.stage import TokenizerStageConfig
+from pipelines.stages.train.config import TrainStageConfig, check_train_against_tokenize
 
 AnyStageConfig = Annotated[
     TokenizerStageConfig

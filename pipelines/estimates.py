@@ -11,9 +11,9 @@ import time
 from dataclasses import dataclass
 
 from data.sources.digests import cache_root
-from pipelines.stages.tokenize import TokenizeStageConfig
-from pipelines.stages.tokenizer import TokenizerStageConfig
-from pipelines.training.config import TrainStageConfig
+from pipelines.stages.tokenize.stage import TokenizeStageConfig
+from pipelines.stages.tokenizer.stage import TokenizerStageConfig
+from pipelines.stages.train.config import TrainStageConfig
 
 GPU_PEAK_FLOPS = 300e12  # a middling data-centre GPU in bfloat16, for want of the real one while planning
 EXPECTED_MFU = 0.35
@@ -45,7 +45,7 @@ def estimate_training(
     Args: core_flops: of one core, as core_peak gives it. num_cores: that the workers can have together, at most.
     """
     from bmojo.counting import count
-    from pipelines.stages.train import padded_vocab_size
+    from pipelines.stages.train.stage import padded_vocab_size
 
     model = train.model
     if model.vocab_size is None:

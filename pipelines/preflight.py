@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 
 from pipelines.config import PipelineConfig
+from pipelines.engine.stage import StageConfig
 from pipelines.errors import ConfigError, FieldError
-from pipelines.stages.base import StageConfig
-from pipelines.stages.tokenize import TokenizeStageConfig
-from pipelines.stages.tokenizer import TokenizerStageConfig
-from pipelines.training.config import TrainStageConfig
+from pipelines.stages.tokenize.stage import TokenizeStageConfig
+from pipelines.stages.tokenizer.stage import TokenizerStageConfig
+from pipelines.stages.train.config import TrainStageConfig
 
 SLOTS_PER_CORE = 16  # CPU slots are Ray's bookkeeping and may exceed the cores; this many more is a mistake
 FEWEST_SLOTS = 64  # allowed on any machine

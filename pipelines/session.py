@@ -11,9 +11,9 @@ from pipelines.config import PipelineConfig
 from pipelines.engine.observer import Observer
 from pipelines.engine.runner import Pipeline, RunResult, run_pipeline
 from pipelines.engine.runs import Run
-from pipelines.engine.storage import Storage
 from pipelines.preflight import check_pipeline
 from pipelines.stages.registry import STAGES
+from pipelines.storage.storage import Storage
 from pipelines.tracking.run_tracking import TrackingOptions
 from pipelines.tracking.target import resolve_target
 

@@ -72,7 +72,7 @@ def ui(
     ] = None,
 ) -> None:
     """Open MLflow's UI on the storage's tracking store (Ctrl-C stops it)."""
-    from pipelines.engine.storage import Storage
+    from pipelines.storage.storage import Storage
     from pipelines.tracking.target import SQLITE_FILE, resolve_target
     from pipelines.tracking.ui import serve
 

@@ -9,7 +9,7 @@ import typer
 
 from pipelines.cli.console import StorageOption, console
 from pipelines.cli.models import StageOption
-from pipelines.exporting.config import ExportFormat
+from pipelines.stages.export.config import ExportFormat
 
 
 def export(
@@ -25,7 +25,7 @@ def export(
     trust_remote_code=True) loads it, and so does lm-eval's `hf` model type.
     """
     from pipelines.cli.models import load_trained
-    from pipelines.exporting.directory import check_target, export_model
+    from pipelines.stages.export.directory import check_target, export_model
 
     check_target(directory)
     with console.status("Exporting ..."):

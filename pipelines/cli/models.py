@@ -42,9 +42,9 @@ def load_trained(storage: str, run: str | None, stage: str | None) -> TrainedMod
     from kernels import dispatch
     from pipelines.engine.records import read_record
     from pipelines.engine.runs import find_run
-    from pipelines.engine.storage import Storage
-    from pipelines.models import load_model, load_tokenizer_of
-    from pipelines.stages.train import TrainOutput
+    from pipelines.stages.models import load_model, load_tokenizer_of
+    from pipelines.stages.train.stage import TrainOutput
+    from pipelines.storage.storage import Storage
 
     found = find_run(Storage(storage), run)
     trained = {name: state for name, state in found.state().stages.items() if state.kind == "train"}
@@ -113,7 +113,7 @@ def generate(
     """Stream text from a trained model, token by token, to standard output."""
     import torch
 
-    from pipelines.evaluation.sampling import continue_text
+    from pipelines.stages.evaluate.sampling import continue_text
 
     trained = load_trained(storage, run, stage)
     if torch.cuda.is_available():

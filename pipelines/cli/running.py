@@ -78,8 +78,8 @@ def resume(run: RunArgument = None, storage: StorageOption = "runs") -> None:
     Relative paths start where they did when the run was started.
     """
     from pipelines.engine.runs import find_run
-    from pipelines.engine.storage import Storage
     from pipelines.loading import validate_pipeline
+    from pipelines.storage.storage import Storage
 
     found = find_run(Storage(storage), run)
     info = found.info()
@@ -206,9 +206,9 @@ def _print_figures(name: str, config: Any, output: Any, url: str) -> None:
 
 def _print_estimates(config: PipelineConfig) -> None:
     from pipelines.estimates import EXPECTED_MFU, core_peak, estimate_training
-    from pipelines.stages.tokenize import TokenizeStageConfig
-    from pipelines.stages.tokenizer import TokenizerStageConfig
-    from pipelines.training.config import TrainStageConfig
+    from pipelines.stages.tokenize.stage import TokenizeStageConfig
+    from pipelines.stages.tokenizer.stage import TokenizerStageConfig
+    from pipelines.stages.train.config import TrainStageConfig
 
     rows = {name: stage for name, stage in config.stages.items() if isinstance(stage, TrainStageConfig)}
     if not rows:

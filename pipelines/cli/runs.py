@@ -59,7 +59,7 @@ def status(run: RunArgument = None, storage: StorageOption = "runs") -> None:
 def list_runs(storage: StorageOption = "runs") -> None:
     """List all runs of a storage, the latest last."""
     from pipelines.engine.runs import list_runs as all_runs
-    from pipelines.engine.storage import Storage
+    from pipelines.storage.storage import Storage
 
     runs = all_runs(Storage(storage))
     if not runs:
@@ -158,7 +158,7 @@ def sync(run: RunArgument = None, storage: StorageOption = "runs") -> None:
     Exit codes: 0 all of it is in MLflow, 75 the server is away (try again), 1 it refuses; the message has the remedy.
     """
     from pipelines.engine.failures import EXIT_RESUMABLE, EXIT_USER
-    from pipelines.engine.storage import Storage
+    from pipelines.storage.storage import Storage
     from pipelines.tracking import run_tracking
     from pipelines.tracking.target import resolve_target
     from pipelines.tracking.trouble import Cause
@@ -195,9 +195,9 @@ def _points(count: int) -> str:
 
 def _summary(run: Run, stage: StageState) -> str | None:
     """What a finished stage says about its result. A damaged record is told by the next run, not by this view."""
-    from pipelines.engine.artifact import ArtifactDir
     from pipelines.engine.records import FinishedStage, read_record
     from pipelines.stages.registry import STAGES
+    from pipelines.storage.artifact import ArtifactDir
 
     if stage.status != "SUCCEEDED" or stage.artifact is None or stage.kind not in STAGES:
         return None
@@ -211,7 +211,7 @@ def _summary(run: Run, stage: StageState) -> str | None:
 
 def _find(run: str | None, storage: str) -> Run:
     from pipelines.engine.runs import find_run
-    from pipelines.engine.storage import Storage
+    from pipelines.storage.storage import Storage
 
     return find_run(Storage(storage), run)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from data.errors import DataError
 from pipelines.engine.runs import Status
 from pipelines.errors import InfrastructureError, UserError, causes
-from pipelines.tracking.redact import redact
+from pipelines.redact import redact
 
 EXIT_USER = 1
 EXIT_BUG = 70  # EX_SOFTWARE

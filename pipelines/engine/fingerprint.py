@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 from pydantic_core import to_jsonable_python
 
-from pipelines.stages.base import Stage, StageConfig
-from pipelines.tracking.redact import redact
+from pipelines.engine.stage import Stage, StageConfig
+from pipelines.redact import redact
 
 SHORT_DIGITS = 8
 

@@ -9,8 +9,8 @@ from typing import Any
 from pipelines.engine.fingerprint import flatten
 from pipelines.engine.plan import PlannedStage
 from pipelines.engine.provenance import git_commit, machine, user_name
-from pipelines.stages.base import StageOutput
-from pipelines.tracking.redact import redact
+from pipelines.engine.stage import StageOutput
+from pipelines.redact import redact
 
 
 def settings_of(plan: Sequence[PlannedStage]) -> dict[str, Any]:

@@ -23,8 +23,8 @@ from datetime import UTC, datetime
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipelines.engine.process import ProcessIdentity
-from pipelines.engine.storage import Storage
 from pipelines.errors import InfrastructureError, UserError
+from pipelines.storage.storage import Storage
 
 DEFAULT_TTL_S = 60.0
 DEFAULT_RENEW_S = 5.0

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from pipelines.engine.artifact import ArtifactDir
 from pipelines.engine.fingerprint import Fingerprint, InputIdentity, differences, fingerprint_stage
 from pipelines.engine.graph import topological_order
 from pipelines.engine.records import Artifacts, FinishedStage
-from pipelines.engine.storage import Storage
+from pipelines.engine.stage import Stage, StageConfig
 from pipelines.errors import ConfigError, UserError
-from pipelines.stages.base import Stage, StageConfig
+from pipelines.storage.artifact import ArtifactDir
+from pipelines.storage.storage import Storage
 
 
 class Action(StrEnum):

@@ -7,12 +7,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipelines.engine.artifact import RECORD, ArtifactDir, FileEntry
 from pipelines.engine.fingerprint import Fingerprint, FingerprintParts
 from pipelines.engine.lease import LeaseLostError
-from pipelines.engine.storage import Storage
+from pipelines.engine.stage import Stage, StageOutput
 from pipelines.errors import DamagedError
-from pipelines.stages.base import Stage, StageOutput
+from pipelines.storage.artifact import RECORD, ArtifactDir, FileEntry
+from pipelines.storage.storage import Storage
 
 FORMAT = 2
 

@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.engine.artifact import ArtifactDir
 from pipelines.engine.failures import Failure, classify
 from pipelines.engine.headline import figures_of, identity_tags, settings_of
 from pipelines.engine.interrupts import interruptible
@@ -35,11 +34,12 @@ from pipelines.engine.plan import Action, PlannedStage, plan, stage_of_kind
 from pipelines.engine.provenance import git_commit
 from pipelines.engine.records import Artifacts, FinishedStage
 from pipelines.engine.runs import Run, RunInfo, RunState, StageState, Status, artifact_lease_relpath, run_id_of, utc_now
+from pipelines.engine.stage import Stage, StageConfig, StageInput, StageOutput
 from pipelines.engine.stage_run import StageRun, note_reuse
-from pipelines.engine.storage import Storage
 from pipelines.errors import UserError
-from pipelines.stages.base import Stage, StageConfig, StageInput, StageOutput
-from pipelines.tracking.redact import redact
+from pipelines.redact import redact
+from pipelines.storage.artifact import ArtifactDir
+from pipelines.storage.storage import Storage
 from pipelines.tracking.run_tracking import RunTracking, TrackingOptions, check_target
 
 _WAIT_POLL_S = 2.0

@@ -15,11 +15,11 @@ from pipelines.engine.plan import Action, PlannedStage
 from pipelines.engine.provenance import git_commit, library_versions, user_name
 from pipelines.engine.records import FinishedStage, StageRecord, write_record
 from pipelines.engine.runs import Status, utc_now
+from pipelines.engine.stage import Stage, StageContext, StageInput, StageOutput
 from pipelines.errors import InfrastructureError, UserError
 from pipelines.faults import explained_disk
-from pipelines.stages.base import Stage, StageContext, StageInput, StageOutput
+from pipelines.redact import redact
 from pipelines.tracking.journal import Journal
-from pipelines.tracking.redact import redact
 from pipelines.tracking.remote import WORKERS_SUFFIX
 from pipelines.tracking.run_tracking import JournalWatch, RunTracking
 from pipelines.tracking.system_metrics import SystemMetrics

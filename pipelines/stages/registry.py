@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pipelines.stages.base import Stage
-from pipelines.stages.evaluate import EvaluateStage
-from pipelines.stages.export import ExportStage
-from pipelines.stages.report import ReportStage
-from pipelines.stages.tokenize import TokenizeStage
-from pipelines.stages.tokenizer import TokenizerStage
-from pipelines.stages.train import TrainStage
+from pipelines.engine.stage import Stage
+from pipelines.stages.evaluate.stage import EvaluateStage
+from pipelines.stages.export.stage import ExportStage
+from pipelines.stages.report.stage import ReportStage
+from pipelines.stages.tokenize.stage import TokenizeStage
+from pipelines.stages.tokenizer.stage import TokenizerStage
+from pipelines.stages.train.stage import TrainStage
 
 STAGES: Mapping[str, Stage] = {
     stage.kind: stage

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from data.errors import DamagedDataError, DataError, SourceUnavailableError
+from pipelines.engine.stage import Resources, StageContext
 from pipelines.errors import DamagedError, InfrastructureError, UserError
 from pipelines.faults import explained_disk
 from pipelines.ray_errors import explained_ray
-from pipelines.stages.base import Resources, StageContext
-from pipelines.training.placement import num_places, worker_bundle
+from pipelines.stages.placement import num_places, worker_bundle
 
 Result = TypeVar("Result")
 

@@ -21,7 +21,7 @@ from typing import Any
 from data.sealed import dumps
 from pipelines.errors import UserError
 from pipelines.faults import explained_disk
-from pipelines.tracking.redact import redact
+from pipelines.redact import redact
 
 _READ_BYTES = 1 << 20
 _CHECKSUM = b', "crc": "%08x"}'

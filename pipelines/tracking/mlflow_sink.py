@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pipelines.engine.artifact import ArtifactDir
 from pipelines.errors import InfrastructureError
 from pipelines.faults import explain_disk
+from pipelines.storage.artifact import ArtifactDir
 from pipelines.tracking.target import SQLITE_FILE, TrackingTarget, sqlite_uri
 from pipelines.tracking.trouble import DiskError, RefusedError, brief, deleted_experiment
 

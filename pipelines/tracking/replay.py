@@ -19,11 +19,11 @@ from typing import NoReturn
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipelines.engine.storage import Storage
 from pipelines.errors import InfrastructureError, UserError
+from pipelines.redact import redact
+from pipelines.storage.storage import Storage
 from pipelines.tracking.journal import DAMAGED, read_events
 from pipelines.tracking.mlflow_sink import Event, MlflowSink, UnsendableError
-from pipelines.tracking.redact import redact
 from pipelines.tracking.target import TrackingTarget
 from pipelines.tracking.trouble import Cause, DiskError, Trouble, brief, diagnose
 

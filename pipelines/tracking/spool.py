@@ -7,8 +7,8 @@ import logging
 import threading
 from pathlib import Path
 
-from pipelines.engine.artifact import cache_dir
-from pipelines.engine.storage import Storage
+from pipelines.storage.artifact import cache_dir
+from pipelines.storage.storage import Storage
 
 _UPLOAD_EVERY_S = 20.0
 

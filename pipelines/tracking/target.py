@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from pipelines.engine.storage import Storage
 from pipelines.errors import ConfigError
-from pipelines.tracking.redact import MASK, redact
+from pipelines.redact import MASK, redact
+from pipelines.storage.storage import Storage
 
 SQLITE_FILE = "mlflow.db"
 _LOCAL_FALLBACK = ".bmojo"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from pipelines.errors import InfrastructureError, UserError
-from pipelines.tracking.redact import redact
+from pipelines.redact import redact
 from pipelines.tracking.target import TrackingTarget
 
 _SHOWN_CHARS = 300

@@ -47,7 +47,7 @@ def _mutant(name: str, tests: str, *edits: Edit) -> Mutant:
 
 _BMOJO = "bmojo/mixers/bmojo.py"
 _MAMBA2 = "bmojo/mixers/mamba2.py"
-_REFERENCE = "tests/bmojo/test_model_reference.py"
+_REFERENCE = "tests/bmojo/test_reference.py"
 
 MUTANTS: tuple[Mutant, ...] = (
     # The model
@@ -97,20 +97,20 @@ MUTANTS: tuple[Mutant, ...] = (
             Edit("data/tokenizer.py", 'b"" if token["special"] else token["content"].encode()',
                  'token["content"].encode()')),
     # Pipelines
-    _mutant("nats per byte instead of bits", "tests/pipelines/test_scoring.py",
-            Edit("pipelines/evaluation/scoring.py", "self.nll_nats / math.log(2) / self.num_bytes",
+    _mutant("nats per byte instead of bits", "tests/pipelines/stages/test_evaluate.py",
+            Edit("pipelines/stages/evaluate/scoring.py", "self.nll_nats / math.log(2) / self.num_bytes",
                  "self.nll_nats / self.num_bytes")),
-    _mutant("warm-up from a learning rate of zero", "tests/pipelines/training/test_training_schedule.py",
-            Edit("pipelines/training/schedule.py", "config.lr * step / config.warmup_steps",
+    _mutant("warm-up from a learning rate of zero", "tests/pipelines/stages/train/test_schedule.py",
+            Edit("pipelines/stages/train/schedule.py", "config.lr * step / config.warmup_steps",
                  "config.lr * (step - 1) / config.warmup_steps")),
-    _mutant("secrets inside lists are shown", "tests/pipelines/tracking/test_tracking_redact.py",
-            Edit("pipelines/tracking/redact.py", "return [_redact(item, secrets) for item in value]",
+    _mutant("secrets inside lists are shown", "tests/pipelines/test_redact.py",
+            Edit("pipelines/redact.py", "return [_redact(item, secrets) for item in value]",
                  "return list(value)")),
-    _mutant("a fingerprint that is blind to the text", "tests/pipelines/engine/test_engine_fingerprint.py",
+    _mutant("a fingerprint that is blind to the text", "tests/pipelines/engine/test_fingerprint.py",
             Edit("pipelines/engine/fingerprint.py", '"content": content,\n    }', '"content": None,\n    }')),
     _mutant("checkpoints are not compared with their digests",
-            "tests/pipelines/training/test_training_checkpoint.py",
-            Edit("pipelines/training/checkpoint.py", "_sha256(path) != expected.sha256", "not expected.sha256")),
-    _mutant("a resumed stage tells its steps again", "tests/pipelines/tracking/test_tracking_journal.py",
+            "tests/pipelines/stages/train/test_checkpoint.py",
+            Edit("pipelines/stages/train/checkpoint.py", "_sha256(path) != expected.sha256", "not expected.sha256")),
+    _mutant("a resumed stage tells its steps again", "tests/pipelines/tracking/test_journal.py",
             Edit("pipelines/tracking/journal.py", "if not self._is_told(name, step)", "if True")),
 )  # fmt: skip

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from pipelines.errors import InfrastructureError, UserError
-from pipelines.training.launch import _causes
+from pipelines.stages.train.launch import _causes
 
 RAISING = """
 import errno

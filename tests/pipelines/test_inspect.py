@@ -18,7 +18,7 @@ from pipelines.errors import UserError
 from pipelines.inspection.draw import draw_inspection
 from pipelines.inspection.plots import COLUMNS, strip_lines
 from pipelines.inspection.text import shown_at, token_pieces
-from tests.pipelines.trained_run import TEXT, tiny_model, tiny_tokenizer, trained_model
+from tests.pipelines.stages.trained_run import TEXT, tiny_model, tiny_tokenizer, trained_model
 
 app = typer.Typer()
 app.command()(inspect)

@@ -20,18 +20,18 @@ from data.packing import merge_slices, write_slice
 from data.shards import read_token_batches
 from data.sources import plan_slices
 from data.streaming import open_stream
-from pipelines.engine.artifact import ArtifactDir
 from pipelines.engine.fingerprint import FingerprintParts
 from pipelines.engine.records import StageRecord, read_record, write_record
 from pipelines.engine.runs import Run, RunInfo, RunState, StageState
-from pipelines.engine.storage import Storage
 from pipelines.errors import DamagedError
-from pipelines.models import load_model, load_tokenizer_of
-from pipelines.stages.tokenize import _finished_slices
+from pipelines.stages.models import load_model, load_tokenizer_of
+from pipelines.stages.tokenize.stage import _finished_slices
+from pipelines.stages.train import checkpoint as checkpoints
+from pipelines.stages.train.checkpoint import TrainingState
+from pipelines.storage.artifact import ArtifactDir
+from pipelines.storage.storage import Storage
 from pipelines.tracking.journal import DAMAGED, Journal, read_events
-from pipelines.training import checkpoint as checkpoints
-from pipelines.training.checkpoint import TrainingState
-from tests.pipelines.trained_run import TEXT, tiny_model, tiny_tokenizer
+from tests.pipelines.stages.trained_run import TEXT, tiny_model, tiny_tokenizer
 
 HISTORY = {"valid/loss": [[0, 6.25], [1, math.inf], [2, math.nan]]}
 
@@ -221,7 +221,7 @@ def test_damage_in_any_file_of_a_checkpoint_is_noticed(root: Path, caplog: pytes
 
 
 def test_training_never_begins_at_step_0_if_all_checkpoints_are_damaged(root: Path) -> None:
-    from pipelines.training.launch import resume_point
+    from pipelines.stages.train.launch import resume_point
 
     path = root / "train-0/checkpoints/step-00000002/state.json"
     whole = path.read_bytes()

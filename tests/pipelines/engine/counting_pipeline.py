@@ -26,9 +26,9 @@ from pydantic import Field
 from pipelines.engine.lease import DEFAULT_RENEW_S, DEFAULT_TTL_S
 from pipelines.engine.process import ProcessIdentity
 from pipelines.engine.runner import Pipeline, RunResult, run_pipeline
-from pipelines.engine.storage import Storage
+from pipelines.engine.stage import NOT_IN_FINGERPRINT, StageConfig, StageContext, StageOutput
 from pipelines.errors import UserError
-from pipelines.stages.base import NOT_IN_FINGERPRINT, StageConfig, StageContext, StageOutput
+from pipelines.storage.storage import Storage
 from pipelines.tracking.replay import Replay
 from pipelines.tracking.run_tracking import TrackingOptions
 from pipelines.tracking.target import TrackingTarget

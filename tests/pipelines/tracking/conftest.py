@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mlflow_server import Server
 
-from pipelines.engine.storage import Storage
+from pipelines.storage.storage import Storage
 from pipelines.tracking.environment import quiet_environment
 from pipelines.tracking.mlflow_sink import MlflowSink
 from pipelines.tracking.target import TrackingTarget, resolve_target
+from tests.pipelines.tracking.mlflow_server import Server
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,201 @@
+"""The `evaluate` stage: how well a trained model predicts the validation split, near and far, and what it writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from pipelines.engine.stage import StageContext, StageOutput
+from pipelines.stages.evaluate.config import EvaluateStageConfig
+from pipelines.stages.tokenizer.stage import TOKENIZER_FOLDER
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pipelines.stages.evaluate.work import Subject
+
+BATCHES_A_TASK = 4
+
+
+class SampleText(StageOutput):
+    """A prompt and what the model made of it."""
+
+    prompt: str
+    text: str
+
+
+class EvaluateOutput(StageOutput):
+    """The figures of one model. Losses are nats a token, positions and lengths tokens."""
+
+    seq_len: int
+    num_documents: int
+    num_tokens: int
+    num_bytes: int
+    loss: float
+    perplexity: float
+    bits_per_byte: float
+    untrained_bits_per_byte: float | None
+    gzip_bits_per_byte: float | None
+    context_tokens: int = Field(
+        description="Length up to which loss by position was measured; 0: no document is long enough."
+    )
+    num_windows: int
+    position_bin_ends: tuple[int, ...]
+    position_loss: tuple[float, ...]
+    samples: tuple[SampleText, ...]
+
+    def figures(self) -> dict[str, float]:
+        """Those of the whole validation split, and the baselines'."""
+        figures = {
+            "eval/loss": self.loss,
+            "eval/perplexity": self.perplexity,
+            "eval/bits_per_byte": self.bits_per_byte,
+            "eval/untrained_bits_per_byte": self.untrained_bits_per_byte,
+            "eval/gzip_bits_per_byte": self.gzip_bits_per_byte,
+        }
+        return {name: value for name, value in figures.items() if value is not None}
+
+
+class EvaluateStage:
+    """Spread over Ray tasks; nothing is kept between attempts, since it takes seconds to minutes."""
+
+    kind: ClassVar[str] = "evaluate"
+    code_version: ClassVar[int] = 1
+    output_type: ClassVar[type[StageOutput]] = EvaluateOutput
+
+    def content_identity(self, config: EvaluateStageConfig) -> None:
+        """All it reads are other stages' artifacts."""
+
+    def run(self, config: EvaluateStageConfig, context: StageContext) -> EvaluateOutput:
+        """Evaluate the train stage it needs on the tokenize stage it needs."""
+        from pipelines.stages.evaluate import work
+
+        (trained,) = context.inputs_of("train")
+        (tokens,) = context.inputs_of("tokenize")
+        trained_output: Any = trained.output
+        tokens_output: Any = tokens.output
+        context.journal.log_dataset(tokens.name, tokens_output.valid_sha256, tokens.artifact.url, context="eval")
+        subject = work.Subject(
+            trained.artifact, trained_output.model, tokens.artifact, TOKENIZER_FOLDER, config.resources
+        )
+        windows, bin_ends = _windows(config, subject, tokens_output)
+        results = _Work(config, subject, tokens_output, windows, bin_ends).run(context)
+        output = _output(config, tokens_output, results, bin_ends)
+        context.artifact.write_json("results.json", output.model_dump(mode="json"))
+        context.journal.log_metrics(0, output.figures())
+        context.journal.log_artifact("results.json")
+        return output
+
+
+class _Work:
+    """The tasks of an evaluation, by name, and their results in the order of the tasks."""
+
+    def __init__(
+        self, config: EvaluateStageConfig, subject: Subject, tokens: Any, windows: list[np.ndarray], bin_ends: list[int]
+    ) -> None:
+        from pipelines.stages.evaluate import work
+
+        self._resources = config.resources
+        self._calls: list[tuple[str, Callable[..., Any], tuple[Any, ...]]] = []
+        subjects = {"trained": subject}
+        if config.baselines:
+            subjects["untrained"] = replace(subject, untrained=True)
+            self._calls.append(("gzip", work.gzip_bits_per_byte, (subject,)))
+        num_batches = _num_batches(config, tokens)
+        for prompt in config.sample.prompts:
+            self._calls.append(("sample", work.sample_text, (subject, prompt, config.sample)))
+        for window in windows:
+            self._calls.append(("window", work.score_window, (subject, window, tuple(bin_ends))))
+        for name, scored in subjects.items():
+            for start in range(0, num_batches, BATCHES_A_TASK):
+                stop = min(start + BATCHES_A_TASK, num_batches)
+                self._calls.append((name, work.score_batches, (scored, config.batch_size, start, stop)))
+
+    def run(self, context: StageContext) -> dict[str, list[Any]]:
+        """Do all of it."""
+        done: dict[int, Any] = {}
+        context.journal.log_metrics(0, {"evaluate/tasks_total": len(self._calls)})
+        for index, result in self._results():
+            done[index] = result
+            context.journal.log_metrics(len(done), {"evaluate/tasks_done": len(done)})
+        by_name: dict[str, list[Any]] = {name: [] for name in ("trained", "untrained", "gzip", "window", "sample")}
+        for index, (name, _, _) in enumerate(self._calls):
+            by_name[name].append(done[index])
+        return by_name
+
+    def _results(self) -> Iterator[tuple[int, Any]]:
+        from pipelines.stages.tasks import run_tasks
+
+        calls = [(index, function, arguments) for index, (_, function, arguments) in enumerate(self._calls)]
+        return run_tasks(_numbered, calls, self._resources)
+
+
+def _numbered(index: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[int, Any]:
+    """Runs as a Ray task."""
+    return index, function(*arguments)
+
+
+def _num_batches(config: EvaluateStageConfig, tokens: Any) -> int:
+    """Batches of the validation split that are scored."""
+    num_samples = tokens.num_valid_samples
+    if config.max_tokens is not None:
+        num_samples = min(num_samples, -(-config.max_tokens // tokens.seq_len))
+    return -(-num_samples // config.batch_size)
+
+
+def _windows(config: EvaluateStageConfig, subject: Subject, tokens: Any) -> tuple[list[np.ndarray], list[int]]:
+    """Stretches of `context_multiple` training lengths, or as long as documents allow, and the bins of positions."""
+    import numpy as np
+
+    from data.shards import read_token_documents
+    from pipelines.stages.evaluate import scoring
+    from pipelines.stages.evaluate.work import SPLIT
+
+    # As in training, a document begins with the end-of-document token.
+    documents = [np.concatenate(([tokens.eod_id], ids)) for ids in read_token_documents(subject.shards(), SPLIT)]
+    for multiple in range(config.context_multiple, 0, -1):
+        context_tokens = multiple * tokens.seq_len
+        windows = scoring.long_windows(documents, context_tokens, config.context_windows)
+        if windows:
+            return windows, scoring.position_bins(tokens.seq_len, context_tokens)
+    return [], []
+
+
+def _output(
+    config: EvaluateStageConfig, tokens: Any, results: dict[str, list[Any]], bin_ends: list[int]
+) -> EvaluateOutput:
+    import numpy as np
+
+    score = _total(results["trained"])
+    num_windows = len(results["window"])
+    if num_windows:
+        losses = sum(results["window"]) / np.diff([0, *bin_ends]) / num_windows
+    else:
+        losses = np.zeros(0)
+    return EvaluateOutput(
+        seq_len=tokens.seq_len,
+        num_documents=tokens.num_valid_documents,
+        num_tokens=score.num_tokens,
+        num_bytes=score.num_bytes,
+        loss=score.loss,
+        perplexity=score.perplexity,
+        bits_per_byte=score.bits_per_byte,
+        untrained_bits_per_byte=_total(results["untrained"]).bits_per_byte if config.baselines else None,
+        gzip_bits_per_byte=results["gzip"][0] if config.baselines else None,
+        context_tokens=bin_ends[-1] if bin_ends else 0,
+        num_windows=num_windows,
+        position_bin_ends=tuple(bin_ends),
+        position_loss=tuple(losses.tolist()),
+        samples=tuple(
+            SampleText(prompt=prompt, text=text)
+            for prompt, text in zip(config.sample.prompts, results["sample"], strict=True)
+        ),
+    )
+
+
+def _total(scores: list[Any]) -> Any:
+    first, *others = scores
+    return sum(others, start=first)

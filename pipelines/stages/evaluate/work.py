@@ -1,0 +1,95 @@
+"""What the tasks of an `evaluate` stage do. The work is cut the same way however many tasks run side by side, so the
+figures do not depend on the cluster."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from bmojo import BMojoLM
+from data.records import Split
+from data.shards import read_token_batches, read_token_documents
+from data.tokenizer import Tokenizer, load_tokenizer
+from pipelines.stages.evaluate import scoring
+from pipelines.stages.evaluate.sampling import continue_text
+from pipelines.stages.models import load_model
+
+if TYPE_CHECKING:
+    from pipelines.engine.stage import Resources
+    from pipelines.stages.evaluate.config import SampleConfig
+    from pipelines.storage.artifact import ArtifactDir
+
+SPLIT: Split = "valid"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The model that is evaluated, and on what. `untrained`: the same architecture before its first step."""
+
+    trained: ArtifactDir
+    model_path: str
+    tokens: ArtifactDir
+    tokenizer_path: str
+    resources: Resources
+    untrained: bool = False
+
+    def shards(self) -> Path:
+        """The folder of the shards on this machine."""
+        return self.tokens.fetch()
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the shards."""
+        return load_tokenizer(self.shards() / self.tokenizer_path)
+
+    def model(self) -> BMojoLM:
+        """The model on this worker's device; loaded once a process."""
+        key = (self.trained.url, self.untrained)
+        if key not in _loaded:
+            torch.set_num_threads(max(1, math.ceil(self.resources.cpus_per_worker)))
+            model = load_model(self.trained, self.model_path)
+            if self.untrained:
+                model.init_weights(seed=0)
+            _loaded.clear()
+            _loaded[key] = model.to("cuda" if self.resources.gpus_per_worker else "cpu").eval()
+        return _loaded[key]
+
+
+_loaded: dict[tuple[str, bool], BMojoLM] = {}
+
+
+def score_batches(subject: Subject, batch_size: int, start: int, stop: int) -> scoring.Score:
+    """Score the batches `start` to `stop`, exclusive, of the validation split."""
+    batches = islice(read_token_batches(subject.shards(), SPLIT, batch_size), start, stop)
+    return scoring.score_batches(subject.model(), batches, subject.tokenizer().token_num_bytes)
+
+
+def score_window(subject: Subject, window: np.ndarray, bin_ends: tuple[int, ...]) -> np.ndarray:
+    """Sum of the losses in each bin of positions of one stretch of text."""
+    return scoring.score_by_position(subject.model(), window, bin_ends)
+
+
+def sample_text(subject: Subject, prompt: str, sample: SampleConfig) -> str:
+    """The model's continuation of a prompt."""
+    pieces = continue_text(
+        subject.model(),
+        subject.tokenizer(),
+        prompt,
+        max_new_tokens=sample.max_new_tokens,
+        temperature=sample.temperature,
+        top_k=sample.top_k,
+        top_p=sample.top_p,
+        seed=sample.seed,
+    )
+    return "".join(pieces)
+
+
+def gzip_bits_per_byte(subject: Subject) -> float:
+    """gzip -9 on the documents of the validation split."""
+    tokenizer = subject.tokenizer()
+    return scoring.gzip_bits_per_byte(tokenizer.decode(ids) for ids in read_token_documents(subject.shards(), SPLIT))

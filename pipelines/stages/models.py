@@ -1,0 +1,37 @@
+"""Models and tokenizers out of finished stages: fetched, compared with their digests, loaded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipelines.errors import DamagedError
+
+if TYPE_CHECKING:
+    from bmojo import BMojoLM
+    from data.tokenizer import Tokenizer
+    from pipelines.storage.artifact import ArtifactDir
+
+
+def load_model(artifact: ArtifactDir, relpath: str) -> BMojoLM:
+    """The model in a folder of a train stage's artifact, on the CPU. Raises DamagedError."""
+    from bmojo.checkpoint_io import DamagedModelError, load_pretrained
+
+    folder = artifact.fetch(relpath)
+    try:
+        return load_pretrained(folder)
+    except DamagedModelError as error:
+        raise DamagedError(f"{error} {artifact.remedy}") from error
+
+
+def load_tokenizer_of(trained: ArtifactDir, reference: str) -> Tokenizer:
+    """The tokenizer in a folder of an artifact, as a train stage's output refers to it. Raises DamagedError."""
+    from data.errors import DataError
+    from data.tokenizer import load_tokenizer
+
+    parent, _, folder = reference.rstrip("/").rpartition("/")
+    artifact = trained.referred(parent)
+    local = artifact.fetch(folder)
+    try:
+        return load_tokenizer(local)
+    except DataError as error:
+        raise DamagedError(f"{error} {artifact.remedy}") from error

@@ -1,0 +1,16 @@
+"""Settings of the `report` stage."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from pipelines.engine.stage import StageConfig
+
+
+class ReportStageConfig(StageConfig):
+    """One page (HTML and Markdown) about the train and evaluate stages that it needs, side by side."""
+
+    kind: Literal["report"]
+    title: str = Field("", description="Heading of the page; empty: the name of the stage.")

@@ -1,0 +1,263 @@
+"""Training checkpoints on disk: portable over worker counts and ZeRO stages, complete or absent (docs/design/0020).
+
+    checkpoints/step-00000100/
+        tensors-00000-of-00002.safetensors   a rank's share of "param/NAME", "exp_avg/NAME", "exp_avg_sq/NAME":
+                                             each tensor whole, in float32
+        rng-00000-of-00002.safetensors       the random generators of one rank
+        state.json                           counters, data position, facts
+        manifest.json                        size and SHA-256 of every other file; written last
+
+Nothing here is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from pydantic import Field, ValidationError
+from safetensors import safe_open
+
+from bmojo.checkpoint_io import save_tensors
+from data.errors import DamagedDataError
+from data.sealed import unseal
+from pipelines.engine.stage import Facts, StrictConfig
+
+if TYPE_CHECKING:
+    from pipelines.storage.artifact import ArtifactDir
+
+CHECKPOINTS = "checkpoints"
+MANIFEST = "manifest.json"
+STATE = "state.json"
+FORMAT_VERSION = 1
+_STEP_DIR = re.compile(r"step-(\d{8,})")
+
+logger = logging.getLogger(__name__)
+
+Content = TypeVar("Content", bound=StrictConfig)
+
+
+class FileEntry(StrictConfig):
+    """What the manifest says of one file."""
+
+    size_bytes: int
+    sha256: str
+
+
+class Manifest(StrictConfig):
+    """Every file of a checkpoint but the manifest itself."""
+
+    format_version: int
+    step: int
+    files: dict[str, FileEntry]
+
+
+class TrainingState(Facts):
+    """All of a checkpoint that is not a tensor."""
+
+    step: int = Field(description="Optimizer steps taken.")
+    num_tokens: int = Field(description="Tokens trained on.")
+    num_samples: int = Field(description="Sequences trained on, over all workers.")
+    optimizer_steps: int = Field(description="AdamW's own step count, which its bias correction uses.")
+    num_workers: int = Field(description="Workers that wrote the checkpoint.")
+    data: dict[str, Any] = Field(description="The data stream's position and the identity of its data.")
+    train_loss: float = Field(description="Loss of this step's global batch, in nats per token.")
+    initial_valid_loss: float | None = Field(description="Validation loss before the first step.")
+    train_time_s: float = Field(description="Seconds spent in steps, over all attempts.")
+    history: dict[str, list[tuple[int, float]]] = Field(description="Every point of the curves so far: (step, value).")
+    versions: dict[str, str] = Field(description="Versions of torch and deepspeed that wrote it.")
+
+
+class BadCheckpointError(Exception):
+    """A checkpoint is incomplete or damaged; the message says which file and how."""
+
+
+def step_dir(step: int) -> str:
+    """Where in the artifact the checkpoint of a step lives."""
+    return f"{CHECKPOINTS}/step-{step:08d}"
+
+
+class Checkpoint:
+    """A complete checkpoint, read lazily: a tensor is read when asked for."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.manifest = _read_manifest(directory)
+        self.state = _read_sealed(directory / STATE, TrainingState)
+        self._file_of = {key: name for name in self._tensor_files() for key in _safetensors_keys(directory / name)}
+
+    def tensors(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
+        """(parameter name, whole tensor) of every entry under "param", "exp_avg" or "exp_avg_sq", one at a time."""
+        for name in self._tensor_files():
+            with safe_open(self.directory / name, framework="pt") as file:
+                for key in file.keys():  # noqa: SIM118 - not a mapping
+                    if key.startswith(f"{prefix}/"):
+                        yield key.removeprefix(f"{prefix}/"), file.get_tensor(key)
+
+    def tensor(self, prefix: str, name: str) -> torch.Tensor:
+        """One whole tensor."""
+        key = f"{prefix}/{name}"
+        if key not in self._file_of:
+            raise BadCheckpointError(f"{self.directory}: holds no {key!r}; it was written for another model.")
+        with safe_open(self.directory / self._file_of[key], framework="pt") as file:
+            tensor: torch.Tensor = file.get_tensor(key)
+        return tensor
+
+    def names(self) -> set[str]:
+        """Names of the parameters it holds."""
+        return {key.removeprefix("param/") for key in self._file_of if key.startswith("param/")}
+
+    def rng(self, rank: int) -> dict[str, torch.Tensor]:
+        """Random generator states of one rank of the run that wrote it."""
+        name = _rng_file(rank, self.state.num_workers)
+        with safe_open(self.directory / name, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+
+    def _tensor_files(self) -> list[str]:
+        return sorted(name for name in self.manifest.files if name.startswith("tensors-"))
+
+
+def write_rank_files(
+    artifact: ArtifactDir,
+    step: int,
+    rank: int,
+    num_workers: int,
+    tensors: Mapping[str, torch.Tensor],
+    rng: Mapping[str, torch.Tensor],
+) -> dict[str, FileEntry]:
+    """Write one rank's share and make it durable. Returns the manifest entries of its files."""
+    folder = artifact.local / step_dir(step)
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = {}
+    contents = {f"tensors-{rank:05d}-of-{num_workers:05d}.safetensors": tensors, _rng_file(rank, num_workers): rng}
+    for name, content in contents.items():
+        save_tensors(content, folder / name)
+        entries[name] = _entry_of(folder / name)
+        artifact.publish(f"{step_dir(step)}/{name}")
+    return entries
+
+
+def complete(artifact: ArtifactDir, state: TrainingState, entries: Mapping[str, FileEntry]) -> None:
+    """Write state and manifest: from here on the checkpoint exists."""
+    relative = step_dir(state.step)
+    artifact.write_json(f"{relative}/{STATE}", state.model_dump(mode="json"))
+    files = dict(entries) | {STATE: _entry_of(artifact.fetch(f"{relative}/{STATE}"))}
+    manifest = Manifest(format_version=FORMAT_VERSION, step=state.step, files=files)
+    artifact.write_json(f"{relative}/{MANIFEST}", manifest.model_dump(mode="json"))
+
+
+def clear(artifact: ArtifactDir, step: int) -> None:
+    """Remove what an interrupted or damaged checkpoint of this step left behind."""
+    if step in _steps(artifact):
+        artifact.delete(step_dir(step))
+
+
+def prune(artifact: ArtifactDir, newest_step: int, keep: int) -> None:
+    """Delete checkpoints older than the `keep` newest complete ones up to `newest_step`, which must be complete."""
+    older = sorted((step for step in _steps(artifact) if step <= newest_step), reverse=True)
+    finished = [step for step in older if artifact.exists(f"{step_dir(step)}/{MANIFEST}")]
+    for step in older:
+        if step not in finished[:keep]:
+            # Manifest first: a deletion cut short must not leave something that looks complete.
+            if step in finished:
+                artifact.delete(f"{step_dir(step)}/{MANIFEST}")
+            artifact.delete(step_dir(step))
+
+
+def newest_complete(artifact: ArtifactDir) -> Checkpoint | None:
+    """The newest checkpoint whose every byte is as the manifest says; damaged ones are passed over with a warning."""
+    for step in sorted(_steps(artifact), reverse=True):
+        relative = step_dir(step)
+        if not artifact.exists(f"{relative}/{MANIFEST}"):
+            logger.info("%s/%s has no manifest: its writing was cut short; passed over.", artifact.url, relative)
+            continue
+        try:
+            directory = artifact.fetch(relative)
+            verify(directory)
+            return Checkpoint(directory)
+        except (BadCheckpointError, OSError, ValidationError) as error:
+            logger.warning(
+                "DAMAGED CHECKPOINT passed over: %s. Training goes on from the one before it, if there is one. "
+                "Look for a failing disk.",
+                error,
+            )
+    return None
+
+
+def any_complete(artifact: ArtifactDir) -> bool:
+    """Whether a checkpoint was ever completed here, damaged or not."""
+    return any(artifact.exists(f"{step_dir(step)}/{MANIFEST}") for step in _steps(artifact))
+
+
+def verify(directory: Path) -> None:
+    """Raises: BadCheckpointError: a file is missing, has another size or other bytes than the manifest says."""
+    for name, expected in _read_manifest(directory).files.items():
+        path = directory / name
+        if not path.is_file():
+            raise BadCheckpointError(f"{path} is missing")
+        if path.stat().st_size != expected.size_bytes:
+            raise BadCheckpointError(f"{path} has {path.stat().st_size} bytes, its manifest says {expected.size_bytes}")
+        if _sha256(path) != expected.sha256:
+            raise BadCheckpointError(
+                f"{path} has other bytes than those written (its SHA-256 differs from the manifest's)"
+            )
+
+
+def assign_owners(sizes: Sequence[int], num_workers: int) -> list[int]:
+    """Which rank writes each tensor, so that all write about as much. The same on every rank."""
+    loads = [0] * num_workers
+    owners = [0] * len(sizes)
+    for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        owners[index] = min(range(num_workers), key=lambda rank: (loads[rank], rank))
+        loads[owners[index]] += sizes[index]
+    return owners
+
+
+def _steps(artifact: ArtifactDir) -> list[int]:
+    if not artifact.exists(CHECKPOINTS):
+        return []
+    matches = (_STEP_DIR.fullmatch(name.rstrip("/")) for name in artifact.listdir(CHECKPOINTS))
+    return [int(match[1]) for match in matches if match]
+
+
+def _rng_file(rank: int, num_workers: int) -> str:
+    return f"rng-{rank:05d}-of-{num_workers:05d}.safetensors"
+
+
+def _read_manifest(directory: Path) -> Manifest:
+    path = directory / MANIFEST
+    manifest = _read_sealed(path, Manifest)
+    if manifest.format_version != FORMAT_VERSION:
+        raise BadCheckpointError(f"{path} is of format {manifest.format_version}, this program reads {FORMAT_VERSION}")
+    return manifest
+
+
+def _read_sealed(path: Path, model: type[Content]) -> Content:
+    try:
+        return model.model_validate(unseal(path.read_bytes(), str(path)))
+    except DamagedDataError as error:
+        raise BadCheckpointError(str(error)) from error
+    except ValidationError as error:
+        raise BadCheckpointError(f"{path} is of another version ({error.error_count()} problems)") from error
+
+
+def _safetensors_keys(path: Path) -> list[str]:
+    with safe_open(path, framework="pt") as file:
+        return list(file.keys())
+
+
+def _entry_of(path: Path) -> FileEntry:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return FileEntry(size_bytes=path.stat().st_size, sha256=_sha256(path))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

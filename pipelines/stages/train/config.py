@@ -1,0 +1,216 @@
+"""Settings of the `train` stage. What follows from them is a property; nothing is written into them after loading."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from bmojo import ModelConfig
+from pipelines.engine.stage import NOT_IN_FINGERPRINT, StageConfig, StrictConfig
+from pipelines.errors import FieldError
+
+
+class CosineSchedule(StrictConfig):
+    """Warm-up, then half a cosine down to `min_lr_ratio`."""
+
+    kind: Literal["cosine"] = "cosine"
+
+
+class WsdSchedule(StrictConfig):
+    """Warm-up, stable, then a linear decay to `min_lr_ratio` over the last part of training."""
+
+    kind: Literal["wsd"]
+    decay_fraction: float = Field(0.2, gt=0, le=1, description="Share of all steps, at the end, over which lr decays.")
+
+
+# Mixers whose state changes only once a chunk, so that training sequences must be whole chunks.
+CHUNKED_MIXERS = frozenset({"bmojo"})
+
+Schedule = Annotated[CosineSchedule | WsdSchedule, Field(discriminator="kind")]
+
+
+class OffloadConfig(StrictConfig):
+    """Keep state that ZeRO has sharded in host memory instead of the GPU's."""
+
+    optimizer: bool = Field(True, description="Keep optimizer state and its update on the CPU (ZeRO 1-3).")
+    parameters: bool = Field(False, description="Keep parameters on the CPU between uses (ZeRO 3).")
+
+
+class TrainStageConfig(StageConfig):
+    """Train a model on a `tokenize` stage's shards, from scratch or from another `train` stage's weights."""
+
+    kind: Literal["train"]
+    model: ModelConfig = Field(description="The model. Its vocab_size is taken from the tokenizer where left out.")
+
+    global_batch_size: PositiveInt = Field(description="Sequences per optimizer step, over all workers.")
+    micro_batch_size: PositiveInt = Field(
+        description="Sequences a worker puts through the model at once; the rest of its share is accumulated."
+    )
+    max_steps: PositiveInt | None = Field(
+        None, le=10**9, description="Optimizer steps to take. Give this or max_tokens."
+    )
+    max_tokens: PositiveInt | None = Field(
+        None, le=10**15, description="Tokens to train on, rounded up to whole steps. Give this or max_steps."
+    )
+
+    lr: float = Field(3e-3, gt=0, description="Highest learning rate, reached at the end of the warm-up.")
+    min_lr_ratio: float = Field(0.1, ge=0, le=1, description="Learning rate at the last step, as a share of lr.")
+    warmup_steps: int = Field(100, ge=0, description="Steps over which lr rises linearly from 0.")
+    schedule: Schedule = Field(default_factory=CosineSchedule, description="How lr goes on after the warm-up.")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW: decay rates of the two moments.")
+    eps: float = Field(1e-8, gt=0, description="AdamW: added to the root of the second moment.")
+    weight_decay: float = Field(
+        0.1, ge=0, description="AdamW: decoupled decay of matrices; norms and SSM parameters have none."
+    )
+    grad_clip: float = Field(1.0, ge=0, description="Largest global gradient norm; 0 does not clip.")
+
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        1,
+        description="What DeepSpeed shards: 0 nothing, 1 optimizer state, 2 and gradients, 3 and parameters.",
+    )
+    offload: OffloadConfig | None = Field(None, description="Move sharded state to host memory (GPU only).")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto",
+        description="bf16: matrix products in bfloat16 under autocast, parameters and optimizer in float32. "
+        "auto: bf16 on a GPU, fp32 on the CPU.",
+    )
+    deterministic: bool = Field(
+        True, description="Use deterministic algorithms only, so that a resumed run is bitwise the unbroken one."
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of the initial weights and of the order of the data.")
+
+    validate_every_steps: PositiveInt | None = Field(
+        None,
+        description="Validation loss every so many steps; null: before the first and after the last step only.",
+        json_schema_extra=NOT_IN_FINGERPRINT,
+    )
+    validation_batches: PositiveInt = Field(
+        16, description="Global batches of the validation split, from its start, that each validation reads."
+    )
+    log_every_steps: PositiveInt = Field(
+        10, description="Steps between two points of the training curves.", json_schema_extra=NOT_IN_FINGERPRINT
+    )
+    checkpoint_every_steps: PositiveInt = Field(
+        100, description="Steps between two checkpoints.", json_schema_extra=NOT_IN_FINGERPRINT
+    )
+    keep_checkpoints: PositiveInt = Field(
+        2, description="Newest checkpoints kept; older ones are deleted.", json_schema_extra=NOT_IN_FINGERPRINT
+    )
+    max_failures: int = Field(
+        3,
+        ge=0,
+        description="Times training goes on from its newest checkpoint after losing a worker.",
+        json_schema_extra=NOT_IN_FINGERPRINT,
+    )
+    collective_timeout_s: float = Field(
+        600,
+        gt=0,
+        description="Seconds a worker waits for the others before it gives them up for dead.",
+        json_schema_extra=NOT_IN_FINGERPRINT,
+    )
+
+    @model_validator(mode="after")
+    def _fields_fit_together(self) -> TrainStageConfig:
+        if (self.max_steps is None) == (self.max_tokens is None):
+            found = "neither" if self.max_steps is None else "both"
+            raise ValueError(
+                f"found {found} of max_steps and max_tokens, expected exactly one: they say how long to train."
+            )
+        if self.max_steps is not None and self.warmup_steps >= self.max_steps:
+            raise ValueError(
+                f"warmup_steps={self.warmup_steps} leaves no step of max_steps={self.max_steps} at full lr; "
+                f"set warmup_steps to {self.max_steps // 10} or less, or raise max_steps."
+            )
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas={list(self.betas)}: each must be at least 0 and less than 1.")
+        self._check_workers()
+        self._check_device()
+        return self
+
+    def _check_workers(self) -> None:
+        num_workers, micro, total = self.resources.num_workers, self.micro_batch_size, self.global_batch_size
+        unit = num_workers * micro
+        if total % unit == 0:
+            return
+        remedies = {
+            "micro_batch_size": [n for n in _divisors(total / num_workers) if n <= 2 * micro],
+            "resources.num_workers": [n for n in _divisors(total / micro) if n <= 2 * num_workers],
+            "global_batch_size": [n for n in (total // unit * unit, total // unit * unit + unit) if n],
+        }
+        advice = "; ".join(f"{field}: {', '.join(map(str, values))}" for field, values in remedies.items() if values)
+        raise ValueError(
+            f"global_batch_size={total} is not a multiple of resources.num_workers={num_workers} x "
+            f"micro_batch_size={micro}: every worker must take the same number of micro batches. "
+            f"Change one of them; these would do: {advice}."
+        )
+
+    def _check_device(self) -> None:
+        if self.offload is None:
+            return
+        if not self.on_gpu:
+            raise ValueError(
+                "offload moves state from a GPU to the host, but resources.gpus_per_worker is 0; leave offload out."
+            )
+        if self.offload.optimizer and self.zero_stage == 0:
+            raise ValueError("offload.optimizer needs zero_stage 1, 2 or 3; found 0.")
+        if self.offload.parameters and self.zero_stage != 3:
+            raise ValueError(f"offload.parameters needs zero_stage 3; found {self.zero_stage}.")
+
+    def settled(self) -> dict[str, Any]:
+        """The precision that will be used: `auto` depends on the resources, which do not count."""
+        return {"precision": "bf16" if self.autocast_bf16 else "fp32"}
+
+    @property
+    def on_gpu(self) -> bool:
+        """Workers compute on GPUs."""
+        return self.resources.gpus_per_worker > 0
+
+    @property
+    def autocast_bf16(self) -> bool:
+        """Matrix products run in bfloat16; parameters stay in float32 in any case."""
+        return self.precision == "bf16" or (self.precision == "auto" and self.on_gpu)
+
+    @property
+    def accumulation_steps(self) -> int:
+        """Micro batches a worker takes per optimizer step."""
+        return self.global_batch_size // (self.micro_batch_size * self.resources.num_workers)
+
+    def num_steps(self, seq_len: int) -> int:
+        """Optimizer steps in all, for sequences of `seq_len` tokens."""
+        if self.max_steps is not None:
+            return self.max_steps
+        assert self.max_tokens is not None
+        return -(-self.max_tokens // (self.global_batch_size * seq_len))
+
+
+def check_train_against_tokenize(train: TrainStageConfig, tokenize: Any, name: str, tokenize_name: str) -> None:
+    """Refuse a model that cannot read sequences of the length that the `tokenize` stage writes.
+
+    Args:
+        tokenize: anything with the sequence length in tokens as `seq_len` (the stage's config, or its output).
+        name, tokenize_name: of the two stages.
+    Raises: FieldError: names both fields and the lengths that would do.
+    """
+    seq_len: int = tokenize.seq_len
+    chunk_size = train.model.chunk_size
+    if CHUNKED_MIXERS & set(train.model.mixers) and seq_len % chunk_size:
+        near = [n for n in (seq_len // chunk_size * chunk_size, -(-seq_len // chunk_size) * chunk_size) if n]
+        raise FieldError(
+            ("stages", tokenize_name, "seq_len"),
+            f"seq_len={seq_len} is not a multiple of {name}.model.chunk_size={chunk_size}: the chunked layers need "
+            f"whole chunks. Set seq_len to {' or '.join(map(str, near))}, or chunk_size to a divisor of {seq_len}.",
+        )
+    if train.max_tokens is not None and train.warmup_steps >= train.num_steps(seq_len):
+        steps = train.num_steps(seq_len)
+        raise FieldError(
+            ("stages", name, "warmup_steps"),
+            f"warmup_steps={train.warmup_steps} leaves no step at full lr: max_tokens={train.max_tokens} is "
+            f"{steps} steps of {train.global_batch_size} x {seq_len} tokens. Set warmup_steps to {steps // 10} or "
+            "less, or raise max_tokens.",
+        )
+
+
+def _divisors(number: float) -> list[int]:
+    """Divisors of a whole number; none of a broken one."""
+    return [n for n in range(1, int(number) + 1) if number % n == 0] if number == int(number) else []

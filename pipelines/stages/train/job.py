@@ -1,0 +1,56 @@
+"""What the driver hands to every training worker: settings, paths and handles; never data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from bmojo import ModelConfig
+from pipelines.engine.stage import Facts
+from pipelines.stages.train.config import TrainStageConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pipelines.storage.artifact import ArtifactDir
+
+
+class MetricSink(Protocol):
+    """The part of the journal that a worker uses."""
+
+    def log_metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Record values at a step; steps already recorded are skipped."""
+
+    def flush(self) -> bool:
+        """Return True when everything recorded before is durable; False if that failed and it is kept for later."""
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """One training run, the same for all its workers and attempts but for `resume_step`."""
+
+    config: TrainStageConfig
+    model: ModelConfig  # with vocab_size
+    num_steps: int
+    seq_len: int
+    artifact: ArtifactDir  # checkpoints/ and model/ go here
+    shards: ArtifactDir  # the tokenize stage's artifact
+    has_validation: bool  # the shards have a validation split
+    initial_weights: ArtifactDir | None  # another train stage's artifact, whose model/ to start from
+    resume_step: int | None  # the checkpoint to go on from
+    metrics: Any  # MetricSink, used on rank 0
+
+
+class TrainFacts(Facts):
+    """What the workers report when training is done. `history` maps a metric to its (step, value) points."""
+
+    steps: int
+    num_tokens: int
+    final_train_loss: float
+    initial_valid_loss: float | None
+    final_valid_loss: float | None
+    num_params: int
+    train_time_s: float
+    tokens_per_s: float
+    mfu: float
+    history: dict[str, list[tuple[int, float]]]

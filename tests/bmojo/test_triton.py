@@ -1,0 +1,76 @@
+"""The whole model on Triton's kernels, in the interpreter, does what it does on plain torch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from bmojo import BMojoLM
+from kernels import dispatch
+from tests.bmojo.model_family import build, random_tokens, small_config
+
+PATTERNS = ["bmojo,mamba2", "bmojo_f,swa"]
+
+
+def tiny_model(pattern: str) -> BMojoLM:
+    config = small_config(
+        pattern=pattern, window_size=4, chunk_size=4, num_eidetic=3, d_ff=8, innovation_predictor="learned",
+        innovation_tau=9.0, num_kv_heads=2, ssm_num_groups=2,
+    )  # fmt: skip
+    return build(config, dtype=torch.float32)
+
+
+def training_losses(path: str, pattern: str) -> list[float]:
+    model = tiny_model(pattern)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    docs = torch.tensor([[0] * 7 + [1] * 6, [0] * 13])
+    losses = []
+    for step in range(5):
+        tokens = random_tokens(2, 13, seed=step)
+        with dispatch.use(path):
+            loss = model(tokens, tokens.roll(-1, 1), docs).loss
+            optimizer.zero_grad()
+            loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_training_follows_plain_torch(pattern):
+    losses = training_losses("torch", pattern)
+    assert losses == pytest.approx(training_losses("triton", pattern), rel=1e-4)
+    assert len({round(loss, 3) for loss in losses}) == 5
+
+
+def decoded(path: str, model: BMojoLM, tokens: Tensor, num_prefilled: int) -> list[Tensor]:
+    """Logits after a prefix and after each further token."""
+    with dispatch.use(path):
+        logits, state = model.prefill(tokens[:, :num_prefilled])
+        seen = [logits]
+        for i in range(num_prefilled, tokens.shape[1]):
+            logits, state = model.step(tokens[:, i], state)
+            seen.append(logits)
+    return seen
+
+
+@pytest.mark.parametrize("pattern", ["bmojo*2", "bmojo_f,swa", "attention,mamba,mamba2"])
+def test_decoding_equals_plain_torch(pattern):
+    model, tokens = tiny_model(pattern), random_tokens(2, 17)
+    got, want = (decoded(path, model, tokens, num_prefilled=8) for path in ("triton", "torch"))
+    for i, (one, other) in enumerate(zip(got, want, strict=True)):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5, msg=lambda text, i=i: f"after {i} steps: {text}")
+
+
+def test_decoding_continues_a_prefix_that_ends_within_a_chunk():
+    """Slots filled by earlier pieces go through the selection's and the attention's state."""
+    model, tokens = tiny_model("bmojo*2"), random_tokens(1, 23)
+    with dispatch.use("triton"), torch.no_grad():
+        whole = model(tokens).logits_btv
+        logits, state = model.prefill(tokens[:, :16])
+        torch.testing.assert_close(logits, whole[:, 15], rtol=1e-4, atol=1e-5)
+        logits, state = model.prefill(tokens[:, 16:22], state)
+        torch.testing.assert_close(logits, whole[:, 21], rtol=1e-4, atol=1e-5)
+        logits, _ = model.step(tokens[:, 22], state)
+        torch.testing.assert_close(logits, whole[:, 22], rtol=1e-4, atol=1e-5)

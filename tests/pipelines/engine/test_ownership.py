@@ -1,0 +1,347 @@
+"""Who owns a run when drivers are stopped, cut off or killed: real processes, and the commands on a live driver."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pipelines.engine.lease import Lease, LeaseLostError
+from pipelines.engine.records import read_record, write_record
+from pipelines.engine.runner import run_pipeline
+from pipelines.engine.runs import Run, Status, list_runs
+from pipelines.errors import UserError
+from pipelines.storage.storage import Storage
+from pipelines.tracking.journal import journals_of, read_events
+from tests.pipelines.engine.counting_pipeline import counting_pipeline, nowhere, run_here
+
+SCRIPT = str(Path(__file__).with_name("counting_pipeline.py"))
+SHORT = ("--ttl-s", "2", "--renew-s", "0.3")
+
+
+def start(storage: str | Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    command = [sys.executable, SCRIPT, str(storage), *arguments]
+    environ = os.environ | environment
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environ)
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("step 0")
+    return process
+
+
+def finish(process: subprocess.Popen[str], timeout_s: float = 60) -> tuple[int, str]:
+    output = process.communicate(timeout=timeout_s)[0]
+    return process.returncode, output
+
+
+def bmojo(*arguments: str, cwd: Path | None = None, answer: str = "") -> tuple[int, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines", *arguments], cwd=cwd, input=answer, capture_output=True, text=True,
+        timeout=120, env=os.environ | {"COLUMNS": "200"},
+    )  # fmt: skip
+    return done.returncode, done.stdout + done.stderr
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 30) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def steps_told(run: Run) -> list[int]:
+    journals = journals_of(Path(run.url) / "journal", "count")
+    return [event["step"] for path in journals for event, _ in read_events(path) if event["event"] == "metrics"]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+@pytest.mark.parametrize("wakes", ["while its heir works", "after its heir is done"])
+def test_a_stopped_driver_is_replaced_and_its_heir_alone_succeeds(store: Path, wakes: str) -> None:
+    arguments = ("--step-s", "0.25", "--upto", "16", *SHORT)
+    stopped = start(store, *arguments)
+    try:
+        stopped.send_signal(signal.SIGSTOP)
+        time.sleep(2.5)
+        (run,) = list_runs(Storage(store))
+        heir = subprocess.Popen([sys.executable, SCRIPT, str(store), *arguments], stdout=subprocess.PIPE, text=True)
+        assert heir.stdout is not None
+        assert heir.stdout.readline().startswith("step"), "the heir works, though the other holds its journal open"
+        if wakes == "while its heir works":
+            stopped.send_signal(signal.SIGCONT)
+            code, said = finish(stopped)
+        heir_code, heir_said = finish(heir)
+        if wakes == "after its heir is done":
+            stopped.send_signal(signal.SIGCONT)
+            code, said = finish(stopped)
+    finally:
+        stopped.kill()
+    assert heir_code == 0, heir_said
+    assert code == 75, said
+    assert "RESUMABLE" in said
+    assert "lost its hold" in said
+    state = run.state()
+    assert state.status is Status.SUCCEEDED
+    assert state.stages["count"].status is Status.SUCCEEDED
+    (artifact,) = (store / "artifacts" / "count").iterdir()
+    record = read_record(counting_pipeline(Storage(store), upto=16).plan()[0].artifact)
+    assert record is not None
+    assert record.lease_number == 2
+    assert sorted(set(steps_told(run))) == list(range(16))
+    assert len(list((artifact / "steps").iterdir())) == 16
+    assert run_here(Storage(store), upto=16).status is Status.SUCCEEDED
+
+
+def test_an_owner_that_lost_cannot_write_over_its_heirs_state_or_record(store: Path) -> None:
+    storage = Storage(store)
+    result = run_here(storage)
+    run, artifact = result.run, result.artifacts["count"]
+    state, info = run.state(), run.info()
+    record = read_record(artifact)
+    assert record is not None
+    run.write_state(state.model_copy(update={"status": Status.FAILED}), number=2)
+    run.write_info(info.model_copy(update={"created_at": "later"}), number=2)
+    run.write_state(state, number=1)  # the owner before, late
+    run.write_info(info, number=1)
+    assert run.state().status is Status.FAILED
+    assert run.info().created_at == "later"
+    heirs = record.model_copy(update={"lease_number": 7, "git_commit": "heir"})
+    write_record(artifact, heirs)
+    for number in (1, 6):
+        with pytest.raises(LeaseLostError, match="finished meanwhile by another process, under lease 7"):
+            write_record(artifact, record.model_copy(update={"lease_number": number}))
+    assert read_record(artifact) == heirs
+
+
+def test_a_request_to_cancel_is_for_one_owner_only(store: Path) -> None:
+    storage = Storage(store)
+    run = counting_pipeline(storage).run()
+    with Lease.acquire(storage, run.lease_relpath, "Run x") as lease:
+        run.request_cancel()
+        assert run.cancel_requested(lease.number)
+        assert not run.cancel_requested(lease.number + 1)
+    assert run_here(storage).status is Status.SUCCEEDED
+
+
+class Gate:
+    """A TCP proxy before the S3 server that can be shut: connections are then reset."""
+
+    def __init__(self, endpoint: str) -> None:
+        host, port = endpoint.removeprefix("http://").split(":")
+        self._target = (host, int(port))
+        self._shut = threading.Event()
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self._open: list[socket.socket] = []
+        self.url = f"http://127.0.0.1:{self._server.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def shut(self) -> None:
+        self._shut.set()
+        for connection in self._open:
+            connection.close()
+
+    def open(self) -> None:
+        self._shut.clear()
+
+    def close(self) -> None:
+        self._server.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._server.accept()
+            except OSError:
+                return
+            if self._shut.is_set():
+                client.close()
+                continue
+            server = socket.create_connection(self._target)
+            self._open += [client, server]
+            for source, sink in ((client, server), (server, client)):
+                threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+        try:
+            while not self._shut.is_set() and (data := source.recv(65536)):
+                sink.sendall(data)
+        except OSError:
+            pass
+        for connection in (source, sink):
+            connection.close()
+
+
+@pytest.fixture
+def gate(s3_storage: Storage, s3_endpoint: str) -> Iterator[Gate]:
+    gate = Gate(s3_endpoint)
+    yield gate
+    gate.close()
+
+
+@pytest.mark.parametrize("outage_s", [1.5, pytest.param(8.0, marks=pytest.mark.slow)])
+def test_an_s3_outage_ends_with_one_owner(s3_storage: Storage, gate: Gate, tmp_path: Path, outage_s: float) -> None:
+    """A driver cut off for less than its lease goes on; one cut off for longer stops, and its heir finishes."""
+    arguments = ("--step-s", "0.5", "--upto", "12", "--ttl-s", "4", "--renew-s", "0.4")
+    cut_off = start(
+        s3_storage.url, *arguments, "--elsewhere", "machine-a",
+        AWS_ENDPOINT_URL=gate.url, BMOJO_CACHE_DIR=str(tmp_path / "a"), BMOJO_STORAGE_RETRY_S="30",
+    )  # fmt: skip
+    try:
+        gate.shut()
+        time.sleep(outage_s)
+        if outage_s > 4:
+            heir = subprocess.run(
+                [sys.executable, SCRIPT, s3_storage.url, *arguments, "--elsewhere", "machine-b"],
+                env=os.environ | {"BMOJO_CACHE_DIR": str(tmp_path / "b")}, timeout=90, capture_output=True, text=True,
+            )  # fmt: skip
+            assert heir.returncode == 0, heir.stdout + heir.stderr
+        gate.open()
+        code, said = finish(cut_off, 90)
+    finally:
+        cut_off.kill()
+    assert code == (75 if outage_s > 4 else 0), said
+    assert ("lost its hold" in said) is (outage_s > 4)
+    (run,) = list_runs(s3_storage)
+    assert run.state().status is Status.SUCCEEDED
+
+
+def test_running_a_finished_pipeline_again_keeps_when_it_really_ran(store: Path) -> None:
+    storage = Storage(store)
+    first = run_here(storage).run.state()
+    for _ in range(2):
+        again = run_here(storage).run.state()
+        assert (again.started_at, again.finished_at) == (first.started_at, first.finished_at)
+        assert again.stages == first.stages
+        assert again.checked_at is not None
+        assert again.checked_at > (first.finished_at or "")
+    code, said = bmojo("status", "--storage", str(store))
+    assert code == 0
+    assert "checked again at 20" in said
+    assert "reused" not in said
+    other = run_here(storage, scale=2.0).run.state()
+    assert other.stages["count"].reused, "made by another run"
+    assert not other.stages["sum"].reused
+
+
+def test_the_commands_on_a_live_driver(store: Path) -> None:
+    driver = start(store, "--step-s", "0.3", "--upto", "200", "--renew-s", "0.3")
+    at = ("--storage", str(store))
+    try:
+        code, said = bmojo("status", *at)
+        assert code == 0
+        assert "RUNNING" in said
+        assert f"running now, by process {driver.pid}" in said
+        assert "s so far" in said
+        assert "RUNNING" in bmojo("list", *at)[1]
+        code, said = bmojo("delete", "counting", "--yes", *at)
+        assert code == 1
+        assert "is running now" in said
+        assert re.search(r"bmojo cancel counting-\w+ --storage", said)
+        code, said = bmojo("unlock", "counting", "--yes", *at)
+        assert code == 1
+        assert f"held by process {driver.pid}" in said
+        assert list_runs(Storage(store))[0].holder() is not None
+        code, said = bmojo("cancel", "counting", *at)
+        assert code == 0
+        assert f"Asked process {driver.pid}" in said
+        assert finish(driver)[0] == 130
+    finally:
+        driver.kill()
+    code, said = bmojo("status", *at)
+    assert "CANCELLED" in said
+    code, said = bmojo("cancel", "counting", *at)
+    assert code == 1
+    assert "is not running (CANCELLED)" in said
+    assert "nothing to unlock" in bmojo("unlock", "counting", *at)[1]
+    assert bmojo("delete", "counting", *at, answer="n\n")[0] == 1
+    assert list_runs(Storage(store))
+    code, said = bmojo("delete", "counting", "--artifacts", "--yes", *at)
+    assert code == 0
+    assert list_runs(Storage(store)) == []
+    assert not list((store / "artifacts" / "count").iterdir())
+
+
+def test_a_dead_driver_of_another_machine_is_unlocked_by_hand(store: Path) -> None:
+    driver = start(store, "--step-s", "0.2", "--upto", "100", "--renew-s", "0.5", "--elsewhere", "far-away")
+    at = ("--storage", str(store))
+    try:
+        code, said = bmojo("unlock", "counting", "--yes", *at)
+        assert code == 1, "it renews: it is alive"
+        assert "on far-away" in said
+        assert "on far-away" in bmojo("status", *at)[1]
+    finally:
+        driver.kill()
+        driver.wait()
+    assert bmojo("unlock", "counting", *at, answer="n\n")[0] == 1
+    code, said = bmojo("unlock", "counting", "--yes", *at)
+    assert code == 0, said
+    assert said.count("Unlocked.") == 2, "the run and the artifact it was making"
+    assert "RESUMABLE" in bmojo("status", *at)[1]
+    started = time.monotonic()
+    assert run_here(Storage(store), upto=100).status is Status.SUCCEEDED
+    assert time.monotonic() - started < 30, "nobody had to be waited for"
+
+
+@pytest.mark.parametrize("offset_s", [-3600.0, 3600.0])
+def test_a_driver_with_a_wrong_clock_is_shown_as_what_it_is(store: Path, offset_s: float) -> None:
+    storage = Storage(store)
+    pipeline = counting_pipeline(storage, upto=400, step_s=0.05)
+    run = pipeline.run()
+    stop = threading.Event()
+
+    def skew() -> None:
+        """The lease file in force as another machine with a wrong clock would write it."""
+        relpath = f"{run.lease_relpath}/000009.json"
+        while not stop.wait(0.2):
+            now = time.time() + offset_s
+            owner = {"host": "far-away", "boot_id": "x", "pid": 1, "started_at": 1.0, "ray_job": None}
+            info = {"owner": owner, "acquired_at": 1.0, "renewed_at": now, "expires_at": now + 60, "renew_s": 0.5}
+            storage.write_bytes_atomic(relpath, json.dumps(info).encode())
+
+    run_here(storage, upto=400)
+    run.write_state(run.state().model_copy(update={"status": Status.RUNNING, "finished_at": None}), number=9)
+    thread = threading.Thread(target=skew)
+    thread.start()
+    try:
+        wait_until(lambda: storage.exists(f"{run.lease_relpath}/000009.json"))
+        assert run.state().status is Status.RUNNING
+        assert "RUNNING" in bmojo("list", "--storage", str(store))[1]
+        with pytest.raises(UserError, match="held by process 1 on far-away"):
+            run_pipeline(pipeline, nowhere())
+    finally:
+        stop.set()
+        thread.join()
+    state = run.state()
+    assert state.status is Status.RESUMABLE
+    assert state.error is not None
+    assert "far-away, last seen at 20" in state.error
+
+
+@pytest.mark.parametrize("what", ["state", "run"])
+@pytest.mark.parametrize("content", ["{", "[]", '{"status": "RUNNING"}', "\x00\x01"])
+def test_one_damaged_file_hides_no_other_run(store: Path, what: str, content: str) -> None:
+    storage = Storage(store)
+    bad, good = run_here(storage).run, run_here(storage, scale=2.0).run
+    (file,) = Path(bad.url).glob(f"{what}-*.json")
+    file.write_text(content)
+    code, said = bmojo("list", "--storage", str(store))
+    assert code == 0
+    assert re.search(rf"{bad.run_id} +damaged", said)
+    assert re.search(rf"{good.run_id} +SUCCEEDED", said)
+    assert file.name in said
+    assert bmojo("status", good.run_id, "--storage", str(store))[0] == 0
+    code, said = bmojo("status", bad.run_id, "--storage", str(store))
+    assert code == 1
+    assert str(file) in said
+    assert run_here(storage).status is Status.SUCCEEDED, "running it again mends it"

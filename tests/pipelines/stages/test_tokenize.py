@@ -1,0 +1,210 @@
+"""The tokenizer and tokenize stages on a real Ray cluster: whole, resumed after a crash, and stopped by bad text."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.shards import read_token_documents
+from data.tokenizer import load_tokenizer
+from pipelines.engine.stage import Resources, StageContext, StageInput
+from pipelines.errors import UserError
+from pipelines.stages import tasks
+from pipelines.stages.tokenize.stage import TokenizeOutput, TokenizeStage, TokenizeStageConfig
+from pipelines.stages.tokenizer.stage import TokenizerOutput, TokenizerStage, TokenizerStageConfig
+from pipelines.storage.artifact import ArtifactDir
+from pipelines.tracking.journal import Journal, read_events
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+TEXTS = [f"document {i}: " + "some words, again and again. " * 20 for i in range(120)]
+
+
+def context_at(folder: Path, name: str, inputs: dict[str, StageInput] | None = None) -> StageContext:
+    return StageContext(
+        name=name,
+        fingerprint="f" * 16,
+        artifact=ArtifactDir.at(folder / name),
+        inputs=inputs or {},
+        journal=Journal(folder / "journal" / f"{name}.jsonl"),
+    )
+
+
+def write_corpus(folder: Path, texts: list[str]) -> dict[str, object]:
+    path = folder / "corpus.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return {"kind": "files", "paths": [str(path)]}
+
+
+def run_tokenizer(folder: Path, source: dict[str, object]) -> StageInput:
+    config = TokenizerStageConfig(kind="tokenizer", source=source, vocab_size=400)  # type: ignore[arg-type]
+    context = context_at(folder, "tokenizer")
+    output = TokenizerStage().run(config, context)
+    context.journal.close()
+    return StageInput("tokenizer", "tokenizer", "f" * 16, context.artifact, config, output)
+
+
+def tokenize_config(source: dict[str, object]) -> TokenizeStageConfig:
+    return TokenizeStageConfig(
+        kind="tokenize",
+        needs=("tokenizer",),
+        source=source,  # type: ignore[arg-type]
+        seq_len=64,
+        slice_bytes=8192,
+        validation_fraction=0.2,
+        resources=Resources(num_workers=2),
+    )
+
+
+def run_tokenize(folder: Path, tokenizer: StageInput, config: TokenizeStageConfig) -> TokenizeOutput:
+    context = context_at(folder, "tokens", {"tokenizer": tokenizer})
+    try:
+        return TokenizeStage().run(config, context)
+    finally:
+        context.journal.close()
+
+
+def metrics(folder: Path, name: str) -> list[tuple[int, float]]:
+    events = [event for event, _ in read_events(folder / "journal" / "tokens.jsonl") if event["event"] == "metrics"]
+    return [(event["step"], event["values"][name]) for event in events if name in event["values"]]
+
+
+def test_stages_write_shards_and_a_crashed_run_redoes_only_unfinished_slices(tmp_path: Path) -> None:
+    source = write_corpus(tmp_path, TEXTS)
+    tokenizer = run_tokenizer(tmp_path, source)
+    assert isinstance(tokenizer.output, TokenizerOutput)
+    assert tokenizer.output.backend == "tiktoken"
+    config = tokenize_config(source)
+    output = run_tokenize(tmp_path, tokenizer, config)
+    shards = tmp_path / "tokens"
+
+    assert output.num_train_documents + output.num_valid_documents == len(TEXTS)
+    loaded = load_tokenizer(shards / "tokenizer")
+    assert loaded.sha256 == tokenizer.output.sha256
+    back = [loaded.decode(ids).decode() for split in ("train", "valid") for ids in read_token_documents(shards, split)]  # type: ignore[arg-type]
+    assert sorted(back) == sorted(TEXTS)
+    assert metrics(tmp_path, "tokenize/slices_done")[-1] == (output.num_slices, output.num_slices)
+    assert metrics(tmp_path, "tokenize/slices_total") == [(0, output.num_slices)]
+
+    # As a SIGKILL leaves it: no index, one slice without its record and torn, the others finished.
+    for file in ("train/index.json", "valid/index.json", "slices/00002.json"):
+        (shards / file).unlink()
+    finished = {path: path.stat().st_mtime_ns for path in shards.rglob("*.mds") if "slice-00002" not in str(path)}
+    torn = shards / "train/slice-00002/shard.00000.mds"
+    whole = torn.read_bytes()
+    torn.write_bytes(whole[:100])
+    assert run_tokenize(tmp_path, tokenizer, config) == output
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    assert torn.read_bytes() == whole
+    steps = [step for step, _ in metrics(tmp_path, "tokenize/slices_done")]
+    assert len(steps) == len(set(steps)), "no point is told twice"
+    assert max(steps) == output.num_slices
+
+
+def test_what_is_left_out_is_counted_tracked_and_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = write_corpus(tmp_path, [*TEXTS, "", ""])
+    with open(tmp_path / "corpus.jsonl", "ab") as file:
+        file.write(b'{"text": "\xff"}\n')
+    (tmp_path / "again.jsonl").symlink_to("corpus.jsonl")
+    source["invalid_utf8"] = "skip_document"
+    source["paths"] = [str(tmp_path / "corpus.jsonl"), str(tmp_path / "again.jsonl")]
+    output = run_tokenize(tmp_path, run_tokenizer(tmp_path, source), tokenize_config(source))
+    assert output.left_out == {"empty": 2, "invalid_utf8": 1}
+    assert (output.summary() or "").endswith(
+        "left out: 2 empty, 1 not valid UTF-8; names that lead to files already read: 1"
+    )
+    assert output.num_duplicate_files == 1
+    assert output.num_train_documents + output.num_valid_documents == len(TEXTS)
+    assert metrics(tmp_path, "tokenize/left_out_empty") == [(0, 2.0)]
+    assert metrics(tmp_path, "tokenize/duplicate_files") == [(0, 1.0)]
+    assert f"3 of {len(TEXTS) + 3} documents were left out: 2 empty, 1 not valid UTF-8." in caplog.text
+    assert "1 names in the source lead to files that were already read" in caplog.text
+
+
+def test_bad_text_fails_the_stage_and_leaves_no_data_set(tmp_path: Path) -> None:
+    source = write_corpus(tmp_path, TEXTS)
+    tokenizer = run_tokenizer(tmp_path, source)
+    with open(tmp_path / "corpus.jsonl", "a") as file:
+        file.write('{"body": "no text"}\n')
+    with pytest.raises(UserError, match=rf"corpus.jsonl, line {len(TEXTS) + 1}: no field 'text'") as raised:
+        run_tokenize(tmp_path, tokenizer, tokenize_config(source))
+    assert "Traceback" not in str(raised.value)
+    assert not list((tmp_path / "tokens").glob("*/index.json"))
+
+
+def test_missing_files_are_a_user_error_before_anything_is_written() -> None:
+    config = tokenize_config({"kind": "files", "paths": ["/nowhere/*.txt"]})
+    with pytest.raises(UserError, match="no file matches"):
+        TokenizeStage().content_identity(config)
+
+
+def test_a_task_whose_worker_is_killed_is_started_again(tmp_path: Path) -> None:
+    def dies_once(marker: Path) -> str:
+        if not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return "done"
+
+    assert list(tasks.run_tasks(dies_once, [(tmp_path / "marker",)], Resources())) == ["done"]
+
+
+def test_a_task_larger_than_every_machine_is_a_user_error() -> None:
+    resources = Resources(cpus_per_worker=1000, placement_timeout_s=0.1)
+    with pytest.raises(UserError, match="one task asks for 1000 CPU, and no machine"):
+        list(tasks.run_tasks(str, [("never run",)], resources))
+
+
+def planned(folder: Path, content: str, inputs: dict[str, StageInput]) -> StageContext:
+    return replace(context_at(folder, "tokens", inputs), content=content)
+
+
+def test_text_that_changed_since_the_plan_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    source = write_corpus(tmp_path, TEXTS)
+    tokenizer = run_tokenizer(tmp_path, source)
+    config = tokenize_config(source)
+    context = planned(tmp_path, TokenizeStage().content_identity(config), {"tokenizer": tokenizer})
+    write_corpus(tmp_path, [text.replace("o", "u") for text in TEXTS])
+    with context.journal, pytest.raises(UserError, match=r"stages\.tokens: the files it reads have changed"):
+        TokenizeStage().run(config, context)
+    assert not list((tmp_path / "tokens").rglob("*.mds"))
+    training = TokenizerStageConfig(kind="tokenizer", source=source, vocab_size=400)  # type: ignore[arg-type]
+    context = replace(context_at(tmp_path, "again"), content=context.content)
+    with context.journal, pytest.raises(UserError, match=r"stages\.again: the files it reads have changed"):
+        TokenizerStage().run(training, context)
+
+
+def test_slices_of_text_that_changed_and_changed_back_are_not_reused(tmp_path: Path) -> None:
+    """As a driver leaves it that dies while the text is another one for a moment."""
+    source = write_corpus(tmp_path, TEXTS)
+    tokenizer = run_tokenizer(tmp_path, source)
+    config = tokenize_config(source)
+    right = run_tokenize(tmp_path, tokenizer, config)
+    shards = {path: path.read_bytes() for path in (tmp_path / "tokens").rglob("*.mds")}
+    for path in shards:
+        path.write_bytes(b"of another text")
+    write_corpus(tmp_path, ["another"])
+    write_corpus(tmp_path, TEXTS)
+    assert run_tokenize(tmp_path, tokenizer, config) == right
+    assert {path: path.read_bytes() for path in shards} == shards
+
+
+def test_text_that_is_touched_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_corpus(tmp_path, TEXTS)
+    tokenizer = run_tokenizer(tmp_path, source)
+    run_all = TokenizeStage._tokenize
+
+    def touched(*arguments: Any) -> Any:
+        records = run_all(*arguments)
+        write_corpus(tmp_path, TEXTS)
+        return records
+
+    monkeypatch.setattr(TokenizeStage, "_tokenize", touched)
+    with pytest.raises(UserError, match="changed or touched while they were read"):
+        run_tokenize(tmp_path, tokenizer, tokenize_config(source))
+    assert not list((tmp_path / "tokens").glob("*/index.json"))

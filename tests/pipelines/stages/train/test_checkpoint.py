@@ -1,0 +1,155 @@
+"""The checkpoint format: complete or absent, verified before use, portable, never unpickled."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data.sealed import dumps, seal
+from pipelines.stages.train import checkpoint as checkpoints
+from pipelines.stages.train import rng
+from pipelines.storage.artifact import ArtifactDir
+
+CPU = torch.device("cpu")
+
+
+def state(step: int, num_workers: int = 2) -> checkpoints.TrainingState:
+    return checkpoints.TrainingState(
+        step=step,
+        num_tokens=step * 100,
+        num_samples=step * 8,
+        optimizer_steps=step,
+        num_workers=num_workers,
+        data={"epoch": 0},
+        train_loss=1.25,
+        initial_valid_loss=None,
+        train_time_s=2.0,
+        history={"train/loss": [(1, 2.5), (step, 1.25)]},
+        versions={"torch": torch.__version__},
+    )
+
+
+def write(artifact: ArtifactDir, step: int, num_workers: int = 2) -> Path:
+    """A checkpoint of two parameters, the first from rank 0, the second from the last rank."""
+    entries = {}
+    for rank in range(num_workers):
+        tensors = {f"{p}/w{rank}": torch.full((3, 2), float(step + rank)) for p in ("param", "exp_avg", "exp_avg_sq")}
+        entries |= checkpoints.write_rank_files(artifact, step, rank, num_workers, tensors, rng.capture(CPU))
+    checkpoints.complete(artifact, state(step, num_workers), entries)
+    return artifact.local / checkpoints.step_dir(step)
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> ArtifactDir:
+    return ArtifactDir.at(tmp_path / "train-0123")
+
+
+def test_what_was_written_is_read_back(artifact: ArtifactDir) -> None:
+    write(artifact, 100)
+    found = checkpoints.newest_complete(artifact)
+    assert found is not None
+    assert found.directory.name == "step-00000100"
+    assert found.state == state(100)
+    assert found.names() == {"w0", "w1"}
+    assert torch.equal(found.tensor("exp_avg", "w1"), torch.full((3, 2), 101.0))
+    assert dict(found.tensors("param"))["w0"].dtype == torch.float32
+
+
+def test_without_manifest_a_checkpoint_does_not_exist(artifact: ArtifactDir) -> None:
+    write(artifact, 100)
+    (write(artifact, 200) / checkpoints.MANIFEST).unlink()
+    found = checkpoints.newest_complete(artifact)
+    assert found is not None
+    assert found.state.step == 100
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "manifest", "state"])
+def test_damaged_newest_is_passed_over_with_a_loud_warning(
+    artifact: ArtifactDir, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    write(artifact, 100)
+    folder = write(artifact, 200)
+    tensors = folder / "tensors-00001-of-00002.safetensors"
+    content = bytearray(tensors.read_bytes())
+    if damage == "truncated":
+        tensors.write_bytes(content[:-7])
+    elif damage == "flipped":
+        content[-1] ^= 1
+        tensors.write_bytes(content)
+    elif damage == "missing":
+        tensors.unlink()
+    elif damage == "manifest":
+        (folder / checkpoints.MANIFEST).write_text('{"format_version": 1}')
+    else:
+        (folder / checkpoints.STATE).write_text("{}")
+    with caplog.at_level(logging.WARNING):
+        found = checkpoints.newest_complete(artifact)
+    assert found is not None
+    assert found.state.step == 100
+    assert "DAMAGED CHECKPOINT" in caplog.text
+    assert "step-00000200" in caplog.text
+
+
+def test_nothing_usable_is_none(artifact: ArtifactDir) -> None:
+    assert checkpoints.newest_complete(artifact) is None
+    (write(artifact, 100) / checkpoints.STATE).unlink()
+    assert checkpoints.newest_complete(artifact) is None
+    assert checkpoints.any_complete(artifact)
+
+
+def test_a_format_of_the_future_is_refused(artifact: ArtifactDir) -> None:
+    path = write(artifact, 100) / checkpoints.MANIFEST
+    path.write_text(dumps(seal(json.loads(path.read_text()) | {"format_version": 99})))
+    with pytest.raises(checkpoints.BadCheckpointError, match="format 99"):
+        checkpoints.verify(path.parent)
+
+
+def test_prune_keeps_the_newest_complete_ones_and_removes_leftovers(artifact: ArtifactDir) -> None:
+    for step in (10, 20, 30, 40):
+        write(artifact, step)
+    (artifact.local / checkpoints.step_dir(25)).mkdir()
+    write(artifact, 50)
+    checkpoints.prune(artifact, newest_step=40, keep=2)
+    assert artifact.listdir(checkpoints.CHECKPOINTS) == ["step-00000030", "step-00000040", "step-00000050"]
+
+
+def test_clear_makes_room_for_writing_a_step_again(artifact: ArtifactDir) -> None:
+    write(artifact, 10)
+    checkpoints.clear(artifact, 10)
+    checkpoints.clear(artifact, 20)
+    assert checkpoints.newest_complete(artifact) is None
+
+
+def test_owners_share_the_bytes_about_equally_and_the_same_on_every_rank() -> None:
+    sizes = [1000, 10, 10, 500, 480, 30]
+    owners = checkpoints.assign_owners(sizes, 2)
+    loads = [sum(s for s, o in zip(sizes, owners, strict=True) if o == rank) for rank in (0, 1)]
+    assert owners == checkpoints.assign_owners(sizes, 2)
+    assert abs(loads[0] - loads[1]) <= 30
+
+
+def test_random_generators_continue_where_they_were() -> None:
+    def draw() -> tuple[float, float, float, float]:
+        return random.gauss(0, 1), random.random(), float(np.random.normal()), float(torch.randn(()))
+
+    rng.seed_everything(7)
+    draw()
+    saved = rng.capture(CPU)
+    expected = [draw() for _ in range(5)]
+    rng.seed_everything(8)
+    rng.restore(saved, CPU)
+    assert [draw() for _ in range(5)] == expected
+
+
+def test_random_generators_survive_the_disk(artifact: ArtifactDir) -> None:
+    rng.seed_everything(3)
+    write(artifact, 10)
+    expected = torch.randn(4)
+    rng.restore(checkpoints.Checkpoint(artifact.local / checkpoints.step_dir(10)).rng(1), CPU)
+    assert torch.equal(torch.randn(4), expected)

@@ -1,0 +1,99 @@
+"""Cross-field checks of the train stage's settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from pipelines.engine.stage import NOT_IN_FINGERPRINT
+from pipelines.errors import ConfigError
+from pipelines.stages.train.config import TrainStageConfig, check_train_against_tokenize
+
+MakeConfig = Callable[..., TrainStageConfig]
+
+
+def test_batch_that_workers_do_not_divide_names_values_that_would_do(train_config: MakeConfig) -> None:
+    with pytest.raises(ValidationError, match="not a multiple of") as caught:
+        train_config(global_batch_size=8, micro_batch_size=2, resources={"num_workers": 3})
+    message = str(caught.value)
+    assert "resources.num_workers: 1, 2, 4" in message
+    assert "global_batch_size: 6, 12" in message
+
+
+def test_micro_batch_that_does_not_divide_names_sizes_that_would_do(train_config: MakeConfig) -> None:
+    with pytest.raises(ValidationError, match="micro_batch_size: 1, 2, 3, 4, 6, 8"):
+        train_config(global_batch_size=48, micro_batch_size=5, resources={"num_workers": 2})
+
+
+@pytest.mark.parametrize("suggestion", [{"num_workers": 2}, {"num_workers": 4}])
+def test_suggested_values_are_accepted(train_config: MakeConfig, suggestion: dict[str, int]) -> None:
+    assert train_config(global_batch_size=8, micro_batch_size=2, resources=suggestion).accumulation_steps >= 1
+
+
+@pytest.mark.parametrize(("limits", "found"), [({}, "neither"), ({"max_steps": 10, "max_tokens": 1000}, "both")])
+def test_exactly_one_of_steps_and_tokens(tiny_model: dict[str, Any], limits: dict[str, int], found: str) -> None:
+    fields = {"kind": "train", "model": tiny_model, "global_batch_size": 2, "micro_batch_size": 1, "warmup_steps": 1}
+    with pytest.raises(ValidationError, match=f"found {found} of max_steps and max_tokens"):
+        TrainStageConfig.model_validate(fields | limits)
+
+
+def test_warm_up_must_end_before_training_does(train_config: MakeConfig) -> None:
+    with pytest.raises(ValidationError, match="set warmup_steps to 1 or less"):
+        train_config(max_steps=12, warmup_steps=12)
+
+
+def test_tokens_are_rounded_up_to_whole_steps(train_config: MakeConfig) -> None:
+    assert train_config(max_tokens=8 * 64 * 3 + 1).num_steps(seq_len=64) == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"offload": {}}, "gpus_per_worker is 0"),
+        ({"offload": {}, "zero_stage": 0, "resources": {"gpus_per_worker": 1}}, "needs zero_stage 1, 2 or 3"),
+        ({"offload": {"parameters": True}, "resources": {"gpus_per_worker": 1}}, "needs zero_stage 3"),
+        ({"betas": (0.9, 1.0)}, "less than 1"),
+        ({"learning_rate": 1e-3}, "Extra inputs"),
+    ],
+)
+def test_impossible_settings_are_refused(train_config: MakeConfig, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        train_config(**changes)
+
+
+def test_precision_auto_follows_the_device(train_config: MakeConfig) -> None:
+    assert not train_config().autocast_bf16
+    assert train_config(resources={"gpus_per_worker": 1}).autocast_bf16
+    assert not train_config(resources={"gpus_per_worker": 1}, precision="fp32").autocast_bf16
+
+
+def test_sequence_of_broken_chunks_is_refused_with_lengths_that_would_do(train_config: MakeConfig) -> None:
+    with pytest.raises(ConfigError, match=r"seq_len=100 .*chunk_size=16.*Set seq_len to 96 or 112"):
+        check_train_against_tokenize(train_config(), SimpleNamespace(seq_len=100), "train", "tokens")
+    check_train_against_tokenize(train_config(), SimpleNamespace(seq_len=96), "train", "tokens")
+
+
+def test_layers_without_chunks_take_any_length(train_config: MakeConfig, tiny_model: dict[str, Any]) -> None:
+    config = train_config(model=tiny_model | {"pattern": "swa*2"})
+    check_train_against_tokenize(config, SimpleNamespace(seq_len=100), "train", "tokens")
+
+
+def test_warm_up_is_checked_against_tokens_when_the_length_is_known(train_config: MakeConfig) -> None:
+    with pytest.raises(ConfigError, match="max_tokens=1000 is 2 steps"):
+        check_train_against_tokenize(
+            train_config(max_tokens=1000, warmup_steps=5), SimpleNamespace(seq_len=64), "train", "tokens"
+        )
+
+
+def test_every_field_is_described_and_only_harmless_ones_stay_out_of_the_fingerprint() -> None:
+    fields = TrainStageConfig.model_fields
+    assert all(field.description for name, field in fields.items() if name != "kind")
+    outside = {name for name, field in fields.items() if field.json_schema_extra == NOT_IN_FINGERPRINT}
+    assert outside == {
+        "needs", "resources", "validate_every_steps", "log_every_steps", "checkpoint_every_steps", "keep_checkpoints",
+        "max_failures", "collective_timeout_s",
+    }  # fmt: skip

@@ -1,0 +1,286 @@
+"""Training end to end under Ray Train: the stage, a worker killed with SIGKILL, other numbers of workers, bad luck."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import ray.cloudpickle
+import torch
+from safetensors.torch import load_file
+
+from bmojo.checkpoint_io import load_pretrained
+from data.config import FilesSource, TokenizeFields, TokenizerFields
+from pipelines.engine.stage import StageContext, StageInput
+from pipelines.errors import UserError
+from pipelines.stages.train import checkpoint as checkpoints
+from pipelines.stages.train.config import TrainStageConfig
+from pipelines.stages.train.job import TrainFacts
+from pipelines.stages.train.launch import run_training
+from pipelines.stages.train.loop import is_ruined
+from pipelines.stages.train.stage import TrainOutput, TrainStage, _warn_if_worse, make_job
+from pipelines.storage.artifact import ArtifactDir
+from pipelines.tracking.journal import Journal
+
+MakeConfig = Callable[..., TrainStageConfig]
+SEQ_LEN = 64
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test module
+
+
+@dataclass(frozen=True)
+class FileSink:
+    """A metric sink that writes lines to a file and can kill its own process, the worker of rank 0, at a step, once."""
+
+    path: Path
+    kill_at_step: int | None = None
+
+    def log_metrics(self, step: int, values: Mapping[str, float]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, "pid": os.getpid(), **values}) + "\n")
+        killed = self.path.with_suffix(".killed")
+        if step == self.kill_at_step and not killed.exists():
+            killed.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def flush(self) -> None:
+        pass
+
+    def points(self, name: str) -> list[tuple[int, float]]:
+        lines = [json.loads(line) for line in self.path.read_text().splitlines()]
+        return [(line["step"], line[name]) for line in lines if name in line]
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> StageInput:
+    """A tokenize stage's artifact of 60 small documents."""
+    from data.packing import merge_slices, write_slice
+    from data.sources import plan_slices
+    from data.tokenizer import train_tokenizer
+    from pipelines.stages.tokenize.stage import TokenizeStageConfig, _output
+
+    folder = tmp_path_factory.mktemp("tokens")
+    texts = [" ".join(f"the {n} of {i} is {n * i}" for n in range(20 + i % 7)) for i in range(60)]
+    (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    source = FilesSource(kind="files", paths=(str(folder / "text.jsonl"),))
+    tokenizer = train_tokenizer(texts, TokenizerFields(source=source, vocab_size=300))
+    config = TokenizeStageConfig(kind="tokenize", source=source, seq_len=SEQ_LEN, validation_fraction=0.2)
+    fields = TokenizeFields(source=source, seq_len=SEQ_LEN, validation_fraction=0.2)
+    records = [write_slice(slice_, tokenizer, fields, folder) for slice_ in plan_slices(source, fields.slice_bytes)]
+    output = _output(merge_slices(folder, records, fields), len(records), duplicates=[])
+    return StageInput("tokens", "tokenize", "f" * 64, ArtifactDir.at(folder), config, output)
+
+
+@pytest.fixture(scope="module")
+def two_workers(train_config: MakeConfig) -> TrainStageConfig:
+    """12 steps on 2 workers with a checkpoint every 6."""
+    return train_config(
+        resources={"num_workers": 2}, checkpoint_every_steps=6, log_every_steps=1, validation_batches=2, lr=1e-2
+    )
+
+
+def context_of(folder: Path, *inputs: StageInput) -> StageContext:
+    return StageContext(
+        name="train",
+        fingerprint="0" * 64,
+        artifact=ArtifactDir.at(folder),
+        inputs={stage_input.name: stage_input for stage_input in inputs},
+        journal=Journal(folder.with_suffix(".journal") / "train.jsonl"),
+    )
+
+
+@dataclass(frozen=True)
+class Straight:
+    """An unbroken run."""
+
+    folder: Path
+    output: TrainOutput
+    history: dict[str, list[list[float]]]
+
+    def series(self, name: str) -> list[tuple[int, float]]:
+        return [(int(step), value) for step, value in self.history[name]]
+
+
+@pytest.fixture(scope="module")
+def straight(
+    ray_cluster: None, two_workers: TrainStageConfig, tokens: StageInput, tmp_path_factory: pytest.TempPathFactory
+) -> Straight:
+    folder = tmp_path_factory.mktemp("straight") / "train-0"
+    context = context_of(folder, tokens)
+    output = TrainStage().run(two_workers, context)
+    return Straight(folder, output, json.loads((folder / "history.json").read_text()))
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    loaded: dict[str, torch.Tensor] = load_file(folder / "model" / "model.safetensors")
+    return loaded
+
+
+def test_stage_trains_and_reports_facts(straight: Straight, tokens: StageInput) -> None:
+    output = straight.output
+    assert output.steps == 12
+    assert output.vocab_size == 320
+    assert output.initial_valid_loss is not None
+    assert output.final_valid_loss is not None
+    assert output.final_valid_loss < output.initial_valid_loss - 0.5
+    assert 12 * 8 * SEQ_LEN * 0.9 < output.tokens_seen <= 12 * 8 * SEQ_LEN
+    assert 0 < output.mfu < 1
+    assert load_pretrained(straight.folder / output.model).config.vocab_size == 320
+
+
+def test_curves_reach_the_journal_and_the_history(straight: Straight) -> None:
+    lines = (straight.folder.with_suffix(".journal") / "train.workers.jsonl").read_text()
+    for name in ("train/loss", "train/lr", "train/grad_norm", "train/tokens", "train/tokens_per_s", "train/mfu"):
+        assert name in lines
+        assert [step for step, _ in straight.series(name)] == list(range(1, 13))
+    assert [step for step, _ in straight.series("valid/loss")] == [0, 12]
+    assert straight.series("valid/loss")[-1][1] == straight.output.final_valid_loss
+
+
+def test_checkpoints_are_complete_and_hold_everything(straight: Straight) -> None:
+    artifact = ArtifactDir.at(straight.folder)
+    assert artifact.listdir(checkpoints.CHECKPOINTS) == ["step-00000006", "step-00000012"]
+    newest = checkpoints.newest_complete(artifact)
+    assert newest is not None
+    assert newest.state.step == newest.state.optimizer_steps == 12
+    assert newest.state.data["num_samples"] == 12 * 8
+    final = weights(straight.folder)
+    assert newest.names() == set(final)
+    assert all(torch.equal(newest.tensor("param", name), final[name]) for name in final)
+
+
+def test_run_killed_after_a_checkpoint_ends_as_the_unbroken_one_to_the_last_bit(
+    straight: Straight, two_workers: TrainStageConfig, tokens: StageInput, tmp_path: Path
+) -> None:
+    sink = FileSink(tmp_path / "metrics.jsonl", kill_at_step=8)
+    facts = run_training(make_job(two_workers, context_of(tmp_path / "train-0", tokens), sink))
+    assert sink.path.with_suffix(".killed").exists()
+    losses = sink.points("train/loss")
+    assert [step for step, _ in losses] == [*range(1, 9), *range(1, 13)], "replayed to step 6, then trained again"
+    assert losses[:8] == straight.series("train/loss")[:8]
+    assert losses[8:] == straight.series("train/loss")
+    assert facts.final_valid_loss == straight.output.final_valid_loss
+    assert facts.initial_valid_loss == straight.output.initial_valid_loss
+    assert {k: v.tolist() for k, v in weights(tmp_path / "train-0").items()} == {
+        k: v.tolist() for k, v in weights(straight.folder).items()
+    }
+
+
+def go_on_from_step_6(
+    straight: Straight, config: TrainStageConfig, tokens: StageInput, folder: Path
+) -> tuple[TrainFacts, FileSink]:
+    """Train from a copy of the unbroken run's checkpoint at step 6."""
+    target = folder / "train-0" / checkpoints.step_dir(6)
+    shutil.copytree(straight.folder / checkpoints.step_dir(6), target)
+    sink = FileSink(folder / "metrics.jsonl")
+    return run_training(make_job(config, context_of(folder / "train-0", tokens), sink)), sink
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{"num_workers": 1}, {"num_workers": 4}, {"zero_stage": 3}, {"zero_stage": 2}])
+def test_other_number_of_workers_or_zero_stage_goes_on_with_the_same_losses(
+    straight: Straight,
+    two_workers: TrainStageConfig,
+    tokens: StageInput,
+    tmp_path: Path,
+    changes: dict[str, int],
+) -> None:
+    num_workers = changes.get("num_workers", 2)
+    resources = two_workers.resources.model_copy(update={"num_workers": num_workers})
+    config = two_workers.model_copy(
+        update={"resources": resources, "zero_stage": changes.get("zero_stage", two_workers.zero_stage)}
+    )
+    facts, sink = go_on_from_step_6(straight, config, tokens, tmp_path)
+    losses = dict(sink.points("train/loss"))
+    expected = dict(straight.series("train/loss"))
+    assert losses == pytest.approx(expected, rel=1e-4)
+    assert facts.num_tokens == straight.output.tokens_seen
+    assert facts.final_valid_loss == pytest.approx(straight.output.final_valid_loss, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_damaged_newest_checkpoint_falls_back_to_the_one_before(
+    straight: Straight, two_workers: TrainStageConfig, tokens: StageInput, tmp_path: Path
+) -> None:
+    folder = tmp_path / "train-0"
+    shutil.copytree(straight.folder / checkpoints.CHECKPOINTS, folder / checkpoints.CHECKPOINTS)
+    damaged = folder / checkpoints.step_dir(12) / "tensors-00001-of-00002.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    sink = FileSink(tmp_path / "metrics.jsonl")
+    facts = run_training(make_job(two_workers, context_of(folder, tokens), sink))
+    assert facts.final_valid_loss == straight.output.final_valid_loss
+    checkpoints.verify(folder / checkpoints.step_dir(12))
+
+
+@pytest.mark.slow
+def test_diverging_run_stops_with_advice_and_is_not_retried(
+    straight: Straight, two_workers: TrainStageConfig, tokens: StageInput, tmp_path: Path
+) -> None:
+    config = two_workers.model_copy(update={"lr": 1e30, "grad_clip": 0.0, "warmup_steps": 0})
+    with pytest.raises(UserError, match=r"not finite at step \d+ of 12.*Try a lower lr \(now 1e\+30\)"):
+        run_training(make_job(config, context_of(tmp_path / "train-0", tokens), FileSink(tmp_path / "metrics.jsonl")))
+
+
+@pytest.mark.slow
+def test_continued_pretraining_starts_from_the_other_stages_weights(
+    straight: Straight, two_workers: TrainStageConfig, tokens: StageInput, tmp_path: Path
+) -> None:
+    first = StageInput("first", "train", "1" * 64, ArtifactDir.at(straight.folder), two_workers, straight.output)
+    sink = FileSink(tmp_path / "metrics.jsonl")
+    job = make_job(two_workers, context_of(tmp_path / "train-0", tokens, first), sink)
+    facts = run_training(replace(job, num_steps=3))
+    assert facts.initial_valid_loss == straight.output.final_valid_loss
+
+
+def test_more_workers_than_the_cluster_holds_is_an_error_at_once(
+    ray_cluster: None, two_workers: TrainStageConfig, tokens: StageInput, tmp_path: Path
+) -> None:
+    resources = two_workers.resources.model_copy(update={"num_workers": 4, "cpus_per_worker": 3.0})
+    config = two_workers.model_copy(update={"resources": resources})
+    with pytest.raises(UserError, match=r"4 training workers ask for 3 CPU each.*room for 1"):
+        run_training(make_job(config, context_of(tmp_path / "train-0", tokens), FileSink(tmp_path / "m")))
+
+
+@pytest.mark.parametrize("lr", [1e3, 1e39], ids=["finite", "overflow"])
+def test_a_last_step_that_ruins_the_weights_ends_as_diverged_and_keeps_the_checkpoint_before(
+    lr: float, ray_cluster: None, train_config: MakeConfig, tokens: StageInput, straight: Straight, tmp_path: Path
+) -> None:
+    config = train_config(
+        max_steps=7, warmup_steps=0, lr=lr, min_lr_ratio=1.0, resources={"num_workers": 2}, checkpoint_every_steps=6,
+        validation_batches=2,
+    )  # fmt: skip
+    target = tmp_path / "train-0" / checkpoints.step_dir(6)
+    shutil.copytree(straight.folder / checkpoints.step_dir(6), target)
+    with pytest.raises(UserError, match=r"Training diverged: .* step 7 of 7.*last good checkpoint.*Try a lower lr"):
+        TrainStage().run(config, context_of(tmp_path / "train-0", tokens))
+    artifact = ArtifactDir.at(tmp_path / "train-0")
+    assert artifact.listdir(checkpoints.CHECKPOINTS) == ["step-00000006"]
+    assert not artifact.exists("model")
+
+
+@pytest.mark.parametrize(("loss", "expected"), [
+    (math.nan, True), (math.inf, True), (115232.97, True), (12.3, True), (12.0, False), (6.1, False), (0.0, False),
+])  # fmt: skip
+def test_a_loss_far_worse_than_guessing_is_that_of_ruined_weights(loss: float, expected: bool) -> None:
+    assert is_ruined(loss, vocab_size=450) is expected  # guessing: ln 450 = 6.11 nats
+
+
+def test_a_model_that_training_made_far_worse_is_warned_about(
+    straight: Straight, two_workers: TrainStageConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    facts = TrainFacts(
+        steps=1, num_tokens=1, final_train_loss=6.0, initial_valid_loss=6.09, final_valid_loss=115232.97, num_params=1,
+        train_time_s=1.0, tokens_per_s=1.0, mfu=0.1, history={},
+    )  # fmt: skip
+    _warn_if_worse(facts, two_workers, "train")
+    assert "train: training made the model worse: validation loss 6.09 before the first step, 1.152e+05" in caplog.text
+    caplog.clear()
+    _warn_if_worse(facts.model_copy(update={"final_valid_loss": 5.0}), two_workers, "train")
+    assert not caplog.records
