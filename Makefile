@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 .DEFAULT_GOAL := help
-.PHONY: needs-compiler help quickstart install test test-slow transformers5 mutants lint format types bench kernel-report lock clean
+.PHONY: needs-compiler help quickstart install test test-slow transformers5 mutants lint format types bench kernel-report docs lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -52,7 +52,7 @@ lint: install  ## ruff: lint and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-format: install  ## Let ruff mend what it can
+format: install  ## Apply ruff's fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -65,8 +65,19 @@ bench: install  ## List the benchmarks; each runs as `python -m benchmarks.NAME`
 kernel-report: install  ## Compile every GPU kernel without a GPU: registers, spills, occupancy, rooflines
 	$(BIN)/python -m benchmarks.kernel_report
 
-lock: install  ## Write the versions that are installed now to constraints.txt
-	$(BIN)/python -m pip freeze --exclude-editable | grep -v ' @ ' > constraints.txt
+DOCS := .venv-docs
+docs: $(DOCS)/.installed  ## Build the documentation as a site in site/; a dead link is an error
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --quiet
 
-clean:  ## Remove the environment (never touches runs/)
-	rm -rf $(VENV)
+# mkdocs reads docstrings without importing anything, so that its environment needs none of our packages.
+$(DOCS)/.installed: constraints-docs.txt
+	$(PYTHON) -m venv --clear $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r constraints-docs.txt
+	@touch $@
+
+lock: install  ## Write the versions that are installed now to constraints.txt (and constraints-docs.txt)
+	$(BIN)/python -m pip freeze --exclude-editable | grep -v ' @ ' > constraints.txt
+	test ! -d $(DOCS) || $(DOCS)/bin/python -m pip freeze > constraints-docs.txt
+
+clean:  ## Remove the environments and the site (never touches runs/)
+	rm -rf $(VENV) $(TRANSFORMERS5) $(DOCS) site
