@@ -42,30 +42,32 @@ def _page(by_model: Records, name: str, command: str) -> str:
     settings = first["settings"]
     parts = [
         f"# Associative recall beyond the window ({name.rpartition('_')[2]})",
-        f"Command: `{command}`. CPU, float32, one thread a run. "
+        f"Command: `{command}`. CPU, float32, one thread per run. "
         f"torch {first['torch']}, Python {platform.python_version()}, {platform.machine()}.",
         f"Task: {settings['num_pairs']} pairs of key and value at the start of {settings['seq_len']} tokens "
         f"(vocabulary {settings['vocab_size']}), the rest "
-        f"{'random values' if settings['noise'] else 'one filler id'}; {settings['num_queries']} queries a sequence, "
+        f"{'random values' if settings['noise'] else 'one filler id'}. {settings['num_queries']} queries per sequence, "
         f"each at least {settings['min_distance']} tokens behind its value "
         f"({settings['min_distance'] / settings['window_size']:g} windows). Guessing a value gives "
-        f"{2 / settings['vocab_size']:.3f}. Every model: 2 layers, d_model {settings['d_model']}, no feed-forward, "
-        f"{settings['num_heads']} heads, W = C = {settings['window_size']}, M = {settings['num_eidetic']}, "
-        f"d_state {settings['d_state']}, initial weights of standard deviation {settings['init_std']:g}; "
-        f"{settings['steps']} steps of batch {settings['batch_size']}, AdamW, peak learning rate "
-        f"{settings['lr']:g}, the same batches for a seed. Tested on {settings['num_test']} sequences.",
+        f"{2 / settings['vocab_size']:.3f}.",
+        f"Every model has 2 layers, d_model {settings['d_model']}, no feed-forward, {settings['num_heads']} heads, "
+        f"W = C = {settings['window_size']}, M = {settings['num_eidetic']}, d_state {settings['d_state']}, and initial "
+        f"weights of standard deviation {settings['init_std']:g}. Training: {settings['steps']} steps of batch "
+        f"{settings['batch_size']}, AdamW, peak learning rate {settings['lr']:g}, the same batches for a seed. Tested "
+        f"on {settings['num_test']} sequences.",
         f"![Accuracy over steps and by distance]({name}.png)",
         "## Accuracy at the queries",
         _accuracy_table(by_model),
         "## What the memories held when the queries came",
-        "Kept: share of the tokens of a kind that stood in the layer's eidetic set, mean over queries and seeds. "
-        "Chance: M over the candidates at that time. Surprise: mean percentile of the innovation score in its sequence "
-        "(0.5: like any token). Mass: share of attention at the queries. Kept or dropped: accuracy at queries whose "
-        "value the layer held or not.",
+        "- Kept: share of the tokens of a kind that were in the layer's eidetic set, mean over queries and seeds.\n"
+        "- Chance: M over the candidates at that time.\n"
+        "- Surprise: mean percentile of the innovation score in its sequence (0.5: like any token).\n"
+        "- Mass: share of attention at the queries.\n"
+        "- Kept or dropped: accuracy at queries whose value the layer held or not.",
         _memory_table(by_model),
         "## What the queries read",
-        "Accuracy when the last layer's eidetic set is robbed, at test time, of the pairs or of the noise tokens "
-        "behind them. A noise token can stand for pairs: the first layer has written into it what its window and its "
+        "Accuracy if the pairs, or the noise tokens behind them, are removed from the last layer's eidetic set at test "
+        "time. A noise token can stand for pairs. The first layer has written into it what its window and its "
         "state-space model held at that time.",
         _interventions_table(by_model),
         "## Every run",

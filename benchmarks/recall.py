@@ -144,16 +144,16 @@ def evaluate(model: BMojoLM, test: RecallBatch, num_pairs: int) -> dict[str, Any
 
 
 def interventions(model: BMojoLM, test: RecallBatch, num_pairs: int) -> dict[str, float]:
-    """Accuracy when the last layer's eidetic set is robbed of a kind of token: what did the queries read there?"""
+    """Accuracy if a kind of token is removed from the last layer's eidetic set: shows what the queries read there."""
     if model.config.mixers[-1] != "bmojo":
         return {}
     first_noise = 2 * num_pairs
-    robbed: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    removed: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
         "without pairs": lambda index: index >= first_noise,
         "without noise": lambda index: index < first_noise,
     }
     figures = {}
-    for name, allowed in robbed.items():
+    for name, allowed in removed.items():
         calls = count_from_zero()
 
         def select(*args: Any, allowed: Any = allowed, calls: Any = calls, **kwargs: Any) -> torch.Tensor:

@@ -76,7 +76,7 @@ def blocks(markdown: str) -> Iterator[Block]:
 
 def sentences(block: Block) -> Iterator[str]:
     """Yield the sentences of a block, with code as one word and links as their text."""
-    text = _LINK.sub(r"\1", _CODE.sub("code", " ".join(block.lines)))
+    text = _LINK.sub(r"\1", _CODE.sub("Code", " ".join(block.lines)))
     yield from (sentence for sentence in _END.split(_NEW_BLOCK.sub("", text)) if sentence and sentence.strip())
 
 
