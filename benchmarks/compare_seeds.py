@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 from pipelines.engine.records import Artifacts
-from pipelines.storage.storage import Storage
+from pipelines.storage import open_storage
 
 RECIPE = Path(__file__).parent.parent / "configs" / "compare.yaml"
 
@@ -125,7 +125,7 @@ def _run(folder: Path, jobs: list[tuple[str, dict[str, Any]]]) -> int:
 
 
 def _final_loss(folder: Path, variant: Variant) -> dict[str, Any]:
-    record = Artifacts(Storage(folder)).latest("train", variant.stage)
+    record = Artifacts(open_storage(folder)).latest("train", variant.stage)
     assert record is not None, f"no record of {variant.stage}"
     return {name: record.output[name] for name in ("final_valid_loss", "num_params", "tokens_seen", "tokens_per_s")}
 

@@ -13,7 +13,7 @@ from pipelines.engine.runner import Pipeline, RunResult, run_pipeline
 from pipelines.engine.runs import Run
 from pipelines.preflight import check_pipeline
 from pipelines.stages.registry import STAGES
-from pipelines.storage.storage import Storage
+from pipelines.storage import open_storage
 from pipelines.tracking.run_tracking import TrackingOptions
 from pipelines.tracking.target import resolve_target
 
@@ -28,7 +28,7 @@ def open_pipeline(
         name=config.name,
         stages=config.stages,
         kinds=STAGES,
-        storage=Storage(config.storage),
+        storage=open_storage(config.storage),
         config=config.model_dump(mode="json"),
         config_path=str(config_path) if config_path else None,
         overrides=overrides,

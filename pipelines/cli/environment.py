@@ -72,11 +72,11 @@ def ui(
     ] = None,
 ) -> None:
     """Open MLflow's UI on the storage's tracking store (Ctrl-C stops it)."""
-    from pipelines.storage.storage import Storage
+    from pipelines.storage import open_storage
     from pipelines.tracking.target import SQLITE_FILE, resolve_target
     from pipelines.tracking.ui import serve
 
-    target = resolve_target(None, "bmojo", Storage(storage))
+    target = resolve_target(None, "bmojo", open_storage(storage))
     if target.artifact_root is None:
         console.print(f"Tracking is at {target.shown_uri} (MLFLOW_TRACKING_URI): open it there.")
         return

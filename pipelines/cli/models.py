@@ -44,9 +44,9 @@ def load_trained(storage: str, run: str | None, stage: str | None) -> TrainedMod
     from pipelines.engine.runs import find_run
     from pipelines.stages.models import load_model, load_tokenizer_of
     from pipelines.stages.train.stage import TrainOutput
-    from pipelines.storage.storage import Storage
+    from pipelines.storage import open_storage
 
-    found = find_run(Storage(storage), run)
+    found = find_run(open_storage(storage), run)
     trained = {name: state for name, state in found.state().stages.items() if state.kind == "train"}
     if stage is None and len(trained) != 1:
         raise UserError(

@@ -79,9 +79,9 @@ def resume(run: RunArgument = None, storage: StorageOption = "runs") -> None:
     """
     from pipelines.engine.runs import find_run
     from pipelines.loading import validate_pipeline
-    from pipelines.storage.storage import Storage
+    from pipelines.storage import open_storage
 
-    found = find_run(Storage(storage), run)
+    found = find_run(open_storage(storage), run)
     info = found.info()
     config = validate_pipeline({**info.config, "storage": found.storage.url}, f"{found.url}/run.json")
     if info.base_dir and not Path(info.base_dir).is_dir():

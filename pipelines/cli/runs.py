@@ -59,9 +59,9 @@ def status(run: RunArgument = None, storage: StorageOption = "runs") -> None:
 def list_runs(storage: StorageOption = "runs") -> None:
     """List all runs of a storage, the latest last."""
     from pipelines.engine.runs import list_runs as all_runs
-    from pipelines.storage.storage import Storage
+    from pipelines.storage import open_storage
 
-    runs = all_runs(Storage(storage))
+    runs = all_runs(open_storage(storage))
     if not runs:
         console.print(f"There are no runs in {escape(storage)}. Start one: bmojo run CONFIG.")
         return
@@ -158,14 +158,14 @@ def sync(run: RunArgument = None, storage: StorageOption = "runs") -> None:
     Exit codes: 0 all of it is in MLflow, 75 the server is away (try again), 1 it refuses; the message has the remedy.
     """
     from pipelines.engine.failures import EXIT_RESUMABLE, EXIT_USER
-    from pipelines.storage.storage import Storage
+    from pipelines.storage import open_storage
     from pipelines.tracking import run_tracking
     from pipelines.tracking.target import resolve_target
     from pipelines.tracking.trouble import Cause
 
     found = _find(run, storage)
     tracking = found.info().config["tracking"]
-    target = resolve_target(tracking["uri"], tracking["experiment"], Storage(storage))
+    target = resolve_target(tracking["uri"], tracking["experiment"], open_storage(storage))
     shown = escape(target.shown_uri)
     with delivery_progress(console, f"Delivering to {target.shown_uri}") as on_progress:
         delivery = run_tracking.sync(found.storage, found.relpath, found.run_id, target, on_progress)
@@ -211,9 +211,9 @@ def _summary(run: Run, stage: StageState) -> str | None:
 
 def _find(run: str | None, storage: str) -> Run:
     from pipelines.engine.runs import find_run
-    from pipelines.storage.storage import Storage
+    from pipelines.storage import open_storage
 
-    return find_run(Storage(storage), run)
+    return find_run(open_storage(storage), run)
 
 
 def _styled(status: str) -> str:

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipelines.engine.process import ProcessIdentity
 from pipelines.errors import InfrastructureError, UserError
-from pipelines.storage.storage import Storage
+from pipelines.storage import Storage
 
 DEFAULT_TTL_S = 60.0
 DEFAULT_RENEW_S = 5.0

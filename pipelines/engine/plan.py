@@ -11,8 +11,8 @@ from pipelines.engine.graph import topological_order
 from pipelines.engine.records import Artifacts, FinishedStage
 from pipelines.engine.stage import Stage, StageConfig
 from pipelines.errors import ConfigError, UserError
+from pipelines.storage import Storage
 from pipelines.storage.artifact import ArtifactDir
-from pipelines.storage.storage import Storage
 
 
 class Action(StrEnum):

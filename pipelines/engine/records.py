@@ -11,8 +11,8 @@ from pipelines.engine.fingerprint import Fingerprint, FingerprintParts
 from pipelines.engine.lease import LeaseLostError
 from pipelines.engine.stage import Stage, StageOutput
 from pipelines.errors import DamagedError
+from pipelines.storage import Storage
 from pipelines.storage.artifact import RECORD, ArtifactDir, FileEntry
-from pipelines.storage.storage import Storage
 
 FORMAT = 2
 

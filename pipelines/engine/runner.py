@@ -38,8 +38,8 @@ from pipelines.engine.stage import Stage, StageConfig, StageInput, StageOutput
 from pipelines.engine.stage_run import StageRun, note_reuse
 from pipelines.errors import UserError
 from pipelines.redact import redact
+from pipelines.storage import Storage
 from pipelines.storage.artifact import ArtifactDir
-from pipelines.storage.storage import Storage
 from pipelines.tracking.run_tracking import RunTracking, TrackingOptions, check_target
 
 _WAIT_POLL_S = 2.0

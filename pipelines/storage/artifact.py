@@ -15,7 +15,9 @@ from data.errors import DamagedDataError
 from data.sources.digests import cache_root
 from data.verified import check_file
 from pipelines.errors import DamagedError
-from pipelines.storage.storage import Storage, encode_json, fsync_tree
+from pipelines.storage import LocalStorage, Storage, open_storage
+from pipelines.storage.files import fsync_tree
+from pipelines.storage.storage import encode_json
 
 RECORD = "record.json"
 _FETCHED = ".bmojo-fetched.json"
@@ -53,7 +55,7 @@ class ArtifactDir:
     def at(cls, url: str | os.PathLike[str]) -> ArtifactDir:
         """The artifact directory at an absolute URL or local path."""
         parent, _, name = os.fspath(url).rstrip("/").rpartition("/")
-        return cls(Storage(parent or "."), name)
+        return cls(open_storage(parent or "."), name)
 
     def reference_to(self, other: ArtifactDir, relpath: str) -> str:
         """What to write into this artifact's record to name a part of another: its path in the storage they share, so
@@ -81,8 +83,8 @@ class ArtifactDir:
     @property
     def local(self) -> Path:
         """The directory on this machine in which a stage writes; it exists."""
-        if self.storage.is_local:
-            path = self.storage.local_path(self.relpath)
+        if isinstance(self.storage, LocalStorage):
+            path = self.storage.path(self.relpath)
         else:
             digest = hashlib.sha256(self.url.encode()).hexdigest()[:16]
             path = cache_dir() / "artifacts" / f"{Path(self.relpath).name}-{digest}"
@@ -98,7 +100,7 @@ class ArtifactDir:
         source = self.local / relpath
         if not source.exists():
             raise FileNotFoundError(f"{source}: nothing to publish.")
-        if self.storage.is_local:
+        if isinstance(self.storage, LocalStorage):
             fsync_tree(source)
         else:
             self.storage.put_tree(source, self._key(relpath))
@@ -115,7 +117,7 @@ class ArtifactDir:
 
     def _fetch(self, relpath: str) -> Path:
         target = self.local / relpath
-        if self.storage.is_local:
+        if isinstance(self.storage, LocalStorage):
             if not target.exists():
                 raise FileNotFoundError(f"There is nothing at {target}.")
             return target
@@ -130,7 +132,7 @@ class ArtifactDir:
                 continue
             self.storage.get_file(self._key(name), path)
             known[name] = [version, _local_mark(path)]
-        Storage(self.local).write_json_atomic(_FETCHED, known)
+        LocalStorage(self.local).write_json_atomic(_FETCHED, known)
         return target
 
     def describe_files(self) -> dict[str, FileEntry]:
@@ -169,20 +171,20 @@ class ArtifactDir:
     def delete(self, relpath: str = "") -> None:
         """Remove `relpath` (a file, a directory, or by default everything), durable and local."""
         self.storage.delete(self._key(relpath))
-        if not self.storage.is_local:
-            Storage(self.local.parent).delete("/".join(part for part in (self.local.name, relpath) if part))
+        if not isinstance(self.storage, LocalStorage):
+            LocalStorage(self.local.parent).delete("/".join(part for part in (self.local.name, relpath) if part))
 
     def write_json(self, relpath: str, value: Mapping[str, Any]) -> None:
         """Write a durable JSON file in one step."""
         self.storage.write_json_atomic(self._key(relpath), value)
-        if not self.storage.is_local:
-            Storage(self.local).write_json_atomic(relpath, value)
+        if not isinstance(self.storage, LocalStorage):
+            LocalStorage(self.local).write_json_atomic(relpath, value)
 
     def create_json(self, relpath: str, value: Any) -> bool:
         """As write_json, unless the file exists. Of several callers at once exactly one gets True."""
         created = self.storage.create_exclusive(self._key(relpath), encode_json(value))
-        if created and not self.storage.is_local:
-            Storage(self.local).write_json_atomic(relpath, value)
+        if created and not isinstance(self.storage, LocalStorage):
+            LocalStorage(self.local).write_json_atomic(relpath, value)
         return created
 
     def read_json(self, relpath: str) -> Any:
@@ -194,7 +196,7 @@ class ArtifactDir:
 
     def _fetched(self) -> dict[str, list[str]]:
         try:
-            known: dict[str, list[str]] = Storage(self.local).read_json(_FETCHED)
+            known: dict[str, list[str]] = LocalStorage(self.local).read_json(_FETCHED)
         except (FileNotFoundError, DamagedError):  # what it says is found out again
             return {}
         return known

@@ -1,7 +1,7 @@
-"""One place to keep durable bytes: a local directory by default, or any fsspec URL such as s3://bucket/prefix.
+"""What every storage can do: a root URL and operations on paths relative to it.
 
-Every write is all-or-nothing: on a local file system through a temporary file, fsync and rename; on an object store
-because one put is atomic there.
+Every write is all-or-nothing, and every call is repeated while its error may pass. The kinds of storage
+(local.py, objects.py) say how one file is read, written and created, and what their errors mean.
 """
 
 from __future__ import annotations
@@ -12,72 +12,46 @@ import logging
 import math
 import os
 import random
-import shutil
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from data.errors import DamagedDataError, DataError
-from data.paths import expanded
+from data.errors import DamagedDataError
 from data.sealed import dumps, seal, unseal
 from pipelines.errors import DamagedError, InfrastructureError, UserError
-from pipelines.faults import CREDENTIAL_TYPES, Fault, Judgement, judge
+from pipelines.faults import Fault, Judgement, judge
+from pipelines.storage.files import files_below, in_one_step, is_temporary
 
-_DRIVERS = {
-    "s3": "bmojo-pipeline[s3]",
-    "s3a": "bmojo-pipeline[s3]",
-    "gs": "gcsfs",
-    "gcs": "gcsfs",
-    "abfs": "adlfs",
-    "abfss": "adlfs",
-    "az": "adlfs",
-}
-# Clients that try again by themselves would multiply our patience by theirs.
-_TRY_ONCE: dict[str, dict[str, Any]] = {
-    scheme: {"config_kwargs": {"retries": {"total_max_attempts": 1}}} for scheme in ("s3", "s3a")
-}
-_NO_ROOM = {errno.EDQUOT: "the disk quota is used up"}
-_NO_BUCKET = {"NoSuchBucket", "ContainerNotFound"}
-RETRY_S = 60.0  # how long a call is tried again
-FIRST_RETRY_S = 20.0  # the same of a process that the store has never answered: the address may be wrong
+RETRY_S = 60.0  # how long a call is repeated
 _PAUSE_S = (0.25, 8.0)  # before the second try, and at most
+_NO_ROOM = {errno.EDQUOT: "the disk quota is used up"}
 
 Result = TypeVar("Result")
+Names = list[str]  # inside the class, `list` is a method
 
 log = logging.getLogger(__name__)
-_answered: set[str] = set()  # stores that this process has had an answer from
 
 
-class Storage:
-    """A root URL and operations on paths relative to it (POSIX, no leading slash, never leaving the root).
+class Storage(ABC):
+    """Files below a root URL; paths are relative to it (POSIX, no leading slash, never leaving the root).
 
-    Instances are small and picklable: the connection is made on first use in each process.
+    Instances are small and picklable: a connection is made on first use in each process.
 
-    Calls that fail by a fault that may pass (503, a lost connection, a disk's hiccup) are tried again with growing,
-    random pauses for RETRY_S. Whatever fails in the end is a UserError (rights, names, credentials) or an
-    InfrastructureError (out of reach, out of room); a file that is not there is a FileNotFoundError.
+    Calls that fail by a fault that may pass (503, a lost connection, a disk error) are repeated with growing, random
+    pauses for RETRY_S. What fails in the end is a UserError (rights, names, credentials) or an InfrastructureError
+    (unreachable, full); a file that is not there is a FileNotFoundError.
     """
 
-    def __init__(self, url: str | os.PathLike[str]) -> None:
-        """Check the form of `url`; nothing is contacted or created yet.
+    url: str
+    _check_first: str  # what to look at when the storage does not answer
 
-        Raises: UserError: the scheme is unknown, or the package that speaks it is not installed.
-        """
-        text = os.fspath(url)
-        scheme, separator, rest = text.partition("://")
-        self.is_local = not separator or scheme in ("file", "local")
-        if self.is_local:
-            try:
-                path = expanded(rest if separator else text, "storage")
-            except DataError as error:
-                raise UserError(str(error)) from None
-            self.url = os.path.abspath(path)
-        else:
-            self.url = text.rstrip("/")
-            _require_driver(scheme, text)
-        self.retry_s = math.inf  # no limit but RETRY_S, or FIRST_RETRY_S before the store's first answer
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.retry_s = math.inf  # no limit of the caller's
 
     def with_retry_s(self, retry_s: float) -> Storage:
         """The same storage for a caller with no more patience than this, such as a lease that must act in time."""
@@ -86,7 +60,7 @@ class Storage:
         return other
 
     def __repr__(self) -> str:
-        return f"Storage({self.url!r})"
+        return f"{type(self).__name__}({self.url!r})"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Storage) and other.url == self.url
@@ -96,22 +70,14 @@ class Storage:
 
     def url_of(self, relpath: str = "") -> str:
         """The absolute path (local) or URL of `relpath`."""
-        relpath = _checked(relpath)
+        relpath = checked(relpath)
         return f"{self.url}/{relpath}" if relpath else self.url
 
-    def local_path(self, relpath: str = "") -> Path:
-        """`relpath` as a path of this machine. Raises ValueError where the storage is not local."""
-        if not self.is_local:
-            raise ValueError(f"{self.url} is not a local directory; use get_tree() to copy {relpath!r} here.")
-        return Path(self.url_of(relpath))
-
-    # ---- reading
+    # ---- one file or directory
 
     def read_bytes(self, relpath: str) -> bytes:
-        """The whole of one file. Raises FileNotFoundError where there is none."""
-        if self.is_local:
-            return self._call("read", relpath, self.local_path(relpath).read_bytes)
-        return bytes(self._call("read", relpath, lambda: self._fs().cat_file(self._key(relpath))))
+        """The whole of one file. Raises FileNotFoundError if there is none."""
+        return self._call("read", relpath, lambda: self._read(relpath))
 
     def read_json(self, relpath: str) -> Any:
         """The object in a file of write_json_atomic. Raises FileNotFoundError; DamagedError: it is not as written."""
@@ -122,38 +88,16 @@ class Storage:
 
     def exists(self, relpath: str = "") -> bool:
         """Whether there is a file, or a directory with something in it, at `relpath`."""
-        if self.is_local:
-            return self._call("read", relpath, lambda: _exists(self.local_path(relpath)), missing=False)
-        return bool(self._call("read", relpath, lambda: self._fs().exists(self._key(relpath))))
+        return self._call("read", relpath, lambda: self._exists(relpath), missing=False)
 
     def list(self, relpath: str = "") -> list[str]:
-        """Sorted names directly under `relpath`; empty where there is nothing. Unfinished writes are not shown."""
-
-        def names() -> list[str]:
-            if self.is_local:
-                return os.listdir(self.local_path(relpath))
-            key = self._key(relpath)
-            found = self._fs().ls(key, detail=False, refresh=True)
-            return [PurePosixPath(path).name for path in found if path.strip("/") != key.strip("/")]
-
-        none: list[str] = []
-        return sorted(name for name in self._call("list", relpath, names, missing=none) if not _is_temporary(name))
-
-    # ---- writing
+        """Sorted names directly under `relpath`; empty if there is nothing. Unfinished writes are not shown."""
+        names = self._call("list", relpath, lambda: self._names(relpath), missing=Names())
+        return sorted(name for name in names if not is_temporary(name))
 
     def write_bytes_atomic(self, relpath: str, data: bytes) -> None:
         """Replace the file in one step: a reader, or a crash, sees the old content or the new, never a part."""
-
-        def write() -> None:
-            if self.is_local:
-                path = self.local_path(relpath)
-                temporary = _write_temporary(path, data)
-                os.replace(temporary, path)
-                _fsync_directory(path.parent)
-            else:
-                self._fs().pipe_file(self._key(relpath), data)
-
-        self._call("write", relpath, write)
+        self._call("write", relpath, lambda: self._write(relpath, data))
 
     def write_json_atomic(self, relpath: str, value: Mapping[str, Any]) -> None:
         """As write_bytes_atomic, of an object as indented JSON with its digest in it (data.sealed)."""
@@ -162,23 +106,19 @@ class Storage:
     def create_exclusive(self, relpath: str, data: bytes) -> bool:
         """Create the file with all its content unless it exists. Of several callers at once exactly one gets True.
 
-        A try whose answer got lost may have created the file, and HTTP clients try again without telling. So where an
-        object store says that the file exists, its content tells whose it is: `data` must name its writer there.
-        On stores without conditional puts (not S3, GCS or Azure) the existence check and the put are two steps;
-        callers that need certainty read the file again.
+        A try whose answer got lost may have created the file. The content then tells whose it is, so `data` must name
+        its writer. On stores without conditional puts (not S3, GCS or Azure) the existence check and the put are two
+        steps; callers that need certainty read the file again.
         """
         failed_before = False
 
         def create() -> bool:
             nonlocal failed_before
             try:
-                if self.is_local:
-                    _create_local(self.local_path(relpath), data)
-                else:
-                    self._fs().pipe_file(self._key(relpath), data, mode="create")
+                self._create(relpath, data)
             except Exception as error:
                 if self._says_exists(error, relpath):
-                    return (failed_before or not self.is_local) and self.read_bytes(relpath) == data
+                    return (failed_before or self._client_retries) and self.read_bytes(relpath) == data
                 failed_before = True
                 raise
             return True
@@ -186,28 +126,10 @@ class Storage:
         return self._call("write", relpath, create)
 
     def delete(self, relpath: str) -> None:
-        """Remove a file or a whole directory; nothing happens where there is none. The root itself is refused."""
-        if not _checked(relpath):
+        """Remove a file or a whole directory; nothing happens if there is none. The root itself is refused."""
+        if not checked(relpath):
             raise ValueError(f"Refusing to delete the whole storage {self.url}.")
-
-        def remove() -> None:
-            if not self.is_local:
-                fs, key = self._fs(), self._key(relpath)
-                if fs.exists(key):
-                    fs.rm(key, recursive=True)
-                return
-            path = self.local_path(relpath)
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-
-        self._call("delete", relpath, remove, missing=None)
-
-    def make_dir(self, relpath: str = "") -> None:
-        """Make a directory and its parents (object stores have none to make)."""
-        if self.is_local:
-            self._call("write", relpath, lambda: self.local_path(relpath).mkdir(parents=True, exist_ok=True))
+        self._call("delete", relpath, lambda: self._delete(relpath), missing=None)
 
     def check_writable(self) -> None:
         """Write and remove one small file.
@@ -222,11 +144,12 @@ class Storage:
 
     def put_tree(self, local: Path, relpath: str) -> None:
         """Copy a local file or directory here, file by file (each atomic), in sorted order."""
-        for path, relative in _walk(local):
-            self._put_file(path, _joined(relpath, relative))
+        for path, relative in files_below(local):
+            target = _joined(relpath, relative)
+            self._call("write", target, partial(self._put, path, target))
 
     def get_tree(self, relpath: str, local: Path) -> None:
-        """Copy a file or directory from here to `local`. Raises FileNotFoundError where there is nothing."""
+        """Copy a file or directory from here to `local`. Raises FileNotFoundError if there is nothing."""
         files = self.files_under(relpath)
         if not files:
             raise FileNotFoundError(f"There is nothing at {self.url_of(relpath)}.")
@@ -235,68 +158,74 @@ class Storage:
 
     def get_file(self, relpath: str, local: Path) -> None:
         """Copy one file from here to `local` in one step."""
-
-        def get(temporary: Path) -> None:
-            self._fs().get_file(self._key(relpath), str(temporary))
-
-        if self.is_local:
-            self._call("read", relpath, lambda: _copy(self.local_path(relpath), local))
-        else:
-            self._call("read", relpath, lambda: _in_one_step(local, get))
+        self._call("read", relpath, lambda: in_one_step(local, lambda temporary: self._get(relpath, temporary)))
 
     def files_under(self, relpath: str = "") -> dict[str, str]:
         """Every file below `relpath`, by path relative to it ("" when `relpath` is itself a file), with a version mark.
 
         The mark changes when the content is replaced (size and time of a local file, the entity tag of an object).
         """
+        return self._call("list", relpath, lambda: self._versions(relpath), missing={})
 
-        def versions() -> dict[str, str]:
-            if self.is_local:
-                root = self.local_path(relpath)
-                stats = {relative: path.stat() for path, relative in _walk(root)} if _exists(root) else {}
-                return {name: f"{stat.st_size}-{stat.st_mtime_ns}" for name, stat in stats.items()}
-            fs, key = self._fs(), self._key(relpath)
-            fs.invalidate_cache(key)
-            found = fs.find(key, detail=True)
-            return {
-                path[len(key) :].lstrip("/"): str(
-                    info.get("ETag") or info.get("etag") or info.get("mtime") or info["size"]
-                )
-                for path, info in sorted(found.items())
-                if not _is_temporary(PurePosixPath(path).name)
-            }
+    # ---- what a kind of storage provides; errors as they come
 
-        return self._call("list", relpath, versions, missing={})
+    _client_retries: bool  # whether a call can be repeated below us, so that a creation may meet its own file
 
-    def _put_file(self, local: Path, relpath: str) -> None:
-        if self.is_local:
-            self._call("write", relpath, lambda: _copy(local, self.local_path(relpath)))
-        else:
-            self._call("write", relpath, lambda: self._fs(large=True).put_file(str(local), self._key(relpath)))
+    @abstractmethod
+    def _read(self, relpath: str) -> bytes: ...
 
-    # ---- the file system behind it
+    @abstractmethod
+    def _exists(self, relpath: str) -> bool: ...
 
-    def _fs(self, large: bool = False) -> Any:
-        """The client. Args: large: for files of many parts, of which the client sends one again, not we all of them."""
-        import fsspec
+    @abstractmethod
+    def _names(self, relpath: str) -> Names: ...
 
-        scheme = self.url.partition("://")[0]
-        once = {} if large else _TRY_ONCE.get(scheme, {})
-        fs = fsspec.filesystem(scheme, use_listings_cache=False, **once)
-        if once:
-            fs.retries = 1
-        return fs
+    @abstractmethod
+    def _write(self, relpath: str, data: bytes) -> None: ...
 
-    def _key(self, relpath: str) -> str:
-        return str(self._fs()._strip_protocol(self.url_of(relpath)))
+    @abstractmethod
+    def _create(self, relpath: str, data: bytes) -> None: ...
+
+    @abstractmethod
+    def _delete(self, relpath: str) -> None: ...
+
+    @abstractmethod
+    def _put(self, local: Path, relpath: str) -> None: ...
+
+    @abstractmethod
+    def _get(self, relpath: str, local: Path) -> None: ...
+
+    @abstractmethod
+    def _versions(self, relpath: str) -> dict[str, str]: ...
+
+    @abstractmethod
+    def _is_missing(self, action: str, error: Exception) -> bool:
+        """Whether the file is not there, in a storage that is."""
+
+    @abstractmethod
+    def _says_exists(self, error: Exception, relpath: str) -> bool:
+        """Whether a creation failed because the file itself exists (and not, say, a file in place of its directory)."""
+
+    @abstractmethod
+    def _users_error(self, cannot: str, judgement: Judgement, relpath: str) -> UserError | None:
+        """The user's error behind an error, if only this kind of storage has it. Args: cannot: how messages start."""
+
+    @abstractmethod
+    def _note_answer(self) -> None:
+        """The storage has answered: more patience with it from now on."""
+
+    @abstractmethod
+    def _usual_patience_s(self) -> float: ...
+
+    # ---- patience and errors
 
     def _call(self, action: str, relpath: str, function: Callable[[], Result], **missing: Result) -> Result:
         """Call `function`, again and again while its errors may pass.
 
-        Args: missing: `missing=VALUE` is the result where there is no such file; otherwise FileNotFoundError is raised.
+        Args: missing: `missing=VALUE` is the result if there is no such file; otherwise FileNotFoundError is raised.
         """
         started = time.monotonic()
-        pause_s, told = _PAUSE_S[0], False
+        pause_s, warned = _PAUSE_S[0], False
         while True:
             try:
                 result = function()
@@ -304,7 +233,7 @@ class Storage:
                 raise
             except Exception as error:
                 if self._is_missing(action, error):
-                    _answered.add(self.url)
+                    self._note_answer()
                     if missing:
                         return missing["missing"]
                     if isinstance(error, FileNotFoundError):
@@ -319,145 +248,56 @@ class Storage:
                     if explained is None:
                         raise
                     raise explained from error
-                if not told:
-                    log.warning("Cannot %s %s now (%s); trying again.", action, self.url_of(relpath), _brief(judgement))
-                    told = True
+                if not warned:
+                    log.warning("Cannot %s %s now (%s); trying again.", action, self.url_of(relpath), brief(judgement))
+                    warned = True
                 time.sleep(wait_s)
             else:
-                _answered.add(self.url)
+                self._note_answer()
                 return result
 
     def _patience_s(self) -> float:
         configured = os.environ.get("BMOJO_STORAGE_RETRY_S")
-        if configured:
-            return min(self.retry_s, float(configured))
-        return min(self.retry_s, RETRY_S if self.is_local or self.url in _answered else FIRST_RETRY_S)
-
-    def _is_missing(self, action: str, error: Exception) -> bool:
-        """Whether the file is not there, in a storage that is."""
-        if isinstance(error, NotADirectoryError) and self.is_local:
-            return action != "write" and self.local_path().is_dir()
-        if not isinstance(error, FileNotFoundError):
-            return False
-        text = str(error)
-        return "bucket does not exist" not in text and judge(error).code not in _NO_BUCKET
-
-    def _says_exists(self, error: Exception, relpath: str) -> bool:
-        """Whether a creation failed because the file itself exists (and not, say, a file in place of its directory)."""
-        if self.is_local:
-            return isinstance(error, FileExistsError) and self.local_path(relpath).exists()
-        text = str(error)
-        return isinstance(error, FileExistsError) or "PreconditionFailed" in text or "pre-conditions" in text
+        return min(self.retry_s, float(configured) if configured else self._usual_patience_s())
 
     def _explained(
         self, action: str, relpath: str, judgement: Judgement, waited_s: float
     ) -> UserError | InfrastructureError | None:
         """The error of ours that says what happened and what to do; None for a bug."""
-        cannot, brief = f"Cannot {action} {self.url_of(relpath)}", _brief(judgement)
-        error, code = judgement.error, judgement.code
-        if isinstance(error, FileNotFoundError) or code in _NO_BUCKET:
-            return UserError(f"{cannot}: the bucket does not exist. Create it, or set `storage` to one that does.")
+        cannot, error = f"Cannot {action} {self.url_of(relpath)}", judgement.error
+        users = self._users_error(cannot, judgement, relpath)
+        if users is not None:
+            return users
         if isinstance(error, OSError) and error.filename and error.filename != self.url_of(relpath):
             cannot += f" ({error.filename})"  # a temporary file, or the local end of a copy
-        if judgement.fault is Fault.FULL:
-            return InfrastructureError(
-                f"{cannot}: {_NO_ROOM.get(getattr(error, 'errno', None) or 0, 'no space is left')} ({brief}). Make "
-                "room, then the same command resumes: finished work is kept."
-            )
-        if judgement.fault is Fault.TRANSIENT:
-            tried = f" after {waited_s:.0f} s of trying" if waited_s >= 1 else ""
-            check = "the disk" if self.is_local else "the network, the store, and its address and settings here"
-            return InfrastructureError(
-                f"{cannot}: {brief}{tried}. Check {check}; then the same command resumes: finished work is kept."
-            )
-        if judgement.fault is Fault.BUG:
-            return None
-        if code in CREDENTIAL_TYPES:
-            return UserError(
-                f"{cannot}: no valid credentials were found ({brief}). Set them the way the store's own tools read "
-                "them (for S3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile)."
-            )
-        if self.is_local and isinstance(error, NotADirectoryError | FileExistsError):
-            return UserError(
-                f"Cannot write below {self.url_of(relpath)}: {error.filename or self.url} is a file, or is below one. "
-                "Set `storage` to a directory, or to a place where one can be made."
-            )
-        return UserError(
-            f"{cannot}: it is not allowed or not possible ({brief}). Fix that or set `storage` to another place, then "
-            "run the same command again: finished work is kept."
-        )
+        match judgement.fault:
+            case Fault.FULL:
+                full = _NO_ROOM.get(getattr(error, "errno", None) or 0, "no space is left")
+                return InfrastructureError(
+                    f"{cannot}: {full} ({brief(judgement)}). Make room, then the same command resumes: finished work "
+                    "is kept."
+                )
+            case Fault.TRANSIENT:
+                tried = f" after {waited_s:.0f} s of trying" if waited_s >= 1 else ""
+                return InfrastructureError(
+                    f"{cannot}: {brief(judgement)}{tried}. Check {self._check_first}; then the same command resumes: "
+                    "finished work is kept."
+                )
+            case Fault.BUG:
+                return None
+            case Fault.USER:
+                return UserError(
+                    f"{cannot}: it is not allowed or not possible ({brief(judgement)}). Fix that or set `storage` to "
+                    "another place, then run the same command again: finished work is kept."
+                )
 
 
-def _require_driver(scheme: str, url: str) -> None:
-    import fsspec
-
-    try:
-        fsspec.get_filesystem_class(scheme)
-    except ImportError as error:
-        package = _DRIVERS.get(scheme)
-        hint = f"Install it: pip install '{package}'." if package else f"{error}."
-        raise UserError(f"storage: {url} needs a package that is not installed here. {hint}") from error
-    except ValueError as error:
-        raise UserError(
-            f"storage: {url} begins with {scheme}://, which is not a kind of storage known here. Give a local "
-            "directory, or a URL that begins with s3:// or gs://."
-        ) from error
-
-
-def _checked(relpath: str) -> str:
+def checked(relpath: str) -> str:
+    """`relpath` in its shortest form. Raises ValueError if it leaves the storage."""
     path = PurePosixPath(relpath)
     if path.is_absolute() or ".." in path.parts:
         raise ValueError(f"{relpath!r} is not a path inside the storage.")
     return "" if str(path) == "." else str(path)
-
-
-def _joined(relpath: str, relative: str) -> str:
-    return str(PurePosixPath(relpath) / relative) if relative else relpath
-
-
-def _walk(root: Path) -> list[tuple[Path, str]]:
-    """Files under `root` with their relative POSIX paths, sorted; `root` itself as "" where it is a file."""
-    if not root.is_dir():
-        return [(root, "")]
-    files = (path for path in root.rglob("*") if path.is_file() and not _is_temporary(path.name))
-    return sorted(((path, path.relative_to(root).as_posix()) for path in files), key=lambda pair: pair[1])
-
-
-def _is_temporary(name: str) -> bool:
-    return name.startswith(".") and name.endswith(".tmp")
-
-
-def _temporary_beside(path: Path) -> Path:
-    return path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
-
-
-def _write_temporary(path: Path, data: bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary_beside(path)
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return temporary
-
-
-def _create_local(path: Path, data: bytes) -> None:
-    """A hard link to a complete temporary file appears with all its content and fails if the name is taken."""
-    temporary = _write_temporary(path, data)
-    try:
-        os.link(temporary, path)
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
-            raise
-        with open(path, "xb") as file:  # a file system without hard links
-            file.write(data)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _fsync_directory(path.parent)
 
 
 def encode_json(value: Mapping[str, Any]) -> bytes:
@@ -465,51 +305,12 @@ def encode_json(value: Mapping[str, Any]) -> bytes:
     return (dumps(seal(value), indent=2) + "\n").encode()
 
 
-def fsync_tree(path: Path) -> None:
-    """Return once a file, or everything under a directory, is on the disk, safe from a power cut."""
-    if path.is_dir():
-        for child in path.iterdir():
-            fsync_tree(child)
-        _fsync_directory(path)
-    else:
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-        _fsync_directory(path.parent)
-
-
-def _fsync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _copy(source: Path, destination: Path) -> None:
-    _in_one_step(destination, lambda temporary: shutil.copyfile(source, temporary))
-
-
-def _in_one_step(destination: Path, fill: Callable[[Path], object]) -> None:
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary_beside(destination)
-    try:
-        fill(temporary)
-        os.replace(temporary, destination)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _exists(path: Path) -> bool:
-    """As Path.exists, but an error of the disk is not taken for absence."""
-    try:
-        path.stat()
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def _brief(judgement: Judgement) -> str:
+def brief(judgement: Judgement) -> str:
+    """What happened, in one short line."""
     error = judgement.error
     text = (error.strerror if isinstance(error, OSError) else None) or str(error) or "no message"
     return f"{judgement.code}: {' '.join(text.split())[:300]}" if judgement.code not in text else text[:300]
+
+
+def _joined(relpath: str, relative: str) -> str:
+    return str(PurePosixPath(relpath) / relative) if relative else relpath

@@ -17,6 +17,7 @@ from typing import Any
 
 from pipelines.errors import InfrastructureError
 from pipelines.faults import explain_disk
+from pipelines.storage import LocalStorage
 from pipelines.storage.artifact import ArtifactDir
 from pipelines.tracking.target import SQLITE_FILE, TrackingTarget, sqlite_uri
 from pipelines.tracking.trouble import DiskError, RefusedError, brief, deleted_experiment
@@ -182,8 +183,8 @@ class MlflowSink:
         if artifact_url is None:
             raise UnsendableError(f"{path}: the journal does not say in which artifact directory it is")
         artifact = ArtifactDir.at(artifact_url)
-        if artifact.storage.is_local:
-            local = artifact.storage.local_path(artifact.relpath) / path
+        if isinstance(artifact.storage, LocalStorage):
+            local = artifact.storage.path(artifact.relpath) / path
             if not os.access(local, os.R_OK):
                 raise UnsendableError(f"{local} cannot be read")
             self._send(mlflow_run, local, path)

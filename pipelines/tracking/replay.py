@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipelines.errors import InfrastructureError, UserError
 from pipelines.redact import redact
-from pipelines.storage.storage import Storage
+from pipelines.storage import LocalStorage
 from pipelines.tracking.journal import DAMAGED, read_events
 from pipelines.tracking.mlflow_sink import Event, MlflowSink, UnsendableError
 from pipelines.tracking.target import TrackingTarget
@@ -62,7 +62,7 @@ class Replay:
     def __init__(self, journal_dir: Path, target: TrackingTarget, run_id: str) -> None:
         self._dir, self._target, self._run_id = journal_dir, target, run_id
         self._cursor_file = f"delivered-{target.key}.json"
-        self._store = Storage(journal_dir.parent)
+        self._store = LocalStorage(journal_dir.parent)
         self._cursor = self._load_cursor()
         self._sink: MlflowSink | None = None
         self.refused: list[str] = []  # events that the server does not accept, and why

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pipelines.errors import ConfigError
-from pipelines.storage.storage import Storage
+from pipelines.storage import Storage
 from pipelines.tracking.journal import Journal, journal_name, journals_of, read_events
 from pipelines.tracking.mlflow_sink import MlflowSink
 from pipelines.tracking.replay import RUN_JOURNAL, Delivery, Replay, Replayer, deliver_all

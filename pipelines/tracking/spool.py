@@ -7,8 +7,8 @@ import logging
 import threading
 from pathlib import Path
 
+from pipelines.storage import LocalStorage, Storage
 from pipelines.storage.artifact import cache_dir
-from pipelines.storage.storage import Storage
 
 _UPLOAD_EVERY_S = 20.0
 
@@ -24,8 +24,8 @@ class Spool:
 
     def __init__(self, storage: Storage, run_relpath: str) -> None:
         self._storage, self._relpath = storage, run_relpath
-        if storage.is_local:
-            self.dir = storage.local_path(run_relpath)
+        if isinstance(storage, LocalStorage):
+            self.dir = storage.path(run_relpath)
         else:
             digest = hashlib.sha256(storage.url_of(run_relpath).encode()).hexdigest()[:16]
             self.dir = cache_dir() / "spool" / f"{Path(run_relpath).name}-{digest}"
@@ -37,25 +37,25 @@ class Spool:
 
     def download(self) -> None:
         """Take over journals that have grown elsewhere. They only ever grow, so the longer copy is the later one."""
-        if self._storage.is_local:
+        if isinstance(self._storage, LocalStorage):
             return
         for name in self._storage.files_under(f"{self._relpath}/journal"):
             data = self._storage.read_bytes(f"{self._relpath}/journal/{name}")
             local = self.journal_dir / name
             if not local.exists() or local.stat().st_size < len(data):
-                Storage(self.journal_dir).write_bytes_atomic(name, data)
+                LocalStorage(self.journal_dir).write_bytes_atomic(name, data)
         for name in self._storage.list(self._relpath):
             if name.startswith("delivered-") and not (self.dir / name).exists():
                 self._storage.get_file(f"{self._relpath}/{name}", self.dir / name)
 
     def start(self) -> None:
         """Begin to upload in the background (nothing to do on file storage)."""
-        if not self._storage.is_local:
+        if not isinstance(self._storage, LocalStorage):
             self._thread.start()
 
     def stop(self) -> None:
         """Upload for the last time. A storage out of reach is only reported: the local journals stay."""
-        if not self._storage.is_local:
+        if not isinstance(self._storage, LocalStorage):
             self._stopped.set()
             if self._thread.is_alive():  # not so if the run ended before start()
                 self._thread.join()
@@ -63,7 +63,7 @@ class Spool:
 
     def upload(self) -> None:
         """Make everything written so far durable."""
-        if self._storage.is_local:
+        if isinstance(self._storage, LocalStorage):
             return
         with self._upload_lock:
             for path in [*sorted(self.journal_dir.glob("*.jsonl")), *sorted(self.dir.glob("delivered-*.json"))]:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from pipelines.errors import ConfigError
 from pipelines.redact import MASK, redact
-from pipelines.storage.storage import Storage
+from pipelines.storage import LocalStorage, Storage
 
 SQLITE_FILE = "mlflow.db"
 _LOCAL_FALLBACK = ".bmojo"
@@ -52,8 +52,8 @@ def resolve_target(uri: str | None, experiment: str, storage: Storage) -> Tracki
         # instead.
         check_uri(chosen, "tracking.uri" if uri else "MLFLOW_TRACKING_URI")
         return TrackingTarget(chosen.replace(f"://{MASK}@", "://"), experiment)
-    if storage.is_local:
-        root, notice = storage.local_path("mlflow"), None
+    if isinstance(storage, LocalStorage):
+        root, notice = storage.path("mlflow"), None
     else:
         root = Path(_LOCAL_FALLBACK).resolve() / "mlflow"
         notice = (

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipelines.storage.storage import Storage
+from pipelines.storage import Storage, open_storage
 
 
 @pytest.fixture(scope="session")
@@ -33,5 +33,5 @@ def s3_storage(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path, requ
     s3fs.S3FileSystem.clear_instance_cache()
     bucket = f"test-{abs(hash(request.node.nodeid)) % 10**10}"
     s3fs.S3FileSystem().mkdir(bucket)
-    yield Storage(f"s3://{bucket}/prefix")
+    yield open_storage(f"s3://{bucket}/prefix")
     s3fs.S3FileSystem.clear_instance_cache()

@@ -28,8 +28,8 @@ from pipelines.stages.models import load_model, load_tokenizer_of
 from pipelines.stages.tokenize.stage import _finished_slices
 from pipelines.stages.train import checkpoint as checkpoints
 from pipelines.stages.train.checkpoint import TrainingState
+from pipelines.storage import open_storage
 from pipelines.storage.artifact import ArtifactDir
-from pipelines.storage.storage import Storage
 from pipelines.tracking.journal import DAMAGED, Journal, read_events
 from tests.pipelines.stages.trained_run import TEXT, tiny_model, tiny_tokenizer
 
@@ -84,7 +84,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoints.complete(train, state_of(2), entries)
     record("train", train)
 
-    run = Run(Storage(folder), "tiny-00000000")
+    run = Run(open_storage(folder), "tiny-00000000")
     run.write_info(
         RunInfo(
             run_id=run.run_id, name="tiny", config={"a": 1}, config_path=None,
@@ -160,8 +160,8 @@ READERS: dict[str, tuple[str, list[Reader]]] = {
         lambda root: weights(load_model(ArtifactDir.at(root / "train-0"), "model")),
         lambda root: weights(load_pretrained(root / "train-0/model"))]),
     "history": ("train-0/history.json", [lambda root: ArtifactDir.at(root / "train-0").read_json("history.json")]),
-    "run": ("runs/tiny-00000000/run-000001.json", [lambda root: Run(Storage(root), "tiny-00000000").info()]),
-    "state": ("runs/tiny-00000000/state-000001.json", [lambda root: Run(Storage(root), "tiny-00000000").state()]),
+    "run": ("runs/tiny-00000000/run-000001.json", [lambda root: Run(open_storage(root), "tiny-00000000").info()]),
+    "state": ("runs/tiny-00000000/state-000001.json", [lambda root: Run(open_storage(root), "tiny-00000000").state()]),
     "journal": ("train.000001.jsonl", [journal_events]),
 }  # fmt: skip
 ERRORS = (DamagedError, DataError, DamagedModelError)

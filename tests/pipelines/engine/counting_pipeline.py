@@ -28,7 +28,7 @@ from pipelines.engine.process import ProcessIdentity
 from pipelines.engine.runner import Pipeline, RunResult, run_pipeline
 from pipelines.engine.stage import NOT_IN_FINGERPRINT, StageConfig, StageContext, StageOutput
 from pipelines.errors import UserError
-from pipelines.storage.storage import Storage
+from pipelines.storage import Storage, open_storage
 from pipelines.tracking.replay import Replay
 from pipelines.tracking.run_tracking import TrackingOptions
 from pipelines.tracking.target import TrackingTarget
@@ -118,7 +118,7 @@ def run_here(storage: Storage, scale: float = 1.0, **count: Any) -> RunResult:
 
 def die_everywhere(root: Path, upto: int) -> int:
     for k in range(1, 1000):
-        storage = Storage(root / str(k))
+        storage = open_storage(root / str(k))
         died = _in_child(storage, upto, die_at=k) == -signal.SIGKILL
         finished = _in_child(storage, upto, die_at=None) == 0
         print(k, "died" if died else "lived", "finished" if finished else "FAILED", flush=True)
@@ -176,7 +176,7 @@ def main() -> int:
         return die_everywhere(Path(arguments.storage), arguments.upto)
     try:
         pipeline = counting_pipeline(
-            Storage(arguments.storage), upto=arguments.upto, step_s=arguments.step_s, fail=arguments.fail
+            open_storage(arguments.storage), upto=arguments.upto, step_s=arguments.step_s, fail=arguments.fail
         )
         result = run_pipeline(pipeline, nowhere(), lease_ttl_s=arguments.ttl_s, lease_renew_s=arguments.renew_s)
     except UserError as error:

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 
 from pipelines.engine.lease import Clock, Lease, LeaseHeldError, LeaseLostError, break_lease, lease_holder
 from pipelines.engine.process import ProcessIdentity
-from pipelines.storage.storage import Storage
+from pipelines.storage import Storage, open_storage
 
 HOLD = """
 import sys, time
 from pipelines.engine.lease import Lease
-from pipelines.storage.storage import Storage
-Lease.acquire(Storage(sys.argv[1]), "lease", "run x")
+from pipelines.storage import Storage, open_storage
+Lease.acquire(open_storage(sys.argv[1]), "lease", "run x")
 print("held", flush=True)
 time.sleep(600)
 """
@@ -30,7 +30,7 @@ time.sleep(600)
 
 @pytest.fixture(params=["local", "s3"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    return request.getfixturevalue("s3_storage") if request.param == "s3" else Storage(tmp_path / "store")
+    return request.getfixturevalue("s3_storage") if request.param == "s3" else open_storage(tmp_path / "store")
 
 
 def hold_elsewhere(storage: Storage) -> subprocess.Popen[str]:
@@ -53,7 +53,7 @@ def test_a_second_owner_is_refused_until_the_first_lets_go(storage: Storage) -> 
 
 
 def test_a_killed_owner_on_this_machine_is_replaced_at_once(tmp_path: Path) -> None:
-    storage = Storage(tmp_path)
+    storage = open_storage(tmp_path)
     process = hold_elsewhere(storage)
     with pytest.raises(LeaseHeldError, match=f"process {process.pid} on"):
         Lease.acquire(storage, "lease", "Run x")
@@ -115,7 +115,7 @@ def elsewhere(patch: pytest.MonkeyPatch) -> None:
 def test_the_hold_of_another_machine_ends_after_its_file_was_watched_whatever_its_clock_says(
     tmp_path: Path, offset_s: float
 ) -> None:
-    storage, simulation = Storage(tmp_path), Simulation()
+    storage, simulation = open_storage(tmp_path), Simulation()
     with pytest.MonkeyPatch.context() as patch:
         elsewhere(patch)
         owner = Lease.acquire(storage, "lease", "Run x", clock=simulation.with_wall(offset_s), start=False)
@@ -137,7 +137,7 @@ def test_the_hold_of_another_machine_ends_after_its_file_was_watched_whatever_it
 
 @pytest.mark.parametrize("offset_s", [-3600.0, -600.0, -30.0, 30.0, 3600.0])
 def test_a_live_owner_on_another_machine_is_seen_whatever_its_clock_says(tmp_path: Path, offset_s: float) -> None:
-    storage, simulation = Storage(tmp_path), Simulation()
+    storage, simulation = open_storage(tmp_path), Simulation()
     with pytest.MonkeyPatch.context() as patch:
         elsewhere(patch)
         owner = Lease.acquire(storage, "lease", "Run x", clock=simulation.with_wall(offset_s), start=False)
@@ -152,7 +152,7 @@ def test_a_live_owner_on_another_machine_is_seen_whatever_its_clock_says(tmp_pat
 
 
 def test_a_dead_owner_on_another_machine_can_be_broken_by_hand(tmp_path: Path) -> None:
-    storage, simulation = Storage(tmp_path), Simulation()
+    storage, simulation = open_storage(tmp_path), Simulation()
     with pytest.MonkeyPatch.context() as patch:
         elsewhere(patch)
         owner = Lease.acquire(storage, "lease", "Run x", clock=simulation.with_wall(3600), start=False)
@@ -182,11 +182,11 @@ def test_no_two_owners_at_once_under_any_outage_pause_and_clock(
     begins_s: float,
 ) -> None:
     """Whenever an heir gets the lease, the owner's require() already raises: it stopped before."""
-    storage, simulation = Storage(tmp_path_factory.mktemp("lease")), Simulation()
+    storage, simulation = open_storage(tmp_path_factory.mktemp("lease")), Simulation()
     with pytest.MonkeyPatch.context() as patch:
         elsewhere(patch)
         owner = Lease.acquire(storage, "lease", "Run x", clock=simulation.with_wall(offset_s), start=False)
-    away = Storage(tmp_path_factory.mktemp("away"))
+    away = open_storage(tmp_path_factory.mktemp("away"))
 
     def attempt(reachable: bool) -> None:
         if pause[0] <= simulation.now - 1000.0 <= pause[0] + pause[1]:  # stopped: it happens when it goes on
@@ -222,7 +222,7 @@ class Broken(Storage):
 
 
 def test_an_owner_that_slept_too_long_learns_that_it_lost(tmp_path: Path) -> None:
-    storage = Storage(tmp_path)
+    storage = open_storage(tmp_path)
     beats: list[bool] = []
     lease = Lease.acquire(storage, "lease", "Run x", renew_s=0.05)
     lease.on_lost(lambda: beats.append(lease.is_lost))
@@ -237,7 +237,7 @@ def test_an_owner_that_slept_too_long_learns_that_it_lost(tmp_path: Path) -> Non
 
 
 def test_a_callback_that_fails_does_not_end_the_renewals(tmp_path: Path) -> None:
-    storage = Storage(tmp_path)
+    storage = open_storage(tmp_path)
     lease = Lease.acquire(storage, "lease", "Run x", ttl_s=1.0, renew_s=0.05)
     calls: list[int] = []
 
@@ -258,7 +258,7 @@ def test_an_owner_cut_off_stops_by_itself_before_others_may_take_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """Also if the storage hangs, so that the thread that renews can do nothing."""
-    storage = Storage(tmp_path)
+    storage = open_storage(tmp_path)
     lost = threading.Event()
     lease = Lease.acquire(storage, "lease", "Run x", ttl_s=0.6, renew_s=0.05)
     lease.on_lost(lost.set)
@@ -285,7 +285,7 @@ def test_an_owner_cut_off_stops_by_itself_before_others_may_take_over(
 def test_a_lease_is_renewed_and_survives_a_storage_that_fails_for_a_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    storage = Storage(tmp_path)
+    storage = open_storage(tmp_path)
     lease = Lease.acquire(storage, "lease", "Run x", renew_s=0.05)
     with monkeypatch.context() as patch:
         patch.setattr(Storage, "list", lambda *_: (_ for _ in ()).throw(ConnectionError("away")))

@@ -21,7 +21,7 @@ from pipelines.engine.records import read_record, write_record
 from pipelines.engine.runner import run_pipeline
 from pipelines.engine.runs import Run, Status, list_runs
 from pipelines.errors import UserError
-from pipelines.storage.storage import Storage
+from pipelines.storage import Storage, open_storage
 from pipelines.tracking.journal import journals_of, read_events
 from tests.pipelines.engine.counting_pipeline import counting_pipeline, nowhere, run_here
 
@@ -75,7 +75,7 @@ def test_a_stopped_driver_is_replaced_and_its_heir_alone_succeeds(store: Path, w
     try:
         stopped.send_signal(signal.SIGSTOP)
         time.sleep(2.5)
-        (run,) = list_runs(Storage(store))
+        (run,) = list_runs(open_storage(store))
         heir = subprocess.Popen([sys.executable, SCRIPT, str(store), *arguments], stdout=subprocess.PIPE, text=True)
         assert heir.stdout is not None
         assert heir.stdout.readline().startswith("step"), "the heir works, though the other holds its journal open"
@@ -96,16 +96,16 @@ def test_a_stopped_driver_is_replaced_and_its_heir_alone_succeeds(store: Path, w
     assert state.status is Status.SUCCEEDED
     assert state.stages["count"].status is Status.SUCCEEDED
     (artifact,) = (store / "artifacts" / "count").iterdir()
-    record = read_record(counting_pipeline(Storage(store), upto=16).plan()[0].artifact)
+    record = read_record(counting_pipeline(open_storage(store), upto=16).plan()[0].artifact)
     assert record is not None
     assert record.lease_number == 2
     assert sorted(set(steps_told(run))) == list(range(16))
     assert len(list((artifact / "steps").iterdir())) == 16
-    assert run_here(Storage(store), upto=16).status is Status.SUCCEEDED
+    assert run_here(open_storage(store), upto=16).status is Status.SUCCEEDED
 
 
 def test_an_owner_that_lost_cannot_write_over_its_heirs_state_or_record(store: Path) -> None:
-    storage = Storage(store)
+    storage = open_storage(store)
     result = run_here(storage)
     run, artifact = result.run, result.artifacts["count"]
     state, info = run.state(), run.info()
@@ -126,7 +126,7 @@ def test_an_owner_that_lost_cannot_write_over_its_heirs_state_or_record(store: P
 
 
 def test_a_request_to_cancel_is_for_one_owner_only(store: Path) -> None:
-    storage = Storage(store)
+    storage = open_storage(store)
     run = counting_pipeline(storage).run()
     with Lease.acquire(storage, run.lease_relpath, "Run x") as lease:
         run.request_cancel()
@@ -217,7 +217,7 @@ def test_an_s3_outage_ends_with_one_owner(s3_storage: Storage, gate: Gate, tmp_p
 
 
 def test_running_a_finished_pipeline_again_keeps_when_it_really_ran(store: Path) -> None:
-    storage = Storage(store)
+    storage = open_storage(store)
     first = run_here(storage).run.state()
     for _ in range(2):
         again = run_here(storage).run.state()
@@ -251,7 +251,7 @@ def test_the_commands_on_a_live_driver(store: Path) -> None:
         code, said = bmojo("unlock", "counting", "--yes", *at)
         assert code == 1
         assert f"held by process {driver.pid}" in said
-        assert list_runs(Storage(store))[0].holder() is not None
+        assert list_runs(open_storage(store))[0].holder() is not None
         code, said = bmojo("cancel", "counting", *at)
         assert code == 0
         assert f"Asked process {driver.pid}" in said
@@ -265,10 +265,10 @@ def test_the_commands_on_a_live_driver(store: Path) -> None:
     assert "is not running (CANCELLED)" in said
     assert "nothing to unlock" in bmojo("unlock", "counting", *at)[1]
     assert bmojo("delete", "counting", *at, answer="n\n")[0] == 1
-    assert list_runs(Storage(store))
+    assert list_runs(open_storage(store))
     code, said = bmojo("delete", "counting", "--artifacts", "--yes", *at)
     assert code == 0
-    assert list_runs(Storage(store)) == []
+    assert list_runs(open_storage(store)) == []
     assert not list((store / "artifacts" / "count").iterdir())
 
 
@@ -289,13 +289,13 @@ def test_a_dead_driver_of_another_machine_is_unlocked_by_hand(store: Path) -> No
     assert said.count("Unlocked.") == 2, "the run and the artifact it was making"
     assert "RESUMABLE" in bmojo("status", *at)[1]
     started = time.monotonic()
-    assert run_here(Storage(store), upto=100).status is Status.SUCCEEDED
+    assert run_here(open_storage(store), upto=100).status is Status.SUCCEEDED
     assert time.monotonic() - started < 30, "nobody had to be waited for"
 
 
 @pytest.mark.parametrize("offset_s", [-3600.0, 3600.0])
 def test_a_driver_with_a_wrong_clock_is_shown_as_what_it_is(store: Path, offset_s: float) -> None:
-    storage = Storage(store)
+    storage = open_storage(store)
     pipeline = counting_pipeline(storage, upto=400, step_s=0.05)
     run = pipeline.run()
     stop = threading.Event()
@@ -331,7 +331,7 @@ def test_a_driver_with_a_wrong_clock_is_shown_as_what_it_is(store: Path, offset_
 @pytest.mark.parametrize("what", ["state", "run"])
 @pytest.mark.parametrize("content", ["{", "[]", '{"status": "RUNNING"}', "\x00\x01"])
 def test_one_damaged_file_hides_no_other_run(store: Path, what: str, content: str) -> None:
-    storage = Storage(store)
+    storage = open_storage(store)
     bad, good = run_here(storage).run, run_here(storage, scale=2.0).run
     (file,) = Path(bad.url).glob(f"{what}-*.json")
     file.write_text(content)

@@ -16,7 +16,7 @@ from pipelines.engine.plan import Action
 from pipelines.engine.runner import run_pipeline
 from pipelines.engine.runs import Run, Status, delete_run, find_run, list_runs
 from pipelines.errors import ConfigError, InfrastructureError, UserError
-from pipelines.storage.storage import Storage
+from pipelines.storage import Storage, open_storage
 from pipelines.tracking.journal import Journal, journals_of, read_events
 from tests.pipelines.engine.counting_pipeline import CountConfig, SumConfig, counting_pipeline, nowhere, run_here
 
@@ -34,7 +34,7 @@ def actions(storage: Storage, **options: Any) -> dict[str, Action]:
 
 @pytest.fixture
 def storage(tmp_path: Path) -> Storage:
-    return Storage(tmp_path / "store")
+    return open_storage(tmp_path / "store")
 
 
 def test_planning_changes_nothing(storage: Storage) -> None:
@@ -85,7 +85,7 @@ def test_killed_before_any_change_of_any_file_the_same_command_goes_on(tmp_path:
     assert results[-1][1] == "lived"
     assert {finished for _, _, finished in results} == {"finished"}, output
     for k, _, _ in results:
-        (run,) = list_runs(Storage(tmp_path / k))
+        (run,) = list_runs(open_storage(tmp_path / k))
         assert run.state().status is Status.SUCCEEDED
         journals = journals_of(Path(run.url) / "journal", "count")
         steps = [event["step"] for path in journals for event, _ in read_events(path) if event["event"] == "metrics"]
@@ -93,7 +93,7 @@ def test_killed_before_any_change_of_any_file_the_same_command_goes_on(tmp_path:
 
 
 def test_a_dead_driver_is_seen_for_what_it_is(tmp_path: Path) -> None:
-    storage = Storage(tmp_path / "store")
+    storage = open_storage(tmp_path / "store")
     process = start(tmp_path / "store", "--step-s", "0.2", "--upto", "50")
     assert process.stdout is not None
     process.stdout.readline()
@@ -113,7 +113,7 @@ def test_a_dead_driver_is_seen_for_what_it_is(tmp_path: Path) -> None:
 
 
 def test_a_run_is_cancelled_from_elsewhere_and_continued(tmp_path: Path) -> None:
-    storage = Storage(tmp_path / "store")
+    storage = open_storage(tmp_path / "store")
     pipeline = counting_pipeline(storage, upto=40, step_s=0.05)
     run = pipeline.run()
     with pytest.raises(UserError, match=r"has no (state|run)|is not running"):
@@ -159,7 +159,7 @@ def test_sigterm_leaves_a_run_that_can_be_resumed(tmp_path: Path) -> None:
     process.stdout.readline()
     process.terminate()
     assert process.wait(timeout=20) == 75
-    (run,) = list_runs(Storage(tmp_path))
+    (run,) = list_runs(open_storage(tmp_path))
     assert run.state().status is Status.RESUMABLE
     assert run.state().stages["count"].error == "the process was told to end (SIGTERM)"
 
@@ -200,7 +200,7 @@ def test_a_damaged_record_is_named(storage: Storage) -> None:
 
 
 def test_nothing_is_written_when_the_graph_or_the_storage_is_wrong(tmp_path: Path) -> None:
-    pipeline = counting_pipeline(Storage(tmp_path / "store"))
+    pipeline = counting_pipeline(open_storage(tmp_path / "store"))
     cases = {
         "there is no stage 'x'": {"count": CountConfig(needs=("x",))},
         "needs itself": {"count": CountConfig(needs=("count",))},
@@ -214,7 +214,7 @@ def test_nothing_is_written_when_the_graph_or_the_storage_is_wrong(tmp_path: Pat
     assert not (tmp_path / "store").exists()
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="Cannot write"):
-        run_here(Storage(tmp_path / "file" / "store"))
+        run_here(open_storage(tmp_path / "file" / "store"))
 
 
 def test_two_runs_that_share_a_stage_make_it_once(storage: Storage) -> None:

@@ -23,8 +23,8 @@ from pipelines.errors import InfrastructureError, UserError
 from pipelines.stages.export import stage as export_stage
 from pipelines.stages.export.config import ExportStageConfig
 from pipelines.stages.export.directory import export_model
+from pipelines.storage import open_storage
 from pipelines.storage.artifact import ArtifactDir
-from pipelines.storage.storage import Storage
 from pipelines.tracking.journal import Journal, read_events
 from tests.pipelines.stages.trained_run import tiny_model, tiny_tokenizer, trained_model
 
@@ -96,7 +96,7 @@ def test_stage_exports_the_train_stage_it_needs(tmp_path, monkeypatch, register_
     monkeypatch.setattr("pipelines.stages.tasks.run_tasks", lambda function, calls, resources: [function(*calls[0])])
     output = SimpleNamespace(model="model", tokenizer=str(tmp_path / "tokens" / "tokenizer"))
     train = StageInput("train", "train", "f" * 64, ArtifactDir.at(tmp_path / "train"), SimpleNamespace(), output)  # type: ignore[arg-type]
-    artifact = ArtifactDir(Storage(tmp_path), "export")
+    artifact = ArtifactDir(open_storage(tmp_path), "export")
     (artifact.local / "hf").mkdir()
     (artifact.local / "hf" / "half.txt").write_text("of an attempt that died")
     config = ExportStageConfig(kind="export", needs=("train",), register_as=register_as)

@@ -10,7 +10,7 @@ from data.config import PythonStdlibSource, TokenizerFields
 from data.tokenizer import Tokenizer, train_tokenizer
 from pipelines.cli.models import TrainedModel
 from pipelines.engine.runs import Run, RunInfo
-from pipelines.storage.storage import Storage
+from pipelines.storage import open_storage
 
 TEXT = "".join(f"def function_{n}(x):\n    return x + {n * n}  # naïve ☕\n" for n in range(12))
 
@@ -30,7 +30,7 @@ def tiny_tokenizer() -> Tokenizer:
 
 def trained_model(folder: Path, pattern: str = "bmojo,mamba2,bmojo_f") -> TrainedModel:
     """What load_trained gives, with a run directory in `folder`, and the files of its train stage."""
-    run = Run(Storage(folder / "runs"), "tiny-00000000")
+    run = Run(open_storage(folder / "runs"), "tiny-00000000")
     run.write_info(
         RunInfo(
             run_id=run.run_id, name="tiny", config={"tracking": {"uri": None, "experiment": "tests"}},

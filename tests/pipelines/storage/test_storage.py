@@ -12,13 +12,13 @@ import fsspec
 import pytest
 
 from pipelines.errors import InfrastructureError, UserError
+from pipelines.storage import Storage, open_storage
 from pipelines.storage.artifact import ArtifactDir
-from pipelines.storage.storage import Storage
 
 
 @pytest.fixture(params=["local", "s3"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    return request.getfixturevalue("s3_storage") if request.param == "s3" else Storage(tmp_path / "store")
+    return request.getfixturevalue("s3_storage") if request.param == "s3" else open_storage(tmp_path / "store")
 
 
 def test_what_is_written_is_read_listed_and_deleted(storage: Storage) -> None:
@@ -74,23 +74,23 @@ def test_a_storage_survives_pickling(storage: Storage) -> None:
 
 def test_a_missing_bucket_is_named(s3_storage: Storage) -> None:
     with pytest.raises(UserError, match=r"s3://no-such-bucket/.*the bucket does not exist"):
-        Storage("s3://no-such-bucket/x").check_writable()
+        open_storage("s3://no-such-bucket/x").check_writable()
 
 
 def test_an_unknown_scheme_and_a_missing_driver_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="begins with s4://"):
-        Storage("s4://bucket/x")
+        open_storage("s4://bucket/x")
 
     def not_installed(scheme: str) -> None:
         raise ImportError("Install s3fs to access S3")
 
     monkeypatch.setattr(fsspec, "get_filesystem_class", not_installed)
     with pytest.raises(UserError, match=r"pip install 'bmojo-pipeline\[s3\]'"):
-        Storage("s3://bucket/x")
+        open_storage("s3://bucket/x")
 
 
 def test_paths_cannot_leave_the_storage(tmp_path: Path) -> None:
-    storage = Storage(tmp_path)
+    storage = open_storage(tmp_path)
     for path in ("../x", "/etc/passwd"):
         with pytest.raises(ValueError, match="not a path inside"):
             storage.read_bytes(path)
@@ -111,7 +111,7 @@ def test_paths_cannot_leave_the_storage(tmp_path: Path) -> None:
 def test_a_disk_that_takes_nothing_is_explained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, expected: type[Exception], words: str
 ) -> None:
-    storage = Storage(tmp_path).with_retry_s(0)
+    storage = open_storage(tmp_path).with_retry_s(0)
     storage.write_bytes_atomic("x", b"old")
 
     def fail(*_: object) -> None:
@@ -127,7 +127,7 @@ def test_a_disk_that_takes_nothing_is_explained(
 def test_a_file_where_the_storage_should_be_is_explained(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="Cannot write"):
-        Storage(tmp_path / "file" / "store").check_writable()
+        open_storage(tmp_path / "file" / "store").check_writable()
 
 
 def test_an_artifact_written_on_one_machine_is_read_on_another(
@@ -173,4 +173,4 @@ def test_engine_imports_leave_heavy_libraries_alone() -> None:
 
 def test_a_home_of_nobody_is_the_users_error() -> None:
     with pytest.raises(UserError, match="storage: ~no-such-user/runs: no such user"):
-        Storage("~no-such-user/runs")
+        open_storage("~no-such-user/runs")

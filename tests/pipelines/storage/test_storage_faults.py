@@ -29,8 +29,8 @@ from pipelines.engine.lease import Lease, lease_holder
 from pipelines.errors import InfrastructureError, UserError
 from pipelines.faults import FULL_NUMBERS, TRANSIENT_NUMBERS, USER_NUMBERS, Fault, explained_disk, judge
 from pipelines.stages.tasks import user_errors
+from pipelines.storage import Storage, objects, open_storage
 from pipelines.storage import storage as storage_module
-from pipelines.storage.storage import Storage
 from tests.pipelines.faulty_proxy import FaultyProxy
 
 
@@ -133,10 +133,10 @@ def test_a_store_that_hangs_is_given_up(
 def test_a_store_out_of_reach_is_said_sooner_where_it_never_answered(
     s3_storage: Storage, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage_module, "FIRST_RETRY_S", 0.5)
+    monkeypatch.setattr(objects, "FIRST_RETRY_S", 0.5)
     proxy.close()
     with pytest.raises(InfrastructureError, match=r"Cannot list s3://never/seen/runs"):
-        Storage("s3://never/seen").list("runs")
+        open_storage("s3://never/seen").list("runs")
 
 
 @pytest.mark.parametrize(("status", "code"), [(403, "AccessDenied"), (403, "SignatureDoesNotMatch"), (400, "Custom")])
@@ -320,17 +320,17 @@ def _write_with_file_limit(directory: Path, limit: int) -> str:
     """A real process whose files may not grow past `limit`: what a writer sees of a quota, as root or not."""
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     code = (
-        "import resource, signal, sys; from pipelines.storage.storage import Storage\n"
+        "import resource, signal, sys; from pipelines.storage import open_storage\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {hard}))\n"
-        "try: Storage(sys.argv[1]).write_bytes_atomic('x', b'1' * 100_000)\n"
+        "try: open_storage(sys.argv[1]).write_bytes_atomic('x', b'1' * 100_000)\n"
         "except Exception as error: print(type(error).__name__, error)\n"
     )
     return subprocess.run([sys.executable, "-c", code, str(directory)], capture_output=True, text=True).stdout
 
 
 def test_a_write_cut_short_by_a_limit_leaves_the_old_file(tmp_path: Path) -> None:
-    Storage(tmp_path).write_bytes_atomic("x", b"old")
+    open_storage(tmp_path).write_bytes_atomic("x", b"old")
     assert "UserError" in _write_with_file_limit(tmp_path, 10_000)
     assert (tmp_path / "x").read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["x"]
@@ -349,7 +349,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_is_named_and_the_same_call_works_after_making_room(small_disk: Path, tmp_path: Path) -> None:
-    storage = Storage(small_disk)
+    storage = open_storage(small_disk)
     storage.write_bytes_atomic("old", b"1" * 600_000)
     big = tmp_path / "big"
     big.write_bytes(b"2" * 600_000)
@@ -357,7 +357,7 @@ def test_a_full_disk_is_named_and_the_same_call_works_after_making_room(small_di
         lambda: storage.write_bytes_atomic("new", b"2" * 600_000),
         lambda: storage.create_exclusive("new", b"2" * 600_000),
         lambda: storage.put_tree(big, "new"),
-        lambda: Storage(tmp_path).get_file("big", small_disk / "new"),
+        lambda: open_storage(tmp_path).get_file("big", small_disk / "new"),
     ):
         started = time.monotonic()
         with pytest.raises(InfrastructureError, match=r"no space is left.*Make room, then the same command resumes"):
@@ -372,13 +372,12 @@ def test_a_full_disk_is_named_and_the_same_call_works_after_making_room(small_di
 @pytest.mark.parametrize("place", ["file", "file/below"])
 def test_a_file_as_storage_is_refused_by_every_call(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").write_text("")
-    storage = Storage(tmp_path / place)
+    storage = open_storage(tmp_path / place)
     for call in (
         lambda: storage.list("runs"),
         lambda: storage.list(),
         lambda: storage.read_bytes("runs/x"),
         lambda: storage.exists("runs/x"),
-        lambda: storage.make_dir("artifacts/x"),
         lambda: storage.create_exclusive("lease", b""),
         lambda: storage.check_writable(),
     ):

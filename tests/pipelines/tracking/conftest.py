@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.storage.storage import Storage
+from pipelines.storage import open_storage
 from pipelines.tracking.environment import quiet_environment
 from pipelines.tracking.mlflow_sink import MlflowSink
 from pipelines.tracking.target import TrackingTarget, resolve_target
@@ -20,7 +20,7 @@ def quiet() -> None:
 @pytest.fixture(scope="session")
 def target(tmp_path_factory: pytest.TempPathFactory) -> TrackingTarget:
     """A SQLite store; making one takes MLflow seconds, so the tests share it and use run ids of their own."""
-    return resolve_target(None, "experiment", Storage(tmp_path_factory.mktemp("storage")))
+    return resolve_target(None, "experiment", open_storage(tmp_path_factory.mktemp("storage")))
 
 
 @pytest.fixture

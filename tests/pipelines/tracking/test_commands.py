@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from pipelines.engine.runs import Run, RunInfo
-from pipelines.storage.storage import Storage
+from pipelines.storage import Storage, open_storage
 from pipelines.tracking.mlflow_sink import MlflowSink
 from pipelines.tracking.replay import RUN_JOURNAL
 from pipelines.tracking.run_tracking import RunTracking, TrackingOptions
@@ -33,7 +33,7 @@ NOWHERE = TrackingTarget("http://127.0.0.1:9", "e")
 def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A storage whose folder needs quoting, with one run of which MLflow knows nothing yet."""
     root = tmp_path_factory.mktemp("a storage") / "100%25 ü"
-    store = Storage(root)
+    store = open_storage(root)
     run = a_run(store)
     target = resolve_target(None, "e", store)
     MlflowSink(target, run.run_id)
@@ -108,7 +108,7 @@ def without_mlflow(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def test_a_missing_package_is_called_that_by_sync_and_before_a_run(
     tmp_path: Path, without_mlflow: dict[str, str]
 ) -> None:
-    away = Storage(tmp_path)
+    away = open_storage(tmp_path)
     run = a_run(away)
     with RunTracking(away, run.relpath, run.run_id, TrackingOptions(NOWHERE), [].append).open_stage("train") as journal:
         journal.write("start", tags={}, artifact_url=None)

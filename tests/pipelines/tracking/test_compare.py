@@ -20,7 +20,7 @@ from pipelines.engine.runner import Pipeline, RunResult, run_pipeline
 from pipelines.engine.runs import Status
 from pipelines.engine.stage import NOT_IN_FINGERPRINT, StageConfig, StageContext, StageOutput
 from pipelines.errors import UserError
-from pipelines.storage.storage import Storage
+from pipelines.storage import Storage, open_storage
 from pipelines.tracking.replay import RUN_JOURNAL, Replay
 from pipelines.tracking.run_tracking import RunTracking, TrackingOptions, sync
 from pipelines.tracking.target import TrackingTarget
@@ -107,7 +107,7 @@ def own(target: TrackingTarget, tmp_path: Path) -> TrackingTarget:
 
 @pytest.fixture
 def storage(tmp_path: Path) -> Storage:
-    return Storage(tmp_path / "store")
+    return open_storage(tmp_path / "store")
 
 
 def test_the_table_of_runs_holds_settings_and_figures_side_by_side(storage: Storage, own: TrackingTarget) -> None:
@@ -191,7 +191,7 @@ def test_figures_of_a_run_that_failed_later_are_there_once_and_those_made_again_
     run_fits(storage, own, {"fit": FitConfig()}, stage, fail=True)
     (parent,) = parents(own)
     assert len(client(own).get_metric_history(parent.info.run_id, "fit/speed")) == 1
-    shutil.rmtree(storage.local_path("artifacts"))
+    shutil.rmtree(storage.path("artifacts"))
     stage.speed = 0.5
     run_fits(storage, own, {"fit": FitConfig()}, stage)
     (parent,) = parents(own)
@@ -203,7 +203,7 @@ def test_a_server_that_is_away_is_told_all_of_it_later_and_the_console_says_how(
     tmp_path: Path, own: TrackingTarget, capsys: pytest.CaptureFixture[str]
 ) -> None:
     away = TrackingTarget("http://127.0.0.1:9", "away")
-    storage = Storage(tmp_path / "with blank")
+    storage = open_storage(tmp_path / "with blank")
     result = run_fits(storage, away, {"fit": FitConfig()}, overrides=(), drain_s=30)
     assert result.status is Status.SUCCEEDED
     assert result.undelivered == 16
@@ -220,9 +220,9 @@ def test_a_server_that_is_away_is_told_all_of_it_later_and_the_console_says_how(
 
 def test_figures_are_journalled_even_if_the_driver_died_before_it_told_them(tmp_path: Path) -> None:
     """The stage's record is the truth; the next drive tells what the journal lacks, and only that."""
-    storage, nowhere = Storage(tmp_path), TrackingTarget("http://127.0.0.1:9", "nowhere")
+    storage, nowhere = open_storage(tmp_path), TrackingTarget("http://127.0.0.1:9", "nowhere")
     result = run_fits(storage, nowhere, {"fit": FitConfig()}, fail=True, drain_s=0)
-    run_dir = storage.local_path(result.run.relpath)
+    run_dir = storage.path(result.run.relpath)
     for journal in (run_dir / "journal").glob(f"{RUN_JOURNAL}.*"):
         journal.unlink()
     run_fits(storage, nowhere, {"fit": FitConfig()}, drain_s=0)

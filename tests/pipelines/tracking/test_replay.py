@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import ConfigError
-from pipelines.storage.storage import Storage
+from pipelines.storage import open_storage
 from pipelines.tracking.journal import Journal
 from pipelines.tracking.mlflow_sink import MlflowSink
 from pipelines.tracking.replay import RUN_JOURNAL, Delivery, Replay, Replayer, deliver_all
@@ -190,7 +190,7 @@ def test_a_server_killed_while_training_logs_loses_and_doubles_nothing(tmp_path:
     server.start()
     notices: list[str] = []
     options = TrackingOptions(TrackingTarget(server.uri, "live"), system_metrics=False, drain_s=60)
-    storage = Storage(tmp_path / "storage")
+    storage = open_storage(tmp_path / "storage")
     tracking = RunTracking(storage, "runs/r-1", "r-1", options, notices.append)
     tracking.start({}, {"name": "p"}, all_reused=False)
     slowest_s = 0.0
@@ -226,7 +226,7 @@ def test_a_server_killed_while_training_logs_loses_and_doubles_nothing(tmp_path:
 def test_with_no_server_at_all_the_end_is_quick_and_a_sync_delivers(tmp_path: Path, target: TrackingTarget) -> None:
     notices: list[str] = []
     gone = TrackingTarget("http://127.0.0.1:9", "gone")
-    storage = Storage(tmp_path / "storage")
+    storage = open_storage(tmp_path / "storage")
     tracking = RunTracking(storage, "runs/r-2", "r-2", TrackingOptions(gone, drain_s=30), notices.append)
     tracking.start({}, {"name": "p"}, all_reused=False)
     with tracking.open_stage("train") as journal:
@@ -252,7 +252,7 @@ def test_with_no_server_at_all_the_end_is_quick_and_a_sync_delivers(tmp_path: Pa
 def test_the_target_comes_from_config_then_environment_then_the_storage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    storage = Storage(tmp_path)
+    storage = open_storage(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert resolve_target(None, "e", storage).uri == f"sqlite:///{tmp_path}/mlflow/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://from-environment")
@@ -261,7 +261,7 @@ def test_the_target_comes_from_config_then_environment_then_the_storage(
     assert resolve_target("http://***@host", "e", storage).uri == "http://host"
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     monkeypatch.chdir(tmp_path)
-    elsewhere = resolve_target(None, "e", Storage("memory://x"))
+    elsewhere = resolve_target(None, "e", open_storage("memory://x"))
     assert elsewhere.uri == f"sqlite:///{tmp_path}/.bmojo/mlflow/mlflow.db"
     assert elsewhere.notice is not None
 
@@ -311,7 +311,7 @@ def sync_until_done(journals: Path, target: TrackingTarget) -> bool:
 
 @pytest.mark.parametrize("folder", ["100%25 done", "a?b#c d", "ü %20", "it's 50% & +1"])
 def test_any_folder_can_be_the_storage(tmp_path: Path, folder: str, target: TrackingTarget) -> None:
-    storage = Storage(tmp_path / folder)
+    storage = open_storage(tmp_path / folder)
     mine = resolve_target(None, "e", storage)
     assert mine.artifact_root is not None
     MlflowSink(target, "make-the-store")
@@ -348,7 +348,7 @@ def test_any_folder_can_be_the_storage(tmp_path: Path, folder: str, target: Trac
 )
 def test_an_address_that_no_store_can_have_is_a_configuration_error(tmp_path: Path, uri: str, problem: str) -> None:
     with pytest.raises(ConfigError, match=f"tracking.uri.*{problem}.*Expected"):
-        resolve_target(uri, "e", Storage(tmp_path))
+        resolve_target(uri, "e", open_storage(tmp_path))
 
 
 def test_a_store_that_cannot_be_opened_is_refused_at_once(tmp_path: Path) -> None:
