@@ -1,1 +1,1 @@
-"""Operators of the B'MOJO family: a readable reference beside a fast path, called alike."""
+"""Operators of the B'MOJO models: one folder each, declared with kernels.operator.Operator, beside what they share."""

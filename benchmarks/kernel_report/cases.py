@@ -11,6 +11,7 @@ import kernels
 from kernels.launch import Launch
 
 KERNELS = Path(kernels.__path__[0])
+TRITON = ("triton_path", "triton_op")
 
 
 @dataclass(frozen=True)
@@ -24,11 +25,12 @@ class Case:
 
 def operators() -> list[str]:
     """Names of the operators that have a Triton path."""
-    return sorted(file.parent.name for file in KERNELS.glob("*/triton_op.py"))
+    return sorted(file.parent.name for file in KERNELS.glob("*/triton_[op][pa]*.py") if file.stem in TRITON)
 
 
 def cases(operator: str, arch: str) -> Iterator[Case]:
     """The calls of an operator at its representative sizes, with its default configuration for an architecture."""
-    module = importlib.import_module(f"kernels.{operator}.triton_op")
+    name = next(name for name in TRITON if (KERNELS / operator / f"{name}.py").exists())
+    module = importlib.import_module(f"kernels.{operator}.{name}")
     for name, launches in module.report_cases(arch):
         yield Case(operator, name, tuple(launches))

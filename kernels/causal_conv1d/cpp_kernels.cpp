@@ -9,7 +9,8 @@
 namespace bmojo {
 namespace {
 
-constexpr int64_t kPositions = 64;  // of a task: the backward reads Width - 1 more
+static_assert(BMOJO_CONV_MAX_WIDTH == 4);  // the cases below
+constexpr int64_t kPositions = BMOJO_CONV_PART_POSITIONS;  // of a task: the backward reads Width - 1 more
 constexpr int64_t kChannels = 512;  // of a task: the rows that it comes back to stay in the first cache
 
 // Positions [begin, end) and channels [channel, channel + channels) of one batch element.

@@ -13,6 +13,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from kernels.cpp import constants
+
 logger = logging.getLogger(__name__)
 KERNELS = Path(__file__).resolve().parents[1]
 FLAGS = (
@@ -20,6 +22,7 @@ FLAGS = (
     # Unlike -ffast-math these keep infinities, NaN and the order of sums.
     "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros",
     "-Wall", "-Wextra", "-Werror=return-type",
+    *(f"-DBMOJO_{name}={value}" for name, value in vars(constants).items() if name.isupper()),
 )  # fmt: skip
 TIMEOUT_S = 600
 

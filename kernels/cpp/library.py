@@ -14,9 +14,9 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from kernels.cpp import build
+from kernels.cpp.constants import MAX_DIMS
 
 logger = logging.getLogger(__name__)
-MAX_DIMS = 5  # as in tensor.h
 IN_MEMORY = (Tensor, torch.nn.Parameter)  # subclasses, such as fake and distributed tensors, may have no memory to read
 CANNOT_LOAD = (build.BuildError, OSError)
 DTYPES = {torch.float32: "float", torch.float64: "double"}
@@ -31,17 +31,25 @@ _PACK = [
 _NONE = bytes(8 + 16 * MAX_DIMS)
 
 
-def serves(x: Tensor) -> bool:
-    """Whether kernels can run on x: float32 or float64 on the CPU, in memory, and nobody is watching.
+def refuses(x: Tensor) -> str | None:
+    """The reason why kernels cannot run on x, if any: they need float32 or float64 in memory, and no one to trace them.
 
     What follows torch's own operators gets plain torch: torch.compile, tracing, forward-mode derivatives, subclasses of
     Tensor such as fake tensors, and dispatch modes such as torch's FLOP counter.
     """
-    if not (x.is_cpu and x.dtype in DTYPES and type(x) in IN_MEMORY):
-        return False
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or _get_current_dispatch_mode() is not None:
-        return False
-    return forward_ad._current_level < 0 and is_available()
+    if not x.is_cpu:
+        return f"tensors are on {x.device.type}"
+    if x.dtype not in DTYPES:
+        return f"{x.dtype} on the CPU"
+    if type(x) not in IN_MEMORY:
+        return f"the tensor is a {type(x).__name__}"
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return "a compiler is tracing"
+    if _get_current_dispatch_mode() is not None:
+        return "a dispatch mode is active"
+    if forward_ad._current_level >= 0:
+        return "forward-mode derivatives are taken"
+    return None if is_available() else "the C++ kernels are not available"
 
 
 @functools.cache

@@ -5,7 +5,7 @@
 
 namespace bmojo {
 
-constexpr int kMaxDims = 5;  // as in library.py
+constexpr int kMaxDims = BMOJO_MAX_DIMS;
 
 template <typename T>
 struct Tensor {

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kernels.cpp import library
+from kernels.cpp.constants import MAX_DIMS
 from kernels.cpp.library import rows_contiguous
 from kernels.pointwise.plain import heads_first
 
@@ -191,7 +192,7 @@ def _gated_product(gate_up: Tensor) -> Tensor:
 
 def rotates(x: Tensor, cos: Tensor, sin: Tensor) -> bool:
     """Whether the kernel takes these: one dtype, tables that broadcast to x, at most 5 dimensions."""
-    if not (x.dtype == cos.dtype == sin.dtype and cos.shape == sin.shape and 3 <= x.dim() <= library.MAX_DIMS):
+    if not (x.dtype == cos.dtype == sin.dtype and cos.shape == sin.shape and 3 <= x.dim() <= MAX_DIMS):
         return False
     leading, table = x.shape[:-2], cos.shape[:-1]
     return (

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-CHUNK = 64
+from kernels.cpp.constants import SSD_CHUNK as CHUNK
 
 
 class SSDScan(torch.autograd.Function):

@@ -15,7 +15,7 @@
 namespace bmojo {
 namespace {
 
-constexpr int64_t kChunk = 64;      // positions; what a [q, q] matrix in scratch has as its row
+constexpr int64_t kChunk = BMOJO_SSD_CHUNK;      // positions; what a [q, q] matrix in scratch has as its row
 constexpr int64_t kRowBlock = 12;   // of a triangle, which is cut off to the right of each block of rows
 constexpr int64_t kStateBlock = 8;  // rows p of a state that one task carries from chunk to chunk
 constexpr int64_t kStepElements = 1 << 16;  // of states that one task updates in a decoding step, at least

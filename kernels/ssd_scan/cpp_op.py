@@ -9,9 +9,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kernels.cpp import library
+from kernels.cpp.constants import SSD_CHUNK
 from kernels.cpp.library import require_shapes, rows_contiguous, whole_vectors
-
-CHUNK = 64  # as in cpp_kernels.cpp
 
 
 class SSDScanCpp(torch.autograd.Function):
@@ -24,7 +23,7 @@ class SSDScanCpp(torch.autograd.Function):
         assert B is not None
         (b, t, h, p), n = x.shape, B.shape[3]
         y_bthp, final_bhpn = x.new_empty(x.shape), x.new_empty(b, h, p, n)
-        states_bchpn = x.new_empty(b, -(-t // CHUNK), h, p, whole_vectors(n))
+        states_bchpn = x.new_empty(b, -(-t // SSD_CHUNK), h, p, whole_vectors(n))
         saved = (x, dt, A, B, C, D, initial, doc_ids, states_bchpn)
         library.call("ssd_scan_forward", x.dtype, *saved[:-1], y_bthp, states_bchpn, final_bhpn)
         ctx.save_for_backward(*saved)

@@ -234,9 +234,11 @@ def test_innovation_select_refuses_queries_over_a_chunk_boundary():
         )
 
 
-def test_an_unknown_kernel_path_is_refused(monkeypatch):
-    monkeypatch.setenv("BMOJO_KERNELS", "fortran")
-    with pytest.raises(ValueError, match="'fortran' does not exist; set BMOJO_KERNELS to one of reference, "):
+def test_an_unknown_kernel_path_is_refused():
+    with (
+        dispatch.use("fortran"),
+        pytest.raises(ValueError, match="'fortran' does not exist; set BMOJO_KERNELS to one of reference, "),
+    ):
         dispatch.chosen(torch.zeros(1))
 
 

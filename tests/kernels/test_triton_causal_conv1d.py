@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kernels import dispatch
-from kernels.causal_conv1d import causal_conv1d, causal_conv1d_step, triton_op
+from kernels.causal_conv1d import causal_conv1d, causal_conv1d_step, triton_path
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
 
@@ -115,11 +115,11 @@ def test_operators_pass_opcheck(past):
     x, weight = normal(2, 5, 3).requires_grad_(), normal(3, 4, seed=1).requires_grad_()
     initial = normal(2, 3, 3) if past == "initial" else None
     docs = documents(2, 5) if past == "documents" else None
-    torch.library.opcheck(triton_op.causal_conv1d_op, (x, weight, initial, docs))
+    torch.library.opcheck(triton_path.convolve, (x, weight, initial, docs))
     arguments = (x.detach(), weight.detach(), initial, docs, normal(2, 5, 3, seed=2))
-    torch.library.opcheck(triton_op.causal_conv1d_backward_op, arguments)
+    torch.library.opcheck(torch.ops.bmojo.causal_conv1d_backward.default, arguments)
     step = (normal(2, 3), weight.detach(), normal(2, 3, 3))
-    torch.library.opcheck(triton_op.causal_conv1d_step_op, step)
+    torch.library.opcheck(triton_path.step, step)
 
 
 def test_limits_are_named():

@@ -1,4 +1,4 @@
-"""Plain-torch causal convolution: one multiply-add over the whole sequence for each tap, backward by hand."""
+"""Plain-torch causal convolution: one multiply-add over the whole sequence per tap, backward by hand."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernels.causal_conv1d.reference import ConvInputs, ConvOutputs, StepInputs, tail
+from kernels.operator import Path
 
-class CausalConv1d(torch.autograd.Function):
+TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5}
+
+
+class _CausalConv1d(torch.autograd.Function):
     """SiLU(sum over lags of weight * x shifted by lag), never across a document boundary."""
 
     @staticmethod
@@ -46,23 +51,26 @@ class CausalConv1d(torch.autograd.Function):
         return grad_x, grad_weight_kd.t(), None, None
 
 
-def causal_conv1d_shifted(
-    x_btd: Tensor, weight_dk: Tensor, initial_btd: Tensor | None, doc_ids_bt: Tensor | None
-) -> Tensor:
-    """See kernels.causal_conv1d. Rounded to 16 bits once: a decoding step then gives the same."""
+def _run(inputs: ConvInputs) -> ConvOutputs:
+    """Round to 16 bits once: a decoding step then gives the same."""
+    x_btd, weight_dk, initial_btd, doc_ids_bt = inputs
     dtype = torch.promote_types(x_btd.dtype, weight_dk.dtype)
     precise = torch.promote_types(dtype, torch.float32)
-    y_btd: Tensor = CausalConv1d.apply(x_btd.to(precise), weight_dk.to(precise), initial_btd, doc_ids_bt)
-    return y_btd.to(dtype)
+    y_btd = _CausalConv1d.apply(x_btd.to(precise), weight_dk.to(precise), initial_btd, doc_ids_bt)
+    return ConvOutputs(y_btd.to(dtype), tail(inputs))
 
 
-def shifted_step(x_bd: Tensor, weight_dk: Tensor, state_bkd: Tensor) -> Tensor:
-    """See kernels.causal_conv1d_step."""
+def _run_step(inputs: StepInputs) -> Tensor:
+    x_bd, weight_dk, state_bkd = inputs
     taps_bkd = torch.cat([state_bkd.to(x_bd.dtype), x_bd[:, None]], 1)
     state_bkd.copy_(taps_bkd[:, 1:])
     dtype = torch.promote_types(x_bd.dtype, weight_dk.dtype)
     precise = torch.promote_types(dtype, torch.float32)
     return torch.nn.functional.silu((taps_bkd.to(precise) * weight_dk.t()).sum(1)).to(dtype)
+
+
+causal_conv1d = Path(_run, tolerance=TOLERANCE)
+causal_conv1d_step = Path(_run_step, tolerance=TOLERANCE)
 
 
 def shifted(x_btd: Tensor, lag: int, doc_ids_bt: Tensor | None) -> Tensor:

@@ -1,0 +1,327 @@
+"""What an operator is: declared inputs, implementations ("paths") and tolerances; and the one place that dispatches.
+
+A call runs on `triton` if its tensors are on a CUDA or ROCm device, on `cpp` if they are on the CPU. If that path does
+not exist or refuses the inputs, it runs on `torch` (plain torch, everywhere). The environment variable BMOJO_KERNELS or
+`use(...)` asks for another of PATHS; `reference` is the slow definition that tests compare with.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import logging
+import os
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from kernels.cpp import library
+
+logger = logging.getLogger(__name__)
+PATHS = ("reference", "torch", "cpp", "triton")
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+P = ParamSpec("P")
+In = TypeVar("In", bound=tuple[Any, ...])
+Out = TypeVar("Out")
+
+OPERATORS: dict[str, Operator[Any, Any, Any]] = {}  # by name; filled as operators are declared
+_asked: str | None = os.environ.get("BMOJO_KERNELS")  # read once, because looking takes as long as a small operator
+
+
+@dataclass(frozen=True)
+class Path(Generic[In, Out]):
+    """One implementation of an operator.
+
+    run: outputs from inputs; differentiable if the operator is.
+    refuses: the reason why it cannot take these inputs; None if it can.
+    tolerance: largest error by dtype, relative to the largest value of the reference in float64.
+    strict: if the path was asked for by name, a refusal is an error instead of a fall back to plain torch.
+    """
+
+    run: Callable[[In], Out]
+    refuses: Callable[[In], str | None] = lambda inputs: None
+    tolerance: Mapping[torch.dtype, float] = field(default_factory=dict)
+    strict: bool = False
+
+
+class Choice(NamedTuple):
+    """The path that an operator runs on, and why."""
+
+    operator: str
+    path: str
+    reason: str
+
+
+class Operator(Generic[P, In, Out]):
+    """A function of tensors with several implementations, called as `operator(x, ...)`.
+
+    Args:
+        name: unique among OPERATORS.
+        inputs: a NamedTuple: the signature, and in its docstring shapes, results, errors and source. Its first field
+            decides on which device and in which dtype the operator runs.
+        torch, cpp, reference: paths.  triton: imports and returns a path; not called without a GPU.
+        check: raises ValueError for inputs that no path takes.
+        example: inputs of a small call, for tests and for `planned`.
+        follows_autocast: if False, autocast is off while it runs.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        inputs: Callable[P, In],
+        *,
+        torch: Path[In, Out],
+        reference: Path[In, Out] | None = None,
+        cpp: Path[In, Out] | None = None,
+        triton: Callable[[], Path[In, Out]] | None = None,
+        check: Callable[[In], None] | None = None,
+        example: Callable[[], In] | None = None,
+        follows_autocast: bool = False,
+    ) -> None:
+        self.name, self.inputs, self.check, self.example = name, inputs, check, example
+        self.follows_autocast = follows_autocast
+        self.ran: dict[str, str] = {}  # path -> reason of the first call that took it
+        self._torch, self._reference, self._cpp, self._triton = torch, reference, cpp, triton
+        self.__name__, self.__doc__, self.__signature__ = name, inputs.__doc__, inspect.signature(inputs)
+        OPERATORS[name] = self
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Out:
+        inputs = self.inputs(*args, **kwargs)
+        if self.check is not None:
+            self.check(inputs)
+        path, name, reason = self._choose(inputs)
+        if name not in self.ran and not torch.compiler.is_compiling():
+            self.ran[name] = reason
+            logger.info("%s runs on %s: %s", self.name, name, reason)
+        x: Tensor = inputs[0]
+        device = "cpu" if x.is_cpu else x.device.type  # a faster question first
+        if self.follows_autocast or not torch.is_autocast_enabled(device):
+            return path.run(inputs)
+        with torch.autocast(device, enabled=False):
+            return path.run(inputs)
+
+    def path(self, name: str) -> Path[In, Out] | None:
+        """The implementation of that name, if there is one here."""
+        if name == "cpp":
+            return self._cpp
+        if name == "triton":
+            return self._triton() if HAS_TRITON and self._triton is not None else None
+        return self._torch if name == "torch" else self._reference
+
+    def choose(self, *args: P.args, **kwargs: P.kwargs) -> Choice:
+        """The path that a call with these arguments takes, without running it.
+
+        Raises: as `check_request`. ValueError: a strict path that was asked for refuses the inputs.
+        """
+        return Choice(self.name, *self._choose(self.inputs(*args, **kwargs))[1:])
+
+    def _choose(self, inputs: In) -> tuple[Path[In, Out], str, str]:
+        """The path, its name and the reason."""
+        x: Tensor = inputs[0]
+        asked = check_request(x)
+        name = asked or ("triton" if x.is_cuda else "cpp")
+        path = self.path(name)
+        if path is None:
+            return self._torch, "torch", _ABSENT[name]
+        reason = (library.refuses(x) if name == "cpp" else None) or path.refuses(inputs)
+        if reason is None:
+            return path, name, _ASKED if asked else _CHOSEN[name]
+        if asked and path.strict:
+            raise ValueError(reason)
+        return self._torch, "torch", reason
+
+
+_ASKED = "asked for by BMOJO_KERNELS or use(...)"
+_CHOSEN = {"cpp": "float32 or float64 on the CPU", "triton": "tensors are on a GPU"}
+_ABSENT = {
+    "cpp": "it has no C++ path",
+    "triton": "it has no Triton path" if HAS_TRITON else "triton is not installed",
+    "reference": "it has no reference",
+}
+
+
+def ran() -> list[Choice]:
+    """The paths that operators have taken in this process, and why. Not under torch.compile, which traces them."""
+    return [Choice(name, *item) for name, operator in sorted(OPERATORS.items()) for item in operator.ran.items()]
+
+
+def check_request(x: Tensor) -> str | None:
+    """The path that BMOJO_KERNELS or `use` asks for, if any.
+
+    Raises: ValueError: BMOJO_KERNELS names no path. RuntimeError: it asks for triton where that cannot run on x, or for
+        cpp where it cannot be compiled (BuildError) or loaded (OSError).
+    """
+    asked = _asked
+    if asked is None:
+        return None
+    if asked not in PATHS:
+        raise ValueError(f"kernel path {asked!r} does not exist; set BMOJO_KERNELS to one of {', '.join(PATHS)}.")
+    if asked == "cpp":
+        library.load()
+    if asked == "triton":
+        _require_triton(x)
+    return asked
+
+
+@contextmanager
+def use(path: str) -> Iterator[None]:
+    """Force a path within a `with` block, for tests."""
+    global _asked
+    before, _asked = _asked, path
+    try:
+        yield
+    finally:
+        _asked = before
+
+
+def _require_triton(x: Tensor) -> None:
+    if not HAS_TRITON:
+        raise RuntimeError("BMOJO_KERNELS=triton, but triton is not installed: pip install triton, or use torch.")
+    if not x.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+        raise RuntimeError(
+            f"BMOJO_KERNELS=triton, but the tensors are on {x.device.type!r}. Triton needs a CUDA or ROCm device; to "
+            "try the kernels slowly on CPU set TRITON_INTERPRET=1 before Python starts, or use BMOJO_KERNELS=torch."
+        )
+
+
+class Saved(NamedTuple):
+    """What a forward keeps for its backward."""
+
+    tensors: tuple[Tensor | None, ...]
+    facts: tuple[Any, ...] = ()  # anything else
+
+
+def differentiable(
+    forward: Callable[..., tuple[Any, Saved]], backward: Callable[..., Any], materialize_grads: bool = True
+) -> Callable[..., Any]:
+    """The function of `forward`, with its gradient by hand. If no gradient is wanted, autograd is left out.
+
+    Args:
+        forward: takes the inputs, and `save`: whether a backward may follow. Returns outputs, and what to keep.
+        backward: takes what was kept, and a gradient per output. Returns one per input.
+        materialize_grads: whether the gradient of an unused output is zeros instead of None.
+    """
+
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Any:
+            outputs, (tensors, ctx.facts) = forward(*inputs, save=True)
+            ctx.save_for_backward(*tensors)
+            ctx.set_materialize_grads(materialize_grads)
+            return outputs
+
+        @staticmethod
+        @once_differentiable
+        def backward(ctx: Any, *grads: Tensor | None) -> Any:
+            return backward(Saved(ctx.saved_tensors, ctx.facts), *grads)
+
+    def call(*inputs: Any) -> Any:
+        if torch.is_grad_enabled():
+            for x in inputs:
+                if isinstance(x, Tensor) and x.requires_grad:
+                    return Function.apply(*inputs)
+        return forward(*inputs, save=False)[0]
+
+    return call
+
+
+_SCHEMA = {
+    Tensor: "Tensor",
+    Tensor | None: "Tensor?",
+    int: "SymInt",
+    int | None: "SymInt?",
+    float: "float",
+    bool: "bool",
+}
+
+
+def library_op(
+    name: str,
+    inputs: Callable[..., In],
+    forward: Callable[[In], Any],
+    outputs: Callable[[In], Any],
+    *,
+    num_outputs: int = 1,
+    gradients: Sequence[str] = (),
+    backward: Callable[..., tuple[Tensor | None, ...]] | None = None,
+    num_differentiable: int | None = None,
+    keeps_outputs: bool = False,
+    mutates: Sequence[str] = (),
+) -> Callable[..., Any]:
+    """Register a kernel as `bmojo::name` (and `bmojo::name_backward`), one node each to torch.compile.
+
+    Args:
+        inputs: a NamedTuple whose tensors come before its numbers.
+        outputs: makes empty outputs: all that torch.compile has to know of them.
+        gradients: names of the inputs that have a gradient.
+        backward: takes inputs, outputs (if `keeps_outputs`) and a gradient per differentiable output. Returns a
+            gradient per name in `gradients`; those of inputs that are None are dropped.
+        num_differentiable: outputs after these have no gradient; None: all have.
+        mutates: names of the inputs that are updated in place.
+    Returns: a function of the inputs, which `torch.library.opcheck` takes too.
+    """
+    hints = typing.get_type_hints(inputs)
+    num_tensors = sum(_SCHEMA[kind].startswith("Tensor") for kind in hints.values())
+    num_grads = num_outputs if num_differentiable is None else num_differentiable
+    num_kept = num_outputs if keeps_outputs else 0
+    declared = [
+        f"Tensor(m{index}!) {field}" if field in mutates else f"{_SCHEMA[kind]} {field}"
+        for index, (field, kind) in enumerate(hints.items())
+    ]
+    returned = ", ".join(["Tensor"] * num_outputs)
+
+    def run(*given: Any) -> Any:
+        return forward(inputs(*given))
+
+    operator = torch.library.custom_op(
+        f"bmojo::{name}",
+        run,
+        mutates_args=mutates,
+        schema=f"({', '.join(declared)}) -> {returned if num_outputs == 1 else f'({returned})'}",
+    )
+    operator.register_fake(lambda *given: outputs(inputs(*given)))
+    if backward is None:
+        return operator
+
+    def run_backward(*given: Any) -> list[Tensor]:
+        grads = backward(inputs(*given[: len(hints)]), *given[len(hints) :])
+        return [grad for grad in grads if grad is not None]
+
+    def empty_gradients(*given: Any) -> list[Tensor]:
+        return [
+            x.new_empty(x.shape) for field, x in zip(hints, given, strict=False) if field in gradients and x is not None
+        ]
+
+    arguments = [
+        *declared,
+        *(f"Tensor output_{i}" for i in range(num_kept)),
+        *(f"Tensor? grad_{i}" for i in range(num_grads)),
+    ]
+    backward_operator = torch.library.custom_op(
+        f"bmojo::{name}_backward", run_backward, mutates_args=(), schema=f"({', '.join(arguments)}) -> Tensor[]"
+    )
+    backward_operator.register_fake(empty_gradients)
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        made = (output,) if num_outputs == 1 else output
+        ctx.mark_non_differentiable(*made[num_grads:])
+        ctx.save_for_backward(*inputs[:num_tensors], *made[:num_kept])
+        ctx.numbers = inputs[num_tensors:]
+
+    def differentiate(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        given = (*saved[:num_tensors], *ctx.numbers)
+        found = iter(backward_operator(*given, *saved[num_tensors:], *grads[:num_grads]))
+        return tuple(
+            next(found) if field in gradients and x is not None else None for field, x in zip(hints, given, strict=True)
+        )
+
+    operator.register_autograd(differentiate, setup_context=save)
+    return operator
