@@ -16,7 +16,7 @@ import psutil
 
 from pipelines.config import ClusterConfig
 from pipelines.engine.interrupts import kept_handlers
-from pipelines.engine.stage import StageConfig
+from pipelines.engine.stage import AnyNode, StageConfig
 from pipelines.errors import InfrastructureError, UserError
 from pipelines.faults import Fault, explain_disk, of_number
 from pipelines.ray_errors import explained_ray
@@ -65,13 +65,13 @@ def cluster_address(config: ClusterConfig) -> str:
     return "auto" if config.address == "local" and os.environ.get("RAY_JOB_SUBMISSION_ID") else config.address
 
 
-def require_training_can_run(config: ClusterConfig, stages: Iterable[StageConfig]) -> None:
-    """Raises UserError where a stage would train through Ray Client, which Ray Train cannot."""
-    training = [stage for stage in stages if stage.kind == "train"]
-    if training and config.address.startswith("ray://"):
+def check_address(config: ClusterConfig, graph: Iterable[AnyNode]) -> None:
+    """Refuse stages that cannot run through Ray Client. Raises: UserError."""
+    kinds = [node.stage.kind for node in graph if node.stage.uses_ray_train]
+    if kinds and config.address.startswith("ray://"):
         raise UserError(
-            f"cluster.address={config.address}: train stages cannot run through Ray Client (ray://). Run this command "
-            "on a machine of the cluster with cluster.address=auto, for example as a job: ray job submit "
+            f"cluster.address={config.address}: {kinds[0]} stages cannot run through Ray Client (ray://). Run this "
+            "command on a machine of the cluster with cluster.address=auto, for example as a job: ray job submit "
             "--address http://HEAD:8265 -- bmojo run CONFIG cluster.address=auto. Or give the address of the head "
             "itself (HEAD:6379)."
         )

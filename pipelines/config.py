@@ -1,4 +1,4 @@
-"""The pipeline file as one strict pydantic tree. Each kind of stage owns its part; this module composes them.
+"""The pipeline file as one strict pydantic tree. Each kind of stage owns its part; pipelines.stages lists them.
 
 name: quickstart
 storage: runs
@@ -10,39 +10,21 @@ stages:
 
 from __future__ import annotations
 
-from typing import Annotated
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, field_validator, model_validator
 
-from pipelines.engine.graph import validate_graph
-from pipelines.engine.stage import StageConfig, StrictConfig
+from pipelines.engine.graph import stage_graph
+from pipelines.engine.stage import AnyNode, StageConfig, StrictConfig
 from pipelines.errors import FieldError
-from pipelines.stages.evaluate.config import EvaluateStageConfig
-from pipelines.stages.export.config import ExportStageConfig
-from pipelines.stages.report.config import ReportStageConfig
-from pipelines.stages.tokenize.stage import TokenizeStageConfig
-from pipelines.stages.tokenizer.stage import TokenizerStageConfig
-from pipelines.stages.train.config import TrainStageConfig, check_train_against_tokenize
+from pipelines.stages import STAGES
 
-AnyStageConfig = Annotated[
-    TokenizerStageConfig
-    | TokenizeStageConfig
-    | TrainStageConfig
-    | EvaluateStageConfig
-    | ReportStageConfig
-    | ExportStageConfig,
-    Field(discriminator="kind"),
-]
-
-# For each kind: the kinds it reads, with the least and greatest number of each (None: any number).
-NEEDS_OF_KIND: dict[str, dict[str, tuple[int, int | None]]] = {
-    "tokenizer": {},
-    "tokenize": {"tokenizer": (1, 1)},
-    "train": {"tokenize": (1, 1), "train": (0, 1)},
-    "evaluate": {"train": (1, 1), "tokenize": (1, 1)},
-    "report": {"train": (0, None), "evaluate": (1, None)},
-    "export": {"train": (1, 1)},
-}
+if TYPE_CHECKING:
+    AnyStageConfig = StageConfig
+else:
+    AnyStageConfig = Annotated[reduce(or_, (stage.config_type for stage in STAGES)), Field(discriminator="kind")]
 
 
 class TrackingConfig(StrictConfig):
@@ -111,63 +93,9 @@ class PipelineConfig(StrictConfig):
 
     @model_validator(mode="after")
     def _graph_is_sound(self) -> PipelineConfig:
-        validate_graph({name: stage.needs for name, stage in self.stages.items()})
-        for name, stage in self.stages.items():
-            self._check_needed_kinds(name, stage)
-            if isinstance(stage, TrainStageConfig):
-                self._check_train(name, stage)
-            if isinstance(stage, EvaluateStageConfig):
-                self._check_evaluate(name, stage)
-            if isinstance(stage, ReportStageConfig):
-                self._check_report(name, stage)
+        self.graph()
         return self
 
-    def _check_needed_kinds(self, name: str, stage: StageConfig) -> None:
-        allowed = NEEDS_OF_KIND[stage.kind]
-        counts = dict.fromkeys(allowed, 0)
-        for needed in stage.needs:
-            found = self.stages[needed].kind
-            if found not in allowed:
-                raise FieldError(
-                    ("stages", name, "needs"),
-                    f"{needed!r} is a {found} stage; a {stage.kind} stage reads "
-                    f"{' and '.join(allowed) or 'no other stage'}. Take it out of `needs`.",
-                )
-            counts[found] += 1
-        for kind, (least, most) in allowed.items():
-            if counts[kind] < least or (most is not None and counts[kind] > most):
-                expected = (
-                    f"exactly {least}" if least == most else f"at least {least}" if most is None else f"at most {most}"
-                )
-                there = [other for other, config in self.stages.items() if config.kind == kind and other != name]
-                raise FieldError(
-                    ("stages", name, "needs"),
-                    f"found {counts[kind]} stages of kind {kind}, expected {expected}. "
-                    f"This pipeline's {kind} stages: {', '.join(there) or 'none'}.",
-                )
-
-    def _check_train(self, name: str, stage: TrainStageConfig) -> None:
-        for needed in stage.needs:
-            tokenize = self.stages[needed]
-            if isinstance(tokenize, TokenizeStageConfig):
-                check_train_against_tokenize(stage, tokenize, name, needed)
-
-    def _check_evaluate(self, name: str, stage: StageConfig) -> None:
-        for needed in stage.needs:
-            tokenize = self.stages[needed]
-            if isinstance(tokenize, TokenizeStageConfig) and not tokenize.validation_fraction:
-                raise FieldError(
-                    ("stages", needed, "validation_fraction"),
-                    f"is 0, so {name!r} has nothing to evaluate on. Set it above 0 (0.01 keeps a hundredth of the "
-                    "documents).",
-                )
-
-    def _check_report(self, name: str, stage: StageConfig) -> None:
-        """A report shows a model's training beside its evaluation."""
-        for needed in stage.needs:
-            for train in self.stages[needed].needs if self.stages[needed].kind == "evaluate" else ():
-                if self.stages[train].kind == "train" and train not in stage.needs:
-                    raise FieldError(
-                        ("stages", name, "needs"),
-                        f"has {needed!r} but not {train!r}, the train stage it evaluates. Add {train!r}.",
-                    )
+    def graph(self) -> list[AnyNode]:
+        """The stages with what each reads, every one after those. Raises as stage_graph."""
+        return stage_graph(self.stages, STAGES)

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from pipelines.cluster import ensure_cluster, require_training_can_run
+from pipelines.cluster import check_address, ensure_cluster
 from pipelines.config import PipelineConfig
 from pipelines.engine.observer import Observer
 from pipelines.engine.runner import Pipeline, RunResult, run_pipeline
 from pipelines.engine.runs import Run
 from pipelines.preflight import check_pipeline
-from pipelines.stages.registry import STAGES
 from pipelines.storage import open_storage
 from pipelines.tracking.run_tracking import TrackingOptions
 from pipelines.tracking.target import resolve_target
@@ -22,12 +21,12 @@ def open_pipeline(
     config: PipelineConfig, config_path: str | Path | None = None, overrides: Sequence[str] | None = None
 ) -> Pipeline:
     """The pipeline that the engine drives. Raises ConfigError, UserError: it asks for what cannot be had here."""
-    check_pipeline(config)
-    require_training_can_run(config.cluster, config.stages.values())
+    graph = config.graph()
+    check_pipeline(config.cluster, graph)
+    check_address(config.cluster, graph)
     return Pipeline(
         name=config.name,
-        stages=config.stages,
-        kinds=STAGES,
+        graph=graph,
         storage=open_storage(config.storage),
         config=config.model_dump(mode="json"),
         config_path=str(config_path) if config_path else None,

@@ -1,4 +1,4 @@
-"""Progress on the console: one bar a stage on a terminal, a line now and then in a log file."""
+"""Progress on the console: one bar per stage on a terminal, a line now and then in a log file."""
 
 from __future__ import annotations
 
@@ -18,26 +18,19 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-# For each kind of stage: the metric that says how many steps there are, and those shown beside the bar.
-PROGRESS_METRICS: dict[str, tuple[str, dict[str, str]]] = {
-    "tokenize": ("tokenize/slices_total", {"tokenize/tokens_per_s": "{:,.0f} tokens/s"}),
-    "train": (
-        "train/max_steps",
-        {"train/loss": "loss {:.3f}", "valid/loss": "valid {:.3f}", "train/tokens_per_s": "{:,.0f} tokens/s"},
-    ),
-    "evaluate": ("evaluate/tasks_total", {}),
-}
+from pipelines.engine.stage import ProgressMetrics
+
 LOG_EVERY_S = 15.0
 
 
 class StageProgress:
     """Follows the metrics of one stage. `update` may be called as often as points come."""
 
-    def __init__(self, progress: Progress | None, console: Console, name: str, kind: str) -> None:
+    def __init__(self, progress: Progress | None, console: Console, name: str, metrics: ProgressMetrics | None) -> None:
         self._progress = progress
         self._console = console
         self._name = name
-        self._total_key, self._shown = PROGRESS_METRICS.get(kind, ("", {}))
+        self._metrics = metrics or ProgressMetrics("", {})
         self._done = 0
         self._latest: dict[str, float] = {}
         self._last_line_at = time.monotonic()
@@ -48,8 +41,9 @@ class StageProgress:
         self._latest.update(metrics)
         has_moved = step > self._done
         self._done = max(self._done, step)
-        done, total = self._done, self._latest.get(self._total_key)
-        detail = "  ".join(text.format(self._latest[key]) for key, text in self._shown.items() if key in self._latest)
+        done, total = self._done, self._latest.get(self._metrics.total)
+        shown = self._metrics.shown
+        detail = "  ".join(text.format(self._latest[key]) for key, text in shown.items() if key in self._latest)
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=done, total=total, detail=detail)
         elif has_moved and time.monotonic() - self._last_line_at > LOG_EVERY_S:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -21,11 +21,12 @@ from pipelines.engine.observer import Observer
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from pipelines.config import PipelineConfig
+    from pipelines.config import ClusterConfig, PipelineConfig
     from pipelines.engine.lease import LeaseInfo
     from pipelines.engine.plan import PlannedStage
     from pipelines.engine.runner import RunResult
     from pipelines.engine.runs import Run, StageState
+    from pipelines.engine.stage import AnyNode
 
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="The pipeline's YAML file.", show_default=False)]
 SYSTEM_METRICS = "system/"  # sampled by the clock; their steps say nothing of the stage's progress
@@ -52,7 +53,7 @@ def plan(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
             action, reasons = str(stage.action), [stage.reason, *stage.changes]
         table.add_row(stage.name, stage.kind, action, escape("\n".join(reasons)))
     console.print(table)
-    _print_estimates(loaded)
+    _print_estimates(pipeline.graph, loaded.cluster)
 
 
 def _watched(holder: LeaseInfo, wait_s: float) -> None:
@@ -117,11 +118,9 @@ class ConsoleObserver(Observer):
         self._stage: StageProgress | None = None
         self._started_at = time.monotonic()
         self._stage_started_at = self._started_at
-        self._configs: dict[str, Any] = {}
 
     def on_run_start(self, run: Run, plan: Sequence[PlannedStage]) -> None:
         """Name the run."""
-        self._configs = {stage.name: stage.config for stage in plan}
         console.print(f"[bold]{run.run_id}[/] in {escape(run.storage.url)}")
 
     def on_stage_wait(self, stage: PlannedStage, holder: LeaseInfo) -> None:
@@ -131,7 +130,7 @@ class ConsoleObserver(Observer):
     def on_stage_start(self, stage: PlannedStage) -> None:
         """Open the stage's bar."""
         self._stage_started_at = time.monotonic()
-        self._stage = StageProgress(self._progress, console, stage.name, stage.kind)
+        self._stage = StageProgress(self._progress, console, stage.name, stage.node.stage.progress)
         console.print(f"  {stage.name}: {'resuming' if stage.action == 'resume' else 'running'} ...")
 
     def on_metrics(self, stage: PlannedStage, step: int, values: Mapping[str, float]) -> None:
@@ -177,75 +176,20 @@ class ConsoleObserver(Observer):
             if result.status != "FAILED":
                 error_console.print("The same command carries on from what is finished.")
             return
-        for name, output in result.outputs.items():
-            _print_figures(name, self._configs[name], output, result.artifacts[name].url)
+        for node in result.stages.values():
+            if headline := node.stage.headline(node.config, node.output, node.artifact):
+                console.print(f"  {node.name}: {headline}", soft_wrap=True)
 
 
-def _print_figures(name: str, config: Any, output: Any, url: str) -> None:
-    kind = config.kind
-    if kind == "evaluate":
-        compared = [
-            f"{label} {value:.3f}"
-            for label, value in (("gzip -9", output.gzip_bits_per_byte), ("untrained", output.untrained_bits_per_byte))
-            if value is not None
-        ]
-        beside = f" ({', '.join(compared)})" if compared else ""
-        console.print(
-            f"  {name}: [bold]{output.bits_per_byte:.3f} bits per byte[/]{beside}, "
-            f"loss {output.loss:.4f} nats per token, perplexity {output.perplexity:.2f}, "
-            f"on {output.num_documents} documents"
-        )
-    elif kind == "tokenizer" and output.vocab_size < (asked := config.vocab_size) and config.load is None:
-        console.print(
-            f"  {name}: [yellow]note:[/] {output.vocab_size:,} token ids, not {asked:,} (vocab_size): the text has no "
-            "more pairs to merge"
-        )
-    elif kind == "report":
-        console.print(f"  {name}: [bold]{escape(url)}/{output.html}[/]", soft_wrap=True)
-
-
-def _print_estimates(config: PipelineConfig) -> None:
-    from pipelines.estimates import EXPECTED_MFU, core_peak, estimate_training
-    from pipelines.stages.tokenize.stage import TokenizeStageConfig
-    from pipelines.stages.tokenizer.stage import TokenizerStageConfig
-    from pipelines.stages.train.config import TrainStageConfig
-
-    rows = {name: stage for name, stage in config.stages.items() if isinstance(stage, TrainStageConfig)}
-    if not rows:
-        return
-    table = Table("train stage", "parameters", "tokens", "FLOPs", "state a worker", "time", box=None, pad_edge=False)
-    peak = core_peak()
-    num_cores = float(os.cpu_count() or 1) if config.cluster.address == "local" else math.inf
-    total_s = 0.0
-    for name, train in rows.items():
-        tokenize = next(config.stages[need] for need in train.needs if config.stages[need].kind == "tokenize")
-        assert isinstance(tokenize, TokenizeStageConfig)
-        tokenizer = config.stages[tokenize.needs[0]]
-        assert isinstance(tokenizer, TokenizerStageConfig)
-        estimate = estimate_training(train, tokenize, tokenizer, peak, num_cores)
-        total_s += estimate.time_s
-        table.add_row(
-            name,
-            f"{estimate.num_params / 1e6:,.2f} M",
-            f"{estimate.num_tokens / 1e6:,.2f} M",
-            f"{estimate.train_flops:.2e}",
-            f"{estimate.state_bytes_per_worker / 2**20:,.0f} MiB",
-            f"about {_duration(estimate.time_s)}",
-        )
-    console.print()
-    console.print(table)
-    console.print(
-        f"All training: about {_duration(total_s)}; the other stages are not counted. "
-        f"Time assumes {EXPECTED_MFU:.0%} of the matrix-product peak (this machine's for CPU stages); "
-        "memory leaves out activations.",
-        style="dim",
-    )
-
-
-def _duration(seconds: float) -> str:
-    if seconds > 100 * 365 * 86400:
-        return "more than 100 years"
-    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:,.1f} {unit}"
-    return f"{max(1, seconds):.0f} s"
+def _print_estimates(graph: Sequence[AnyNode], cluster: ClusterConfig) -> None:
+    """What each kind of stage says it will take."""
+    num_cores = float(os.cpu_count() or 1) if cluster.address == "local" else math.inf
+    for stage in dict.fromkeys(node.stage for node in graph):
+        estimate = stage.estimate([node for node in graph if node.stage is stage], num_cores)
+        if estimate is not None:
+            table = Table(*estimate.columns, box=None, pad_edge=False)
+            for row in estimate.rows:
+                table.add_row(*row)
+            console.print()
+            console.print(table)
+            console.print(estimate.note, style="dim")

@@ -196,15 +196,16 @@ def _points(count: int) -> str:
 def _summary(run: Run, stage: StageState) -> str | None:
     """What a finished stage says about its result. A damaged record is told by the next run, not by this view."""
     from pipelines.engine.records import FinishedStage, read_record
-    from pipelines.stages.registry import STAGES
+    from pipelines.stages import STAGES
     from pipelines.storage.artifact import ArtifactDir
 
-    if stage.status != "SUCCEEDED" or stage.artifact is None or stage.kind not in STAGES:
+    kind = next((known for known in STAGES if known.kind == stage.kind), None)
+    if stage.status != "SUCCEEDED" or stage.artifact is None or kind is None:
         return None
     artifact = ArtifactDir(run.storage, stage.artifact)
     try:
         record = read_record(artifact)
-        return None if record is None else FinishedStage(artifact, record).output(STAGES[stage.kind]).summary()
+        return None if record is None else FinishedStage(artifact, record).result(kind).output.summary()
     except UserError:
         return None
 

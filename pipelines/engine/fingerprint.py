@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 from pydantic_core import to_jsonable_python
 
-from pipelines.engine.stage import Stage, StageConfig
+from pipelines.engine.stage import AnyStage, StageConfig
 from pipelines.redact import redact
 
 SHORT_DIGITS = 8
@@ -53,28 +53,25 @@ class Fingerprint(BaseModel):
 
 
 def fingerprint_stage(
-    stage: Stage, config: StageConfig, inputs: Sequence[InputIdentity], content: str | None
+    stage: AnyStage, config: StageConfig, inputs: Mapping[str, Sequence[InputIdentity]], content: str | None
 ) -> Fingerprint:
-    """The fingerprint of a stage with this config, reading these inputs in this order.
+    """The fingerprint of a stage with this config, reading these inputs by kind, or by kind and role.
 
-    Inputs count by kind and fingerprint. Their order counts among those of one kind, where a stage can see it
-    (StageContext.inputs_of); their names do not, so renaming a stage leaves what reads it as it is.
+    The order of inputs counts within a kind, where a stage can see it; their names do not, so renaming a stage leaves
+    what reads it as it is.
     """
-    by_kind: dict[str, list[str]] = {}
-    for stage_input in inputs:
-        by_kind.setdefault(stage_input.kind, []).append(stage_input.fingerprint)
     hashed = {
         "kind": stage.kind,
         "code_version": stage.code_version,
         "config": config_that_matters(config) | config.settled(),
-        "inputs": by_kind,
+        "inputs": {kind: [one.fingerprint for one in identities] for kind, identities in inputs.items()},
         "content": content,
     }
     parts = FingerprintParts(
         kind=stage.kind,
         code_version=stage.code_version,
         config=redact(hashed["config"]),
-        inputs=tuple(inputs),
+        inputs=tuple(one for identities in inputs.values() for one in identities),
         content=content,
     )
     return Fingerprint(digest=digest_json(hashed), parts=parts)
@@ -151,9 +148,16 @@ def _input_differences(old: Sequence[InputIdentity], new: Sequence[InputIdentity
             changes.append(f"input {stage_input.name}: {was} -> {now}")
     now_read = {stage_input.fingerprint for stage_input in new} | {stage_input.name for stage_input in new}
     changes += [f"input {was.name}: gone" for was in old if not {was.name, was.fingerprint} & now_read]
-    if not changes and [item.fingerprint for item in old] != [item.fingerprint for item in new]:
+    if not changes and _by_kind(old) != _by_kind(new):
         changes.append("the order of the inputs")
     return changes
+
+
+def _by_kind(inputs: Sequence[InputIdentity]) -> dict[str, list[str]]:
+    by_kind: dict[str, list[str]] = {}
+    for one in inputs:
+        by_kind.setdefault(one.kind, []).append(one.fingerprint)
+    return by_kind
 
 
 def _shown(value: Any) -> str:

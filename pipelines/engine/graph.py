@@ -1,22 +1,177 @@
-"""The directed acyclic graph that the stages' `needs` form."""
+"""The directed acyclic graph that the stages of a pipeline form through `needs`, each name in the role it has."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from pipelines.errors import FieldError
+from pipelines.engine.stage import AnyNode, AnyStage, StageConfig, StageInputs, StageNode
+from pipelines.errors import ConfigError, FieldError
 
 
-def validate_graph(needs: Mapping[str, Sequence[str]]) -> None:
-    """Check the graph given as stage name -> names it needs.
+@dataclass(frozen=True)
+class Role:
+    """What the stages of a kind read in one field of their StageInputs."""
 
-    Raises: FieldError: a stage needs itself, one that does not exist, the same one twice, or there is a cycle.
+    name: str
+    kind: str  # of the stages in this role
+    is_many: bool  # the field is a tuple
+    is_optional: bool
+
+    @property
+    def wanted(self) -> str:
+        """How many stages it takes, in words."""
+        if self.is_many:
+            return "any number" if self.is_optional else "at least 1"
+        return "at most 1" if self.is_optional else "exactly 1"
+
+    def accepts(self, count: int) -> bool:
+        """Whether so many stages may have this role."""
+        return (count > 0 or self.is_optional) and (count < 2 or self.is_many)
+
+
+def roles_of(inputs_type: type[StageInputs]) -> tuple[Role, ...]:
+    """The roles of a kind's inputs, in the order of its fields."""
+    types_of = get_type_hints(inputs_type)
+    return tuple(_role(field, types_of[field.name]) for field in dataclasses.fields(inputs_type))
+
+
+def _role(field: dataclasses.Field[Any], annotation: Any) -> Role:
+    members = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    (read,) = (member for member in members if member is not type(None))
+    is_many = get_origin(read) is tuple
+    node = get_args(read)[0] if is_many else read
+    if get_origin(node) is not StageNode:
+        raise TypeError(f"{field.name}: found {annotation}, expected a type that StageInputs describes")
+    return Role(field.name, get_args(node)[0].kind, is_many, is_optional=field.default is not MISSING)
+
+
+def stage_graph(configs: Mapping[str, StageConfig], kinds: Iterable[AnyStage]) -> list[AnyNode]:
+    """The stages of a pipeline with what each reads, every one after those, otherwise in the order given.
+
+    Args: configs: by the stages' names. kinds: all that there are.
+    Raises: ConfigError: a kind is unknown, a stage needs itself or what is not there, there is a cycle, the wrong kinds
+        or numbers of stages are needed, or settings do not fit those of an input.
     """
-    topological_order(needs)
+    stage_of = {stage.kind: stage for stage in kinds}
+    for name, config in configs.items():
+        if config.kind not in stage_of:
+            raise ConfigError(
+                f"stages.{name}.kind: there is no kind {config.kind!r}. The kinds: {', '.join(sorted(stage_of))}."
+            )
+    nodes: dict[str, AnyNode] = {}
+    for name in topological_order({name: config.needed for name, config in configs.items()}):
+        stage = stage_of[configs[name].kind]
+        names = names_by_role(name, stage, configs)
+        nodes[name] = StageNode(name, stage, configs[name], pick_inputs(stage, names, nodes))
+    for name in configs:
+        node = nodes[name]
+        node.stage.check(name, node.config, node.inputs)
+    return list(nodes.values())
+
+
+def nodes_by_role(node: AnyNode) -> dict[Role, tuple[AnyNode, ...]]:
+    """The stages that a stage reads."""
+    found = {}
+    for role in roles_of(node.stage.inputs_type):
+        read = getattr(node.inputs, role.name)
+        found[role] = read if role.is_many else () if read is None else (read,)
+    return found
+
+
+def with_results(node: AnyNode, finished: Mapping[str, AnyNode]) -> StageInputs:
+    """The inputs of a stage with the results of `finished`, which has all of them by name."""
+    names = {role: [read.name for read in nodes] for role, nodes in nodes_by_role(node).items()}
+    return pick_inputs(node.stage, names, finished)
+
+
+def pick_inputs(stage: AnyStage, names: Mapping[Role, Sequence[str]], nodes: Mapping[str, AnyNode]) -> StageInputs:
+    """The inputs of a stage of this kind, made of the named nodes."""
+    read = {role: tuple(nodes[name] for name in names[role]) for role in names}
+    return stage.inputs_type(
+        **{role.name: found if role.is_many else next(iter(found), None) for role, found in read.items()}
+    )
+
+
+def names_by_role(name: str, stage: AnyStage, configs: Mapping[str, StageConfig]) -> dict[Role, tuple[str, ...]]:
+    """Which stages the `needs` of a stage name in which role: as it says, or as their kinds say.
+
+    Raises: FieldError: a role is unknown, ambiguous, or has too few, too many or the wrong stages.
+    """
+    needs = configs[name].needs
+    roles = roles_of(stage.inputs_type)
+    found = _as_said(name, stage, needs, configs) if isinstance(needs, dict) else _by_kind(name, stage, configs)
+    for role in roles:
+        count = len(found.setdefault(role, ()))
+        if not role.accepts(count):
+            said = isinstance(needs, dict) and role.name in needs
+            where = "" if said or not isinstance(needs, dict) else f"role {role.name}: "
+            raise FieldError(
+                ("stages", name, "needs", role.name) if said else ("stages", name, "needs"),
+                f"{where}found {count} stages of kind {role.kind}, expected {role.wanted}. "
+                f"{_those_there(role.kind, name, configs)}",
+            )
+    return {role: found[role] for role in roles}
+
+
+def _as_said(
+    name: str, stage: AnyStage, needs: Mapping[str, str | tuple[str, ...]], configs: Mapping[str, StageConfig]
+) -> dict[Role, tuple[str, ...]]:
+    roles = {role.name: role for role in roles_of(stage.inputs_type)}
+    found = {}
+    for said, names in needs.items():
+        field = ("stages", name, "needs", said)
+        if said not in roles:
+            known = ", ".join(f"{role.name} ({role.wanted} of kind {role.kind})" for role in roles.values())
+            known = known or "none, it reads no other stage"
+            raise FieldError(field, f"a {stage.kind} stage has no role {said!r}. Its roles: {known}.")
+        role = roles[said]
+        found[role] = (names,) if isinstance(names, str) else names
+        for needed in found[role]:
+            if configs[needed].kind != role.kind:
+                raise FieldError(
+                    field,
+                    f"{needed!r} is a {configs[needed].kind} stage, expected {role.wanted} of kind {role.kind}. "
+                    f"{_those_there(role.kind, name, configs)}",
+                )
+    return found
+
+
+def _by_kind(name: str, stage: AnyStage, configs: Mapping[str, StageConfig]) -> dict[Role, tuple[str, ...]]:
+    roles = roles_of(stage.inputs_type)
+    found: dict[Role, tuple[str, ...]] = {}
+    for needed in configs[name].needed:
+        kind = configs[needed].kind
+        fitting = [role for role in roles if role.kind == kind]
+        if not fitting:
+            read = " and ".join(dict.fromkeys(role.kind for role in roles)) or "no other stage"
+            raise FieldError(
+                ("stages", name, "needs"),
+                f"{needed!r} is a {kind} stage; a {stage.kind} stage reads {read}. Take it out of `needs`.",
+            )
+        if len(fitting) > 1:
+            raise FieldError(
+                ("stages", name, "needs"),
+                f"{needed!r} may be {' or '.join(role.name for role in fitting)}. Say which: "
+                f"{{{fitting[0].name}: {needed}}}.",
+            )
+        found[fitting[0]] = (*found.get(fitting[0], ()), needed)
+    return found
+
+
+def _those_there(kind: str, name: str, configs: Mapping[str, StageConfig]) -> str:
+    there = [other for other, config in configs.items() if config.kind == kind and other != name]
+    return f"This pipeline's {kind} stages: {', '.join(there) or 'none'}."
 
 
 def topological_order(needs: Mapping[str, Sequence[str]]) -> list[str]:
-    """Stage names, each after those it needs, otherwise as in the mapping. Raises as validate_graph."""
+    """Stage names, each after those it needs, otherwise as in the mapping.
+
+    Raises: FieldError: a stage needs itself, one that does not exist, the same one twice, or there is a cycle.
+    """
     for name, needed in needs.items():
         for other in needed:
             if other == name:

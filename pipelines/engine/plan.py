@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from pipelines.engine.fingerprint import Fingerprint, InputIdentity, differences, fingerprint_stage
-from pipelines.engine.graph import topological_order
-from pipelines.engine.records import Artifacts, FinishedStage
-from pipelines.engine.stage import Stage, StageConfig
+from pipelines.engine.graph import nodes_by_role
+from pipelines.engine.records import Artifacts
+from pipelines.engine.stage import AnyNode, StageConfig
 from pipelines.errors import ConfigError, UserError
 from pipelines.storage import Storage
 from pipelines.storage.artifact import ArtifactDir
@@ -20,63 +20,74 @@ class Action(StrEnum):
 
     REUSE = "reuse"  # its record is there
     RUN = "run"
-    RESUME = "resume"  # an earlier attempt left something to carry on from
+    RESUME = "resume"  # an earlier attempt left something to resume from
 
 
 @dataclass(frozen=True)
 class PlannedStage:
     """One stage of a plan. `changes` says what differs from the last finished stage of that kind and name."""
 
-    name: str
-    kind: str
+    node: AnyNode
     action: Action
     reason: str
     changes: tuple[str, ...]
-    config: StageConfig
     fingerprint: Fingerprint
     artifact: ArtifactDir
-    finished: FinishedStage | None
+
+    @property
+    def name(self) -> str:
+        """Its name in the pipeline."""
+        return self.node.name
+
+    @property
+    def kind(self) -> str:
+        """Its kind."""
+        return self.node.stage.kind
+
+    @property
+    def config(self) -> StageConfig:
+        """Its settings."""
+        return self.node.config
 
 
-def plan(stages: Mapping[str, StageConfig], kinds: Mapping[str, Stage], storage: Storage) -> list[PlannedStage]:
+def plan(graph: Sequence[AnyNode], storage: Storage) -> list[PlannedStage]:
     """Plan the stages in the order in which they would run.
 
-    Raises: ConfigError: the graph is not sound, a kind is unknown, or a raw input is missing. UserError: a record is
-    damaged.
+    Raises: ConfigError: a raw input is missing. UserError: a record is damaged.
     """
     artifacts = Artifacts(storage)
-    order = topological_order({name: config.needs for name, config in stages.items()})
     planned: dict[str, PlannedStage] = {}
-    for name in order:
-        config = stages[name]
-        stage = stage_of_kind(config.kind, kinds, name)
-        inputs = [
-            InputIdentity(name=needed, kind=planned[needed].kind, fingerprint=planned[needed].fingerprint.digest)
-            for needed in config.needs
-        ]
-        fingerprint = fingerprint_stage(stage, config, inputs, _content(stage, config, name))
-        planned[name] = _plan_one(name, config, fingerprint, artifacts)
+    for node in graph:
+        fingerprint = fingerprint_stage(node.stage, node.config, _identities(node, planned), _content(node))
+        planned[node.name] = _plan_one(node, fingerprint, artifacts)
     return list(planned.values())
 
 
-def stage_of_kind(kind: str, kinds: Mapping[str, Stage], name: str) -> Stage:
-    """The implementation of a kind. Raises ConfigError where there is none."""
-    if kind not in kinds:
-        raise ConfigError(f"stages.{name}.kind: there is no kind {kind!r}. The kinds: {', '.join(sorted(kinds))}.")
-    return kinds[kind]
+def _identities(node: AnyNode, planned: Mapping[str, PlannedStage]) -> dict[str, list[InputIdentity]]:
+    """What a stage reads, by kind; by kind and role, if several roles read one kind."""
+    by_role = nodes_by_role(node)
+    kinds = [role.kind for role in by_role]
+    return {
+        role.kind if kinds.count(role.kind) == 1 else f"{role.kind} {role.name}": [
+            InputIdentity(name=read.name, kind=role.kind, fingerprint=planned[read.name].fingerprint.digest)
+            for read in nodes
+        ]
+        for role, nodes in by_role.items()
+        if nodes
+    }
 
 
-def _content(stage: Stage, config: StageConfig, name: str) -> str | None:
+def _content(node: AnyNode) -> str | None:
     try:
-        return stage.content_identity(config)
+        return node.stage.content_identity(node.config)
     except FileNotFoundError as error:
-        raise ConfigError(f"stages.{name}: {error}. Correct the path, or put the file there.") from error
+        raise ConfigError(f"stages.{node.name}: {error}. Correct the path, or put the file there.") from error
     except UserError as error:
-        raise ConfigError(f"stages.{name}: {error}") from error
+        raise ConfigError(f"stages.{node.name}: {error}") from error
 
 
-def _plan_one(name: str, config: StageConfig, fingerprint: Fingerprint, artifacts: Artifacts) -> PlannedStage:
-    kind = config.kind
+def _plan_one(node: AnyNode, fingerprint: Fingerprint, artifacts: Artifacts) -> PlannedStage:
+    kind, name = node.stage.kind, node.name
     finished = artifacts.find(kind, name, fingerprint)
     artifact = finished.artifact if finished else artifacts.directory(kind, name, fingerprint)
     changes: tuple[str, ...] = ()
@@ -91,4 +102,4 @@ def _plan_one(name: str, config: StageConfig, fingerprint: Fingerprint, artifact
         latest = artifacts.latest(kind, name)
         changes = tuple(differences(latest.parts, fingerprint.parts)) if latest else ()
         reason = f"changed since {latest.created_at}" if latest else "not run yet"
-    return PlannedStage(name, kind, action, reason, changes, config, fingerprint, artifact, finished)
+    return PlannedStage(node, action, reason, changes, fingerprint, artifact)

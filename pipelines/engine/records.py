@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipelines.engine.fingerprint import Fingerprint, FingerprintParts
 from pipelines.engine.lease import LeaseLostError
-from pipelines.engine.stage import Stage, StageOutput
+from pipelines.engine.stage import AnyStage, StageOutput, StageResult
 from pipelines.errors import DamagedError
 from pipelines.storage import Storage
 from pipelines.storage.artifact import RECORD, ArtifactDir, FileEntry
@@ -45,12 +45,13 @@ class FinishedStage:
     artifact: ArtifactDir
     record: StageRecord
 
-    def output(self, stage: Stage) -> StageOutput:
-        """The record's output as the stage's own type. Raises DamagedError where it does not fit."""
+    def result(self, stage: AnyStage) -> StageResult[StageOutput]:
+        """What readers of the stage get. Raises DamagedError if the record's output does not fit the kind."""
         try:
-            return stage.output_type.model_validate(self.record.output)
+            output = stage.output_type.model_validate(self.record.output)
         except ValidationError as error:
             raise _damaged(self.artifact, error) from error
+        return StageResult(self.record.fingerprint, self.artifact, output)
 
 
 class Artifacts:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.engine.failures import Failure, classify
+from pipelines.engine.graph import with_results
 from pipelines.engine.headline import figures_of, identity_tags, settings_of
 from pipelines.engine.interrupts import interruptible
 from pipelines.engine.lease import (
@@ -30,16 +31,15 @@ from pipelines.engine.lease import (
     lease_holder,
 )
 from pipelines.engine.observer import Observer
-from pipelines.engine.plan import Action, PlannedStage, plan, stage_of_kind
+from pipelines.engine.plan import Action, PlannedStage, plan
 from pipelines.engine.provenance import git_commit
 from pipelines.engine.records import Artifacts, FinishedStage
 from pipelines.engine.runs import Run, RunInfo, RunState, StageState, Status, artifact_lease_relpath, run_id_of, utc_now
-from pipelines.engine.stage import Stage, StageConfig, StageInput, StageOutput
+from pipelines.engine.stage import AnyNode, StageNode, StageResult
 from pipelines.engine.stage_run import StageRun, note_reuse
 from pipelines.errors import UserError
 from pipelines.redact import redact
 from pipelines.storage import Storage
-from pipelines.storage.artifact import ArtifactDir
 from pipelines.tracking.run_tracking import RunTracking, TrackingOptions, check_target
 
 _WAIT_POLL_S = 2.0
@@ -49,11 +49,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Pipeline:
-    """What run_pipeline drives: stages by name, the implementation of their kinds, and the storage."""
+    """What run_pipeline drives: the graph of its stages (pipelines.engine.graph.stage_graph), and the storage."""
 
     name: str
-    stages: Mapping[str, StageConfig]
-    kinds: Mapping[str, Stage]
+    graph: Sequence[AnyNode]
     storage: Storage
     config: Mapping[str, Any] = field(default_factory=dict)  # the whole pipeline file as resolved, for run.json
     config_path: str | None = None
@@ -61,7 +60,7 @@ class Pipeline:
 
     def plan(self) -> list[PlannedStage]:
         """What would happen to each stage now. Raises as pipelines.engine.plan.plan."""
-        return plan(self.stages, self.kinds, self.storage)
+        return plan(self.graph, self.storage)
 
     def holders(self, planned: Sequence[PlannedStage], on_watch: Watch | None = None) -> dict[str, LeaseInfo]:
         """Who is making which of the planned stages now."""
@@ -74,11 +73,8 @@ class Pipeline:
         }
         return {name: holder for name, holder in found.items() if holder is not None}
 
-    def run(self) -> Run:
-        """The run that these stages belong to, started or not."""
-        return self._run_of(self.plan())
-
-    def _run_of(self, planned: list[PlannedStage]) -> Run:
+    def run_of(self, planned: Sequence[PlannedStage]) -> Run:
+        """The run that a plan of this pipeline belongs to, started or not."""
         return Run(self.storage, run_id_of(self.name, {stage.name: stage.fingerprint for stage in planned}))
 
 
@@ -88,8 +84,7 @@ class RunResult:
 
     run: Run
     status: Status
-    outputs: dict[str, StageOutput]
-    artifacts: dict[str, ArtifactDir]
+    stages: dict[str, AnyNode]  # the finished ones, by name
     failed_stage: str | None
     failure: Failure | None
     undelivered: int  # journal events that MLflow has not got yet; the next run or sync delivers them
@@ -118,7 +113,7 @@ def run_pipeline(
     """
     observer = observer or Observer()
     planned = pipeline.plan()
-    run = pipeline._run_of(planned)
+    run = pipeline.run_of(planned)
     if expected is not None:
         _require_same_run(expected, run, planned)
     pipeline.storage.check_writable()
@@ -191,7 +186,7 @@ class _Driver:
             checked_at=self._before and self._before.checked_at,
             stages={stage.name: self._first_state(stage) for stage in planned},
         )
-        self._inputs: dict[str, StageInput] = {}
+        self._finished: dict[str, AnyNode] = {}
         self._did_work = False
         self._held: list[Lease] = [lease]  # losing any of these ends the drive
         self._interrupt_lock = threading.Lock()
@@ -261,7 +256,7 @@ class _Driver:
         )
 
     def _stage(self, planned: PlannedStage) -> None:
-        finished = self._find(planned)
+        finished = self._find(planned) if planned.action is Action.REUSE else None
         if finished is None:
             with self._artifact_lease(planned) as lease:
                 finished = self._find(planned)
@@ -271,7 +266,7 @@ class _Driver:
         self._reuse(planned, finished)
 
     def _reuse(self, planned: PlannedStage, finished: FinishedStage) -> None:
-        output = finished.output(self._kind(planned))
+        result = finished.result(planned.node.stage)
         last = self._tracking.last_lifecycle_event(planned.name)
         with self._tracking.open_stage(planned.name) as journal:
             note_reuse(journal, planned, finished, last)
@@ -287,12 +282,13 @@ class _Driver:
             )
         else:
             self._change(planned, status=Status.SUCCEEDED, reused=True, artifact=artifact)
-        self._finished(planned, finished.artifact, output, reused=True)
+        self._finish(planned, result, reused=True)
 
     def _execute(self, planned: PlannedStage, artifact_lease: Lease) -> None:
         self._did_work = True
         self._change(planned, status=Status.RUNNING, artifact=planned.artifact.relpath, started_at=utc_now())
-        self._ensure_cluster()
+        if planned.node.stage.uses_cluster:
+            self._ensure_cluster()
         self._observer.on_stage_start(planned)
 
         def on_metrics(step: int, values: Mapping[str, float]) -> None:
@@ -302,25 +298,16 @@ class _Driver:
             artifact_lease.require_in_force()
             self._lease.require_in_force()
 
-        inputs = {name: self._inputs[name] for name in planned.config.needs}
-        stage_run = StageRun(self._kind(planned), planned, inputs, self._tracking, artifact_lease.number)
-        output = stage_run.run(on_metrics, before_record)
+        inputs = with_results(planned.node, self._finished)
+        result = StageRun(planned, inputs, self._tracking, artifact_lease.number).run(on_metrics, before_record)
         self._change(planned, status=Status.SUCCEEDED, finished_at=utc_now())
-        self._finished(planned, planned.artifact, output)
+        self._finish(planned, result)
 
-    def _finished(
-        self, planned: PlannedStage, artifact: ArtifactDir, output: StageOutput, reused: bool = False
-    ) -> None:
-        self._inputs[planned.name] = StageInput(
-            name=planned.name,
-            kind=planned.kind,
-            fingerprint=planned.fingerprint.digest,
-            artifact=artifact,
-            config=planned.config,
-            output=output,
-            inputs={name: self._inputs[name] for name in planned.config.needs},
-        )
-        self._tracking.log_figures(figures_of(self._planned, planned, output))
+    def _finish(self, planned: PlannedStage, result: StageResult[Any], reused: bool = False) -> None:
+        node = planned.node
+        inputs = with_results(node, self._finished)
+        self._finished[node.name] = StageNode(node.name, node.stage, node.config, inputs, result)
+        self._tracking.log_figures(figures_of(self._planned, planned, result.output))
         state = self._state.stages[planned.name]
         self._observer.on_stage_end(planned, state.model_copy(update={"reused": reused}))
 
@@ -342,8 +329,7 @@ class _Driver:
         result = RunResult(
             run=self._run,
             status=status,
-            outputs={name: finished.output for name, finished in self._inputs.items()},
-            artifacts={name: finished.artifact for name, finished in self._inputs.items()},
+            stages=self._finished,
             failed_stage=failed_stage,
             failure=failure,
             undelivered=undelivered,
@@ -444,9 +430,6 @@ class _Driver:
 
     def _find(self, planned: PlannedStage) -> FinishedStage | None:
         return Artifacts(self._pipeline.storage).find(planned.kind, planned.name, planned.fingerprint)
-
-    def _kind(self, planned: PlannedStage) -> Stage:
-        return stage_of_kind(planned.kind, self._pipeline.kinds, planned.name)
 
 
 def _state_before(run: Run) -> RunState | None:

@@ -1,16 +1,25 @@
-"""What a stage is: a pure function of (its config, its inputs' records, an output directory).
+"""The contract between the engine, which plans and runs stages, and the kinds of stage in pipelines/stages/<kind>/.
 
-The engine (pipelines/engine) knows only these types; each kind of stage lives in its own module beside this one.
-Why it is so: docs/design/0002 and 0003.
+| word             | meaning                                                                                       |
+|------------------|-----------------------------------------------------------------------------------------------|
+| kind             | what a stage does: `train`                                                                    |
+| Stage            | the object that owns all that is known about a kind; pipelines.stages.STAGES lists them       |
+| StageConfig      | the settings of one stage in a pipeline file                                                  |
+| StageInputs      | what stages of a kind read: a field per role                                                  |
+| StageNode        | one stage in the graph of a pipeline: name, kind, settings, what it reads, and its result     |
+| PlannedStage     | a node and what a run would do with it (pipelines.engine.plan)                                |
+
+A stage is a pure function of (its settings, its inputs' results, an output directory): docs/design/0002 and 0003.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Self, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 if TYPE_CHECKING:
     from pipelines.storage.artifact import ArtifactDir
@@ -39,19 +48,51 @@ class Resources(StrictConfig):
     )
 
 
+def _check_form(needs: Any) -> Any:
+    """Refuse what is neither a list of names nor a mapping of roles to names."""
+    if isinstance(needs, list | tuple):
+        _check_names(needs)
+    elif isinstance(needs, dict):
+        for role, names in needs.items():
+            _check_names(names if isinstance(names, list | tuple) else [names], f"{role}: ")
+    else:
+        raise ValueError(
+            f"found {needs!r}, expected a list, such as [a, b]. A mapping of roles will do, too: {{role: a}}."
+        )
+    return needs
+
+
+def _check_names(names: Sequence[Any], where: str = "") -> None:
+    for name in names:
+        if not isinstance(name, str):
+            raise ValueError(f"{where}found {name!r}, expected the name of a stage.")
+
+
+Needs = Annotated[tuple[str, ...] | dict[str, str | tuple[str, ...]], BeforeValidator(_check_form)]
+
+
 class StageConfig(StrictConfig):
     """Fields every kind of stage has. `kind` is narrowed to a Literal by each subclass."""
 
     kind: str = Field(description="What the stage does.")
-    needs: tuple[str, ...] = Field(
-        (), description="Names of the stages whose results this one reads.", json_schema_extra=NOT_IN_FINGERPRINT
+    needs: Needs = Field(
+        (),
+        description="Names of the stages whose results this one reads: a list, or a name per role.",
+        json_schema_extra=NOT_IN_FINGERPRINT,
     )
     resources: Resources = Field(
         default_factory=Resources, description="What it asks of the cluster.", json_schema_extra=NOT_IN_FINGERPRINT
     )
 
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """The names in `needs`, in the order in which they are written."""
+        if not isinstance(self.needs, dict):
+            return self.needs
+        return tuple(name for names in self.needs.values() for name in ((names,) if isinstance(names, str) else names))
+
     def settled(self) -> dict[str, Any]:
-        """Values to hash instead of this config's own, where what is used also depends on fields that do not count."""
+        """Values to hash instead of this config's own, if what is used also depends on fields that do not count."""
         return {}
 
 
@@ -65,55 +106,171 @@ class StageOutput(Facts):
     """Small frozen facts a stage returns; the engine stores them in the artifact's record.json, written last."""
 
     def summary(self) -> str | None:
-        """What `bmojo status` says about it in one line; None where there is nothing to add."""
+        """One line for `bmojo status`; None if there is nothing to add."""
         return None
 
     def figures(self) -> dict[str, float]:
         """The final figures that runs are compared by, under their names in MLflow."""
         return {}
 
+    def report_cells(self) -> dict[str, str]:
+        """Cells for the table of a report, by the heading of their column."""
+        return {}
+
 
 @dataclass(frozen=True)
-class StageInput:
-    """A finished stage that another one reads."""
+class StageInputs:
+    """What the stages of a kind read. Subclasses are frozen dataclasses with a field per role:
 
-    name: str
-    kind: str
-    fingerprint: str
-    artifact: ArtifactDir
-    config: StageConfig
-    output: StageOutput
-    inputs: Mapping[str, StageInput] = field(default_factory=dict)  # what it read itself, by stage name
+    `StageNode[Other]` for exactly one stage of kind Other, `StageNode[Other] | None = None` for at most one,
+    `tuple[StageNode[Other], ...]` for one or more; with the default `()`, for any number.
+    """
 
 
 @dataclass(frozen=True)
 class StageContext:
-    """Where a stage reads, writes and tells of its progress."""
+    """Where a running stage writes and reports its progress."""
 
     name: str
     fingerprint: str
     artifact: ArtifactDir
-    inputs: Mapping[str, StageInput]  # by stage name, in the order of `needs`
     journal: Journal
     content: str | None = None  # the content_identity of the raw inputs that the fingerprint was computed with
 
-    def inputs_of(self, kind: str) -> list[StageInput]:
-        """The inputs of one kind, in the order of `needs`."""
-        return [stage_input for stage_input in self.inputs.values() if stage_input.kind == kind]
+
+@dataclass(frozen=True)
+class ProgressMetrics:
+    """Metrics that show how far a stage is. A metric's step counts what is done."""
+
+    total: str  # the metric that holds the number of steps
+    shown: Mapping[str, str]  # metric -> format of its value beside the bar
 
 
-class Stage(Protocol):
-    """One kind of stage."""
+@dataclass(frozen=True)
+class Estimate:
+    """A table for `bmojo plan`: what the stages of a kind will take."""
 
-    kind: ClassVar[str]
-    code_version: ClassVar[int]  # raise it when the same config would give another result
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str
+
+
+Config = TypeVar("Config", bound=StageConfig)
+Inputs = TypeVar("Inputs", bound=StageInputs)
+Output = TypeVar("Output", bound=StageOutput)
+
+
+class Stage(ABC, Generic[Config, Inputs, Output]):
+    """One kind of stage. Subclass it with its three types, and add an instance to pipelines.stages.STAGES."""
+
+    kind: ClassVar[str]  # this and the next three are taken from the subclass's types
+    config_type: ClassVar[type[StageConfig]]
+    inputs_type: ClassVar[type[StageInputs]]
     output_type: ClassVar[type[StageOutput]]
 
-    def content_identity(self, config: Any) -> str | None:
-        """Digest of the raw inputs outside the storage that the config names (text files); None where there are none.
+    code_version: ClassVar[int]  # raise it when the same config would give another result
+    progress: ClassVar[ProgressMetrics | None] = None
+    uses_cluster: ClassVar[bool] = True  # False: all work is done in the driver
+    uses_ray_train: ClassVar[bool] = False  # all workers run at once; impossible through Ray Client
+
+    def __init_subclass__(cls) -> None:
+        for base in vars(cls).get("__orig_bases__", ()):
+            if get_origin(base) is Stage:
+                cls.config_type, cls.inputs_type, cls.output_type = get_args(base)
+                (cls.kind,) = get_args(cls.config_type.model_fields["kind"].annotation)
+
+    def content_identity(self, config: Config) -> str | None:
+        """Digest of the raw inputs outside the storage that the config names (text files); None if there are none.
 
         Raises ConfigError/FileNotFoundError early, before anything is written, when such an input is missing.
         """
+        return None
 
-    def run(self, config: Any, context: StageContext) -> StageOutput:
-        """Do the work under `context.artifact`; called again after a crash, it carries on from what is there."""
+    def check(self, name: str, config: Config, inputs: Inputs) -> None:
+        """Refuse settings of the stage `name` that do not fit those of its inputs, which have no results yet.
+
+        Raises: FieldError: names the field, what was found and what would do.
+        """
+        return None
+
+    @abstractmethod
+    def run(self, config: Config, inputs: Inputs, context: StageContext) -> Output:
+        """Do the work under `context.artifact`; called again after a crash, it resumes from what is there."""
+
+    def headline(self, config: Config, output: Output, artifact: ArtifactDir) -> str | None:
+        """The result in one line of console markup, for the end of a run; None if there is nothing to say."""
+        return None
+
+    def estimate(self, stages: Sequence[StageNode[Self]], num_cores: float) -> Estimate | None:
+        """What all the stages of this kind in a pipeline will take, from settings alone; None: it cannot be said.
+
+        Args: num_cores: that the workers can have together, at most.
+        """
+        return None
+
+
+AnyStage = Stage[Any, Any, Any]
+Kind = TypeVar("Kind", bound=AnyStage, covariant=True)
+
+
+@dataclass(frozen=True)
+class StageResult(Generic[Output]):
+    """A finished stage's result."""
+
+    fingerprint: str
+    artifact: ArtifactDir
+    output: Output
+
+
+class StageNode(Generic[Kind]):
+    """One stage in the graph of a pipeline; its settings, inputs and result have the types of its kind."""
+
+    def __init__(
+        self,
+        name: str,
+        stage: Kind,
+        config: StageConfig,
+        inputs: StageInputs,
+        result: StageResult[Any] | None = None,
+    ) -> None:
+        self.name = name
+        self.stage = stage
+        self._config, self._inputs, self._result = config, inputs, result
+
+    def __repr__(self) -> str:
+        return f"StageNode({self.name!r}, kind={self.stage.kind!r}, finished={self._result is not None})"
+
+    @property
+    def config(self: StageNode[Stage[Config, Inputs, Output]]) -> Config:
+        """Its settings."""
+        return self._config  # type: ignore[return-value]  # stage_graph() puts the right ones in; so below
+
+    @property
+    def inputs(self: StageNode[Stage[Config, Inputs, Output]]) -> Inputs:
+        """The stages it reads, by role."""
+        return self._inputs  # type: ignore[return-value]
+
+    @property
+    def result(self: StageNode[Stage[Config, Inputs, Output]]) -> StageResult[Output]:
+        """Its result, which is there when the stages that read it run. Raises RuntimeError: not while planning."""
+        if self._result is None:
+            raise RuntimeError(f"stage {self.name!r} has not finished: only its settings are known")
+        return self._result
+
+    @property
+    def output(self: StageNode[Stage[Config, Inputs, Output]]) -> Output:
+        """The facts in its record. Raises as `result`."""
+        return self.result.output
+
+    @property
+    def artifact(self) -> ArtifactDir:
+        """Its output directory. Raises as `result`."""
+        return self.result.artifact
+
+    @property
+    def fingerprint(self) -> str:
+        """The identity of its result, in hexadecimal. Raises as `result`."""
+        return self.result.fingerprint
+
+
+AnyNode = StageNode[AnyStage]

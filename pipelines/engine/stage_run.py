@@ -15,7 +15,7 @@ from pipelines.engine.plan import Action, PlannedStage
 from pipelines.engine.provenance import git_commit, library_versions, user_name
 from pipelines.engine.records import FinishedStage, StageRecord, write_record
 from pipelines.engine.runs import Status, utc_now
-from pipelines.engine.stage import Stage, StageContext, StageInput, StageOutput
+from pipelines.engine.stage import StageContext, StageInputs, StageOutput, StageResult
 from pipelines.errors import InfrastructureError, UserError
 from pipelines.faults import explained_disk
 from pipelines.redact import redact
@@ -30,20 +30,12 @@ log = logging.getLogger(__name__)
 class StageRun:
     """Runs one stage and writes its record."""
 
-    def __init__(
-        self,
-        stage: Stage,
-        planned: PlannedStage,
-        inputs: Mapping[str, StageInput],
-        tracking: RunTracking,
-        lease_number: int,
-    ) -> None:
-        self._lease_number = lease_number
-        self._stage, self._planned, self._inputs, self._tracking = stage, planned, inputs, tracking
+    def __init__(self, planned: PlannedStage, inputs: StageInputs, tracking: RunTracking, lease_number: int) -> None:
+        self._planned, self._inputs, self._tracking, self._lease_number = planned, inputs, tracking, lease_number
 
     def run(
         self, on_metrics: Callable[[int, Mapping[str, float]], None], before_record: Callable[[], None]
-    ) -> StageOutput:
+    ) -> StageResult[StageOutput]:
         """Do the stage's work. `before_record` is called when it is done, and may still refuse it by raising."""
         started = time.monotonic()
         with self._tracking.open_stage(self._planned.name) as journal:
@@ -63,14 +55,13 @@ class StageRun:
                     log.warning("%s does not say how the stage ended: %s", journal.path, second)
                 raise
             note_end(journal, record)
-        return output
+        return StageResult(record.fingerprint, self._planned.artifact, output)
 
     def _work(self, journal: Journal, on_metrics: Callable[[int, Mapping[str, float]], None]) -> StageOutput:
         context = StageContext(
             name=self._planned.name,
             fingerprint=self._planned.fingerprint.digest,
             artifact=self._planned.artifact,
-            inputs=self._inputs,
             journal=journal,
             content=self._planned.fingerprint.parts.content,
         )
@@ -80,12 +71,7 @@ class StageRun:
             if self._tracking.options.system_metrics:
                 stack.enter_context(SystemMetrics(journal, Path(self._planned.artifact.local)))
             stack.enter_context(explained_disk(self._planned.artifact.local))
-            output = self._stage.run(self._planned.config, context)
-        if not isinstance(output, self._stage.output_type):
-            raise TypeError(
-                f"stage {self._planned.name}: {type(self._stage).__name__}.run returned {type(output).__name__}, "
-                f"expected {self._stage.output_type.__name__}"
-            )
+            output: StageOutput = self._planned.node.stage.run(self._planned.config, self._inputs, context)
         return output
 
     def _record(self, output: StageOutput, duration_s: float) -> StageRecord:
@@ -96,7 +82,7 @@ class StageRun:
             fingerprint=planned.fingerprint.digest,
             config=redact(planned.config.model_dump(mode="json")),
             parts=planned.fingerprint.parts,
-            inputs={name: stage_input.fingerprint for name, stage_input in self._inputs.items()},
+            inputs={one.name: one.fingerprint for one in planned.fingerprint.parts.inputs},
             output=output.model_dump(mode="json"),
             files=planned.artifact.describe_files(),
             created_at=utc_now(),

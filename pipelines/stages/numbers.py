@@ -1,4 +1,4 @@
-"""Figures derived from others, for any input."""
+"""Figures derived from others, and how they are shown, for any input."""
 
 from __future__ import annotations
 
@@ -11,3 +11,8 @@ def perplexity(loss: float) -> float:
         return math.exp(loss)
     except OverflowError:
         return math.inf
+
+
+def optional(value: float | None, form: str) -> str:
+    """The value in a form such as `{:.2f}`; `-` if there is none."""
+    return "-" if value is None else form.format(value)

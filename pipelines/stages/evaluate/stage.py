@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from pipelines.engine.stage import StageContext, StageOutput
+from pipelines.engine.stage import ProgressMetrics, Stage, StageContext, StageInputs, StageNode, StageOutput
+from pipelines.errors import FieldError
 from pipelines.stages.evaluate.config import EvaluateStageConfig
+from pipelines.stages.numbers import optional, perplexity
+from pipelines.stages.tokenize.stage import TokenizeOutput, TokenizeStage
 from pipelines.stages.tokenizer.stage import TOKENIZER_FOLDER
+from pipelines.stages.train.stage import TrainStage
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from pipelines.stages.evaluate.scoring import Score
     from pipelines.stages.evaluate.work import Subject
+    from pipelines.storage.artifact import ArtifactDir
 
-BATCHES_A_TASK = 4
+BATCHES_PER_TASK = 4
 
 
 class SampleText(StageOutput):
@@ -28,7 +34,7 @@ class SampleText(StageOutput):
 
 
 class EvaluateOutput(StageOutput):
-    """The figures of one model. Losses are nats a token, positions and lengths tokens."""
+    """The figures of one model. Losses are nats per token, positions and lengths tokens."""
 
     seq_len: int
     num_documents: int
@@ -58,43 +64,85 @@ class EvaluateOutput(StageOutput):
         }
         return {name: value for name, value in figures.items() if value is not None}
 
+    def report_cells(self) -> dict[str, str]:
+        """Those of the whole validation split, and the baselines'."""
+        return {
+            "loss (nats/token)": f"{self.loss:.4f}",
+            "perplexity": f"{self.perplexity:.2f}",
+            "bits per byte": f"{self.bits_per_byte:.3f}",
+            "untrained": optional(self.untrained_bits_per_byte, "{:.3f}"),
+            "gzip -9": optional(self.gzip_bits_per_byte, "{:.3f}"),
+        }
 
-class EvaluateStage:
+    @property
+    def position_perplexity(self) -> list[tuple[int, float]]:
+        """Perplexity in each bin of positions, by the end of the bin."""
+        bins = zip(self.position_bin_ends, self.position_loss, strict=True)
+        return [(end, perplexity(loss)) for end, loss in bins]
+
+
+@dataclass(frozen=True)
+class EvaluateInputs(StageInputs):
+    """What an `evaluate` stage reads: a model, and the validation split to evaluate it on."""
+
+    trained: StageNode[TrainStage]
+    tokens: StageNode[TokenizeStage]
+
+
+class EvaluateStage(Stage[EvaluateStageConfig, EvaluateInputs, EvaluateOutput]):
     """Spread over Ray tasks; nothing is kept between attempts, since it takes seconds to minutes."""
 
-    kind: ClassVar[str] = "evaluate"
-    code_version: ClassVar[int] = 1
-    output_type: ClassVar[type[StageOutput]] = EvaluateOutput
+    code_version = 1
+    progress = ProgressMetrics("evaluate/tasks_total", {})
 
-    def content_identity(self, config: EvaluateStageConfig) -> None:
-        """All it reads are other stages' artifacts."""
+    def check(self, name: str, config: EvaluateStageConfig, inputs: EvaluateInputs) -> None:
+        """Refuse a tokenize stage without a validation split."""
+        if not inputs.tokens.config.validation_fraction:
+            raise FieldError(
+                ("stages", inputs.tokens.name, "validation_fraction"),
+                f"is 0, so {name!r} has nothing to evaluate on. Set it above 0 (0.01 keeps a hundredth of the "
+                "documents).",
+            )
 
-    def run(self, config: EvaluateStageConfig, context: StageContext) -> EvaluateOutput:
-        """Evaluate the train stage it needs on the tokenize stage it needs."""
+    def run(self, config: EvaluateStageConfig, inputs: EvaluateInputs, context: StageContext) -> EvaluateOutput:
+        """Evaluate the trained model on the validation split."""
         from pipelines.stages.evaluate import work
 
-        (trained,) = context.inputs_of("train")
-        (tokens,) = context.inputs_of("tokenize")
-        trained_output: Any = trained.output
-        tokens_output: Any = tokens.output
-        context.journal.log_dataset(tokens.name, tokens_output.valid_sha256, tokens.artifact.url, context="eval")
+        trained, tokens = inputs.trained, inputs.tokens
+        assert tokens.output.valid_sha256 is not None, "check() refuses a tokenize stage without a validation split"
+        context.journal.log_dataset(tokens.name, tokens.output.valid_sha256, tokens.artifact.url, context="eval")
         subject = work.Subject(
-            trained.artifact, trained_output.model, tokens.artifact, TOKENIZER_FOLDER, config.resources
+            trained.artifact, trained.output.model, tokens.artifact, TOKENIZER_FOLDER, config.resources
         )
-        windows, bin_ends = _windows(config, subject, tokens_output)
-        results = _Work(config, subject, tokens_output, windows, bin_ends).run(context)
-        output = _output(config, tokens_output, results, bin_ends)
+        windows, bin_ends = _windows(config, subject, tokens.output)
+        results = _Work(config, subject, tokens.output, windows, bin_ends).run(context)
+        output = _output(config, tokens.output, results, bin_ends)
         context.artifact.write_json("results.json", output.model_dump(mode="json"))
         context.journal.log_metrics(0, output.figures())
         context.journal.log_artifact("results.json")
         return output
+
+    def headline(self, config: EvaluateStageConfig, output: EvaluateOutput, artifact: ArtifactDir) -> str:
+        """The loss in its three units, beside the baselines."""
+        baselines = {"gzip -9": output.gzip_bits_per_byte, "untrained": output.untrained_bits_per_byte}
+        compared = ", ".join(f"{name} {value:.3f}" for name, value in baselines.items() if value is not None)
+        return (
+            f"[bold]{output.bits_per_byte:.3f} bits per byte[/]{f' ({compared})' if compared else ''}, "
+            f"loss {output.loss:.4f} nats per token, perplexity {output.perplexity:.2f}, "
+            f"on {output.num_documents} documents"
+        )
 
 
 class _Work:
     """The tasks of an evaluation, by name, and their results in the order of the tasks."""
 
     def __init__(
-        self, config: EvaluateStageConfig, subject: Subject, tokens: Any, windows: list[np.ndarray], bin_ends: list[int]
+        self,
+        config: EvaluateStageConfig,
+        subject: Subject,
+        tokens: TokenizeOutput,
+        windows: list[np.ndarray],
+        bin_ends: list[int],
     ) -> None:
         from pipelines.stages.evaluate import work
 
@@ -110,8 +158,8 @@ class _Work:
         for window in windows:
             self._calls.append(("window", work.score_window, (subject, window, tuple(bin_ends))))
         for name, scored in subjects.items():
-            for start in range(0, num_batches, BATCHES_A_TASK):
-                stop = min(start + BATCHES_A_TASK, num_batches)
+            for start in range(0, num_batches, BATCHES_PER_TASK):
+                stop = min(start + BATCHES_PER_TASK, num_batches)
                 self._calls.append((name, work.score_batches, (scored, config.batch_size, start, stop)))
 
     def run(self, context: StageContext) -> dict[str, list[Any]]:
@@ -138,7 +186,7 @@ def _numbered(index: int, function: Callable[..., Any], arguments: tuple[Any, ..
     return index, function(*arguments)
 
 
-def _num_batches(config: EvaluateStageConfig, tokens: Any) -> int:
+def _num_batches(config: EvaluateStageConfig, tokens: TokenizeOutput) -> int:
     """Batches of the validation split that are scored."""
     num_samples = tokens.num_valid_samples
     if config.max_tokens is not None:
@@ -146,7 +194,9 @@ def _num_batches(config: EvaluateStageConfig, tokens: Any) -> int:
     return -(-num_samples // config.batch_size)
 
 
-def _windows(config: EvaluateStageConfig, subject: Subject, tokens: Any) -> tuple[list[np.ndarray], list[int]]:
+def _windows(
+    config: EvaluateStageConfig, subject: Subject, tokens: TokenizeOutput
+) -> tuple[list[np.ndarray], list[int]]:
     """Stretches of `context_multiple` training lengths, or as long as documents allow, and the bins of positions."""
     import numpy as np
 
@@ -165,7 +215,7 @@ def _windows(config: EvaluateStageConfig, subject: Subject, tokens: Any) -> tupl
 
 
 def _output(
-    config: EvaluateStageConfig, tokens: Any, results: dict[str, list[Any]], bin_ends: list[int]
+    config: EvaluateStageConfig, tokens: TokenizeOutput, results: dict[str, list[Any]], bin_ends: list[int]
 ) -> EvaluateOutput:
     import numpy as np
 
@@ -196,6 +246,6 @@ def _output(
     )
 
 
-def _total(scores: list[Any]) -> Any:
+def _total(scores: list[Score]) -> Score:
     first, *others = scores
     return sum(others, start=first)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from pipelines.engine.stage import StageContext, StageOutput
+from pipelines.engine.stage import Stage, StageContext, StageInputs, StageNode, StageOutput
 from pipelines.stages.export.config import ExportFormat, ExportStageConfig
+from pipelines.stages.train.stage import TrainStage
 
 if TYPE_CHECKING:
     from pipelines.storage.artifact import ArtifactDir
@@ -21,23 +23,24 @@ class ExportOutput(StageOutput):
     registered_as: str | None = Field(description="Name of the registered model in MLflow; null: not registered.")
 
 
-class ExportStage:
-    """Converts in one Ray task, where there is memory for the model; begun anew after a crash."""
+@dataclass(frozen=True)
+class ExportInputs(StageInputs):
+    """What an `export` stage reads."""
 
-    kind: ClassVar[str] = "export"
-    code_version: ClassVar[int] = 1
-    output_type: ClassVar[type[StageOutput]] = ExportOutput
+    trained: StageNode[TrainStage]
 
-    def content_identity(self, config: ExportStageConfig) -> None:
-        """All it reads are other stages' artifacts."""
 
-    def run(self, config: ExportStageConfig, context: StageContext) -> ExportOutput:
-        """Export the train stage it needs."""
+class ExportStage(Stage[ExportStageConfig, ExportInputs, ExportOutput]):
+    """Converts in one Ray task, on a machine with memory for the model; starts again after a crash."""
+
+    code_version = 1
+
+    def run(self, config: ExportStageConfig, inputs: ExportInputs, context: StageContext) -> ExportOutput:
+        """Export the trained model."""
         from pipelines.stages.tasks import run_tasks
 
-        (trained,) = context.inputs_of("train")
-        facts: Any = trained.output
-        call = (trained.artifact, facts.model, facts.tokenizer, context.artifact, config.format)
+        trained = inputs.trained
+        call = (trained.artifact, trained.output.model, trained.output.tokenizer, context.artifact, config.format)
         (num_bytes,) = run_tasks(export_trained, [call], config.resources)
         if config.register_as is None:
             context.journal.log_artifact(f"{config.format}/config.json")

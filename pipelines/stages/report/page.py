@@ -11,31 +11,23 @@ from typing import Any
 import jinja2
 import yaml
 
+from pipelines.stages.evaluate.stage import EvaluateOutput, SampleText
 from pipelines.stages.report import plots
 from pipelines.stages.report.plots import Curve
+from pipelines.stages.train.stage import TrainOutput, TrainStage
 
+_LAST_COLUMNS = ("tokens/s", "MFU")
 _CONTROL_PICTURES = {chr(code): chr(0x2400 + code) for code in range(32)} | {"\x7f": "\u2421"}
 
 
 @dataclass(frozen=True)
 class ModelResults:
-    """What the page shows of one model. `history` maps a metric to its (step, value) points."""
+    """What the page shows of one model."""
 
     name: str
-    mixers: str
-    num_params: int
-    tokens_seen: int
-    tokens_per_s: float
-    mfu: float | None
-    seq_len: int
-    loss: float
-    perplexity: float
-    bits_per_byte: float
-    untrained_bits_per_byte: float | None
-    gzip_bits_per_byte: float | None
-    position_perplexity: Curve
-    num_windows: int
-    samples: Sequence[tuple[str, str]]  # prompt, continuation
+    pattern: str
+    training: TrainOutput
+    evaluation: EvaluateOutput
     history: Mapping[str, Curve]
 
 
@@ -84,7 +76,9 @@ def build_report(
         "data": data,
         "plots": [plot.for_template() for plot in drawn],
         "samples": [
-            _sample(model, prompt, text, len(models) > 1) for model in models for prompt, text in model.samples
+            _sample(model.name if len(models) > 1 else None, sample)
+            for model in models
+            for sample in model.evaluation.samples
         ],
         "stages": [_stage(stage) for stage in stages],
     }
@@ -119,18 +113,17 @@ def _draw(models: Sequence[ModelResults]) -> list[_Plot]:
 
     references: dict[str, float] = {}
     for model in models:
-        if model.gzip_bits_per_byte is not None:
-            references["gzip -9"] = model.gzip_bits_per_byte
-        if model.untrained_bits_per_byte is not None:
-            references[f"{model.name}, untrained" if len(models) > 1 else "untrained model"] = (
-                model.untrained_bits_per_byte
-            )
+        if model.evaluation.gzip_bits_per_byte is not None:
+            references["gzip -9"] = model.evaluation.gzip_bits_per_byte
+        if model.evaluation.untrained_bits_per_byte is not None:
+            label = f"{model.name}, untrained" if len(models) > 1 else "untrained model"
+            references[label] = model.evaluation.untrained_bits_per_byte
     drawn = [
         _Plot(
             "Compression",
             "Bars of bits per byte",
             "bits_per_byte.png",
-            plots.bits_per_byte_plot({model.name: model.bits_per_byte for model in models}, references),
+            plots.bits_per_byte_plot({model.name: model.evaluation.bits_per_byte for model in models}, references),
         )
     ]
     if train_loss := curves("train/loss"):
@@ -139,41 +132,30 @@ def _draw(models: Sequence[ModelResults]) -> list[_Plot]:
         )
     if lr := curves("train/lr"):
         drawn.append(_Plot("Schedule", "Learning rate against the step", "lr.png", plots.learning_rate_plot(lr)))
-    by_position = {model.name: model.position_perplexity for model in models if model.position_perplexity}
+    by_position = {model.name: curve for model in models if (curve := model.evaluation.position_perplexity)}
     if by_position:
-        windows = " and ".join(sorted({str(model.num_windows) for model in models if model.num_windows}))
+        windows = {str(model.evaluation.num_windows) for model in models if model.evaluation.num_windows}
         drawn.append(
             _Plot(
                 "Length generalisation",
                 "Perplexity against the position in the context",
                 "perplexity_by_position.png",
-                plots.position_plot(by_position, max(model.seq_len for model in models)),
-                f"Mean over {windows} stretches of long validation documents, each begun with an empty memory.",
+                plots.position_plot(by_position, max(model.evaluation.seq_len for model in models)),
+                f"Mean over {' and '.join(sorted(windows))} stretches of long validation documents, each begun with an "
+                "empty memory.",
             )
         )
     return drawn
 
 
 def _table(models: Sequence[ModelResults]) -> dict[str, Any]:
-    columns = ["model", "layers", "parameters", "tokens seen", "loss (nats/token)", "perplexity", "bits per byte",
-               "untrained", "gzip -9", "tokens/s", "MFU"]  # fmt: skip
-    rows = [
-        [
-            model.name,
-            model.mixers,
-            f"{model.num_params / 1e6:.2f} M",
-            f"{model.tokens_seen / 1e6:.2f} M",
-            f"{model.loss:.4f}",
-            f"{model.perplexity:.2f}",
-            f"{model.bits_per_byte:.3f}",
-            _optional(model.untrained_bits_per_byte, "{:.3f}"),
-            _optional(model.gzip_bits_per_byte, "{:.3f}"),
-            f"{model.tokens_per_s:,.0f}",
-            _optional(model.mfu, "{:.0%}"),
-        ]
-        for model in models
-    ]
-    return {"columns": columns, "rows": rows}
+    rows = []
+    for model in models:
+        cells = {"model": model.name, "layers": model.pattern}
+        cells |= model.training.report_cells() | model.evaluation.report_cells()
+        speed = {column: cells.pop(column) for column in _LAST_COLUMNS}
+        rows.append(cells | speed)
+    return {"columns": list(rows[0]), "rows": [list(cells.values()) for cells in rows]}
 
 
 def _notes(models: Sequence[ModelResults]) -> list[str]:
@@ -181,22 +163,26 @@ def _notes(models: Sequence[ModelResults]) -> list[str]:
         "Loss, perplexity and bits per byte are on the validation split: documents chosen by a hash of their text, "
         "none of which is in the training split. Bits per byte compares models with different tokenizers."
     ]
-    if any(model.gzip_bits_per_byte is not None for model in models):
+    if any(model.evaluation.gzip_bits_per_byte is not None for model in models):
         notes.append(
             "gzip -9 and the untrained model (the same architecture before its first step) are scored on the same text."
         )
     return notes
 
 
-def _sample(model: ModelResults, prompt: str, text: str, several: bool) -> dict[str, str]:
-    prompt, text = _visible(prompt), _visible(text)
+def _sample(model: str | None, sample: SampleText) -> dict[str, str]:
+    prompt, text = _visible(sample.prompt), _visible(sample.text)
     begun = f"Continuing {prompt!r}" if prompt else "A new document"
     whole = prompt + text
     fence = "```"
     while fence in whole:
         fence += "`"
-    return {"caption": f"{model.name}: {begun}" if several else begun, "prompt": prompt, "text": text,
-            "fenced": f"{fence}text\n{whole}\n{fence}"}  # fmt: skip
+    return {
+        "caption": f"{model}: {begun}" if model else begun,
+        "prompt": prompt,
+        "text": text,
+        "fenced": f"{fence}text\n{whole}\n{fence}",
+    }
 
 
 def _visible(text: str) -> str:
@@ -214,9 +200,5 @@ def _stage(stage: StageSummary) -> dict[str, Any]:
         "kind": stage.kind,
         "fingerprint": stage.fingerprint[:8],
         "yaml": text,
-        "open": stage.kind == "train",
+        "open": stage.kind == TrainStage.kind,
     }
-
-
-def _optional(value: float | None, form: str) -> str:
-    return "-" if value is None else form.format(value)

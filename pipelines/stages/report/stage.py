@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING
 
 from pydantic import Field
+from rich.markup import escape
 
-from pipelines.engine.stage import StageContext, StageInput, StageOutput
-from pipelines.stages.numbers import perplexity
+from pipelines.engine.stage import AnyNode, Stage, StageContext, StageInputs, StageNode, StageOutput
+from pipelines.errors import FieldError
+from pipelines.stages.evaluate.stage import EvaluateStage
 from pipelines.stages.report.config import ReportStageConfig
+from pipelines.stages.train.stage import TrainStage, read_history
+
+if TYPE_CHECKING:
+    from pipelines.storage.artifact import ArtifactDir
 
 
 class ReportOutput(StageOutput):
@@ -19,28 +26,61 @@ class ReportOutput(StageOutput):
     markdown: str = Field("report.md")
 
 
-class ReportStage:
+@dataclass(frozen=True, kw_only=True)
+class ReportInputs(StageInputs):
+    """What a `report` stage reads: evaluations, and the training of each evaluated model."""
+
+    trained: tuple[StageNode[TrainStage], ...] = ()
+    evaluated: tuple[StageNode[EvaluateStage], ...]
+
+
+class ReportStage(Stage[ReportStageConfig, ReportInputs, ReportOutput]):
     """Reads records and training histories only, so it runs in the driver in a second or two."""
 
-    kind: ClassVar[str] = "report"
-    code_version: ClassVar[int] = 2
-    output_type: ClassVar[type[StageOutput]] = ReportOutput
+    code_version = 2
+    uses_cluster = False
 
-    def content_identity(self, config: ReportStageConfig) -> None:
-        """All it reads are other stages' artifacts."""
+    def check(self, name: str, config: ReportStageConfig, inputs: ReportInputs) -> None:
+        """Refuse an evaluation without the training of its model: the page shows both."""
+        trained = {train.name for train in inputs.trained}
+        for evaluated in inputs.evaluated:
+            train = evaluated.inputs.trained.name
+            if train not in trained:
+                raise FieldError(
+                    ("stages", name, "needs"),
+                    f"has {evaluated.name!r} but not {train!r}, the train stage it evaluates. Add {train!r}.",
+                )
 
-    def run(self, config: ReportStageConfig, context: StageContext) -> ReportOutput:
+    def run(self, config: ReportStageConfig, inputs: ReportInputs, context: StageContext) -> ReportOutput:
         """Write report.html, report.md and the plots."""
-        from pipelines.stages.report.page import StageSummary, build_report
+        from pipelines.stages.report.page import ModelResults, StageSummary, build_report
 
-        trained = {stage.name: stage for stage in context.inputs_of("train")}
-        models = [_results(evaluated, trained) for evaluated in context.inputs_of("evaluate")]
-        stages = [
-            StageSummary(stage.name, stage.kind, stage.fingerprint, stage.config.model_dump(mode="json"))
-            for stage in context.inputs.values()
+        models = [
+            ModelResults(
+                name=trained.name,
+                pattern=trained.config.model.pattern,
+                training=trained.output,
+                evaluation=evaluated.output,
+                history=read_history(trained.artifact),
+            )
+            for evaluated in inputs.evaluated
+            for trained in [evaluated.inputs.trained]
         ]
-        about = f"Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by stage {context.name} ({context.fingerprint[:8]})."
-        report = build_report(config.title or context.name, about, models, stages, _data(context))
+        nodes: tuple[AnyNode, ...] = (*inputs.trained, *inputs.evaluated)
+        stages = [
+            StageSummary(node.name, node.stage.kind, node.fingerprint, node.config.model_dump(mode="json"))
+            for node in nodes
+        ]
+        tokens = [evaluated.inputs.tokens for evaluated in inputs.evaluated]
+        data = {node.name: node.output.summary() for node in tokens}
+        report = build_report(
+            title=config.title or context.name,
+            about=f"Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by stage {context.name} "
+            f"({context.fingerprint[:8]}).",
+            models=models,
+            stages=stages,
+            data=[f"{name}: {summary}." for name, summary in data.items()],
+        )
         output = ReportOutput(html="report.html", markdown="report.md")
         files = {output.html: report.html.encode(), output.markdown: report.markdown.encode(), **report.pictures}
         for name, content in files.items():
@@ -49,47 +89,6 @@ class ReportStage:
             context.journal.log_artifact(name)
         return output
 
-
-def _data(context: StageContext) -> list[str]:
-    """A line about the documents of each tokenize stage behind an evaluated model."""
-    tokens = {
-        stage.name: stage.output.summary()
-        for evaluated in context.inputs_of("evaluate")
-        for stage in evaluated.inputs.values()
-        if stage.kind == "tokenize"
-    }
-    return [f"{name}: {summary}." for name, summary in tokens.items()]
-
-
-def _results(evaluated: StageInput, trained: dict[str, StageInput]) -> Any:
-    from pipelines.stages.report.page import ModelResults
-
-    figures: Any = evaluated.output
-    (train,) = (trained[name] for name in evaluated.config.needs if name in trained)
-    facts: Any = train.output
-    config: Any = train.config
-    train.artifact.fetch("history.json")
-    history = {
-        name: [(int(step), float(value)) for step, value in points]
-        for name, points in train.artifact.read_json("history.json").items()
-    }
-    return ModelResults(
-        name=train.name,
-        mixers=config.model.pattern,
-        num_params=facts.num_params,
-        tokens_seen=facts.tokens_seen,
-        tokens_per_s=facts.tokens_per_s,
-        mfu=facts.mfu,
-        seq_len=figures.seq_len,
-        loss=figures.loss,
-        perplexity=figures.perplexity,
-        bits_per_byte=figures.bits_per_byte,
-        untrained_bits_per_byte=figures.untrained_bits_per_byte,
-        gzip_bits_per_byte=figures.gzip_bits_per_byte,
-        position_perplexity=[
-            (end, perplexity(loss)) for end, loss in zip(figures.position_bin_ends, figures.position_loss, strict=True)
-        ],
-        num_windows=figures.num_windows,
-        samples=[(sample.prompt, sample.text) for sample in figures.samples],
-        history=history,
-    )
+    def headline(self, config: ReportStageConfig, output: ReportOutput, artifact: ArtifactDir) -> str:
+        """The page's address."""
+        return f"[bold]{escape(artifact.url)}/{output.html}[/]"

@@ -9,16 +9,25 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationError
 
 from data.config import TokenizeFields
 from data.records import NOTHING, SPLITS, Reason, ShardsSummary, SliceRecord, reasons_in_words
-from pipelines.engine.stage import StageConfig, StageContext, StageInput, StageOutput
+from pipelines.engine.stage import (
+    ProgressMetrics,
+    Stage,
+    StageConfig,
+    StageContext,
+    StageInputs,
+    StageNode,
+    StageOutput,
+)
 from pipelines.errors import DamagedError, UserError
 from pipelines.faults import explained_disk
-from pipelines.stages.tokenizer.stage import TOKENIZER_FOLDER, describe_source
+from pipelines.stages.tokenizer.stage import TOKENIZER_FOLDER, TokenizerStage, describe_source
 
 if TYPE_CHECKING:
     from data.sources import Slice
@@ -75,12 +84,18 @@ class TokenizeOutput(StageOutput):
         return text
 
 
-class TokenizeStage:
+@dataclass(frozen=True)
+class TokenizeInputs(StageInputs):
+    """What a `tokenize` stage reads."""
+
+    tokenizer: StageNode[TokenizerStage]
+
+
+class TokenizeStage(Stage[TokenizeStageConfig, TokenizeInputs, TokenizeOutput]):
     """Finished slices are kept between attempts; one that was being written is written again."""
 
-    kind: ClassVar[str] = "tokenize"
-    code_version: ClassVar[int] = 2
-    output_type: ClassVar[type[StageOutput]] = TokenizeOutput
+    code_version = 2
+    progress = ProgressMetrics("tokenize/slices_total", {"tokenize/tokens_per_s": "{:,.0f} tokens/s"})
 
     def content_identity(self, config: TokenizeStageConfig) -> str:
         """Digest of the text. Raises UserError where it is missing."""
@@ -90,14 +105,13 @@ class TokenizeStage:
         with user_errors():
             return content_identity(config.source)
 
-    def run(self, config: TokenizeStageConfig, context: StageContext) -> TokenizeOutput:
-        """Write the shards. Raises UserError: the text is unfit, or there is none for a split."""
+    def run(self, config: TokenizeStageConfig, inputs: TokenizeInputs, context: StageContext) -> TokenizeOutput:
+        """Write the shards. Raises UserError: the text is invalid, or there is none for a split."""
         from data.packing import merge_slices
         from data.sources import duplicate_files, plan_slices, stamp, with_absolute_paths
         from pipelines.stages.tasks import require_planned_content, user_errors
 
-        (tokenizer,) = context.inputs_of("tokenizer")
-        artifact = context.artifact
+        tokenizer, artifact = inputs.tokenizer, context.artifact
         config = config.model_copy(update={"source": with_absolute_paths(config.source)})
         with user_errors():
             source_stamp = stamp(config.source)
@@ -127,7 +141,7 @@ class TokenizeStage:
         self,
         slices: list[Slice],
         config: TokenizeStageConfig,
-        tokenizer: StageInput,
+        tokenizer: StageNode[TokenizerStage],
         source_stamp: str,
         context: StageContext,
     ) -> list[SliceRecord]:
@@ -135,8 +149,7 @@ class TokenizeStage:
         from pipelines.stages.tasks import run_tasks
 
         artifact, journal = context.artifact, context.journal
-        tokenizer_output: Any = tokenizer.output
-        sha256: str = tokenizer_output.sha256
+        sha256 = tokenizer.output.sha256
         records = _finished_slices(artifact, source_stamp, sha256)
         finished = {record.index for record in records}
         calls = [

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from data.config import TokenizerFields
-from pipelines.engine.stage import StageConfig, StageContext, StageOutput
+from pipelines.engine.stage import Stage, StageConfig, StageContext, StageInputs, StageOutput
 
 if TYPE_CHECKING:
     from pipelines.storage.artifact import ArtifactDir
@@ -32,12 +32,10 @@ class TokenizerOutput(StageOutput):
     sha256: str
 
 
-class TokenizerStage:
+class TokenizerStage(Stage[TokenizerStageConfig, StageInputs, TokenizerOutput]):
     """Trains in one Ray task, which uses all cores it finds; nothing is kept between attempts."""
 
-    kind: ClassVar[str] = "tokenizer"
-    code_version: ClassVar[int] = 2
-    output_type: ClassVar[type[StageOutput]] = TokenizerOutput
+    code_version = 2
 
     def content_identity(self, config: TokenizerStageConfig) -> str:
         """Digest of the text to train on, or of the tokenizer to load. Raises UserError: that is missing or unfit."""
@@ -53,7 +51,7 @@ class TokenizerStage:
             assert config.load is not None
             return load_tokenizer(config.load, config.end_of_document).sha256
 
-    def run(self, config: TokenizerStageConfig, context: StageContext) -> TokenizerOutput:
+    def run(self, config: TokenizerStageConfig, inputs: StageInputs, context: StageContext) -> TokenizerOutput:
         """Make the tokenizer and put it into the artifact. Raises UserError: the text or the tokenizer is unfit."""
         from data.paths import expanded
         from data.sources import with_absolute_paths
@@ -75,6 +73,15 @@ class TokenizerStage:
         )
         context.journal.log_artifact(TOKENIZER_FOLDER)
         return output
+
+    def headline(self, config: TokenizerStageConfig, output: TokenizerOutput, artifact: ArtifactDir) -> str | None:
+        """A note if the text gave fewer ids than asked for."""
+        if config.load is not None or output.vocab_size >= config.vocab_size:
+            return None
+        return (
+            f"[yellow]note:[/] {output.vocab_size:,} token ids, not {config.vocab_size:,} (vocab_size): the text has "
+            "no more pairs to merge"
+        )
 
 
 def describe_source(source: object) -> str:

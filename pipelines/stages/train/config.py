@@ -184,20 +184,17 @@ class TrainStageConfig(StageConfig):
         return -(-self.max_tokens // (self.global_batch_size * seq_len))
 
 
-def check_train_against_tokenize(train: TrainStageConfig, tokenize: Any, name: str, tokenize_name: str) -> None:
-    """Refuse a model that cannot read sequences of the length that the `tokenize` stage writes.
+def check_seq_len(train: TrainStageConfig, seq_len: int, name: str, tokens_name: str) -> None:
+    """Refuse a model that cannot read sequences of `seq_len` tokens, or a warm-up longer than they make training.
 
-    Args:
-        tokenize: anything with the sequence length in tokens as `seq_len` (the stage's config, or its output).
-        name, tokenize_name: of the two stages.
+    Args: name, tokens_name: of the two stages.
     Raises: FieldError: names both fields and the lengths that would do.
     """
-    seq_len: int = tokenize.seq_len
     chunk_size = train.model.chunk_size
     if CHUNKED_MIXERS & set(train.model.mixers) and seq_len % chunk_size:
         near = [n for n in (seq_len // chunk_size * chunk_size, -(-seq_len // chunk_size) * chunk_size) if n]
         raise FieldError(
-            ("stages", tokenize_name, "seq_len"),
+            ("stages", tokens_name, "seq_len"),
             f"seq_len={seq_len} is not a multiple of {name}.model.chunk_size={chunk_size}: the chunked layers need "
             f"whole chunks. Set seq_len to {' or '.join(map(str, near))}, or chunk_size to a divisor of {seq_len}.",
         )

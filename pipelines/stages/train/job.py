@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pydantic import Field
+
 from bmojo import ModelConfig
 from pipelines.engine.stage import Facts
 from pipelines.stages.train.config import TrainStageConfig
@@ -13,6 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from pipelines.storage.artifact import ArtifactDir
+
+
+History = dict[str, list[tuple[int, float]]]
+"""For each metric, its points (step, value)."""
 
 
 class MetricSink(Protocol):
@@ -41,16 +47,21 @@ class TrainJob:
     metrics: Any  # MetricSink, used on rank 0
 
 
-class TrainFacts(Facts):
-    """What the workers report when training is done. `history` maps a metric to its (step, value) points."""
+class TrainFigures(Facts):
+    """What training came to. Losses are in nats per token; null without a validation split."""
 
-    steps: int
-    num_tokens: int
-    final_train_loss: float
-    initial_valid_loss: float | None
-    final_valid_loss: float | None
     num_params: int
-    train_time_s: float
-    tokens_per_s: float
-    mfu: float
-    history: dict[str, list[tuple[int, float]]]
+    steps: int
+    tokens_seen: int
+    final_train_loss: float
+    initial_valid_loss: float | None = Field(description="Before the first step.")
+    final_valid_loss: float | None
+    train_time_s: float = Field(description="Seconds spent in optimizer steps, over all attempts.")
+    tokens_per_s: float = Field(description="Over all workers, while in optimizer steps.")
+    mfu: float = Field(description="Model FLOP/s as a share of the devices' matrix-product peak.")
+
+
+class TrainFacts(TrainFigures):
+    """What the workers report when training is done."""
+
+    history: History

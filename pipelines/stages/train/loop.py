@@ -253,7 +253,7 @@ class TrainLoop:
         tokens_per_s = self.num_tokens / self.meter.total_time_s
         return TrainFacts(
             steps=self.step,
-            num_tokens=self.num_tokens,
+            tokens_seen=self.num_tokens,
             final_train_loss=self.train_loss,
             initial_valid_loss=self.initial_valid_loss,
             final_valid_loss=final_valid_loss,

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
 
 from pydantic import Field
 
-from pipelines.engine.stage import StageContext, StageInput, StageOutput
-from pipelines.errors import UserError
-from pipelines.stages.train.config import TrainStageConfig, check_train_against_tokenize
+from bmojo import ModelConfig
+from pipelines.engine.stage import (
+    Estimate,
+    ProgressMetrics,
+    Stage,
+    StageContext,
+    StageInputs,
+    StageNode,
+    StageOutput,
+)
+from pipelines.errors import FieldError, UserError
+from pipelines.stages.numbers import optional
+from pipelines.stages.tokenize.stage import TokenizeStage
+from pipelines.stages.train.config import TrainStageConfig, check_seq_len
+from pipelines.stages.train.job import History, MetricSink, TrainFigures, TrainJob
 
 if TYPE_CHECKING:
-    from bmojo import ModelConfig
-    from pipelines.stages.train.job import MetricSink, TrainFacts, TrainJob
+    from pipelines.storage.artifact import ArtifactDir
 
 HISTORY = "history.json"
 _FAR_WORSE = 1.1  # times the validation loss before the first step
@@ -23,8 +36,8 @@ VOCAB_MULTIPLE = 64  # rows of the embedding are padded to this: matrix products
 logger = logging.getLogger(__name__)
 
 
-class TrainOutput(StageOutput):
-    """A trained model and how it got there. Losses are in nats per token."""
+class TrainOutput(StageOutput, TrainFigures):
+    """A trained model and how it got there."""
 
     model: str = Field(description="Folder of the final model (config.json, model.safetensors) in this artifact.")
     history: str = Field(description="JSON file in this artifact: for each metric its [step, value] points.")
@@ -33,15 +46,6 @@ class TrainOutput(StageOutput):
     )
     seq_len: int
     vocab_size: int = Field(description="The model's, padded; the tokenizer may have fewer ids.")
-    num_params: int
-    steps: int
-    tokens_seen: int
-    final_train_loss: float
-    initial_valid_loss: float | None = Field(description="Before the first step; null without a validation split.")
-    final_valid_loss: float | None
-    train_time_s: float = Field(description="Seconds spent in optimizer steps, over all attempts.")
-    tokens_per_s: float = Field(description="Over all workers, while in optimizer steps.")
-    mfu: float = Field(description="Model FLOP/s as a share of the devices' matrix-product peak.")
 
     def figures(self) -> dict[str, float]:
         """At the end of training; speed and MFU are those of the whole training."""
@@ -56,40 +60,93 @@ class TrainOutput(StageOutput):
         }
         return {name: value for name, value in figures.items() if value is not None}
 
+    def report_cells(self) -> dict[str, str]:
+        """Size, data and speed."""
+        return {
+            "parameters": f"{self.num_params / 1e6:.2f} M",
+            "tokens seen": f"{self.tokens_seen / 1e6:.2f} M",
+            "tokens/s": f"{self.tokens_per_s:,.0f}",
+            "MFU": optional(self.mfu, "{:.0%}"),
+        }
 
-class TrainStage:
+
+@dataclass(frozen=True)
+class TrainInputs(StageInputs):
+    """What a `train` stage reads. `initial`: the stage whose weights it starts from."""
+
+    tokens: StageNode[TokenizeStage]
+    initial: StageNode[TrainStage] | None = None
+
+
+class TrainStage(Stage[TrainStageConfig, TrainInputs, TrainOutput]):
     """Training as a stage: all its state is in the artifact's checkpoints/."""
 
-    kind: ClassVar[str] = "train"
-    code_version: ClassVar[int] = 5
-    output_type: ClassVar[type[StageOutput]] = TrainOutput
+    code_version = 5
+    progress = ProgressMetrics(
+        "train/max_steps",
+        {"train/loss": "loss {:.3f}", "valid/loss": "valid {:.3f}", "train/tokens_per_s": "{:,.0f} tokens/s"},
+    )
+    uses_ray_train = True
 
-    def content_identity(self, config: TrainStageConfig) -> None:
-        """All it reads are other stages' artifacts."""
+    def check(self, name: str, config: TrainStageConfig, inputs: TrainInputs) -> None:
+        """Refuse a model that cannot read such sequences, or has no room for the ids of a tokenizer to be trained."""
+        tokens = inputs.tokens
+        check_seq_len(config, tokens.config.seq_len, name, tokens.name)
+        tokenizer = tokens.inputs.tokenizer
+        vocab_size = tokenizer.config.vocab_size
+        room = config.model.vocab_size
+        if tokenizer.config.load is None and room is not None and room < vocab_size:
+            raise FieldError(
+                ("stages", name, "model", "vocab_size"),
+                f"found {room}, which is less than the {vocab_size} ids of the tokenizer {tokenizer.name!r} "
+                f"({tokenizer.name}.vocab_size). Leave it out, or set it to {vocab_size} or more.",
+            )
 
-    def run(self, config: TrainStageConfig, context: StageContext) -> TrainOutput:
-        """Train to the end, from the newest checkpoint where there is one.
+    def estimate(self, stages: Sequence[StageNode[Self]], num_cores: float) -> Estimate:
+        """Parameters, tokens, FLOPs, memory and time."""
+        from pipelines.stages.train.estimates import estimate_all
+
+        return estimate_all(stages, num_cores)
+
+    def run(self, config: TrainStageConfig, inputs: TrainInputs, context: StageContext) -> TrainOutput:
+        """Train to the end, from the newest checkpoint if there is one.
 
         Raises: UserError: settings that do not fit the data, training that diverges, workers without room.
         """
         from pipelines.stages.train.launch import run_training
         from pipelines.tracking.remote import log_missing, remote_journal, workers_journal
 
-        (tokens,) = context.inputs_of("tokenize")
-        tokens_output: Any = tokens.output
-        context.journal.log_dataset(tokens.name, tokens_output.train_sha256, tokens.artifact.url, context="train")
+        tokens = inputs.tokens
+        context.journal.log_dataset(tokens.name, tokens.output.train_sha256, tokens.artifact.url, context="train")
         with remote_journal(context.journal) as metrics:
-            job = make_job(config, context, metrics)
+            job = make_job(config, inputs, context, metrics)
             facts = run_training(job)
         log_missing(workers_journal(context.journal), facts.history)
         _warn_if_worse(facts, config, context.name)
         context.artifact.write_json(HISTORY, facts.history)
         for path in (HISTORY, "model/config.json"):
             context.journal.log_artifact(path)
-        return _output(facts, job.model, context.artifact.reference_to(tokens.artifact, "tokenizer"), tokens)
+        assert job.model.vocab_size is not None
+        return TrainOutput(
+            **facts.model_dump(exclude={"history"}),
+            model="model",
+            history=HISTORY,
+            tokenizer=context.artifact.reference_to(tokens.artifact, "tokenizer"),
+            seq_len=tokens.output.seq_len,
+            vocab_size=job.model.vocab_size,
+        )
 
 
-def _warn_if_worse(facts: TrainFacts, config: TrainStageConfig, name: str) -> None:
+def read_history(artifact: ArtifactDir) -> History:
+    """Every point of the curves of a finished train stage."""
+    artifact.fetch(HISTORY)
+    return {
+        metric: [(int(step), float(value)) for step, value in points]
+        for metric, points in artifact.read_json(HISTORY).items()
+    }
+
+
+def _warn_if_worse(facts: TrainFigures, config: TrainStageConfig, name: str) -> None:
     before, after = facts.initial_valid_loss, facts.final_valid_loss
     if before is not None and after is not None and after > _FAR_WORSE * before:
         logger.warning(
@@ -99,46 +156,20 @@ def _warn_if_worse(facts: TrainFacts, config: TrainStageConfig, name: str) -> No
         )  # fmt: skip
 
 
-def make_job(config: TrainStageConfig, context: StageContext, metrics: MetricSink) -> TrainJob:
+def make_job(config: TrainStageConfig, inputs: TrainInputs, context: StageContext, metrics: MetricSink) -> TrainJob:
     """What the workers need to know. Raises UserError: the settings do not fit the data."""
-    from pipelines.stages.train.job import TrainJob
-
-    (tokens,) = context.inputs_of("tokenize")
-    initial = context.inputs_of("train")
-    tokens_output: Any = tokens.output
-    check_train_against_tokenize(config, tokens_output, context.name, tokens.name)
+    tokens = inputs.tokens
     return TrainJob(
         config=config,
         model=_sized_model(config, tokens),
-        num_steps=config.num_steps(tokens_output.seq_len),
-        seq_len=tokens_output.seq_len,
+        num_steps=config.num_steps(tokens.output.seq_len),
+        seq_len=tokens.output.seq_len,
         artifact=context.artifact,
         shards=tokens.artifact,
-        has_validation=tokens_output.num_valid_samples > 0,
-        initial_weights=initial[0].artifact if initial else None,
+        has_validation=tokens.output.num_valid_samples > 0,
+        initial_weights=inputs.initial.artifact if inputs.initial else None,
         resume_step=None,
         metrics=metrics,
-    )
-
-
-def _output(facts: TrainFacts, model: ModelConfig, tokenizer: str, tokens: StageInput) -> TrainOutput:
-    tokens_output: Any = tokens.output
-    assert model.vocab_size is not None
-    return TrainOutput(
-        model="model",
-        history=HISTORY,
-        tokenizer=tokenizer,
-        seq_len=tokens_output.seq_len,
-        vocab_size=model.vocab_size,
-        num_params=facts.num_params,
-        steps=facts.steps,
-        tokens_seen=facts.num_tokens,
-        final_train_loss=facts.final_train_loss,
-        initial_valid_loss=facts.initial_valid_loss,
-        final_valid_loss=facts.final_valid_loss,
-        train_time_s=facts.train_time_s,
-        tokens_per_s=facts.tokens_per_s,
-        mfu=facts.mfu,
     )
 
 
@@ -147,10 +178,9 @@ def padded_vocab_size(num_ids: int) -> int:
     return -(-num_ids // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
 
-def _sized_model(config: TrainStageConfig, tokens: StageInput) -> ModelConfig:
+def _sized_model(config: TrainStageConfig, tokens: StageNode[TokenizeStage]) -> ModelConfig:
     """The model's config with room for every id of the tokenizer."""
-    tokens_output: Any = tokens.output
-    needed: int = tokens_output.vocab_size
+    needed = tokens.output.vocab_size
     if config.model.vocab_size is None:
         return config.model.with_vocab_size(padded_vocab_size(needed))
     if config.model.vocab_size < needed:

@@ -1,4 +1,4 @@
-"""What a train stage will take, from its configuration alone: parameters, tokens, FLOPs, memory, time."""
+"""Estimates of training from its configuration alone: parameters, tokens, FLOPs, memory, time."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ import os
 import platform
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
+from bmojo.counting import count
 from data.sources.digests import cache_root
-from pipelines.stages.tokenize.stage import TokenizeStageConfig
-from pipelines.stages.tokenizer.stage import TokenizerStageConfig
-from pipelines.stages.train.config import TrainStageConfig
+from pipelines.engine.stage import Estimate, StageNode
+from pipelines.stages.train.stage import TrainStage, padded_vocab_size
 
 GPU_PEAK_FLOPS = 300e12  # a middling data-centre GPU in bfloat16, for want of the real one while planning
 EXPECTED_MFU = 0.35
@@ -33,25 +36,51 @@ class TrainEstimate:
     time_s: float
 
 
-def estimate_training(
-    train: TrainStageConfig,
-    tokenize: TokenizeStageConfig,
-    tokenizer: TokenizerStageConfig,
-    core_flops: float,
-    num_cores: float,
-) -> TrainEstimate:
+def estimate_all(stages: Sequence[StageNode[TrainStage]], num_cores: float) -> Estimate:
+    """The train stages of a pipeline, one below the other, and the time of all."""
+    core_flops = core_peak()
+    estimates = {node.name: estimate_training(node, core_flops, num_cores) for node in stages}
+    return Estimate(
+        columns=("train stage", "parameters", "tokens", "FLOPs", "state a worker", "time"),
+        rows=[
+            (
+                name,
+                f"{estimate.num_params / 1e6:,.2f} M",
+                f"{estimate.num_tokens / 1e6:,.2f} M",
+                f"{estimate.train_flops:.2e}",
+                f"{estimate.state_bytes_per_worker / 2**20:,.0f} MiB",
+                f"about {in_words(estimate.time_s)}",
+            )
+            for name, estimate in estimates.items()
+        ],
+        note=f"All training: about {in_words(sum(estimate.time_s for estimate in estimates.values()))}; the other "
+        f"stages are not counted. Time assumes {EXPECTED_MFU:.0%} of the matrix-product peak (this machine's for CPU "
+        "stages); memory leaves out activations.",
+    )
+
+
+def in_words(seconds: float) -> str:
+    """A duration in a unit of readable size."""
+    if seconds > 100 * 365 * 86400:
+        return "more than 100 years"
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.1f} {unit}"
+    return f"{max(1, seconds):.0f} s"
+
+
+def estimate_training(node: StageNode[TrainStage], core_flops: float, num_cores: float) -> TrainEstimate:
     """Estimate a train stage whose tokenizer may not exist yet: its vocabulary is taken to have the size asked for.
 
     Args: core_flops: of one core, as core_peak gives it. num_cores: that the workers can have together, at most.
     """
-    from bmojo.counting import count
-    from pipelines.stages.train.stage import padded_vocab_size
-
+    train, tokens = node.config, node.inputs.tokens
+    seq_len = tokens.config.seq_len
     model = train.model
     if model.vocab_size is None:
-        model = model.with_vocab_size(padded_vocab_size(tokenizer.vocab_size))
-    counts = count(model, tokenize.seq_len)
-    num_tokens = train.num_steps(tokenize.seq_len) * train.global_batch_size * tokenize.seq_len
+        model = model.with_vocab_size(padded_vocab_size(tokens.inputs.tokenizer.config.vocab_size))
+    counts = count(model, seq_len)
+    num_tokens = train.num_steps(seq_len) * train.global_batch_size * seq_len
     flops = counts.train_flops_per_token * num_tokens
     resources = train.resources
     if train.on_gpu:
@@ -82,8 +111,6 @@ def core_peak() -> float:
     A busy machine measures too little, never too much. So the best is kept in the cache folder, and an estimate depends
     on the machine rather than on the moment.
     """
-    import torch
-
     folder = cache_root()
     machine = re.sub(r"[^\w.-]+", "-", f"{platform.node()}-{platform.machine()}-torch-{torch.__version__}")
     file = folder / f"core-peak-{machine}.json"
@@ -104,8 +131,6 @@ def core_peak() -> float:
 
 def measure_core_peak() -> float:
     """float32 matrix-product FLOP/s of one core: the best of a twentieth of a second."""
-    import torch
-
     size = 512
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
