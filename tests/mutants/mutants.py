@@ -97,7 +97,7 @@ MUTANTS: tuple[Mutant, ...] = (
             Edit("data/tokenizer.py", 'b"" if token["special"] else token["content"].encode()',
                  'token["content"].encode()')),
     # Pipelines
-    _mutant("nats per byte instead of bits", "tests/pipelines/stages/test_evaluate.py",
+    _mutant("nats per byte instead of bits", "tests/pipelines/stages/evaluate/test_scoring.py",
             Edit("pipelines/stages/evaluate/scoring.py", "self.nll_nats / math.log(2) / self.num_bytes",
                  "self.nll_nats / self.num_bytes")),
     _mutant("warm-up from a learning rate of zero", "tests/pipelines/stages/train/test_schedule.py",

@@ -1,15 +1,11 @@
-"""`plan` and `run` refuse what the machine cannot give; the estimate of time depends on the machine, not the moment."""
+"""`plan` and `run` refuse what the machine cannot give."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
-import torch
 
-from pipelines import estimates
-from pipelines.cli.running import _duration
 from pipelines.errors import ConfigError, UserError
 from pipelines.loading import load_pipeline
 from pipelines.session import open_pipeline
@@ -56,35 +52,6 @@ def test_unknown_kernels_are_refused(pipeline_file: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("BMOJO_KERNELS", "garbage")
     with pytest.raises(ConfigError, match="'garbage': there are no such kernels"):
         open_pipeline(load_pipeline(pipeline_file))
-
-
-@pytest.mark.parametrize("content", [None, "", "nonsense", "[]", "NaN", "1e30", "-1"])
-def test_the_best_peak_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    first = estimates.core_peak()
-    (file,) = (tmp_path / "bmojo").iterdir()
-    assert torch.__version__.split("+")[0] in file.name
-    assert json.loads(file.read_text()) == first
-    if content is None:
-        assert estimates.core_peak() >= first
-    else:
-        file.write_text(content)
-        assert 1e8 < estimates.core_peak() < estimates.MOST_CORE_FLOPS
-
-
-def test_more_cpus_than_cores_do_not_shorten_the_estimate(pipeline_file: Path) -> None:
-    def time_s(cpus: int) -> float:
-        stages = load_pipeline(pipeline_file, [f"train.resources.cpus_per_worker={cpus}"]).stages
-        return estimates.estimate_training(stages["train"], stages["tokens"], stages["tokenizer"], 1e10, 2).time_s
-
-    assert time_s(1) == time_s(30)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.001, "1 s"), (100, "100 s"), (3600, "60.0 min"), (1e30, "more than 100 years")]
-)
-def test_durations_have_a_readable_size(seconds: float, text: str) -> None:
-    assert _duration(seconds) == text
 
 
 @pytest.mark.parametrize("name", ["the", "EOD", "###", "a"])

@@ -18,15 +18,26 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
+from pipelines.engine.graph import stage_graph
 from pipelines.engine.lease import DEFAULT_RENEW_S, DEFAULT_TTL_S
 from pipelines.engine.process import ProcessIdentity
 from pipelines.engine.runner import Pipeline, RunResult, run_pipeline
-from pipelines.engine.stage import NOT_IN_FINGERPRINT, StageConfig, StageContext, StageOutput
+from pipelines.engine.stage import (
+    NOT_IN_FINGERPRINT,
+    AnyStage,
+    Stage,
+    StageConfig,
+    StageContext,
+    StageInputs,
+    StageNode,
+    StageOutput,
+)
 from pipelines.errors import UserError
 from pipelines.storage import Storage, open_storage
 from pipelines.tracking.replay import Replay
@@ -45,15 +56,10 @@ class CountOutput(StageOutput):
     steps: int
 
 
-class CountStage:
-    kind: ClassVar[str] = "count"
-    code_version: ClassVar[int] = 1
-    output_type: ClassVar[type[StageOutput]] = CountOutput
+class CountStage(Stage[CountConfig, StageInputs, CountOutput]):
+    code_version = 1
 
-    def content_identity(self, config: CountConfig) -> str | None:
-        return None
-
-    def run(self, config: CountConfig, context: StageContext) -> CountOutput:
+    def run(self, config: CountConfig, inputs: StageInputs, context: StageContext) -> CountOutput:
         for step in range(config.upto):
             if context.artifact.exists(f"steps/{step}.json"):
                 continue
@@ -79,17 +85,17 @@ class SumOutput(StageOutput):
     total: float
 
 
-class SumStage:
-    kind: ClassVar[str] = "sum"
-    code_version: ClassVar[int] = 1
-    output_type: ClassVar[type[StageOutput]] = SumOutput
+@dataclass(frozen=True)
+class SumInputs(StageInputs):
+    counts: tuple[StageNode[CountStage], ...] = ()
 
-    def content_identity(self, config: SumConfig) -> str | None:
-        return None
 
-    def run(self, config: SumConfig, context: StageContext) -> SumOutput:
+class SumStage(Stage[SumConfig, SumInputs, SumOutput]):
+    code_version = 1
+
+    def run(self, config: SumConfig, inputs: SumInputs, context: StageContext) -> SumOutput:
         total = 0.0
-        for source in context.inputs.values():
+        for source in inputs.counts:
             for name in source.artifact.listdir("steps"):
                 total += source.artifact.read_json(f"steps/{name}")["value"]
         context.artifact.write_json("total.json", {"total": total})
@@ -98,7 +104,7 @@ class SumStage:
         return SumOutput(total=config.scale * total)
 
 
-KINDS: dict[str, Any] = {"count": CountStage(), "sum": SumStage()}
+KINDS: tuple[AnyStage, ...] = (CountStage(), SumStage())
 
 
 def nowhere() -> TrackingOptions:
@@ -109,7 +115,7 @@ def nowhere() -> TrackingOptions:
 def counting_pipeline(storage: Storage, scale: float = 1.0, **count: Any) -> Pipeline:
     stages = {"count": CountConfig(**count), "sum": SumConfig(needs=("count",), scale=scale)}
     config = {"stages": {name: stage.model_dump(mode="json") for name, stage in stages.items()}}
-    return Pipeline("counting", stages, KINDS, storage, config=config)
+    return Pipeline("counting", stage_graph(stages, KINDS), storage, config=config)
 
 
 def run_here(storage: Storage, scale: float = 1.0, **count: Any) -> RunResult:
@@ -182,7 +188,8 @@ def main() -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 1
-    print(result.status, result.outputs, result.failure.text if result.failure else "", flush=True)
+    outputs = {name: node.output for name, node in result.stages.items()}
+    print(result.status, outputs, result.failure.text if result.failure else "", flush=True)
     return result.failure.exit_code if result.failure else 0
 
 

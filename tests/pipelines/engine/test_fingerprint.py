@@ -32,7 +32,8 @@ def fingerprint(
     config: Config | None = None, *inputs: InputIdentity, version: int = 1, content: str | None = None
 ) -> Any:
     stage: Any = SimpleNamespace(kind="train", code_version=version)
-    return fingerprint_stage(stage, config or Config(), inputs, content)
+    by_kind = {one.kind: [other for other in inputs if other.kind == one.kind] for one in inputs}
+    return fingerprint_stage(stage, config or Config(), by_kind, content)
 
 
 def test_what_changes_the_result_changes_the_fingerprint() -> None:
@@ -117,7 +118,7 @@ def test_precision_counts_as_it_will_be_used() -> None:
                 "precision": precision, "resources": {"gpus_per_worker": gpus},
             }
         )  # fmt: skip
-        return fingerprint_stage(TrainStage(), config, [], None).digest
+        return fingerprint_stage(TrainStage(), config, {}, None).digest
 
     assert digest("auto", 0) != digest("auto", 1)
     assert digest("auto", 0) == digest("fp32", 0) == digest("fp32", 1)

@@ -107,7 +107,7 @@ def test_a_stopped_driver_is_replaced_and_its_heir_alone_succeeds(store: Path, w
 def test_an_owner_that_lost_cannot_write_over_its_heirs_state_or_record(store: Path) -> None:
     storage = open_storage(store)
     result = run_here(storage)
-    run, artifact = result.run, result.artifacts["count"]
+    run, artifact = result.run, result.stages["count"].artifact
     state, info = run.state(), run.info()
     record = read_record(artifact)
     assert record is not None
@@ -127,7 +127,8 @@ def test_an_owner_that_lost_cannot_write_over_its_heirs_state_or_record(store: P
 
 def test_a_request_to_cancel_is_for_one_owner_only(store: Path) -> None:
     storage = open_storage(store)
-    run = counting_pipeline(storage).run()
+    pipeline = counting_pipeline(storage)
+    run = pipeline.run_of(pipeline.plan())
     with Lease.acquire(storage, run.lease_relpath, "Run x") as lease:
         run.request_cancel()
         assert run.cancel_requested(lease.number)
@@ -297,7 +298,7 @@ def test_a_dead_driver_of_another_machine_is_unlocked_by_hand(store: Path) -> No
 def test_a_driver_with_a_wrong_clock_is_shown_as_what_it_is(store: Path, offset_s: float) -> None:
     storage = open_storage(store)
     pipeline = counting_pipeline(storage, upto=400, step_s=0.05)
-    run = pipeline.run()
+    run = pipeline.run_of(pipeline.plan())
     stop = threading.Event()
 
     def skew() -> None:

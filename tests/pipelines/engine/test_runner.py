@@ -10,15 +10,24 @@ from typing import Any
 
 import pytest
 
+from pipelines.engine.graph import stage_graph
 from pipelines.engine.lease import LeaseHeldError, lease_holder
 from pipelines.engine.observer import Observer
 from pipelines.engine.plan import Action
-from pipelines.engine.runner import run_pipeline
+from pipelines.engine.runner import Pipeline, run_pipeline
 from pipelines.engine.runs import Run, Status, delete_run, find_run, list_runs
+from pipelines.engine.stage import StageConfig
 from pipelines.errors import ConfigError, InfrastructureError, UserError
 from pipelines.storage import Storage, open_storage
 from pipelines.tracking.journal import Journal, journals_of, read_events
-from tests.pipelines.engine.counting_pipeline import CountConfig, SumConfig, counting_pipeline, nowhere, run_here
+from tests.pipelines.engine.counting_pipeline import (
+    KINDS,
+    CountConfig,
+    SumConfig,
+    counting_pipeline,
+    nowhere,
+    run_here,
+)
 
 SCRIPT = str(Path(__file__).with_name("counting_pipeline.py"))
 
@@ -47,7 +56,7 @@ def test_a_run_is_reused_as_a_whole_and_without_a_cluster(storage: Storage) -> N
     for _ in range(2):
         result = run_pipeline(counting_pipeline(storage), nowhere(), lambda: clusters.append(1))
         assert result.status is Status.SUCCEEDED
-        assert result.outputs["sum"].total == 10  # type: ignore[attr-defined]
+        assert result.stages["sum"].output.total == 10
     assert len(clusters) == 2, "once per stage of the first run only"
     assert len(list_runs(storage)) == 1
 
@@ -59,7 +68,7 @@ def test_only_what_a_change_reaches_runs_again_and_the_plan_says_why(storage: St
     assert planned["sum"].action is Action.RUN
     assert planned["sum"].changes == ("scale: 1.0 -> 2.0",)
     result = run_here(storage, scale=2.0)
-    assert result.outputs["sum"].total == 20  # type: ignore[attr-defined]
+    assert result.stages["sum"].output.total == 20
     assert [stage.reused for stage in result.run.state().stages.values()] == [True, False]
     changed = {stage.name: stage for stage in counting_pipeline(storage, upto=6).plan()}
     assert changed["count"].changes == ("upto: 5 -> 6",)
@@ -68,10 +77,8 @@ def test_only_what_a_change_reaches_runs_again_and_the_plan_says_why(storage: St
 
 def test_a_renamed_stage_is_reused(storage: Storage) -> None:
     run_here(storage)
-    pipeline = counting_pipeline(storage)
-    renamed = type(pipeline)(
-        "renamed", {"numbers": CountConfig(), "all": SumConfig(needs=("numbers",))}, pipeline.kinds, storage
-    )
+    graph = stage_graph({"numbers": CountConfig(), "all": SumConfig(needs=("numbers",))}, KINDS)
+    renamed = Pipeline("renamed", graph, storage)
     assert [stage.action for stage in renamed.plan()] == [Action.REUSE, Action.REUSE]
     assert run_pipeline(renamed, nowhere()).status is Status.SUCCEEDED
 
@@ -97,7 +104,8 @@ def test_a_dead_driver_is_seen_for_what_it_is(tmp_path: Path) -> None:
     process = start(tmp_path / "store", "--step-s", "0.2", "--upto", "50")
     assert process.stdout is not None
     process.stdout.readline()
-    run = counting_pipeline(storage, upto=50).run()
+    pipeline = counting_pipeline(storage, upto=50)
+    run = pipeline.run_of(pipeline.plan())
     assert run.state().status is Status.RUNNING
     with pytest.raises(LeaseHeldError, match=f"Run {run.run_id} is held by process {process.pid}"):
         run_here(storage, upto=50)
@@ -115,7 +123,7 @@ def test_a_dead_driver_is_seen_for_what_it_is(tmp_path: Path) -> None:
 def test_a_run_is_cancelled_from_elsewhere_and_continued(tmp_path: Path) -> None:
     storage = open_storage(tmp_path / "store")
     pipeline = counting_pipeline(storage, upto=40, step_s=0.05)
-    run = pipeline.run()
+    run = pipeline.run_of(pipeline.plan())
     with pytest.raises(UserError, match=r"has no (state|run)|is not running"):
         run.request_cancel()
 
@@ -136,7 +144,7 @@ def test_a_run_is_cancelled_from_elsewhere_and_continued(tmp_path: Path) -> None
 
 def test_a_driver_that_was_taken_over_stops_and_writes_nothing_more(storage: Storage) -> None:
     pipeline = counting_pipeline(storage, upto=400, step_s=0.05)
-    run = pipeline.run()
+    run = pipeline.run_of(pipeline.plan())
 
     class TakenOver(Observer):
         def on_metrics(self, stage: Any, step: int, values: Any) -> None:
@@ -192,7 +200,7 @@ def test_errors_are_judged_and_kept(
 
 def test_a_damaged_record_is_named(storage: Storage) -> None:
     result = run_here(storage)
-    record = Path(result.artifacts["sum"].url) / "record.json"
+    record = Path(result.stages["sum"].artifact.url) / "record.json"
     for content in ("{", '{"format": 1}'):
         record.write_text(content)
         with pytest.raises(UserError, match=r"record\.json is damaged.*Delete the directory"):
@@ -200,17 +208,16 @@ def test_a_damaged_record_is_named(storage: Storage) -> None:
 
 
 def test_nothing_is_written_when_the_graph_or_the_storage_is_wrong(tmp_path: Path) -> None:
-    pipeline = counting_pipeline(open_storage(tmp_path / "store"))
-    cases = {
+    cases: dict[str, dict[str, StageConfig]] = {
         "there is no stage 'x'": {"count": CountConfig(needs=("x",))},
         "needs itself": {"count": CountConfig(needs=("count",))},
         "a -> b -> a": {"a": CountConfig(needs=("b",)), "b": CountConfig(needs=("a",))},
         "there is no kind 'count'": {"count": CountConfig()},
     }
     for message, stages in cases.items():
-        kinds = {} if "kind" in message else pipeline.kinds
+        kinds = () if "kind" in message else KINDS
         with pytest.raises(ConfigError, match=message):
-            run_pipeline(type(pipeline)("p", stages, kinds, pipeline.storage), nowhere())
+            run_pipeline(Pipeline("p", stage_graph(stages, kinds), open_storage(tmp_path / "store")), nowhere())
     assert not (tmp_path / "store").exists()
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="Cannot write"):
@@ -230,7 +237,7 @@ def test_two_runs_that_share_a_stage_make_it_once(storage: Storage) -> None:
     result = run_pipeline(counting_pipeline(storage, scale=3.0, upto=8), nowhere(), observer=Watching())
     assert waited == ["count"]
     assert result.run.state().stages["count"].reused
-    assert result.outputs["sum"].total == 84  # type: ignore[attr-defined]
+    assert result.stages["sum"].output.total == 84
     assert other.wait(timeout=20) == 0
 
 

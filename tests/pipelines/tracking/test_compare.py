@@ -6,19 +6,28 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import pytest
 from pydantic import Field
 
 from pipelines.cli.running import ConsoleObserver
+from pipelines.engine.graph import stage_graph
 from pipelines.engine.headline import settings_of
 from pipelines.engine.provenance import machine, user_name
 from pipelines.engine.runner import Pipeline, RunResult, run_pipeline
 from pipelines.engine.runs import Status
-from pipelines.engine.stage import NOT_IN_FINGERPRINT, StageConfig, StageContext, StageOutput
+from pipelines.engine.stage import (
+    NOT_IN_FINGERPRINT,
+    Stage,
+    StageConfig,
+    StageContext,
+    StageInputs,
+    StageNode,
+    StageOutput,
+)
 from pipelines.errors import UserError
 from pipelines.storage import Storage, open_storage
 from pipelines.tracking.replay import RUN_JOURNAL, Replay
@@ -42,18 +51,13 @@ class FitOutput(StageOutput):
         return {"fit/loss": self.loss, "fit/speed": self.speed}
 
 
-class FitStage:
-    kind: ClassVar[str] = "fit"
-    code_version: ClassVar[int] = 1
-    output_type: ClassVar[type[StageOutput]] = FitOutput
+class FitStage(Stage[FitConfig, StageInputs, FitOutput]):
+    code_version = 1
 
     def __init__(self) -> None:
         self.speed = 1.0
 
-    def content_identity(self, config: FitConfig) -> str | None:
-        return None
-
-    def run(self, config: FitConfig, context: StageContext) -> FitOutput:
+    def run(self, config: FitConfig, inputs: StageInputs, context: StageContext) -> FitOutput:
         context.journal.log_metrics(0, {"fit/loss": 1.0})
         return FitOutput(loss=config.lr / 2, speed=self.speed)
 
@@ -64,15 +68,15 @@ class ShowConfig(StageConfig):
     fail: bool = Field(False, json_schema_extra=NOT_IN_FINGERPRINT)
 
 
-class ShowStage:
-    kind: ClassVar[str] = "show"
-    code_version: ClassVar[int] = 1
-    output_type: ClassVar[type[StageOutput]] = StageOutput
+@dataclass(frozen=True)
+class ShowInputs(StageInputs):
+    fits: tuple[StageNode[FitStage], ...] = ()
 
-    def content_identity(self, config: ShowConfig) -> str | None:
-        return None
 
-    def run(self, config: ShowConfig, context: StageContext) -> StageOutput:
+class ShowStage(Stage[ShowConfig, ShowInputs, StageOutput]):
+    code_version = 1
+
+    def run(self, config: ShowConfig, inputs: ShowInputs, context: StageContext) -> StageOutput:
         if config.fail:
             raise UserError("nothing to show")
         return StageOutput()
@@ -88,8 +92,7 @@ def run_fits(
     drain_s: float = 60,
 ) -> RunResult:
     stages = {**fits, "show": ShowConfig(needs=tuple(fits), fail=fail)}
-    kinds: dict[str, Any] = {"fit": fit_stage or FitStage(), "show": ShowStage()}
-    pipeline = Pipeline("p", stages, kinds, storage, overrides=overrides)
+    pipeline = Pipeline("p", stage_graph(stages, (fit_stage or FitStage(), ShowStage())), storage, overrides=overrides)
     options = TrackingOptions(target, system_metrics=False, drain_s=drain_s)
     return run_pipeline(pipeline, options, observer=ConsoleObserver(None))
 
@@ -146,7 +149,7 @@ def test_stages_of_one_kind_are_told_apart(storage: Storage, own: TrackingTarget
 
 def test_a_stage_named_as_another_ones_kind_hides_nothing(storage: Storage) -> None:
     stages = {"show": FitConfig(), "fit": FitConfig(lr=0.2), "last": ShowConfig(needs=("fit",), words="none")}
-    planned = Pipeline("p", stages, {"fit": FitStage(), "show": ShowStage()}, storage).plan()
+    planned = Pipeline("p", stage_graph(stages, (FitStage(), ShowStage())), storage).plan()
     assert settings_of(planned) == {
         "show.lr": 0.1,
         "show.shape.width": 8,

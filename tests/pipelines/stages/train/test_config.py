@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ from pydantic import ValidationError
 
 from pipelines.engine.stage import NOT_IN_FINGERPRINT
 from pipelines.errors import ConfigError
-from pipelines.stages.train.config import TrainStageConfig, check_train_against_tokenize
+from pipelines.stages.train.config import TrainStageConfig, check_seq_len
 
 MakeConfig = Callable[..., TrainStageConfig]
 
@@ -73,20 +72,18 @@ def test_precision_auto_follows_the_device(train_config: MakeConfig) -> None:
 
 def test_sequence_of_broken_chunks_is_refused_with_lengths_that_would_do(train_config: MakeConfig) -> None:
     with pytest.raises(ConfigError, match=r"seq_len=100 .*chunk_size=16.*Set seq_len to 96 or 112"):
-        check_train_against_tokenize(train_config(), SimpleNamespace(seq_len=100), "train", "tokens")
-    check_train_against_tokenize(train_config(), SimpleNamespace(seq_len=96), "train", "tokens")
+        check_seq_len(train_config(), 100, "train", "tokens")
+    check_seq_len(train_config(), 96, "train", "tokens")
 
 
 def test_layers_without_chunks_take_any_length(train_config: MakeConfig, tiny_model: dict[str, Any]) -> None:
     config = train_config(model=tiny_model | {"pattern": "swa*2"})
-    check_train_against_tokenize(config, SimpleNamespace(seq_len=100), "train", "tokens")
+    check_seq_len(config, 100, "train", "tokens")
 
 
 def test_warm_up_is_checked_against_tokens_when_the_length_is_known(train_config: MakeConfig) -> None:
     with pytest.raises(ConfigError, match="max_tokens=1000 is 2 steps"):
-        check_train_against_tokenize(
-            train_config(max_tokens=1000, warmup_steps=5), SimpleNamespace(seq_len=64), "train", "tokens"
-        )
+        check_seq_len(train_config(max_tokens=1000, warmup_steps=5), 64, "train", "tokens")
 
 
 def test_every_field_is_described_and_only_harmless_ones_stay_out_of_the_fingerprint() -> None:

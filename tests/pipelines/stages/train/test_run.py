@@ -19,18 +19,21 @@ from safetensors.torch import load_file
 
 from bmojo.checkpoint_io import load_pretrained
 from data.config import FilesSource, TokenizeFields, TokenizerFields
-from pipelines.engine.stage import StageContext, StageInput
+from pipelines.engine.stage import StageContext, StageInputs, StageNode, StageResult
 from pipelines.errors import UserError
+from pipelines.stages.tokenize.stage import TokenizeInputs, TokenizeStage, TokenizeStageConfig
+from pipelines.stages.tokenizer.stage import TokenizerStage, TokenizerStageConfig
 from pipelines.stages.train import checkpoint as checkpoints
 from pipelines.stages.train.config import TrainStageConfig
 from pipelines.stages.train.job import TrainFacts
 from pipelines.stages.train.launch import run_training
 from pipelines.stages.train.loop import is_ruined
-from pipelines.stages.train.stage import TrainOutput, TrainStage, _warn_if_worse, make_job
+from pipelines.stages.train.stage import TrainInputs, TrainOutput, TrainStage, _warn_if_worse, make_job
 from pipelines.storage.artifact import ArtifactDir
 from pipelines.tracking.journal import Journal
 
 MakeConfig = Callable[..., TrainStageConfig]
+Tokens = StageNode[TokenizeStage]
 SEQ_LEN = 64
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test module
 
@@ -59,23 +62,25 @@ class FileSink:
 
 
 @pytest.fixture(scope="module")
-def tokens(tmp_path_factory: pytest.TempPathFactory) -> StageInput:
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> Tokens:
     """A tokenize stage's artifact of 60 small documents."""
     from data.packing import merge_slices, write_slice
     from data.sources import plan_slices
     from data.tokenizer import train_tokenizer
-    from pipelines.stages.tokenize.stage import TokenizeStageConfig, _output
+    from pipelines.stages.tokenize.stage import _output
 
     folder = tmp_path_factory.mktemp("tokens")
     texts = [" ".join(f"the {n} of {i} is {n * i}" for n in range(20 + i % 7)) for i in range(60)]
     (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     source = FilesSource(kind="files", paths=(str(folder / "text.jsonl"),))
     tokenizer = train_tokenizer(texts, TokenizerFields(source=source, vocab_size=300))
+    tokenizer_config = TokenizerStageConfig(kind="tokenizer", source=source, vocab_size=300)
     config = TokenizeStageConfig(kind="tokenize", source=source, seq_len=SEQ_LEN, validation_fraction=0.2)
     fields = TokenizeFields(source=source, seq_len=SEQ_LEN, validation_fraction=0.2)
     records = [write_slice(slice_, tokenizer, fields, folder) for slice_ in plan_slices(source, fields.slice_bytes)]
     output = _output(merge_slices(folder, records, fields), len(records), duplicates=[])
-    return StageInput("tokens", "tokenize", "f" * 64, ArtifactDir.at(folder), config, output)
+    inputs = TokenizeInputs(StageNode("tokenizer", TokenizerStage(), tokenizer_config, StageInputs()))
+    return StageNode("tokens", TokenizeStage(), config, inputs, StageResult("f" * 64, ArtifactDir.at(folder), output))
 
 
 @pytest.fixture(scope="module")
@@ -86,12 +91,11 @@ def two_workers(train_config: MakeConfig) -> TrainStageConfig:
     )
 
 
-def context_of(folder: Path, *inputs: StageInput) -> StageContext:
+def context_of(folder: Path) -> StageContext:
     return StageContext(
         name="train",
         fingerprint="0" * 64,
         artifact=ArtifactDir.at(folder),
-        inputs={stage_input.name: stage_input for stage_input in inputs},
         journal=Journal(folder.with_suffix(".journal") / "train.jsonl"),
     )
 
@@ -110,11 +114,14 @@ class Straight:
 
 @pytest.fixture(scope="module")
 def straight(
-    ray_cluster: None, two_workers: TrainStageConfig, tokens: StageInput, tmp_path_factory: pytest.TempPathFactory
+    ray_cluster: None,
+    two_workers: TrainStageConfig,
+    tokens: Tokens,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Straight:
     folder = tmp_path_factory.mktemp("straight") / "train-0"
-    context = context_of(folder, tokens)
-    output = TrainStage().run(two_workers, context)
+    context = context_of(folder)
+    output = TrainStage().run(two_workers, TrainInputs(tokens), context)
     return Straight(folder, output, json.loads((folder / "history.json").read_text()))
 
 
@@ -123,7 +130,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return loaded
 
 
-def test_stage_trains_and_reports_facts(straight: Straight, tokens: StageInput) -> None:
+def test_stage_trains_and_reports_facts(straight: Straight, tokens: Tokens) -> None:
     output = straight.output
     assert output.steps == 12
     assert output.vocab_size == 320
@@ -157,10 +164,10 @@ def test_checkpoints_are_complete_and_hold_everything(straight: Straight) -> Non
 
 
 def test_run_killed_after_a_checkpoint_ends_as_the_unbroken_one_to_the_last_bit(
-    straight: Straight, two_workers: TrainStageConfig, tokens: StageInput, tmp_path: Path
+    straight: Straight, two_workers: TrainStageConfig, tokens: Tokens, tmp_path: Path
 ) -> None:
     sink = FileSink(tmp_path / "metrics.jsonl", kill_at_step=8)
-    facts = run_training(make_job(two_workers, context_of(tmp_path / "train-0", tokens), sink))
+    facts = run_training(make_job(two_workers, TrainInputs(tokens), context_of(tmp_path / "train-0"), sink))
     assert sink.path.with_suffix(".killed").exists()
     losses = sink.points("train/loss")
     assert [step for step, _ in losses] == [*range(1, 9), *range(1, 13)], "replayed to step 6, then trained again"
@@ -174,13 +181,13 @@ def test_run_killed_after_a_checkpoint_ends_as_the_unbroken_one_to_the_last_bit(
 
 
 def go_on_from_step_6(
-    straight: Straight, config: TrainStageConfig, tokens: StageInput, folder: Path
+    straight: Straight, config: TrainStageConfig, tokens: Tokens, folder: Path
 ) -> tuple[TrainFacts, FileSink]:
     """Train from a copy of the unbroken run's checkpoint at step 6."""
     target = folder / "train-0" / checkpoints.step_dir(6)
     shutil.copytree(straight.folder / checkpoints.step_dir(6), target)
     sink = FileSink(folder / "metrics.jsonl")
-    return run_training(make_job(config, context_of(folder / "train-0", tokens), sink)), sink
+    return run_training(make_job(config, TrainInputs(tokens), context_of(folder / "train-0"), sink)), sink
 
 
 @pytest.mark.slow
@@ -188,7 +195,7 @@ def go_on_from_step_6(
 def test_other_number_of_workers_or_zero_stage_goes_on_with_the_same_losses(
     straight: Straight,
     two_workers: TrainStageConfig,
-    tokens: StageInput,
+    tokens: Tokens,
     tmp_path: Path,
     changes: dict[str, int],
 ) -> None:
@@ -201,56 +208,66 @@ def test_other_number_of_workers_or_zero_stage_goes_on_with_the_same_losses(
     losses = dict(sink.points("train/loss"))
     expected = dict(straight.series("train/loss"))
     assert losses == pytest.approx(expected, rel=1e-4)
-    assert facts.num_tokens == straight.output.tokens_seen
+    assert facts.tokens_seen == straight.output.tokens_seen
     assert facts.final_valid_loss == pytest.approx(straight.output.final_valid_loss, rel=1e-4)
 
 
 @pytest.mark.slow
 def test_damaged_newest_checkpoint_falls_back_to_the_one_before(
-    straight: Straight, two_workers: TrainStageConfig, tokens: StageInput, tmp_path: Path
+    straight: Straight, two_workers: TrainStageConfig, tokens: Tokens, tmp_path: Path
 ) -> None:
     folder = tmp_path / "train-0"
     shutil.copytree(straight.folder / checkpoints.CHECKPOINTS, folder / checkpoints.CHECKPOINTS)
     damaged = folder / checkpoints.step_dir(12) / "tensors-00001-of-00002.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-100])
     sink = FileSink(tmp_path / "metrics.jsonl")
-    facts = run_training(make_job(two_workers, context_of(folder, tokens), sink))
+    facts = run_training(make_job(two_workers, TrainInputs(tokens), context_of(folder), sink))
     assert facts.final_valid_loss == straight.output.final_valid_loss
     checkpoints.verify(folder / checkpoints.step_dir(12))
 
 
 @pytest.mark.slow
 def test_diverging_run_stops_with_advice_and_is_not_retried(
-    straight: Straight, two_workers: TrainStageConfig, tokens: StageInput, tmp_path: Path
+    straight: Straight, two_workers: TrainStageConfig, tokens: Tokens, tmp_path: Path
 ) -> None:
     config = two_workers.model_copy(update={"lr": 1e30, "grad_clip": 0.0, "warmup_steps": 0})
     with pytest.raises(UserError, match=r"not finite at step \d+ of 12.*Try a lower lr \(now 1e\+30\)"):
-        run_training(make_job(config, context_of(tmp_path / "train-0", tokens), FileSink(tmp_path / "metrics.jsonl")))
+        run_training(
+            make_job(
+                config, TrainInputs(tokens), context_of(tmp_path / "train-0"), FileSink(tmp_path / "metrics.jsonl")
+            )
+        )
 
 
 @pytest.mark.slow
 def test_continued_pretraining_starts_from_the_other_stages_weights(
-    straight: Straight, two_workers: TrainStageConfig, tokens: StageInput, tmp_path: Path
+    straight: Straight, two_workers: TrainStageConfig, tokens: Tokens, tmp_path: Path
 ) -> None:
-    first = StageInput("first", "train", "1" * 64, ArtifactDir.at(straight.folder), two_workers, straight.output)
+    result = StageResult("1" * 64, ArtifactDir.at(straight.folder), straight.output)
+    first = StageNode("first", TrainStage(), two_workers, TrainInputs(tokens), result)
     sink = FileSink(tmp_path / "metrics.jsonl")
-    job = make_job(two_workers, context_of(tmp_path / "train-0", tokens, first), sink)
+    job = make_job(two_workers, TrainInputs(tokens, initial=first), context_of(tmp_path / "train-0"), sink)
     facts = run_training(replace(job, num_steps=3))
     assert facts.initial_valid_loss == straight.output.final_valid_loss
 
 
 def test_more_workers_than_the_cluster_holds_is_an_error_at_once(
-    ray_cluster: None, two_workers: TrainStageConfig, tokens: StageInput, tmp_path: Path
+    ray_cluster: None, two_workers: TrainStageConfig, tokens: Tokens, tmp_path: Path
 ) -> None:
     resources = two_workers.resources.model_copy(update={"num_workers": 4, "cpus_per_worker": 3.0})
     config = two_workers.model_copy(update={"resources": resources})
     with pytest.raises(UserError, match=r"4 training workers ask for 3 CPU each.*room for 1"):
-        run_training(make_job(config, context_of(tmp_path / "train-0", tokens), FileSink(tmp_path / "m")))
+        run_training(make_job(config, TrainInputs(tokens), context_of(tmp_path / "train-0"), FileSink(tmp_path / "m")))
 
 
 @pytest.mark.parametrize("lr", [1e3, 1e39], ids=["finite", "overflow"])
 def test_a_last_step_that_ruins_the_weights_ends_as_diverged_and_keeps_the_checkpoint_before(
-    lr: float, ray_cluster: None, train_config: MakeConfig, tokens: StageInput, straight: Straight, tmp_path: Path
+    lr: float,
+    ray_cluster: None,
+    train_config: MakeConfig,
+    tokens: Tokens,
+    straight: Straight,
+    tmp_path: Path,
 ) -> None:
     config = train_config(
         max_steps=7, warmup_steps=0, lr=lr, min_lr_ratio=1.0, resources={"num_workers": 2}, checkpoint_every_steps=6,
@@ -259,7 +276,7 @@ def test_a_last_step_that_ruins_the_weights_ends_as_diverged_and_keeps_the_check
     target = tmp_path / "train-0" / checkpoints.step_dir(6)
     shutil.copytree(straight.folder / checkpoints.step_dir(6), target)
     with pytest.raises(UserError, match=r"Training diverged: .* step 7 of 7.*last good checkpoint.*Try a lower lr"):
-        TrainStage().run(config, context_of(tmp_path / "train-0", tokens))
+        TrainStage().run(config, TrainInputs(tokens), context_of(tmp_path / "train-0"))
     artifact = ArtifactDir.at(tmp_path / "train-0")
     assert artifact.listdir(checkpoints.CHECKPOINTS) == ["step-00000006"]
     assert not artifact.exists("model")
@@ -276,7 +293,7 @@ def test_a_model_that_training_made_far_worse_is_warned_about(
     straight: Straight, two_workers: TrainStageConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
     facts = TrainFacts(
-        steps=1, num_tokens=1, final_train_loss=6.0, initial_valid_loss=6.09, final_valid_loss=115232.97, num_params=1,
+        steps=1, tokens_seen=1, final_train_loss=6.0, initial_valid_loss=6.09, final_valid_loss=115232.97, num_params=1,
         train_time_s=1.0, tokens_per_s=1.0, mfu=0.1, history={},
     )  # fmt: skip
     _warn_if_worse(facts, two_workers, "train")

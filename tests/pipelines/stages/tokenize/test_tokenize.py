@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,11 @@ import pytest
 
 from data.shards import read_token_documents
 from data.tokenizer import load_tokenizer
-from pipelines.engine.stage import Resources, StageContext, StageInput
+from pipelines.engine.stage import Resources, StageContext, StageInputs, StageNode, StageResult
 from pipelines.errors import UserError
 from pipelines.stages import tasks
-from pipelines.stages.tokenize.stage import TokenizeOutput, TokenizeStage, TokenizeStageConfig
-from pipelines.stages.tokenizer.stage import TokenizerOutput, TokenizerStage, TokenizerStageConfig
+from pipelines.stages.tokenize.stage import TokenizeInputs, TokenizeOutput, TokenizeStage, TokenizeStageConfig
+from pipelines.stages.tokenizer.stage import TokenizerStage, TokenizerStageConfig
 from pipelines.storage.artifact import ArtifactDir
 from pipelines.tracking.journal import Journal, read_events
 
@@ -26,13 +25,13 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 TEXTS = [f"document {i}: " + "some words, again and again. " * 20 for i in range(120)]
 
 
-def context_at(folder: Path, name: str, inputs: dict[str, StageInput] | None = None) -> StageContext:
+def context_at(folder: Path, name: str, content: str | None = None) -> StageContext:
     return StageContext(
         name=name,
         fingerprint="f" * 16,
         artifact=ArtifactDir.at(folder / name),
-        inputs=inputs or {},
         journal=Journal(folder / "journal" / f"{name}.jsonl"),
+        content=content,
     )
 
 
@@ -42,12 +41,13 @@ def write_corpus(folder: Path, texts: list[str]) -> dict[str, object]:
     return {"kind": "files", "paths": [str(path)]}
 
 
-def run_tokenizer(folder: Path, source: dict[str, object]) -> StageInput:
+def run_tokenizer(folder: Path, source: dict[str, object]) -> StageNode[TokenizerStage]:
     config = TokenizerStageConfig(kind="tokenizer", source=source, vocab_size=400)  # type: ignore[arg-type]
     context = context_at(folder, "tokenizer")
-    output = TokenizerStage().run(config, context)
+    output = TokenizerStage().run(config, StageInputs(), context)
     context.journal.close()
-    return StageInput("tokenizer", "tokenizer", "f" * 16, context.artifact, config, output)
+    result = StageResult("f" * 16, context.artifact, output)
+    return StageNode("tokenizer", TokenizerStage(), config, StageInputs(), result)
 
 
 def tokenize_config(source: dict[str, object]) -> TokenizeStageConfig:
@@ -62,12 +62,11 @@ def tokenize_config(source: dict[str, object]) -> TokenizeStageConfig:
     )
 
 
-def run_tokenize(folder: Path, tokenizer: StageInput, config: TokenizeStageConfig) -> TokenizeOutput:
-    context = context_at(folder, "tokens", {"tokenizer": tokenizer})
-    try:
-        return TokenizeStage().run(config, context)
-    finally:
-        context.journal.close()
+def run_tokenize(
+    folder: Path, tokenizer: StageNode[TokenizerStage], config: TokenizeStageConfig, content: str | None = None
+) -> TokenizeOutput:
+    with (context := context_at(folder, "tokens", content)).journal:
+        return TokenizeStage().run(config, TokenizeInputs(tokenizer), context)
 
 
 def metrics(folder: Path, name: str) -> list[tuple[int, float]]:
@@ -78,7 +77,6 @@ def metrics(folder: Path, name: str) -> list[tuple[int, float]]:
 def test_stages_write_shards_and_a_crashed_run_redoes_only_unfinished_slices(tmp_path: Path) -> None:
     source = write_corpus(tmp_path, TEXTS)
     tokenizer = run_tokenizer(tmp_path, source)
-    assert isinstance(tokenizer.output, TokenizerOutput)
     assert tokenizer.output.backend == "tiktoken"
     config = tokenize_config(source)
     output = run_tokenize(tmp_path, tokenizer, config)
@@ -160,23 +158,19 @@ def test_a_task_larger_than_every_machine_is_a_user_error() -> None:
         list(tasks.run_tasks(str, [("never run",)], resources))
 
 
-def planned(folder: Path, content: str, inputs: dict[str, StageInput]) -> StageContext:
-    return replace(context_at(folder, "tokens", inputs), content=content)
-
-
 def test_text_that_changed_since_the_plan_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     source = write_corpus(tmp_path, TEXTS)
     tokenizer = run_tokenizer(tmp_path, source)
     config = tokenize_config(source)
-    context = planned(tmp_path, TokenizeStage().content_identity(config), {"tokenizer": tokenizer})
+    content = TokenizeStage().content_identity(config)
     write_corpus(tmp_path, [text.replace("o", "u") for text in TEXTS])
-    with context.journal, pytest.raises(UserError, match=r"stages\.tokens: the files it reads have changed"):
-        TokenizeStage().run(config, context)
+    with pytest.raises(UserError, match=r"stages\.tokens: the files it reads have changed"):
+        run_tokenize(tmp_path, tokenizer, config, content)
     assert not list((tmp_path / "tokens").rglob("*.mds"))
     training = TokenizerStageConfig(kind="tokenizer", source=source, vocab_size=400)  # type: ignore[arg-type]
-    context = replace(context_at(tmp_path, "again"), content=context.content)
+    context = context_at(tmp_path, "again", content)
     with context.journal, pytest.raises(UserError, match=r"stages\.again: the files it reads have changed"):
-        TokenizerStage().run(training, context)
+        TokenizerStage().run(training, StageInputs(), context)
 
 
 def test_slices_of_text_that_changed_and_changed_back_are_not_reused(tmp_path: Path) -> None:

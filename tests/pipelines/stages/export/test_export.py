@@ -6,6 +6,7 @@ import errno
 import os
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -18,12 +19,13 @@ from typer.testing import CliRunner
 from bmojo.hf import import_from_hf
 from pipelines.cli import models
 from pipelines.cli.export import export
-from pipelines.engine.stage import StageContext, StageInput
+from pipelines.engine.stage import StageContext, StageNode, StageResult
 from pipelines.errors import InfrastructureError, UserError
-from pipelines.stages.export import stage as export_stage
 from pipelines.stages.export.config import ExportStageConfig
 from pipelines.stages.export.directory import export_model
 from pipelines.storage import open_storage
+from pipelines.stages.export.stage import ExportInputs, ExportStage
+from pipelines.stages.train.stage import TrainStage
 from pipelines.storage.artifact import ArtifactDir
 from pipelines.tracking.journal import Journal, read_events
 from tests.pipelines.stages.trained_run import tiny_model, tiny_tokenizer, trained_model
@@ -95,15 +97,14 @@ def test_stage_exports_the_train_stage_it_needs(tmp_path, monkeypatch, register_
     found = trained_model(tmp_path)
     monkeypatch.setattr("pipelines.stages.tasks.run_tasks", lambda function, calls, resources: [function(*calls[0])])
     output = SimpleNamespace(model="model", tokenizer=str(tmp_path / "tokens" / "tokenizer"))
-    train = StageInput("train", "train", "f" * 64, ArtifactDir.at(tmp_path / "train"), SimpleNamespace(), output)  # type: ignore[arg-type]
+    finished: Any = StageResult("f" * 64, ArtifactDir.at(tmp_path / "train"), output)  # type: ignore[type-var]
+    train: Any = StageNode("train", TrainStage(), None, None, finished)  # type: ignore[arg-type]
     artifact = ArtifactDir(open_storage(tmp_path), "export")
     (artifact.local / "hf").mkdir()
     (artifact.local / "hf" / "half.txt").write_text("of an attempt that died")
     config = ExportStageConfig(kind="export", needs=("train",), register_as=register_as)
     with Journal(tmp_path / "journal" / "export.jsonl") as journal:
-        result = export_stage.ExportStage().run(
-            config, StageContext("export", "e" * 64, artifact, {"train": train}, journal)
-        )
+        result = ExportStage().run(config, ExportInputs(train), StageContext("export", "e" * 64, artifact, journal))
     back = import_from_hf(artifact.local / result.directory)
     assert torch.equal(back.embedding.weight, found.model.embedding.weight)
     assert not (artifact.local / "hf" / "half.txt").exists()

@@ -6,17 +6,34 @@ import dataclasses
 
 import pytest
 
+from pipelines.stages.evaluate.stage import EvaluateOutput, SampleText
 from pipelines.stages.report.page import ModelResults, StageSummary, build_report
+from pipelines.stages.train.stage import TrainOutput
 
-MODEL = ModelResults(
-    name="train", mixers="bmojo*4", num_params=4_200_000, tokens_seen=3_000_000, tokens_per_s=9876.5, mfu=0.41,
-    seq_len=512,
-    loss=3.21, perplexity=24.78, bits_per_byte=1.456, untrained_bits_per_byte=3.789, gzip_bits_per_byte=2.111,
-    position_perplexity=[(256, 30.0), (512, 25.0), (1024, 24.0)], num_windows=16,
-    samples=[("def ", "f(x): return x < 1 & y")],
-    history={"train/loss": [(1, 8.0), (100, 4.0)], "valid/loss": [(100, 4.1)], "train/lr": [(1, 1e-3), (100, 1e-4)]},
+TRAINING = TrainOutput(
+    model="model", history="history.json", tokenizer="tokenizer", seq_len=512, vocab_size=8192, num_params=4_200_000,
+    steps=100, tokens_seen=3_000_000, final_train_loss=4.0, initial_valid_loss=9.0, final_valid_loss=4.1,
+    train_time_s=300.0, tokens_per_s=9876.5, mfu=0.41,
 )  # fmt: skip
+EVALUATION = EvaluateOutput(
+    seq_len=512, num_documents=10, num_tokens=1000, num_bytes=4000, loss=3.21, perplexity=24.78, bits_per_byte=1.456,
+    untrained_bits_per_byte=3.789, gzip_bits_per_byte=2.111, context_tokens=1024, num_windows=16,
+    position_bin_ends=(256, 512, 1024), position_loss=(3.4, 3.2, 3.1),
+    samples=(SampleText(prompt="def ", text="f(x): return x < 1 & y"),),
+)  # fmt: skip
+MODEL = ModelResults(
+    name="train",
+    pattern="bmojo*4",
+    training=TRAINING,
+    evaluation=EVALUATION,
+    history={"train/loss": [(1, 8.0), (100, 4.0)], "valid/loss": [(100, 4.1)], "train/lr": [(1, 1e-3), (100, 1e-4)]},
+)
 STAGE = StageSummary("train", "train", "0123456789abcdef", {"kind": "train", "lr": 0.003})
+
+
+def with_sample(prompt: str, text: str) -> ModelResults:
+    evaluation = EVALUATION.model_copy(update={"samples": (SampleText(prompt=prompt, text=text),)})
+    return dataclasses.replace(MODEL, evaluation=evaluation)
 
 
 def test_every_figure_is_in_both_formats() -> None:
@@ -51,7 +68,7 @@ def test_what_the_data_is_stands_on_the_page() -> None:
 
 
 def test_generated_text_cannot_break_the_page() -> None:
-    evil = dataclasses.replace(MODEL, samples=[("<b>", "</pre><script>alert(1)</script> ``` # not a heading")])
+    evil = with_sample("<b>", "</pre><script>alert(1)</script> ``` # not a heading")
     report = build_report("Quickstart", "", [evil], [STAGE])
     assert "<script>" not in report.html
     assert "&lt;script&gt;" in report.html
@@ -59,15 +76,10 @@ def test_generated_text_cannot_break_the_page() -> None:
 
 
 def test_models_without_baselines_or_long_documents_are_reported_too() -> None:
-    bare = dataclasses.replace(
-        MODEL,
-        name="other",
-        untrained_bits_per_byte=None,
-        gzip_bits_per_byte=None,
-        mfu=None,
-        position_perplexity=[],
-        history={},
-    )
+    missing: dict[str, object] = {"untrained_bits_per_byte": None, "gzip_bits_per_byte": None, "position_loss": (),
+                                  "position_bin_ends": ()}  # fmt: skip
+    evaluation = EVALUATION.model_copy(update=missing)
+    bare = dataclasses.replace(MODEL, name="other", evaluation=evaluation, history={})
     report = build_report("Two", "", [MODEL, bare], [STAGE])
     assert "other" in report.html
     assert "perplexity_by_position.png" in report.pictures
@@ -79,7 +91,7 @@ def test_a_report_on_nothing_is_refused() -> None:
 
 
 def test_control_characters_of_generated_text_are_pictures() -> None:
-    noisy = dataclasses.replace(MODEL, samples=[("a\0b", "c\x1b[31m\td\x7f\x85\ne")])
+    noisy = with_sample("a\0b", "c\x1b[31m\td\x7f\x85\ne")
     report = build_report("Quickstart", "", [noisy], [STAGE])
     for text in (report.html, report.markdown):
         assert "a\u2400b" in text
