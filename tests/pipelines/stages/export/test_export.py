@@ -23,9 +23,9 @@ from pipelines.engine.stage import StageContext, StageNode, StageResult
 from pipelines.errors import InfrastructureError, UserError
 from pipelines.stages.export.config import ExportStageConfig
 from pipelines.stages.export.directory import export_model
-from pipelines.storage import open_storage
 from pipelines.stages.export.stage import ExportInputs, ExportStage
 from pipelines.stages.train.stage import TrainStage
+from pipelines.storage import open_storage
 from pipelines.storage.artifact import ArtifactDir
 from pipelines.tracking.journal import Journal, read_events
 from tests.pipelines.stages.trained_run import tiny_model, tiny_tokenizer, trained_model
