@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from bmojo.config import ModelConfig
 from bmojo.pattern import MixerName
-from kernels.ssd_scan.chunked import CHUNK as SSD_CHUNK
+from kernels.cpp.constants import SSD_CHUNK
 
 
 @dataclass(frozen=True)

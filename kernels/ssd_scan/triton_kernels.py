@@ -100,7 +100,7 @@ def ssd_states_kernel(
     end_ptr,  # [b, h, P, N]
     t,
     h,
-    heads_a_group,
+    heads_per_group,
     chunks,
     values_stride_b,
     values_stride_t,
@@ -121,7 +121,7 @@ def ssd_states_kernel(
     first_p = tl.program_id(0) // tl.cdiv(N, BLOCK_N) * BLOCK_P
     first_n = tl.program_id(0) % tl.cdiv(N, BLOCK_N) * BLOCK_N
     values_ptr += batch * values_stride_b + head * P
-    maps_ptr += batch * maps_stride_b + head // heads_a_group * N
+    maps_ptr += batch * maps_stride_b + head // heads_per_group * N
     in_head = (batch * h + head) * chunks * CHUNK
 
     row, column = first_p + tl.arange(0, BLOCK_P)[:, None], first_n + tl.arange(0, BLOCK_N)[None, :]
@@ -163,7 +163,7 @@ def ssd_output_kernel(
     y_ptr,  # [b, t, h, P]
     t,
     h,
-    heads_a_group,
+    heads_per_group,
     chunks,
     x_stride_b,
     x_stride_t,
@@ -182,8 +182,8 @@ def ssd_output_kernel(
     batch, start = tl.program_id(1).to(tl.int64), (chunk * CHUNK).to(tl.int64)
     num_rows = t - chunk * CHUNK
     x_ptr += batch * x_stride_b + start * x_stride_t + head * P
-    B_ptr += batch * B_stride_b + start * B_stride_t + head // heads_a_group * N
-    C_ptr += batch * C_stride_b + start * C_stride_t + head // heads_a_group * N
+    B_ptr += batch * B_stride_b + start * B_stride_t + head // heads_per_group * N
+    C_ptr += batch * C_stride_b + start * C_stride_t + head // heads_per_group * N
     states_ptr += ((batch * chunks + chunk) * h + head) * P * N
     in_chunk = ((batch * h + head) * chunks + chunk) * CHUNK
     if begin_ptr is not None:
@@ -229,7 +229,7 @@ def ssd_head_gradients_kernel(
     dD_ptr,
     t,
     h,
-    heads_a_group,
+    heads_per_group,
     chunks,
     dy_stride_b,
     dy_stride_t,
@@ -254,8 +254,8 @@ def ssd_head_gradients_kernel(
     num_rows = t - chunk * CHUNK
     dy_ptr += batch * dy_stride_b + start * dy_stride_t + head * P
     x_ptr += batch * x_stride_b + start * x_stride_t + head * P
-    B_ptr += batch * B_stride_b + start * B_stride_t + head // heads_a_group * N
-    C_ptr += batch * C_stride_b + start * C_stride_t + head // heads_a_group * N
+    B_ptr += batch * B_stride_b + start * B_stride_t + head // heads_per_group * N
+    C_ptr += batch * C_stride_b + start * C_stride_t + head // heads_per_group * N
     states_ptr += ((batch * chunks + chunk) * h + head) * P * N
     dstates_ptr += ((batch * chunks + chunk) * h + head) * P * N
     in_chunk = ((batch * h + head) * chunks + chunk) * CHUNK
@@ -396,7 +396,7 @@ def ssd_step_kernel(
     state_ptr,  # [b, h, P, N]: read and overwritten
     y_ptr,  # [b, h, P]
     h,
-    heads_a_group,
+    heads_per_group,
     P: tl.constexpr,
     N: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -405,7 +405,7 @@ def ssd_step_kernel(
     """One token: some of a head's channels, all of their states."""
     head = tl.program_id(1)
     batch_head = tl.program_id(2).to(tl.int64) * h + head
-    batch_group = batch_head // heads_a_group
+    batch_group = batch_head // heads_per_group
     p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     n = tl.arange(0, BLOCK_N)
     x = tl.load(x_ptr + batch_head * P + p, mask=p < P, other=0.0).to(tl.float32)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kernels.launch import Launch, num_bytes
 from kernels.ssd_scan import triton_kernels as device
+from kernels.ssd_scan.reference import ScanInputs, StepInputs
 from kernels.tuning import INTERPRETER, Config
 
 # Tiles of a pass. CHUNK: positions a chunk; STATE_P, STATE_N: what one walk carries; BLOCK_N: state columns a step of
@@ -42,19 +43,6 @@ def candidates(configs: dict[str, tuple[Config, ...]], arch: str, dtype: torch.d
     return _FLOAT32 if dtype == torch.float32 and arch != INTERPRETER else configs[arch]
 
 
-class Inputs(NamedTuple):
-    """Arguments of kernels.ssd_scan as the kernels read them: rows of x, B, C dense, the others contiguous."""
-
-    x: Tensor
-    dt: Tensor
-    A: Tensor
-    B: Tensor
-    C: Tensor
-    D: Tensor
-    initial: Tensor | None
-    doc_ids: Tensor | None
-
-
 class Plan(NamedTuple):
     """The launches of a pass, in order, and the tensors they leave its results in."""
 
@@ -62,8 +50,8 @@ class Plan(NamedTuple):
     results: tuple[Tensor, ...]
 
 
-def plan_forward(inputs: Inputs, config: Config) -> Plan:
-    """Results: y, the final state."""
+def plan_forward(inputs: ScanInputs, config: Config) -> Plan:
+    """Results: y, the final state. Rows of x, B and C are dense, the other inputs contiguous."""
     x, dt, A, B, C, D, initial, doc_ids = inputs
     b, t, h, p = x.shape
     g, n = B.shape[2:]
@@ -78,7 +66,7 @@ def plan_forward(inputs: Inputs, config: Config) -> Plan:
         {
             **_pointers(x=x, B=B, C=C, cum=decays.cum, dt=decays.dt, reach=decays.reach, D=D, begin=decays.begin),
             **_pointers(states=states, y=y),
-            **{"t": t, "h": h, "heads_a_group": h // g, "chunks": chunks},
+            **{"t": t, "h": h, "heads_per_group": h // g, "chunks": chunks},
             **_strides(x=x, B=B, C=C),
         },
         _tiles(p, n, config),
@@ -90,7 +78,7 @@ def plan_forward(inputs: Inputs, config: Config) -> Plan:
     return Plan([sum_up, walk, output], (y, final))
 
 
-def plan_backward(dy: Tensor, dfinal: Tensor | None, inputs: Inputs, config: Config) -> Plan:
+def plan_backward(dy: Tensor, dfinal: Tensor | None, inputs: ScanInputs, config: Config) -> Plan:
     """Results: dx, ddt, parts of dA [b, chunks, h], of dB and dC [splits, b, t, g, n], of dD as of dA, dinitial."""
     x, dt, A, B, C, D, initial, doc_ids = inputs
     b, t, h, p = x.shape
@@ -110,7 +98,7 @@ def plan_backward(dy: Tensor, dfinal: Tensor | None, inputs: Inputs, config: Con
         (chunks * h, b),
         {
             **_pointers(**read, A=A, D=D, dx=dx, ddt=ddt, dA=dA, dD=dD),
-            **{"t": t, "h": h, "heads_a_group": h // g, "chunks": chunks, **strides},
+            **{"t": t, "h": h, "heads_per_group": h // g, "chunks": chunks, **strides},
         },
         tiles,
         config.num_warps,
@@ -139,17 +127,16 @@ def plan_backward(dy: Tensor, dfinal: Tensor | None, inputs: Inputs, config: Con
     return Plan([sum_up, walk, walk_back, by_head, by_group], (dx, ddt, dA, dB, dC, dD, dinitial))
 
 
-def plan_step(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor
-) -> tuple[Launch, Tensor]:
+def plan_step(inputs: StepInputs) -> tuple[Launch, Tensor]:
     """The launch of one token's step, and where it leaves y."""
+    x, dt, A, B, C, D, state = inputs
     b, h, p = x.shape
     g, n = B.shape[1:]
     y = x.new_empty(x.shape)
     launch = Launch(
         device.ssd_step_kernel,
         (triton.cdiv(p, 16), h, b),  # 16 channels: 8 KiB of a state of 128, and 2 048 programs from batch 16 on
-        {**_pointers(x=x, dt=dt, A=A, B=B, C=C, D=D, state=state, y=y), "h": h, "heads_a_group": h // g},
+        {**_pointers(x=x, dt=dt, A=A, B=B, C=C, D=D, state=state, y=y), "h": h, "heads_per_group": h // g},
         {"P": p, "N": n, "BLOCK_P": 16, "BLOCK_N": _block(n)},
         bytes=num_bytes(x, dt, A, B, C, D, state, state, y),
     )
@@ -203,7 +190,7 @@ def _plan_states(
         {
             **_pointers(values=values, maps=maps, weight=weight, dt=dt, reach=decays.reach),
             **_pointers(start=start, states=states, end=end),
-            **{"t": t, "h": h, "heads_a_group": h // g, "chunks": chunks},
+            **{"t": t, "h": h, "heads_per_group": h // g, "chunks": chunks},
             **_strides(values=values, maps=maps),
         },
         {"P": p, "N": n, "CHUNK": chunk, "BLOCK_P": block_p, "BLOCK_N": block_n, "REVERSE": reverse},
@@ -225,9 +212,9 @@ def _block(width: int) -> int:
     return max(16, int(triton.next_power_of_2(width)))
 
 
-def _head_splits(programs: int, heads_a_group: int) -> int:
+def _head_splits(programs: int, heads_per_group: int) -> int:
     splits = 1
-    while programs * splits < MIN_PROGRAMS and heads_a_group % (2 * splits) == 0:
+    while programs * splits < MIN_PROGRAMS and heads_per_group % (2 * splits) == 0:
         splits *= 2
     return splits
 
@@ -241,7 +228,7 @@ def _strides(**tensors: Tensor) -> dict[str, int]:
     return {f"{name}_stride_{axis}": x.stride(i) for name, x in tensors.items() for i, axis in enumerate("bt")}
 
 
-def representative_inputs(d_state: int, packed: bool) -> Inputs:
+def representative_inputs(d_state: int, packed: bool) -> ScanInputs:
     """A layer of 2048 channels at 8 x 4096 positions, on meta tensors; packed: with documents and an initial state."""
     b, t, h, p, g = 8, 4096, 32, 64, 1
     x = torch.empty(b, t, h, p, dtype=torch.bfloat16, device="meta")
@@ -249,4 +236,4 @@ def representative_inputs(d_state: int, packed: bool) -> Inputs:
     B = x.new_empty(b, t, g, d_state)
     initial = dt.new_empty(b, h, p, d_state) if packed else None
     doc_ids = dt.new_empty(b, t, dtype=torch.int64) if packed else None
-    return Inputs(x, dt, A, B, B, A, initial, doc_ids)
+    return ScanInputs(x, dt, A, B, B, A, initial, doc_ids)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kernels import dispatch
-from kernels.ssd_scan import ssd_scan, ssd_step, triton_op, triton_plan
+from kernels.ssd_scan import ssd_scan, ssd_step, triton_path, triton_plan
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
 
@@ -134,9 +134,9 @@ def test_operators_pass_opcheck(with_documents):
     docs = documents(2, 18) if with_documents else None
     inputs = scan_inputs(18, 2, 1, 4, 8, with_initial=not with_documents)
     leaves = [m if m is None else m.clone().requires_grad_() for m in inputs]
-    torch.library.opcheck(triton_op.ssd_scan_op, (*leaves, docs))
+    torch.library.opcheck(triton_path.scan, (*leaves, docs))
     cotangents = (normal(2, 18, 2, 4, seed=6), normal(2, 2, 4, 8, seed=7))
-    torch.library.opcheck(triton_op.ssd_scan_backward_op, (*cotangents, *inputs, docs))
+    torch.library.opcheck(torch.ops.bmojo.ssd_scan_backward.default, (*inputs, docs, *cotangents))
 
 
 def step_inputs(dtype: torch.dtype) -> list[Tensor]:
@@ -168,7 +168,7 @@ def test_steps_are_the_scan(path):
 
 
 def test_the_step_passes_opcheck():
-    torch.library.opcheck(triton_op.ssd_step_op, tuple(step_inputs(torch.float32)))
+    torch.library.opcheck(triton_path.step, tuple(step_inputs(torch.float32)))
 
 
 @pytest.mark.parametrize(

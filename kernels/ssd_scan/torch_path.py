@@ -21,24 +21,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernels.cpp.constants import SSD_CHUNK as CHUNK
+from kernels.cpp.constants import SSD_CHUNK
+from kernels.operator import Path
+from kernels.ssd_scan.reference import ScanInputs, ScanOutputs, StepInputs
+
+TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5}  # sums over a chunk, and a recurrence that decays
 
 
-class SSDScan(torch.autograd.Function):
-    """Arguments and results as in kernels.ssd_scan; inputs already in the precision of the computation."""
+class _SSDScan(torch.autograd.Function):
+    """Of ScanInputs that are already in the precision of the computation."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x_bthp: Tensor,
-        dt_bth: Tensor,
-        A_h: Tensor,
-        B_btgn: Tensor,
-        C_btgn: Tensor,
-        D_h: Tensor,
-        initial_bhpn: Tensor | None,
-        doc_ids_bt: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        x_bthp, dt_bth, A_h, B_btgn, C_btgn, D_h, initial_bhpn, doc_ids_bt = inputs
         sizes = Sizes.of(x_bthp, B_btgn)
         x, dt, B, C = (sizes.by_chunk(m) for m in (x_bthp, dt_bth, B_btgn, C_btgn))
         B, C = B.transpose(2, 3), C.transpose(2, 3)
@@ -94,7 +89,7 @@ class SSDScan(torch.autograd.Function):
         dB += torch.matmul(dscores.transpose(-1, -2), C)
 
         # exponents: a_k is in the interval (s, t] where s < k <= t
-        lower = torch.ones(CHUNK, CHUNK, dtype=dt.dtype, device=dt.device).tril()
+        lower = torch.ones(SSD_CHUNK, SSD_CHUNK, dtype=dt.dtype, device=dt.device).tril()
         over_s = torch.matmul(dlog_decay, lower.t().triu(1))  # [t, k]
         da_bchq = over_s.mul_(lower).sum(-2) + torch.matmul(dlog_reach.transpose(2, 3), lower)
         da = da_bchq.transpose(2, 3)
@@ -141,21 +136,21 @@ class Sizes:
 
     @property
     def chunks(self) -> int:
-        return -(-self.t // CHUNK)
+        return -(-self.t // SSD_CHUNK)
 
     def by_chunk(self, m: Tensor) -> Tensor:
         """[b, t, ...] to [b, c, q, ...], zero beyond t."""
-        pad = -self.t % CHUNK
+        pad = -self.t % SSD_CHUNK
         if pad:
             m = F.pad(m, (0, 0) * (m.dim() - 2) + (0, pad))
-        return m.unflatten(1, (self.chunks, CHUNK))
+        return m.unflatten(1, (self.chunks, SSD_CHUNK))
 
     def by_time(self, m: Tensor) -> Tensor:
         return m.flatten(1, 2)[:, : self.t]
 
     def heads_first(self, x_bcqhp: Tensor, scale_bcqh: Tensor) -> Tensor:
         """scale * x as [b, c, h, q, p]."""
-        scaled = x_bcqhp.new_empty(self.batch, self.chunks, self.h, CHUNK, self.p)
+        scaled = x_bcqhp.new_empty(self.batch, self.chunks, self.h, SSD_CHUNK, self.p)
         return torch.mul(x_bcqhp.transpose(2, 3), scale_bcqh.transpose(2, 3)[..., None], out=scaled)
 
     def channels(self, m_bcqhp: Tensor) -> Tensor:
@@ -177,33 +172,37 @@ class Sizes:
 
     def decays(self, dt_bcqh: Tensor, A_h: Tensor, doc_ids_bt: Tensor | None) -> tuple[Tensor, Tensor]:
         """decay [b, c, h, t, s] and reach [b, c, q, h] as defined above."""
-        lower = torch.ones(CHUNK, CHUNK, dtype=dt_bcqh.dtype, device=dt_bcqh.device).tril()
+        lower = torch.ones(SSD_CHUNK, SSD_CHUNK, dtype=dt_bcqh.dtype, device=dt_bcqh.device).tril()
         a_bchq = (dt_bcqh * A_h).transpose(2, 3)
         decay = torch.matmul(a_bchq[..., None, :] * lower, lower.tril(-1)).exp_()
         reach = torch.matmul(a_bchq, lower.t()).exp_().transpose(2, 3)
         if doc_ids_bt is None:
             return decay.mul_(lower), reach
-        pad = doc_ids_bt[:, -1:].expand(-1, -self.t % CHUNK)
-        docs_bcq = torch.cat([doc_ids_bt, pad], 1).unflatten(1, (self.chunks, CHUNK))
+        pad = doc_ids_bt[:, -1:].expand(-1, -self.t % SSD_CHUNK)
+        docs_bcq = torch.cat([doc_ids_bt, pad], 1).unflatten(1, (self.chunks, SSD_CHUNK))
         same_bcts = (docs_bcq[..., :, None] == docs_bcq[..., None, :]).to(lower.dtype).mul_(lower)
         before_bc = torch.cat([docs_bcq[:, :1, 0], docs_bcq[:, :-1, -1]], 1)
         reach.mul_((docs_bcq == before_bc[..., None])[..., None])
         return decay.mul_(same_bcts[:, :, None]), reach
 
 
-def ssd_scan_chunked(
-    x_bthp: Tensor,
-    dt_bth: Tensor,
-    A_h: Tensor,
-    B_btgn: Tensor,
-    C_btgn: Tensor,
-    D_h: Tensor,
-    initial_bhpn: Tensor | None = None,
-    doc_ids_bt: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """See kernels.ssd_scan."""
-    dtype = torch.promote_types(x_bthp.dtype, torch.float32)
-    inputs = (m.to(dtype) for m in (x_bthp, dt_bth, A_h, B_btgn, C_btgn, D_h))
-    initial = None if initial_bhpn is None else initial_bhpn.to(dtype)
-    y_bthp, state_bhpn = SSDScan.apply(*inputs, initial, doc_ids_bt)
-    return y_bthp.to(x_bthp.dtype), state_bhpn
+def _run(inputs: ScanInputs) -> ScanOutputs:
+    dtype = torch.promote_types(inputs.x_bthp.dtype, torch.float32)
+    precise = (None if m is None else m.to(dtype) for m in inputs[:-1])
+    y_bthp, state_bhpn = _SSDScan.apply(*precise, inputs.doc_ids_bt)
+    return ScanOutputs(y_bthp.to(inputs.x_bthp.dtype), state_bhpn)
+
+
+def _run_step(inputs: StepInputs) -> Tensor:
+    x_bhp, dt_bh, A_h, B_bgn, C_bgn, D_h, state_bhpn = inputs
+    dtype, heads_per_group = state_bhpn.dtype, x_bhp.shape[1] // B_bgn.shape[1]
+    B_bhn, C_bhn = (m.to(dtype).repeat_interleave(heads_per_group, 1) for m in (B_bgn, C_bgn))
+    decay_bh = torch.exp(dt_bh * A_h).to(dtype)
+    xdt_bhp = (x_bhp * dt_bh[..., None]).to(dtype)
+    state_bhpn.mul_(decay_bh[..., None, None]).add_(xdt_bhp[..., None] * B_bhn[..., None, :])
+    y_bhp = (state_bhpn @ C_bhn[..., None])[..., 0] + D_h[:, None] * x_bhp
+    return y_bhp.to(x_bhp.dtype)
+
+
+ssd_scan = Path(_run, tolerance=TOLERANCE)
+ssd_step = Path(_run_step, tolerance=TOLERANCE)
