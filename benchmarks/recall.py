@@ -1,7 +1,7 @@
 """Associative recall beyond the window: which models of the family can look up what they read long ago.
 
 Trains each model on multi-query associative recall (data.recall) with the same batches, steps and optimizer, and
-writes one JSON file a run under --out; a run that is there is not done again, so an interrupted benchmark carries on.
+writes one JSON file per run under --out; existing runs are not repeated, so an interrupted benchmark resumes.
 The report (Markdown and a plot) is written from whatever runs are there.
 """
 

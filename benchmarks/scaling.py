@@ -91,7 +91,7 @@ def _peak_bytes() -> float:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
-    parser.add_argument("--seq-len", type=int, nargs="+", default=[4096, 32768], help="tokens a step (batch of one)")
+    parser.add_argument("--seq-len", type=int, nargs="+", default=[4096, 32768], help="tokens per step (batch of one)")
     parser.add_argument("--prefill", type=int, default=65536, help="tokens to prefill")
     parser.add_argument("--repeats", type=int, default=3, help="processes for each length")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")

@@ -98,7 +98,7 @@ def profile_step(model: nn.Module, seq_len: int, vocab_size: int) -> str:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step", description=__doc__)
-    parser.add_argument("--seq-len", type=int, nargs="+", default=[1024], help="tokens a step (batch of one)")
+    parser.add_argument("--seq-len", type=int, nargs="+", default=[1024], help="tokens per step (batch of one)")
     parser.add_argument(
         "--peers",
         nargs="*",

@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
         target = num_params(BMojoLM(config))
     peak = matmul_peak_flops()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, bfloat16 matmul peak {peak / 1e12:.0f} TFLOP/s")
-    print(f"{options.tokens} tokens a step; {config.num_layers} layers, d_model {config.d_model}\n\n{HEADER}")
+    print(f"{options.tokens} tokens per step; {config.num_layers} layers, d_model {config.d_model}\n\n{HEADER}")
     for seq_len in options.seq_len:
         ours: float | None = None
         for name in options.models:
@@ -124,8 +124,8 @@ def config_of(options: argparse.Namespace) -> ModelConfig:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step_gpu", description=__doc__)
-    parser.add_argument("--seq-len", type=int, nargs="+", default=[2048, 8192, 32768], help="tokens a sequence")
-    parser.add_argument("--tokens", type=int, default=32768, help="tokens a step, of all sequences together")
+    parser.add_argument("--seq-len", type=int, nargs="+", default=[2048, 8192, 32768], help="tokens per sequence")
+    parser.add_argument("--tokens", type=int, default=32768, help="tokens per step, of all sequences together")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="bmojo first for ratios")
     parser.add_argument("--repeats", type=int, default=10, help="steps of each model that are timed")
     parser.add_argument("--num-layers", type=int, default=12, help="layers of every model")

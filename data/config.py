@@ -71,7 +71,7 @@ class HuggingFaceSource(StrictConfig):
     dataset: str = Field(min_length=1, description="Id on the Hub (`owner/name`), or a local folder.")
     name: str | None = Field(None, description="Configuration of the data set, where it has several.")
     split: str = Field("train", min_length=1, description="Split to read; slices such as `train[:1%]` work.")
-    revision: str | None = Field(None, description="Commit, tag or branch. A commit makes the run repeatable for ever.")
+    revision: str | None = Field(None, description="Commit, tag or branch. A commit makes the run repeatable forever.")
     text_field: str = Field("text", min_length=1, description="Column that holds the text.")
     invalid_utf8: _InvalidUtf8Field = "error"
 

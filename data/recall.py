@@ -87,7 +87,7 @@ def recall_batch(config: RecallConfig, batch_size: int, seed: int) -> RecallBatc
 
 
 def recall_batches(config: RecallConfig, batch_size: int, seed: int) -> Iterator[RecallBatch]:
-    """Batches for ever, each drawn anew; the same arguments give the same batches."""
+    """Endless batches, each drawn by itself; the same arguments give the same batches."""
     first = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])  # so that near seeds share no batch
     for step in count():
         yield recall_batch(config, batch_size, first + step)

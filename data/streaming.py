@@ -28,7 +28,7 @@ _SAMPLES_LEFT_OUT_TOGETHER = 64
 
 
 class TokenStream:
-    """This worker's micro batches, epoch after epoch, for ever. Made by `open_stream`; close it, or use `with`.
+    """This worker's micro batches, epoch after epoch, without end. Made by `open_stream`; close it, or use `with`.
 
     Attributes:
         format: how the tokens are to be read.

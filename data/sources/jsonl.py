@@ -96,11 +96,11 @@ def _parse(source: FilesSource, line: bytes, document_id: str, place: _Place) ->
     try:
         decoded = line.decode("utf-8")
     except UnicodeDecodeError:
-        mended = decode_utf8(line, source.invalid_utf8, str(place), place.offset)
-        if mended is None:
+        decoded_line = decode_utf8(line, source.invalid_utf8, str(place), place.offset)
+        if decoded_line is None:
             yield LeftOut(document_id, "invalid_utf8")
             return
-        decoded = mended
+        decoded = decoded_line
     try:
         record = _DECODER.decode(decoded)
     except (json.JSONDecodeError, RecursionError) as error:

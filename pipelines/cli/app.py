@@ -91,7 +91,7 @@ def main() -> None:
 def _say(failure: Failure) -> None:
     """One screen on standard error; a bug's traceback goes to a file that the screen names."""
     if failure.exit_code == EXIT_CANCELLED:
-        error_console.print("Interrupted. The same command carries on from what is finished.")
+        error_console.print("Interrupted. The same command resumes from what is finished.")
         return
     error_console.print(f"[bold red]error:[/] {escape(failure.text)}", soft_wrap=True)
     if failure.exit_code == EXIT_BUG and failure.details:

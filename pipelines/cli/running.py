@@ -63,7 +63,7 @@ def _watched(holder: LeaseInfo, wait_s: float) -> None:
 
 
 def run(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
-    """Run a pipeline, or carry on with it: finished stages are reused, interrupted ones resumed.
+    """Run or resume a pipeline: finished stages are reused, interrupted ones resumed.
 
     Exit codes: 0 done, 1 your input or configuration is wrong, 70 a bug, 75 cluster, storage or disk failed or SIGTERM
     came (the same command resumes), 130 cancelled.
@@ -174,7 +174,7 @@ class ConsoleObserver(Observer):
             if result.failure.details:
                 error_console.print(f"The traceback is in {escape(result.run.url)}/errors/.", soft_wrap=True)
             if result.status != "FAILED":
-                error_console.print("The same command carries on from what is finished.")
+                error_console.print("The same command resumes from what is finished.")
             return
         for node in result.stages.values():
             if headline := node.stage.headline(node.config, node.output, node.artifact):

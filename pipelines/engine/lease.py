@@ -282,7 +282,7 @@ class Lease:
 def lease_holder(
     storage: Storage, relpath: str, on_watch: Watch | None = None, clock: Clock = CLOCK
 ) -> LeaseInfo | None:
-    """Who is at work under the lease now, as far as can be seen; None where nobody is.
+    """The driver that works under the lease now, as far as can be seen; None if there is none.
 
     Where the file alone does not tell (another machine whose clock may be wrong), it is watched for some seconds.
     """

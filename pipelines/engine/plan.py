@@ -96,7 +96,7 @@ def _plan_one(node: AnyNode, fingerprint: Fingerprint, artifacts: Artifacts) -> 
         if finished.record.name != name:
             reason += f" as {finished.record.name}"
     elif artifacts.is_started(kind, name, fingerprint):
-        action, reason = Action.RESUME, "an earlier attempt was interrupted; it carries on from there"
+        action, reason = Action.RESUME, "an earlier attempt was interrupted; it resumes from there"
     else:
         action = Action.RUN
         latest = artifacts.latest(kind, name)

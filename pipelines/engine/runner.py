@@ -1,8 +1,7 @@
-"""Drives a pipeline run: each stage in turn, reused where its record is there, carried on with where it was
-interrupted.
+"""The driver of a pipeline run: each stage in turn, reused if its record exists, resumed if it was interrupted.
 
-State is written before and after every step, the record of a stage last of all; so wherever a driver dies, the same
-call goes on from there.
+State is written before and after every step, the record of a stage last of all. So wherever a driver dies, the same
+call resumes from there.
 """
 
 from __future__ import annotations
@@ -100,7 +99,7 @@ def run_pipeline(
     lease_renew_s: float = DEFAULT_RENEW_S,
     expected: Run | None = None,
 ) -> RunResult:
-    """Run the pipeline, or carry on with the run of the same stages. Call it from the main thread, so that it can be
+    """Run the pipeline, or resume the run of the same stages. Call it from the main thread, so that it can be
     cancelled.
 
     Args:
@@ -108,7 +107,7 @@ def run_pipeline(
         expected: the run that this must be; any other is refused.
     Returns: the result, whatever happened in the stages; errors of theirs are in `failure`.
     Raises: ConfigError, UserError: before anything is written, where the graph, an input or the storage is not in
-            order. LeaseHeldError: another driver is at work on this run. SystemExit: on SIGTERM, after the state was
+            order. LeaseHeldError: another driver is running this run. SystemExit: on SIGTERM, after the state was
             saved.
     """
     observer = observer or Observer()

@@ -135,7 +135,7 @@ class Run:
         return state
 
     def holder(self, on_watch: Watch | None = None) -> LeaseInfo | None:
-        """The driver that is at work on this run, if any; see lease_holder."""
+        """The driver of this run, if one is running; see lease_holder."""
         return lease_holder(self.storage, self.lease_relpath, on_watch)
 
     def exists(self) -> bool:
@@ -158,7 +158,7 @@ class Run:
     def request_cancel(self, on_watch: Watch | None = None) -> LeaseInfo:
         """Ask the owner to stop; it notices at its next heartbeat. Its heir, if it gets one, is not meant.
 
-        Raises: UserError: nobody is at work on the run.
+        Raises: UserError: no driver is running.
         """
         holder = self.holder(on_watch)
         if holder is None:
@@ -252,7 +252,7 @@ def find_run(storage: Storage, wanted: str | None = None) -> Run:
 def delete_run(run: Run, with_artifacts: bool = False, on_watch: Watch | None = None) -> list[str]:
     """Remove a run's state and, on request, those of its artifacts that no other run names. Returns what was removed.
 
-    Raises: UserError: a driver is at work on the run, or a file that says what belongs to whom is damaged.
+    Raises: UserError: a driver is running, or a file that says what belongs to whom is damaged.
     """
     lease = Lease.acquire(
         run.storage, run.lease_relpath, f"Run {run.run_id}", remedy=run.remedy, on_watch=on_watch

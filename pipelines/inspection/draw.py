@@ -22,7 +22,7 @@ class Drawing:
 
     html: str
     png: bytes
-    summary: tuple[str, ...]  # a line a layer
+    summary: tuple[str, ...]  # one line per layer
 
 
 def draw_inspection(

@@ -24,7 +24,7 @@ class Subject:
     title: str
     about: str
     config: ModelConfig
-    pieces: Sequence[str]  # of text, one a token
+    pieces: Sequence[str]  # of text, one per token
     note: str = ""  # where the text was cut
 
 

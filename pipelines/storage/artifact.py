@@ -151,7 +151,7 @@ class ArtifactDir:
         try:
             files: dict[str, dict[str, Any]] = self.read_json(RECORD).get("files", {})
         except FileNotFoundError:
-            return  # the stage is at work; its checkpoints and slices have digests of their own
+            return  # the stage is running; its checkpoints and slices have digests of their own
         wanted = relpath.strip("/")
         for name, entry in files.items():
             if not wanted or name == wanted or name.startswith(f"{wanted}/"):

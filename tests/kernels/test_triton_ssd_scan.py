@@ -192,6 +192,6 @@ def test_heads_must_be_a_multiple_of_the_groups():
 
 def test_a_step_refuses_a_state_it_cannot_update_in_place():
     *inputs, state = step_inputs(torch.float32)
-    for unfit in (state.double(), state.transpose(0, 1).contiguous().transpose(0, 1)):
+    for invalid in (state.double(), state.transpose(0, 1).contiguous().transpose(0, 1)):
         with dispatch.use("triton"), pytest.raises(ValueError, match="contiguous float32 state in place"):
-            ssd_step(*inputs, unfit)
+            ssd_step(*inputs, invalid)

@@ -1,4 +1,4 @@
-"""Starting and joining Ray: what goes wrong, and whose fault it is."""
+"""Starting and joining Ray: what goes wrong, and who can fix it."""
 
 from __future__ import annotations
 

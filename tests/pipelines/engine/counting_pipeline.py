@@ -3,7 +3,7 @@
     python counting_pipeline.py STORAGE [--step-s S] [--upto N] [--fail TEXT] [--ttl-s S] [--renew-s S]
         [--elsewhere HOST] [--die-everywhere]
 
-Stage `count` writes one file a step and journals a metric; `sum` adds them up. With --die-everywhere it runs, for
+Stage `count` writes one file per step and journals a metric; `sum` adds them up. With --die-everywhere it runs, for
 every k in turn and each time in a fresh storage, a process that kills itself just before its k-th change of a file,
 then one that is left in peace; it prints what each pair came to.
 """

@@ -345,4 +345,4 @@ def test_one_damaged_file_hides_no_other_run(store: Path, what: str, content: st
     code, said = bmojo("status", bad.run_id, "--storage", str(store))
     assert code == 1
     assert str(file) in said
-    assert run_here(storage).status is Status.SUCCEEDED, "running it again mends it"
+    assert run_here(storage).status is Status.SUCCEEDED, "running it again fixes it"

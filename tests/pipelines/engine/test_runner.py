@@ -195,7 +195,7 @@ def test_errors_are_judged_and_kept(
     assert traceback.exists() is has_traceback
     if has_traceback:
         assert "hf_abcdef" not in traceback.read_text()
-    assert run_here(storage).status is Status.SUCCEEDED, "mended, the same run goes on"
+    assert run_here(storage).status is Status.SUCCEEDED, "fixed, the same run resumes"
 
 
 def test_a_damaged_record_is_named(storage: Storage) -> None:
