@@ -3,7 +3,7 @@
 Written for readers and tests: one sequence, one token at a time, float64, weights read by name, and nothing shared with
 the modules in bmojo/mixers or the operators in kernels. Letters: t time, d model width, h heads, p channels per head,
 n SSM state, W window_size, C chunk_size, M num_eidetic. Sources: arXiv:2407.06324 (B'MOJO), 2405.21060 (Mamba-2),
-2312.00752 (Mamba), 2104.09864 (RoPE).
+2312.00752 (Mamba), 2412.06464 (Gated DeltaNet), 2104.09864 (RoPE).
 """
 
 from __future__ import annotations
@@ -61,6 +61,8 @@ def _mix(mixer: str, config: ModelConfig, w: Weights, u_td: Tensor, docs: list[i
         return _mamba(config, w, u_td, docs)
     if mixer == "mamba2":
         return _mamba2(config, w, u_td, docs, config.ssm_expand)
+    if mixer == "gated_deltanet":
+        return _gated_deltanet(config, w, u_td, docs)
     return _attention(mixer, config, w, u_td, docs, trace)
 
 
@@ -159,6 +161,30 @@ def _mamba(config: ModelConfig, w: Weights, u_td: Tensor, docs: list[int]) -> Te
         dt_i = softplus(low_r @ w["dt_proj.weight"].T + w["dt_bias"])
         state_in = (dt_i[:, None] * A_in).exp() * state_in + (dt_i * x_i)[:, None] * B_n
         out.append((state_in @ C_n + w["D"] * x_i) * silu(z_ti[t]))
+    return torch.stack(out) @ w["out_proj.weight"].T
+
+
+def _gated_deltanet(config: ModelConfig, w: Weights, u_td: Tensor, docs: list[int]) -> Tensor:
+    """S_t = a_t S_{t-1} (I - b_t k_t k_t^T) + b_t v_t k_t^T;  y_t = S_t q_t;  out = W (RMSNorm(y) * SiLU(z))."""
+    width, p, n = config.ssm_expand * config.d_model, config.ssm_head_dim, config.d_state
+    heads = width // p
+    z_ti, conv_tc, a_th, b_th = (u_td @ w["in_proj.weight"].T).split([width, 2 * heads * n + width, heads, heads], -1)
+    q_tm, k_tm, v_ti = _conv(conv_tc, w["conv_weight"], docs).split([heads * n, heads * n, width], -1)
+    state_hpn, identity_nn, out = torch.zeros(heads, p, n, dtype=u_td.dtype), torch.eye(n, dtype=u_td.dtype), []
+    for t in range(len(u_td)):
+        if t and docs[t] != docs[t - 1]:
+            state_hpn = torch.zeros_like(state_hpn)
+        a_h = (-w["A_log"].exp() * softplus(a_th[t] + w["dt_bias"])).exp()
+        b_h = torch.sigmoid(b_th[t])
+        y_hp = torch.zeros(heads, p, dtype=u_td.dtype)
+        for h in range(heads):
+            q_n, k_n = (x[h * n : (h + 1) * n] for x in (q_tm[t], k_tm[t]))
+            q_n, k_n = (x / (x.square().sum() + 1e-6).sqrt() for x in (q_n, k_n))
+            v_p = v_ti[t, h * p : (h + 1) * p]
+            erased_pn = a_h[h] * state_hpn[h] @ (identity_nn - b_h[h] * torch.outer(k_n, k_n))
+            state_hpn[h] = erased_pn + b_h[h] * torch.outer(v_p, k_n)
+            y_hp[h] = state_hpn[h] @ q_n
+        out.append(_rms_norm(y_hp, w["norm.weight"], config).reshape(width) * silu(z_ti[t]))
     return torch.stack(out) @ w["out_proj.weight"].T
 
 

@@ -59,6 +59,13 @@ def gated_delta_rule_torch(
     return y.transpose(2, 3).flatten(1, 2)[:, :t].to(v_bthp.dtype), state
 
 
+def flops_per_position(n: int, p: int) -> float:
+    """Of one head, forward; one multiply-add is two. Element-wise work is not counted."""
+    intervals, inverse = CHUNK * (CHUNK + 1), (CHUNK**2 - 1) / 3
+    within, across = CHUNK * (3 * n + 2 * p), 3 * n * p
+    return 2.0 * (intervals + inverse + within + across)
+
+
 def by_chunk(m: Tensor, size: int) -> Tensor:
     """[b, t, h, ...] to [b, c, h, l, ...], zero beyond t: such positions neither erase nor write."""
     pad = -m.shape[1] % size

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from kernels.gated_delta_rule import gated_delta_rule, gated_delta_rule_reference, gated_delta_step
-from kernels.gated_delta_rule.torch_path import gated_delta_rule_torch, inverse_of
+from kernels.gated_delta_rule.torch_path import flops_per_position, gated_delta_rule_torch, inverse_of
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5}  # relative to the largest value; see README.md
 
@@ -217,6 +218,12 @@ def test_it_compiles_whole():
     ]
     for expected, found in zip(*results, strict=True):
         assert_close(found, expected)
+
+
+def test_flops_are_those_of_the_flop_counter():
+    with FlopCounterMode(display=False) as counter:
+        gated_delta_rule_torch(*inputs(2, 128, 3, 8, 5))
+    assert counter.get_total_flops() == pytest.approx(2 * 128 * 3 * flops_per_position(8, 5))
 
 
 def test_another_implementation_agrees():
