@@ -21,31 +21,25 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kernels.gated_delta_rule.reference import DeltaInputs, DeltaOutputs, StepInputs
+from kernels.operator import Path
+
 CHUNK = 64
+TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5}
 
 
-def gated_delta_rule_torch(
-    q_bthn: Tensor,
-    k_bthn: Tensor,
-    v_bthp: Tensor,
-    log_decay_bth: Tensor,
-    beta_bth: Tensor,
-    initial_bhpn: Tensor | None = None,
-    doc_ids_bt: Tensor | None = None,
-    chunk_size: int = CHUNK,
-) -> tuple[Tensor, Tensor]:
-    """See kernels.gated_delta_rule. chunk_size: a power of two."""
-    dtype, t = torch.promote_types(v_bthp.dtype, torch.float32), v_bthp.shape[1]
-    q, k, v, log_decay, beta = (
-        by_chunk(m.to(dtype), chunk_size) for m in (q_bthn, k_bthn, v_bthp, log_decay_bth, beta_bth)
-    )
-    decay, reach = decays(log_decay, doc_ids_bt, t)
+def chunked(inputs: DeltaInputs, chunk_size: int) -> DeltaOutputs:
+    """chunk_size: a power of two."""
+    dtype, t = torch.promote_types(inputs.v_bthp.dtype, torch.float32), inputs.v_bthp.shape[1]
+    q, k, v, log_decay, beta = (by_chunk(m.to(dtype), chunk_size) for m in inputs[:5])
+    decay, reach = decays(log_decay, inputs.doc_ids_bt, t)
     k_t = k.transpose(-1, -2)
     lower = beta[..., None] * torch.matmul(k, k_t) * decay.tril(-1)
     scaled = torch.cat([v, k * reach[..., None]], -1) * beta[..., None]
     u_fresh, u_per_state = Solve.apply(lower, scaled).split([v.shape[-1], k.shape[-1]], -1)
 
-    state = v.new_zeros(v[:, 0, :, 0].shape + k.shape[-1:]) if initial_bhpn is None else initial_bhpn.to(dtype)
+    zeros = v.new_zeros(v[:, 0, :, 0].shape + k.shape[-1:])
+    state = zeros if inputs.initial_bhpn is None else inputs.initial_bhpn.to(dtype)
     states, written = [], []
     k_end, carry = k * decay[..., -1, :, None], reach[..., -1, None, None]
     for fresh, per_state, k_c, carry_c in zip(
@@ -56,7 +50,7 @@ def gated_delta_rule_torch(
         state = carry_c * state + torch.matmul(written[-1].transpose(-1, -2), k_c)
     across = torch.matmul(q * reach[..., None], torch.stack(states, 1).transpose(-1, -2))
     y = across + torch.matmul(torch.matmul(q, k_t) * decay, torch.stack(written, 1))
-    return y.transpose(2, 3).flatten(1, 2)[:, :t].to(v_bthp.dtype), state
+    return DeltaOutputs(y.transpose(2, 3).flatten(1, 2)[:, :t].to(inputs.v_bthp.dtype), state)
 
 
 def flops_per_position(n: int, p: int) -> float:
@@ -120,12 +114,18 @@ def inverse_of(lower: Tensor) -> Tensor:
     return blocks.squeeze(-3)
 
 
-def gated_delta_step_torch(
-    q_bhn: Tensor, k_bhn: Tensor, v_bhp: Tensor, log_decay_bh: Tensor, beta_bh: Tensor, state_bhpn: Tensor
-) -> Tensor:
-    """See kernels.gated_delta_rule.gated_delta_step."""
-    q, k, v, log_decay, beta = (m.to(state_bhpn.dtype) for m in (q_bhn, k_bhn, v_bhp, log_decay_bh, beta_bh))
+def _run(inputs: DeltaInputs) -> DeltaOutputs:
+    return chunked(inputs, CHUNK)
+
+
+def _run_step(inputs: StepInputs) -> Tensor:
+    state_bhpn = inputs.state_bhpn
+    q, k, v, log_decay, beta = (m.to(state_bhpn.dtype) for m in inputs[:5])
     state_bhpn.mul_(torch.exp(log_decay)[..., None, None])
-    surprise_bhp = beta[..., None] * (v - (state_bhpn @ k[..., None])[..., 0])
-    state_bhpn.add_(surprise_bhp[..., None] * k[..., None, :])
-    return (state_bhpn @ q[..., None])[..., 0].to(v_bhp.dtype)
+    written_bhp = beta[..., None] * (v - (state_bhpn @ k[..., None])[..., 0])
+    state_bhpn.add_(written_bhp[..., None] * k[..., None, :])
+    return (state_bhpn @ q[..., None])[..., 0].to(inputs.v_bhp.dtype)
+
+
+gated_delta_rule = Path(_run, tolerance=TOLERANCE)
+gated_delta_step = Path(_run_step, tolerance=TOLERANCE)
