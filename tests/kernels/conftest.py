@@ -1,5 +1,5 @@
-"""What tests of Triton kernels share. tests/conftest.py chooses Triton's interpreter; with TRITON_INTERPRET=0 they run
-on the GPU.
+"""Fixtures of the operators' tests. tests/conftest.py selects Triton's interpreter; with TRITON_INTERPRET=0 the tests
+of Triton paths (test_triton.py) run on the GPU.
 """
 
 from __future__ import annotations
@@ -13,10 +13,15 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 MAKES_A_TENSOR = {
-    torch.arange, torch.full, torch.rand, torch.randint, torch.randn, torch.randperm, torch.tensor, torch.zeros,
-}  # fmt: skip
-GPU_TESTS = ("test_triton_causal_conv1d", "test_triton_innovation_select", "test_triton_memory_attention",
-             "test_triton_ssd_scan")  # fmt: skip
+    torch.arange,
+    torch.full,
+    torch.rand,
+    torch.randint,
+    torch.randn,
+    torch.randperm,
+    torch.tensor,
+    torch.zeros,
+}
 
 
 class OnGpu(TorchFunctionMode):
@@ -29,8 +34,8 @@ class OnGpu(TorchFunctionMode):
 
 @pytest.fixture(autouse=True)
 def device(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Where tests of Triton kernels run."""
-    if os.environ["TRITON_INTERPRET"] == "1" or request.module.__name__ not in GPU_TESTS:
+    """Device of the tests of Triton paths."""
+    if os.environ["TRITON_INTERPRET"] == "1" or request.path.name != "test_triton.py":
         yield
         return
     with OnGpu():
@@ -50,3 +55,17 @@ def nan_memory() -> Iterator[None]:
     yield
     torch.utils.deterministic.fill_uninitialized_memory = filled
     torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+
+
+@pytest.fixture
+def each_number_of_threads() -> Iterator[Iterator[int]]:
+    """Sets torch's threads to 1, 2 and 3 in turn."""
+    before = torch.get_num_threads()
+
+    def numbers() -> Iterator[int]:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            yield number
+
+    yield numbers()
+    torch.set_num_threads(before)

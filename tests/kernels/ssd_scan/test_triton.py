@@ -8,53 +8,18 @@ from torch import Tensor
 
 from kernels import dispatch
 from kernels.ssd_scan import ssd_scan, ssd_step, triton_path, triton_plan
+from tests.kernels.helpers import assert_same_bits, documents, normal, pairwise
+from tests.kernels.ssd_scan.scans import INPUTS, ScanSize, run_scan, scan_inputs
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}  # relative RMSE; see README.md
-INPUTS = ("x", "dt", "A", "B", "C", "D", "initial")
-
-
-def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def documents(batch: int, t: int) -> Tensor:
-    starts = torch.rand(batch, t, generator=torch.Generator().manual_seed(t)) < 0.1
-    return starts.cumsum(1)
-
-
-def scan_inputs(
-    t: int, h: int, g: int, p: int, n: int, *, with_initial: bool = True, dtype: torch.dtype = torch.float32, b: int = 2
-) -> list[Tensor | None]:
-    return [
-        normal(b, t, h, p, dtype=dtype),
-        normal(b, t, h, seed=1).exp() * 0.1,
-        -normal(h).exp(),
-        normal(b, t, g, n, dtype=dtype, seed=2),
-        normal(b, t, g, n, dtype=dtype, seed=3),
-        normal(h, seed=4),
-        normal(b, h, p, n, seed=5) if with_initial else None,
-    ]
-
-
-def run(
-    path: str, inputs: list[Tensor | None], docs: Tensor | None = None, dtype: torch.dtype | None = None
-) -> dict[str, Tensor]:
-    """Outputs and the gradient of every input, computed in `dtype`, or in the inputs' own."""
-    leaves = [None if x is None else x.to(dtype or x.dtype, copy=True).requires_grad_() for x in inputs]
-    with dispatch.use(path):
-        y, final = ssd_scan(*leaves, docs)
-    cotangents = [normal(*y.shape, dtype=inputs[0].dtype, seed=8).to(y.dtype), normal(*final.shape, seed=9).to(final)]
-    given = {f"d{name}": x for name, x in zip(INPUTS, leaves, strict=True) if x is not None}
-    grads = torch.autograd.grad([y, final], list(given.values()), cotangents)
-    return {"y": y.detach(), "final": final.detach(), **dict(zip(given, grads, strict=True))}
 
 
 def assert_agrees(inputs: list[Tensor | None], docs: Tensor | None = None) -> None:
-    got, want = run("triton", inputs, docs), run("reference", inputs, docs, torch.float64)
+    got, want = run_scan("triton", inputs, docs), run_scan("reference", inputs, docs, torch.float64)
     dtypes = {f"d{name}": x.dtype for name, x in zip(INPUTS, inputs, strict=True) if x is not None}
-    dtypes |= {"y": inputs[0].dtype, "final": torch.float32}
+    dtypes |= {"out0": inputs[0].dtype, "out1": torch.float32}
     for name, value in got.items():
         assert value.dtype == dtypes[name], name
         assert value.shape == want[name].shape, name
@@ -62,27 +27,31 @@ def assert_agrees(inputs: list[Tensor | None], docs: Tensor | None = None) -> No
         assert error <= TOLERANCE[inputs[0].dtype], name
 
 
-@pytest.mark.parametrize("with_documents", [False, True])
-@pytest.mark.parametrize("with_initial", [False, True])
-@pytest.mark.parametrize(("t", "h", "g"), [(1, 2, 1), (16, 3, 3), (33, 2, 1)])
-def test_outputs_and_gradients_match_the_reference(t, h, g, with_initial, with_documents):
-    inputs = scan_inputs(t, h, g, 4, 8, with_initial=with_initial)
-    assert_agrees(inputs, documents(2, t) if with_documents else None)
+@pytest.mark.parametrize(
+    ("size", "with_initial", "with_documents"),
+    pairwise(
+        [ScanSize(1, 2, 1, 4, 8), ScanSize(16, 3, 3, 4, 8), ScanSize(33, 2, 1, 4, 8)], [False, True], [False, True]
+    ),
+)
+def test_outputs_and_gradients_match_the_reference(size, with_initial, with_documents):
+    inputs = scan_inputs(size, with_initial=with_initial)
+    assert_agrees(inputs, documents(2, size.t) if with_documents else None)
 
 
 @pytest.mark.parametrize("heads", ["in turn", "in parallel"])
 def test_several_tiles_of_channels_and_states_and_heads_of_a_group(heads, monkeypatch):
     monkeypatch.setattr(triton_plan, "MIN_PROGRAMS", 0 if heads == "in turn" else 10**6)
-    assert_agrees(scan_inputs(21, 4, 2, 20, 24), documents(2, 21))
+    assert_agrees(scan_inputs(ScanSize(21, 4, 2, 20, 24), b=1), documents(1, 21))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(dtype):
-    assert_agrees(scan_inputs(33, 2, 1, 16, 16, dtype=dtype), documents(2, 33))
+    inputs = scan_inputs(ScanSize(33, 2, 1, 16, 16), b=1, dtype=dtype, precise=torch.float32)
+    assert_agrees(inputs, documents(1, 33))
 
 
 def test_parts_of_one_projection_and_transposed_layouts_are_read_right():
-    inputs = scan_inputs(18, 2, 1, 4, 8)
+    inputs = scan_inputs(ScanSize(18, 2, 1, 4, 8))
     packed = torch.cat([inputs[0].flatten(2), inputs[3].flatten(2), inputs[4].flatten(2)], -1)
     x, B, C = packed.split([8, 8, 8], -1)
     views = [x.unflatten(-1, (2, 4)), *inputs[1:3], B.unflatten(-1, (1, 8)), C.unflatten(-1, (1, 8)), *inputs[5:]]
@@ -97,27 +66,26 @@ def test_parts_of_one_projection_and_transposed_layouts_are_read_right():
 
 
 def test_documents_do_not_feel_each_other_to_the_last_bit():
-    docs = torch.tensor([0] * 5 + [1] * 23 + [2] * 9).expand(2, -1)
-    inputs = scan_inputs(37, 2, 1, 4, 8, with_initial=False)
-    others = scan_inputs(37, 2, 1, 4, 8, with_initial=False)
+    docs = torch.tensor([0] * 5 + [1] * 23 + [2] * 9)[None]
+    inputs = scan_inputs(ScanSize(37, 2, 1, 4, 8), b=1, with_initial=False)
+    others = scan_inputs(ScanSize(37, 2, 1, 4, 8), b=1, with_initial=False)
     inside = torch.zeros(37, dtype=torch.bool)
     inside[5:28] = True
     for i in (0, 1, 3, 4):
         others[i] = torch.where(inside.view(1, -1, *[1] * (inputs[i].dim() - 2)), inputs[i], 1000 * others[i].abs())
-    got, want = run("triton", others, docs), run("triton", inputs, docs)
-    for name in ("y", "dx", "ddt", "dB", "dC"):
+    got, want = run_scan("triton", others, docs), run_scan("triton", inputs, docs)
+    for name in ("out0", "dx", "ddt", "dB", "dC"):
         assert torch.equal(got[name][:, inside], want[name][:, inside]), name
         assert not torch.equal(got[name], want[name]), name
 
 
 def test_gradients_are_bitwise_the_same_every_time():
-    inputs = scan_inputs(20, 4, 1, 4, 8)
-    first, second = run("triton", inputs), run("triton", inputs)
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    inputs = scan_inputs(ScanSize(20, 4, 1, 4, 8), b=1)
+    assert_same_bits(run_scan("triton", inputs), run_scan("triton", inputs))
 
 
 def test_a_loss_of_the_final_state_alone_and_of_y_alone():
-    inputs = scan_inputs(18, 2, 1, 4, 8)
+    inputs = scan_inputs(ScanSize(18, 2, 1, 4, 8))
     for index in (0, 1):
         grads = []
         for path in ("triton", "reference"):
@@ -131,16 +99,16 @@ def test_a_loss_of_the_final_state_alone_and_of_y_alone():
 
 @pytest.mark.parametrize("with_documents", [False, True])
 def test_operators_pass_opcheck(with_documents):
-    docs = documents(2, 18) if with_documents else None
-    inputs = scan_inputs(18, 2, 1, 4, 8, with_initial=not with_documents)
+    docs = documents(2, 3) if with_documents else None
+    inputs = scan_inputs(ScanSize(3, 2, 1, 4, 8), with_initial=not with_documents)
     leaves = [m if m is None else m.clone().requires_grad_() for m in inputs]
     torch.library.opcheck(triton_path.scan, (*leaves, docs))
-    cotangents = (normal(2, 18, 2, 4, seed=6), normal(2, 2, 4, 8, seed=7))
+    cotangents = (normal(2, 3, 2, 4, seed=6), normal(2, 2, 4, 8, seed=7))
     torch.library.opcheck(torch.ops.bmojo.ssd_scan_backward.default, (*inputs, docs, *cotangents))
 
 
 def step_inputs(dtype: torch.dtype) -> list[Tensor]:
-    x, dt, A, B, C, D, state = scan_inputs(1, 4, 2, 20, 24, dtype=dtype)
+    x, dt, A, B, C, D, state = scan_inputs(ScanSize(1, 4, 2, 20, 24), dtype=dtype, precise=torch.float32)
     return [x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], D, state]
 
 
@@ -159,7 +127,7 @@ def test_a_step_matches_the_reference(dtype):
 
 @pytest.mark.parametrize("path", ["torch", "triton"])
 def test_steps_are_the_scan(path):
-    x, dt, A, B, C, D, state = scan_inputs(5, 4, 2, 4, 8)
+    x, dt, A, B, C, D, state = scan_inputs(ScanSize(5, 4, 2, 4, 8))
     with dispatch.use(path):
         want, final = ssd_scan(x, dt, A, B, C, D, state)
         got = [ssd_step(x[:, i], dt[:, i], A, B[:, i], C[:, i], D, state) for i in range(5)]
@@ -180,14 +148,15 @@ def test_the_step_passes_opcheck():
     ],
 )
 def test_limits_are_named(change, message):
-    sizes = {"t": 2, "h": 2, "g": 1, "p": 4, "n": 8, **change}
+    size = ScanSize(**{"t": 2, "h": 2, "g": 1, "p": 4, "n": 8, **{k: v for k, v in change.items() if k != "dtype"}})
+    inputs = scan_inputs(size, dtype=change.get("dtype", torch.float32), precise=torch.float32)
     with dispatch.use("triton"), pytest.raises(ValueError, match=message):
-        ssd_scan(*scan_inputs(**sizes))
+        ssd_scan(*inputs)
 
 
 def test_heads_must_be_a_multiple_of_the_groups():
     with dispatch.use("triton"), pytest.raises(ValueError, match="3 heads are not a multiple of the 2 groups"):
-        ssd_scan(*scan_inputs(2, 3, 2, 4, 8))
+        ssd_scan(*scan_inputs(ScanSize(2, 3, 2, 4, 8)))
 
 
 def test_a_step_refuses_a_state_it_cannot_update_in_place():

@@ -17,7 +17,7 @@ TOLERANCE = {torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}  # 
 
 @dataclass(frozen=True)
 class Case:
-    """Sizes of a call; no fading memory where `fading` is false, no eidetic set where m is 0."""
+    """Sizes of a call; no fading memory if `fading` is false, no eidetic set if m is 0."""
 
     t: int
     w: int
@@ -59,7 +59,7 @@ class Case:
         return starts.cumsum(1) if self.documents else None
 
     def results(self, path: str, dtype: torch.dtype) -> list[Tensor]:
-        """The output and every gradient."""
+        """Output and every gradient."""
         leaves = [x.to(dtype).requires_grad_() for x in self.inputs()]
         q, k, v, *others = leaves
         with dispatch.use(path):

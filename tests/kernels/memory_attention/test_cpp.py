@@ -1,28 +1,21 @@
 """Memory attention in C++: sizes that fill tiles, blocks and spans, thread counts, documents, the decoding step.
 
-tests/kernels/test_kernel_agreement.py has the small shapes.
+test_agreement.py has the small sizes.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor
 
 from kernels import dispatch
-from kernels.memory_attention import memory_attention, memory_attention_step
-
-TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5}  # relative to the largest value, as in README.md
-
-
-def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(dtype)
+from kernels.memory_attention import cpp_op, memory_attention, memory_attention_step
+from tests.kernels.helpers import DTYPES, TOLERANCE, normal, pairwise
 
 
 def slots_of(chunk_start: int, w: int, m: int, docs: Tensor | None) -> Tensor:
-    """Some positions of the chunk's document that have left its window, and empty slots where there are too few."""
+    """Some positions of the chunk's document that have left its window, and empty slots if there are too few."""
     left = torch.randperm(max(0, chunk_start - w + 1), generator=torch.Generator().manual_seed(chunk_start))
     if docs is not None:
         left = left[docs[0, left] == docs[0, chunk_start]]
@@ -30,9 +23,20 @@ def slots_of(chunk_start: int, w: int, m: int, docs: Tensor | None) -> Tensor:
 
 
 def attend(
-    path: str, t: int, w: int, c: int, m: int, *, dtype: torch.dtype = torch.float64, docs: Tensor | None = None,
-    heads: int = 2, kv_heads: int = 1, p: int = 64, own_values: bool = False, scale: Tensor | None = None,
-) -> list[Tensor]:  # fmt: skip
+    path: str,
+    t: int,
+    w: int,
+    c: int,
+    m: int,
+    *,
+    dtype: torch.dtype = torch.float64,
+    docs: Tensor | None = None,
+    heads: int = 2,
+    kv_heads: int = 1,
+    p: int = 64,
+    own_values: bool = False,
+    scale: Tensor | None = None,
+) -> list[Tensor]:
     """Output and all gradients; keys and values are views of one projection, as in the model."""
     q, far_q = (normal(1, t, heads, p, seed=i, dtype=dtype) for i in range(2))
     rows = (t, max(t - w, 1), t)
@@ -45,24 +49,30 @@ def attend(
     k, v = u_kv.chunk(2, 2)
     far_k, far_v = far_kv.chunk(2, 2)
     index = torch.stack([slots_of(j * c, w, m, docs) for j in range(-(-t // c))])[None]
+    eidetic = (far_q, far_k, far_v if own_values else v, index)
     with dispatch.use(path):
-        out = memory_attention(
-            q, k, v, y_kv.chunk(2, 2), (far_q, far_k, far_v if own_values else v, index),
-            window_size=w, chunk_size=c, doc_ids_bt=docs,
-        )  # fmt: skip
+        out = memory_attention(q, k, v, y_kv.chunk(2, 2), eidetic, window_size=w, chunk_size=c, doc_ids_bt=docs)
     return [out, *torch.autograd.grad(out, leaves, normal(*out.shape, seed=9, dtype=dtype), allow_unused=True)]
 
 
-@pytest.mark.parametrize("dtype", list(TOLERANCE))
-@pytest.mark.parametrize("own_values", [False, True])
 @pytest.mark.parametrize(
-    ("t", "w", "c", "m", "kv_heads", "p"),
-    [
-        (700, 200, 70, 20, 1, 64), (1100, 40, 33, 7, 2, 32), (130, 128, 128, 64, 2, 80), (600, 600, 100, 3, 1, 20),
-        (1100, 40, 33, 7, 1, 32), (300, 70, 70, 20, 2, 64),
-    ],
-)  # fmt: skip
-def test_output_and_gradients_agree_with_the_reference(t, w, c, m, kv_heads, p, own_values, dtype, nan_memory):
+    ("size", "own_values", "dtype"),
+    pairwise(
+        [
+            (450, 200, 70, 20, 1, 64),
+            (330, 40, 33, 7, 2, 32),
+            (130, 128, 128, 64, 2, 80),
+            (600, 600, 100, 3, 1, 20),
+            (330, 40, 33, 7, 1, 32),
+            (300, 70, 70, 20, 2, 64),
+        ],
+        [False, True],
+        DTYPES,
+    ),
+)
+def test_output_and_gradients_agree_with_the_reference(size, own_values, dtype, nan_memory, monkeypatch):
+    t, w, c, m, kv_heads, p = size
+    monkeypatch.setattr(cpp_op, "SPAN", 100)  # several spans in few positions: the reference's time is quadratic
     options = {"dtype": dtype, "kv_heads": kv_heads, "p": p, "own_values": own_values}
     want, got = (attend(path, t, w, c, m, **options) for path in ("reference", "cpp"))
     for expected, found in zip(want, got, strict=True):
@@ -74,33 +84,26 @@ def test_output_and_gradients_agree_with_the_reference(t, w, c, m, kv_heads, p, 
 
 @pytest.mark.parametrize("num_past", [0, 10, 100])
 def test_rows_that_are_no_past_get_no_gradient(num_past, nan_memory):
-    """One query head a key/value head, whole vectors: gradients are added up where they belong."""
+    """One query head per key/value head, whole vectors: gradients are added up where they belong."""
     t, w, p = 50, 16, 64
-    inputs = [normal(1, rows, 2, p, seed=i) for i, rows in enumerate([t, t + w, t + w, t + w, t + w])]
+    inputs = [
+        normal(1, rows, 2, p, dtype=torch.float64, seed=i) for i, rows in enumerate([t, t + w, t + w, t + w, t + w])
+    ]
     results = []
     for path in ("reference", "cpp"):
         q, k, v, fading_k, fading_v = leaves = [x.detach().requires_grad_() for x in inputs]
         with dispatch.use(path):
             out = memory_attention(q, k, v, (fading_k, fading_v), window_size=w, num_past=num_past)
-        results.append([out, *torch.autograd.grad(out, leaves, normal(*out.shape, seed=9))])
+        results.append([out, *torch.autograd.grad(out, leaves, normal(*out.shape, dtype=torch.float64, seed=9))])
     for want, got in zip(*results, strict=True):
         torch.testing.assert_close(got, want, rtol=0, atol=1e-11)
 
 
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-def test_the_number_of_threads_changes_no_bit(threads):
-    results = []
-    for count in (1, 2, 3):
-        torch.set_num_threads(count)
-        results.append(attend("cpp", 1300, 50, 25, 9, dtype=torch.float32, heads=4, kv_heads=2))
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True) if a is not None)
+def test_the_number_of_threads_changes_no_bit(each_number_of_threads):
+    options = {"dtype": torch.float32, "heads": 4, "kv_heads": 2}
+    first, *others = (attend("cpp", 1300, 50, 25, 9, **options) for _ in each_number_of_threads)
+    for other in others:
+        assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True) if a is not None)
 
 
 @pytest.mark.parametrize("factor", [-1.0, 1e4])
@@ -132,10 +135,12 @@ def test_large_scores_give_no_nan(magnitude):
     assert all(x.isfinite().all() for x in results if x is not None)
 
 
-@pytest.mark.parametrize("dtype", list(TOLERANCE))
-@pytest.mark.parametrize(("kv_heads", "p"), [(1, 64), (2, 20), (4, 7)])
-@pytest.mark.parametrize("positions", [(0, 3), (17, 40), (41, 1000)])
-def test_the_decoding_step_agrees_with_plain_torch(positions, kv_heads, p, dtype, nan_memory):
+@pytest.mark.parametrize(
+    ("positions", "heads", "dtype"),
+    pairwise([(0, 3), (17, 40), (41, 1000)], [(1, 64), (2, 20), (4, 7)], DTYPES),
+)
+def test_the_decoding_step_agrees_with_plain_torch(positions, heads, dtype, nan_memory):
+    kv_heads, p = heads
     w, m, b = 16, 6, 2
     q, far_q = (normal(b, 4, p, seed=i, dtype=dtype) for i in range(2))
     window = [normal(b, w + 4, kv_heads, p, seed=2 + i, dtype=dtype) for i in range(2)]
@@ -152,7 +157,7 @@ def test_the_decoding_step_agrees_with_plain_torch(positions, kv_heads, p, dtype
 
 
 def test_rows_and_shapes_that_would_be_read_beyond_the_end_are_refused():
-    q, k = normal(1, 8, 2, 4, seed=0), normal(1, 8, 1, 4, seed=1)
+    q, k = normal(1, 8, 2, 4), normal(1, 8, 1, 4, seed=1)
     index = torch.tensor([[[0, 8]]])
     with dispatch.use("cpp"):
         with pytest.raises(ValueError, match="3 fading rows, but 8 queries with window_size 4 read 4 of their own"):

@@ -1,4 +1,4 @@
-"""Projections by oneDNN against torch's own; where each is taken."""
+"""Projections by oneDNN against torch's own, and when each is taken; the gradient of a weight."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from kernels import dispatch
 from kernels.linear import linear, onednn, product, weight_gradient_
+from tests.kernels.helpers import normal, pairwise
 
 TOLERANCE = 2e-6
 
@@ -21,10 +22,6 @@ def products(monkeypatch):
     product = onednn.product
     monkeypatch.setattr(onednn, "product", lambda a, b: seen.append((a.shape, b.shape)) or product(a, b))
     return seen
-
-
-def normal(*shape, seed=0, dtype=torch.float32):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def assert_close(found, wanted):
@@ -95,17 +92,27 @@ def test_a_product_alone_is_that_of_torch_and_has_no_gradient(products):
 
 
 # Around the sizes at which the kernel cuts its work: 12 and 32 (float64: 16) columns, 48, 256; 64 and 512 rows.
-@pytest.mark.parametrize("path", ["torch", "cpp"])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("add", [False, True])
 @pytest.mark.parametrize(
-    ("rows", "outputs", "width"),
-    [
-        (1, 1, 1), (5, 12, 32), (64, 13, 33), (65, 48, 31), (511, 257, 256), (513, 256, 257), (1025, 300, 20),
-        (700, 20, 300), (513, 600, 289), (513, 289, 600),
-    ],
-)  # fmt: skip
-def test_gradient_of_a_weight(rows, outputs, width, add, dtype, path):
+    ("size", "add", "variant"),
+    pairwise(
+        [
+            (1, 1, 1),
+            (5, 12, 32),
+            (64, 13, 33),
+            (65, 48, 31),
+            (511, 257, 256),
+            (513, 256, 257),
+            (1025, 300, 20),
+            (700, 20, 300),
+            (513, 600, 289),
+            (513, 289, 600),
+        ],
+        [False, True],
+        [("cpp", torch.float64), ("cpp", torch.float32), ("torch", torch.float64)],
+    ),
+)
+def test_gradient_of_a_weight(size, add, variant):
+    (rows, outputs, width), (path, dtype) = size, variant
     grad_y, x = normal(rows, outputs + 3, dtype=dtype)[:, 1:-2], normal(rows, width, seed=1, dtype=dtype)
     before = normal(outputs, width, seed=2, dtype=dtype)
     want = grad_y.double().t() @ x.double() + (before if add else 0)
@@ -116,16 +123,11 @@ def test_gradient_of_a_weight(rows, outputs, width, add, dtype, path):
     assert (out - want).abs().max() <= tolerance * want.abs().max()
 
 
-def test_gradient_of_a_weight_is_the_same_bits_on_any_number_of_threads():
-    grad_y, x = normal(600, 270), normal(600, 301, seed=1)
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            results.append(torch.empty(270, 301))
-            weight_gradient_(results[-1], grad_y, x, add=False)
-    finally:
-        torch.set_num_threads(before)
+def test_gradient_of_a_weight_is_the_same_bits_on_any_number_of_threads(each_number_of_threads):
+    grad_y, x, results = normal(600, 270), normal(600, 301, seed=1), []
+    for _ in each_number_of_threads:
+        results.append(torch.empty(270, 301))
+        weight_gradient_(results[-1], grad_y, x, add=False)
     assert all(torch.equal(result, results[0]) for result in results)
 
 

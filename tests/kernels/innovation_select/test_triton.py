@@ -8,21 +8,13 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from kernels import dispatch
-from kernels.innovation_select import innovation_scores, innovation_select, keep_best, triton_op, triton_scores
-from tests.kernels.tied_selections import TiedSelection, tied_selections
+from kernels.innovation_select import innovation_scores, keep_best, triton_op, triton_scores
+from tests.kernels.helpers import documents, normal, pairwise
+from tests.kernels.innovation_select.tied_selections import TiedSelection, select, tied_selections
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
 
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-6, torch.bfloat16: 2e-6}  # y is exact in float32; see README.md
-
-
-def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def documents(batch: int, t: int, share: float = 0.1) -> Tensor:
-    starts = torch.rand(batch, t, generator=torch.Generator().manual_seed(t)) < share
-    return starts.cumsum(1)
 
 
 def score(path: str, y: Tensor, weight: Tensor, past: Tensor | None, docs: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -71,19 +63,21 @@ def test_scores_of_a_document_are_its_own_even_beside_nan():
         assert torch.equal(innovation_scores(y, weight, None, docs)[:, 5:], want[:, 5:])
 
 
-@pytest.mark.parametrize("tau", [None, 3.3])
-@pytest.mark.parametrize("with_documents", [False, True])
 @pytest.mark.parametrize(
-    ("t", "w", "c", "m"), [(1, 3, 2, 2), (30, 5, 3, 4), (30, 5, 5, 100), (64, 16, 8, 1), (50, 7, 1, 6), (90, 9, 9, 5)]
+    ("size", "with_documents", "tau"),
+    pairwise(
+        [(1, 3, 2, 2), (30, 5, 3, 4), (30, 5, 5, 100), (64, 16, 8, 1), (50, 7, 1, 6), (90, 9, 9, 5)],
+        [False, True],
+        [None, 3.3],
+    ),
 )
-def test_selection_is_the_definition(t, w, c, m, with_documents, tau):
+def test_selection_is_the_definition(size, with_documents, tau):
+    t, w, c, m = size
     scores = (normal(2, t, dtype=torch.float64) * 3).round()  # rounded: ties are common
     options = {"num_queries": t, "chunk_size": c, "window_size": w, "num_eidetic": m, "tau": tau}
     docs = documents(2, t) if with_documents else None
     position = torch.arange(t).expand(2, -1)
-    got, want = (
-        _select(path, scores.float(), position, doc_ids_bs=docs, **options) for path in ("triton", "reference")
-    )
+    got, want = (select(path, scores.float(), position, doc_ids_bs=docs, **options) for path in ("triton", "reference"))
     assert got.dtype == torch.int64
     assert torch.equal(got, want)
 
@@ -94,7 +88,7 @@ def test_ties_go_to_the_earlier_position(tau):
     t = 40
     scores = torch.zeros(1, t) if tau is None else -torch.arange(t)[None] / tau
     options = {"num_queries": t, "chunk_size": 4, "window_size": 6, "num_eidetic": 3, "tau": tau}
-    index = _select("triton", scores, torch.arange(t)[None], **options)
+    index = select("triton", scores, torch.arange(t)[None], **options)
     assert index[0, -1].tolist() == [0, 1, 2]
 
 
@@ -107,17 +101,17 @@ def test_ties_under_forgetting_go_to_the_earlier_position(case: TiedSelection) -
 
 @pytest.mark.parametrize("start", [12, 13, 14])
 @pytest.mark.parametrize("num_slots", [0, 3])
-def test_selection_goes_on_from_kept_slots(start, num_slots):
+def test_selection_resumes_from_kept_slots(start, num_slots):
     w, c, m, total = 7, 4, 5, 40
     scores, position = normal(1, total), torch.arange(total).expand(1, -1)
-    whole = _select("reference", scores, position, num_queries=total, chunk_size=c, window_size=w, num_eidetic=m)
+    whole = select("reference", scores, position, num_queries=total, chunk_size=c, window_size=w, num_eidetic=m)
     kept = whole[0, (start - 1) // c, :num_slots]
     past = torch.arange(start - w - c, start)
     count = total - start if start % c == 0 else c - start % c
     rows = torch.cat([kept, past.clamp_min(-1), torch.arange(start, start + count)])
     options = {"num_queries": count, "chunk_size": c, "window_size": w, "num_eidetic": m, "start": start}
     got, want = (
-        _select(path, scores[:, rows.clamp_min(0)], rows[None], num_slots=num_slots, tau=20.0, **options)
+        select(path, scores[:, rows.clamp_min(0)], rows[None], num_slots=num_slots, tau=20.0, **options)
         for path in ("triton", "reference")
     )
     assert torch.equal(got, want)
@@ -128,7 +122,7 @@ def test_slots_of_another_document_are_given_up():
     docs = torch.tensor([[0, 1, 1] + [1] * 12])
     options = {"num_queries": 8, "chunk_size": 4, "window_size": 4, "num_eidetic": 4, "start": 12, "num_slots": 3}
     scores = normal(1, 15)
-    got, want = (_select(path, scores, position, doc_ids_bs=docs, **options) for path in ("triton", "reference"))
+    got, want = (select(path, scores, position, doc_ids_bs=docs, **options) for path in ("triton", "reference"))
     assert torch.equal(got, want)
     assert 1 in got
     assert 0 not in got
@@ -147,13 +141,8 @@ def test_merge_step_is_a_stable_sort(candidates, m, tau):
     assert torch.equal(*best)
 
 
-def _select(path: str, scores: Tensor, position: Tensor, **options: object) -> Tensor:
-    with dispatch.use(path):
-        return innovation_select(scores, position, **options)
-
-
 def test_no_slots_no_index():
-    index = _select(
+    index = select(
         "triton", normal(1, 9), torch.arange(9)[None], num_queries=9, chunk_size=2, window_size=3, num_eidetic=0
     )
     assert index.shape == (1, 5, 0)
@@ -173,9 +162,9 @@ def test_limits_are_named():
     options = {"num_queries": 9, "chunk_size": 3, "window_size": 3, "num_eidetic": 2}
     position = torch.arange(9)[None]
     with pytest.raises(ValueError, match=r"float32 and float64, not torch\.float16"):
-        _select("triton", normal(1, 9, dtype=torch.float16), position, **options)
+        select("triton", normal(1, 9, dtype=torch.float16), position, **options)
     with pytest.raises(ValueError, match="at most 4096 rows at a time, but num_eidetic is 4097"):
-        _select("triton", normal(1, 9), position, **{**options, "num_eidetic": 4097})
+        select("triton", normal(1, 9), position, **{**options, "num_eidetic": 4097})
     with dispatch.use("triton"):
         with pytest.raises(ValueError, match=r"bfloat16, float16 and float32, not torch\.float64"):
             innovation_scores(normal(1, 3, 2, dtype=torch.float64), normal(2, 2))

@@ -1,9 +1,10 @@
-"""Selections full of exact ties under forgetting, and what is right by exact arithmetic."""
+"""Selections full of exact ties under forgetting, and their results by exact arithmetic."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import torch
 from hypothesis import strategies as st
@@ -11,6 +12,11 @@ from torch import Tensor
 
 from kernels import dispatch
 from kernels.innovation_select import innovation_select, keep_best
+
+
+def select(path: str, scores: Tensor, position: Tensor, **options: Any) -> Tensor:
+    with dispatch.use(path):
+        return innovation_select(scores, position, **options)
 
 
 @dataclass(frozen=True)
@@ -34,26 +40,29 @@ class TiedSelection:
         return sets
 
     def selected(self, path: str) -> list[list[int]]:
-        """What innovation_select gives."""
-        with dispatch.use(path):
-            index_bjm = innovation_select(
-                self._log_e(), torch.arange(len(self.scores))[None], num_queries=len(self.scores), tau=self.tau,
-                chunk_size=self.chunk_size, window_size=self.window_size, num_eidetic=self.num_eidetic,
-            )  # fmt: skip
+        """The sets of innovation_select."""
+        index_bjm = select(
+            path,
+            self._log_e(),
+            torch.arange(len(self.scores))[None],
+            num_queries=len(self.scores),
+            chunk_size=self.chunk_size,
+            window_size=self.window_size,
+            num_eidetic=self.num_eidetic,
+            tau=self.tau,
+        )
         return [[row for row in rows if row >= 0] for rows in index_bjm[0].tolist()]
 
     def merged(self, path: str) -> list[list[int]]:
-        """What keep_best gives, one chunk after the other, as in decoding."""
+        """The sets of keep_best, one chunk after the other, as in decoding."""
         kept, seen, sets, log_e_1s = [], 0, [], self._log_e()
         for boundary in range(0, len(self.scores), self.chunk_size):
             left = max(seen, boundary - self.window_size + 1)
             candidates = torch.tensor([*kept, *range(seen, left)], dtype=torch.long)[None]
             if candidates.numel():
                 with dispatch.use(path):
-                    best = keep_best(
-                        log_e_1s[:, candidates[0]], candidates, torch.ones_like(candidates, dtype=torch.bool),
-                        self.num_eidetic, self.tau,
-                    )  # fmt: skip
+                    valid = torch.ones_like(candidates, dtype=torch.bool)
+                    best = keep_best(log_e_1s[:, candidates[0]], candidates, valid, self.num_eidetic, self.tau)
                 kept = candidates[0][best[0]].tolist()
             seen = left
             sets.append(kept)
