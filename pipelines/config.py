@@ -20,22 +20,13 @@ from pipelines.engine.graph import stage_graph
 from pipelines.engine.stage import AnyNode, StageConfig, StrictConfig
 from pipelines.errors import FieldError
 from pipelines.stages import STAGES
+from pipelines.tracking.config import TrackingConfig
+from pipelines.tracking.mlflow.target import MlflowConfig
 
 if TYPE_CHECKING:
     AnyStageConfig = StageConfig
 else:
     AnyStageConfig = Annotated[reduce(or_, (stage.config_type for stage in STAGES)), Field(discriminator="kind")]
-
-
-class TrackingConfig(StrictConfig):
-    """Where runs are shown. Training never waits for the tracking server: see docs/design/0004."""
-
-    uri: str | None = Field(
-        None,
-        description="MLflow tracking URI. Left out: MLFLOW_TRACKING_URI where set, else SQLite under `storage`.",
-    )
-    experiment: str = Field("bmojo", min_length=1, description="MLflow experiment that the runs belong to.")
-    system_metrics: bool = Field(True, description="Log CPU, memory and disk use of the driver's machine.")
 
 
 class ClusterConfig(StrictConfig):
@@ -65,7 +56,9 @@ class PipelineConfig(StrictConfig):
         min_length=1,
         description="Where artifacts and run state live: a path or any fsspec URL (s3://bucket/prefix, gs://...).",
     )
-    tracking: TrackingConfig = Field(default_factory=TrackingConfig, description="MLflow.")
+    tracking: TrackingConfig = Field(
+        default_factory=MlflowConfig, description="Where runs are shown: one tracker or a list."
+    )
     cluster: ClusterConfig = Field(default_factory=ClusterConfig, description="Ray.")
     stages: dict[str, AnyStageConfig] = Field(min_length=1, description="The stages by name.")
 

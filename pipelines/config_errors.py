@@ -164,8 +164,9 @@ def _resolve(root: type[BaseModel], loc: Sequence[str | int]) -> tuple[list[str 
     field = FieldInfo(annotation=root)
     model: type[BaseModel] | None = None
     for part in loc:
-        if field.discriminator is not None and part in _kinds(field.annotation):
-            field = FieldInfo(annotation=_member(field.annotation, str(part)))
+        member = None if field.discriminator is None else _member(field.annotation, part)
+        if member is not None:
+            field = FieldInfo(annotation=member)
             continue
         if part == "[key]":
             continue
@@ -178,8 +179,8 @@ def _enter(annotation: Any, part: str | int) -> tuple[type[BaseModel] | None, Fi
     for kind in _alternatives(annotation):
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             return kind, _unwrapped(kind.model_fields.get(str(part), FieldInfo(annotation=None)))
-        if get_args(kind):  # a dict's values, a list's entries
-            return None, _unwrapped(FieldInfo.from_annotation(get_args(kind)[-1]))
+        if entries := [inner for inner in get_args(kind) if inner is not Ellipsis]:  # a dict's values, a list's entries
+            return None, _unwrapped(FieldInfo.from_annotation(entries[-1]))
     return None, FieldInfo(annotation=None)
 
 
@@ -207,8 +208,12 @@ def _kinds(annotation: Any) -> list[str]:
     return [str(value) for field in fields if field is not None for value in get_args(field.annotation)]
 
 
-def _member(annotation: Any, kind: str) -> Any:
-    return next(model for model in _alternatives(annotation) if kind in _kinds(model))
+def _member(annotation: Any, tag: str | int) -> Any:
+    """The member of a union that pydantic's tag names: a kind, or the type of a list. None: it names no member."""
+    for member in _alternatives(annotation):
+        if tag in _kinds(member) or tag == getattr(get_origin(member), "__name__", None):
+            return member
+    return None
 
 
 def _similar_fields(key: str, model: type[BaseModel] | None) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import os
 import platform
@@ -10,8 +11,12 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
+
+from pipelines.tracking.config import SINKS
+from pipelines.tracking.sink import Target
 
 GIB = 2**30
 Verdict = Literal["ok", "warning", "error"]
@@ -53,7 +58,8 @@ def run_checks(storage: str = ".") -> Iterator[Check]:
     yield _shared_memory()
     yield _disk(storage)
     yield _loopback()
-    yield _mlflow_works()
+    for sink in SINKS:
+        yield _tracker_works(sink.target_type)
     yield _ui_port()
 
 
@@ -217,15 +223,21 @@ def _loopback() -> Check:
         return Check("loopback", "error", str(error), "Ray, gloo and MLflow talk over 127.0.0.1: allow it.")
 
 
-def _mlflow_works() -> Check:
+def _tracker_works(target: type[Target]) -> Check:
+    is_required = target.package in REQUIRED
     try:
-        import mlflow
+        package = importlib.import_module(target.package)
     except Exception as error:  # whatever a half-installed package raises
+        if not is_required and find_spec(target.package) is None:
+            return Check(target.name, "ok", f"not installed; only a tracker of that kind needs {target.package}")
         found = f"{type(error).__name__}: {error}".partition("\n")[0]
         return Check(
-            "MLflow", "error", found, "Runs are tracked with it: `make install` brings a version that imports."
+            target.name,
+            "error" if is_required else "warning",
+            found,
+            "Runs are tracked with it: `make install` brings a version that imports.",
         )
-    return Check("MLflow", "ok", f"imports; {mlflow.__version__}")
+    return Check(target.name, "ok", f"imports; {package.__version__}")
 
 
 def _ui_port(port: int = 5000) -> Check:

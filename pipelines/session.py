@@ -13,8 +13,8 @@ from pipelines.engine.runner import Pipeline, RunResult, run_pipeline
 from pipelines.engine.runs import Run
 from pipelines.preflight import check_pipeline
 from pipelines.storage import open_storage
+from pipelines.tracking.config import targets_of, trackers_of
 from pipelines.tracking.run_tracking import TrackingOptions
-from pipelines.tracking.target import resolve_target
 
 
 def open_pipeline(
@@ -46,10 +46,13 @@ def run(
     Args: overrides: what the config was loaded with, to be shown with the run; None: not known.
     """
     pipeline = open_pipeline(config, config_path, overrides)
-    target = resolve_target(config.tracking.uri, config.tracking.experiment, pipeline.storage)
+    tracking = TrackingOptions(
+        targets_of(config.tracking, pipeline.storage),
+        system_metrics=any(tracker.system_metrics for tracker in trackers_of(config.tracking)),
+    )
     return run_pipeline(
         pipeline,
-        TrackingOptions(target, system_metrics=config.tracking.system_metrics),
+        tracking,
         ensure_cluster=partial(ensure_cluster, config.cluster, config.stages.values()),
         observer=observer,
         expected=expected,

@@ -73,14 +73,21 @@ def ui(
 ) -> None:
     """Open MLflow's UI on the storage's tracking store (Ctrl-C stops it)."""
     from pipelines.storage import open_storage
-    from pipelines.tracking.target import SQLITE_FILE, resolve_target
-    from pipelines.tracking.ui import serve
+    from pipelines.tracking.config import default_targets
+    from pipelines.tracking.mlflow.server import serve
+    from pipelines.tracking.mlflow.target import MlflowConfig
 
-    target = resolve_target(None, "bmojo", open_storage(storage))
+    viewers = {target.name: target.viewer() for target in default_targets(open_storage(storage))}
+    for name, command in viewers.items():
+        if command:
+            console.print(f"{name}: {escape(command)}", soft_wrap=True)
+    target = MlflowConfig().target(open_storage(storage))
     if target.artifact_root is None:
         console.print(f"Tracking is at {target.shown_uri} (MLFLOW_TRACKING_URI): open it there.")
         return
-    if not (target.artifact_root.parent / SQLITE_FILE).exists():
+    if not target.has_store():
+        if any(viewers.values()):
+            return
         raise UserError(
             f"{target.uri}: no tracking store there yet. Run a pipeline first, or name its storage with --storage."
         )

@@ -159,12 +159,10 @@ class ConsoleObserver(Observer):
         """The figures and where the report is; or what went wrong and what to do."""
         style = STATUS_STYLES.get(result.status, "red")
         console.print(f"[{style}]{result.status}[/] in {time.monotonic() - self._started_at:.0f} s")
-        if result.undelivered:
-            why = (
-                f": {escape(result.tracking_trouble)}" if result.tracking_trouble else ": MLflow is slow to take them."
-            )
+        for backlog in result.undelivered:
+            why = escape(backlog.trouble.text) if backlog.trouble else f"{backlog.sink} is slow to take them."
             console.print(
-                f"  [yellow]note:[/] {result.undelivered:,} points are not in MLflow yet{why} "
+                f"  [yellow]note:[/] {backlog.events:,} points are not in {backlog.sink} yet: {why} "
                 f"Deliver them: bmojo sync {result.run.run_id} --storage {escape(quote(result.run.storage.url))}",
                 soft_wrap=True,
             )

@@ -19,6 +19,7 @@ from pipelines.errors import UserError
 if TYPE_CHECKING:
     from pipelines.engine.lease import LeaseInfo
     from pipelines.engine.runs import Run, RunState, StageState
+    from pipelines.tracking.sink import Target
 
 RequiredRun = Annotated[str, typer.Argument(metavar="RUN", help="Run id, the beginning of one, or a pipeline's name.")]
 
@@ -153,40 +154,46 @@ def unlock(
 
 
 def sync(run: RunArgument = None, storage: StorageOption = "runs") -> None:
-    """Deliver to MLflow what a run could not deliver while the tracking server was away.
+    """Deliver to the trackers what a run could not deliver while they were away.
 
-    Exit codes: 0 all of it is in MLflow, 75 the server is away (try again), 1 it refuses; the message has the remedy.
+    Exit codes: 0 all of it is there, 75 a server is away (try again), 1 one refuses; the message has the remedy.
     """
     from pipelines.engine.failures import EXIT_RESUMABLE, EXIT_USER
     from pipelines.storage import open_storage
-    from pipelines.tracking import run_tracking
-    from pipelines.tracking.target import resolve_target
-    from pipelines.tracking.trouble import Cause
+    from pipelines.tracking.config import stored_targets
 
     found = _find(run, storage)
-    tracking = found.info().config["tracking"]
-    target = resolve_target(tracking["uri"], tracking["experiment"], open_storage(storage))
-    shown = escape(target.shown_uri)
-    with delivery_progress(console, f"Delivering to {target.shown_uri}") as on_progress:
-        delivery = run_tracking.sync(found.storage, found.relpath, found.run_id, target, on_progress)
+    codes = {_sync(found, target) for target in stored_targets(found.info().config, open_storage(storage))}
+    for code in (EXIT_USER, EXIT_RESUMABLE):
+        if code in codes:
+            raise typer.Exit(code)
+
+
+def _sync(run: Run, target: Target) -> int:
+    """Deliver to one tracker and say what was done. Returns the exit code."""
+    from pipelines.engine.failures import EXIT_RESUMABLE, EXIT_USER
+    from pipelines.tracking import run_tracking
+    from pipelines.tracking.trouble import Cause
+
+    with delivery_progress(console, f"Delivering to {target.where}") as on_progress:
+        delivery = run_tracking.sync(run.storage, run.relpath, run.run_id, target, on_progress)
     for refused in delivery.refused:
         error_console.print(f"[yellow]left out:[/] {escape(refused)}", soft_wrap=True)
     if delivery.remaining:
         trouble = delivery.trouble
         why = escape(trouble.text) if trouble else "The run's journal is still being written."
         error_console.print(
-            f"[bold red]error:[/] {found.run_id}: {_points(delivery.delivered)} delivered, {delivery.remaining:,} "
+            f"[bold red]error:[/] {run.run_id}: {_points(delivery.delivered)} delivered, {delivery.remaining:,} "
             f"remain. {why}",
             soft_wrap=True,
         )
-        raise typer.Exit(EXIT_USER if trouble and trouble.cause is Cause.REFUSED else EXIT_RESUMABLE)
+        return EXIT_USER if trouble and trouble.cause is Cause.REFUSED else EXIT_RESUMABLE
     if delivery.trouble:  # all of it is there; only that could not be noted
         error_console.print(f"[yellow]note:[/] {escape(delivery.trouble.text)}", soft_wrap=True)
     done = f"{_points(delivery.delivered)} delivered; " if delivery.delivered else "nothing to deliver: "
     left_out = f" but {_points(len(delivery.refused))} that it does not take" if delivery.refused else ""
-    console.print(f"{found.run_id}: {done}everything{left_out} is in MLflow at {shown}.", soft_wrap=True)
-    if delivery.refused:
-        raise typer.Exit(EXIT_USER)
+    console.print(f"{run.run_id}: {done}everything{left_out} is in {escape(target.where)}.", soft_wrap=True)
+    return EXIT_USER if delivery.refused else 0
 
 
 def _points(count: int) -> str:

@@ -39,6 +39,7 @@ from pipelines.engine.stage_run import StageRun, note_reuse
 from pipelines.errors import UserError
 from pipelines.redact import redact
 from pipelines.storage import Storage
+from pipelines.tracking.replay import Backlog
 from pipelines.tracking.run_tracking import RunTracking, TrackingOptions, check_target
 
 _WAIT_POLL_S = 2.0
@@ -86,8 +87,7 @@ class RunResult:
     stages: dict[str, AnyNode]  # the finished ones, by name
     failed_stage: str | None
     failure: Failure | None
-    undelivered: int  # journal events that MLflow has not got yet; the next run or sync delivers them
-    tracking_trouble: str | None = None  # why it has not got them
+    undelivered: tuple[Backlog, ...]  # what the sinks have not got yet; the next run or sync delivers it
 
 
 def run_pipeline(
@@ -117,7 +117,8 @@ def run_pipeline(
         _require_same_run(expected, run, planned)
     pipeline.storage.check_writable()
     if any(stage.action is not Action.REUSE for stage in planned):
-        check_target(tracking.target, run.run_id)
+        for target in tracking.targets:
+            check_target(target, run.run_id)
     with (
         interruptible() as interrupt,
         Lease.acquire(
@@ -313,7 +314,7 @@ class _Driver:
     def _end(self, current: PlannedStage | None, failure: Failure | None) -> RunResult:
         status = failure.status if failure else Status.SUCCEEDED
         failed_stage = current.name if failure and current else None
-        undelivered = 0
+        undelivered: tuple[Backlog, ...] = ()
         try:
             if failure:  # also after a lost lease: the file is this driver's own, an heir has another
                 self._record_failure(current, failure)
@@ -332,7 +333,6 @@ class _Driver:
             failed_stage=failed_stage,
             failure=failure,
             undelivered=undelivered,
-            tracking_trouble=self._tracking.trouble.text if self._tracking.trouble else None,
         )
         self._observer.on_run_end(result)
         return result

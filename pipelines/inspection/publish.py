@@ -1,4 +1,4 @@
-"""Shows an inspection with its run in MLflow. That may fail, and may not take long."""
+"""Shows an inspection with its run in the sinks. That may fail, and may not take long."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines.engine.runs import Run
+from pipelines.tracking.config import stored_targets
 
 TIMEOUT_S = 30.0
 
@@ -21,7 +22,7 @@ def publish_inspection(run: Run, files: Sequence[Path], name: str, timeout_s: fl
     def publish() -> None:
         try:
             _publish(run, files, name)
-        except Exception as error:  # whatever MLflow, its store or the network raise: the files are written already
+        except Exception as error:  # whatever a sink or the network raises: the files are written already
             problem[:] = [str(error).partition("\n")[0] or type(error).__name__]
         else:
             problem.clear()
@@ -33,15 +34,12 @@ def publish_inspection(run: Run, files: Sequence[Path], name: str, timeout_s: fl
 
 
 def _publish(run: Run, files: Sequence[Path], name: str) -> None:
-    from pipelines.tracking.mlflow_sink import MlflowSink
-    from pipelines.tracking.target import resolve_target
-
-    tracking = run.info().config["tracking"]
-    sink = MlflowSink(resolve_target(tracking["uri"], tracking["experiment"], run.storage), run.run_id)
-    mlflow_run = sink.open_run(None, int(time.time() * 1000))
-    with tempfile.TemporaryDirectory(prefix="bmojo-") as scratch:
-        folder = Path(scratch) / name
-        folder.mkdir()
-        for file in files:
-            shutil.copy(file, folder)
-        sink.apply(mlflow_run, {"event": "artifact", "path": name}, artifact_url=scratch)
+    for target in stored_targets(run.info().config, run.storage):
+        sink = target.open(run.run_id)
+        shown = sink.open_run(None, int(time.time() * 1000))
+        with tempfile.TemporaryDirectory(prefix="bmojo-") as scratch:
+            folder = Path(scratch) / name
+            folder.mkdir()
+            for file in files:
+                shutil.copy(file, folder)
+            sink.send(shown, [{"event": "artifact", "path": name}], artifact_url=scratch)

@@ -1,8 +1,9 @@
-"""An append-only file of what a stage has to tell the tracking server, written at once and locally.
+"""An append-only file of what a stage has to show, written at once and locally.
 
 One JSON object per line, whose last member is the CRC-32 of the line before it. A line is written by one write call,
 so a killed process leaves at most a torn last line, which the next writer cuts off. A write that the disk cut short is
-undone at once, and raises. What is in the journal reaches MLflow sooner or later (replay.py), whatever dies in between.
+undone at once, and raises. What is in the journal reaches every sink sooner or later (replay.py), whatever dies in
+between.
 """
 
 from __future__ import annotations
@@ -90,16 +91,9 @@ class Journal:
         """Record parameters by their dotted names; secrets among them are masked."""
         self.write("params", params=redact(dict(params)))
 
-    def set_tags(self, tags: Mapping[str, Any]) -> None:
-        """Record tags; a later value replaces an earlier one."""
-        self.write("tags", tags={key: str(value) for key, value in redact(dict(tags)).items()})
-
-    def log_dataset(
-        self, name: str, digest: str, source: str, context: str = "training", profile: Mapping[str, Any] | None = None
-    ) -> None:
+    def log_dataset(self, name: str, digest: str, source: str, context: str = "training") -> None:
         """Record that a data set was read: `digest` identifies its content, `source` says where it is."""
-        profile = redact(dict(profile or {}))
-        self.write("dataset", name=name, digest=digest, source=redact(source), context=context, profile=profile)
+        self.write("dataset", name=name, digest=digest, source=redact(source), context=context)
 
     def log_artifact(self, relpath: str) -> None:
         """Record that a file or directory of the stage's artifact, by its path in it, is to be shown with the run."""

@@ -1,24 +1,21 @@
-"""The tracking of one pipeline run: its journals, and their way to MLflow."""
+"""The tracking of one pipeline run: its journals, and their way to the sinks."""
 
 from __future__ import annotations
 
-import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from pipelines.errors import ConfigError
 from pipelines.storage import Storage
 from pipelines.tracking.journal import Journal, journal_name, journals_of, read_events
-from pipelines.tracking.mlflow_sink import MlflowSink
-from pipelines.tracking.replay import RUN_JOURNAL, Delivery, Replay, Replayer, deliver_all
+from pipelines.tracking.replay import RUN_JOURNAL, Backlog, Delivery, Replay, Replayer, deliver_all
+from pipelines.tracking.sink import Target
 from pipelines.tracking.spool import Spool
-from pipelines.tracking.target import TrackingTarget
-from pipelines.tracking.trouble import Cause, Trouble, diagnose
+from pipelines.tracking.trouble import Cause
 
 DRAIN_S = 30.0
 _CHECK_S = 15.0
@@ -28,7 +25,7 @@ _CHECK_S = 15.0
 class TrackingOptions:
     """What is tracked, and where it is shown."""
 
-    target: TrackingTarget
+    targets: tuple[Target, ...]
     system_metrics: bool = True
     drain_s: float = DRAIN_S
 
@@ -51,7 +48,7 @@ class RunTracking:
         self._spool = Spool(storage, run_relpath)
         self._run_id, self._notify = run_id, notify
         self._run_journal: Journal | None = None
-        self._replayer: Replayer | None = None
+        self._replayers: list[Replayer] = []
 
     @property
     def journal_dir(self) -> Path:
@@ -65,15 +62,16 @@ class RunTracking:
         """
         self._spool.download()
         last = self.last_lifecycle_event(RUN_JOURNAL)
-        target = self.options.target
         if not (all_reused and last is not None and last.get("status") == "SUCCEEDED"):
-            if target.notice:
-                self._notify(target.notice)
+            for target in self.options.targets:
+                if target.notice:
+                    self._notify(target.notice)
             self._run_journal = self.open_stage(RUN_JOURNAL)
             self._run_journal.write("start", tags=dict(tags), artifact_url=None)
             self._run_journal.log_json("config.json", dict(config))
-        self._replayer = Replayer(Replay(self.journal_dir, target, self._run_id), self._notify, target.shown_uri)
-        self._replayer.start()
+        for target in self.options.targets:
+            self._replayers.append(Replayer(Replay(self.journal_dir, target, self._run_id), self._notify))
+            self._replayers[-1].start()
         self._spool.start()
 
     def open_stage(self, name: str) -> Journal:
@@ -113,31 +111,26 @@ class RunTracking:
             for event, _ in read_events(path):
                 yield event
 
-    @property
-    def trouble(self) -> Trouble | None:
-        """Why points wait to be delivered, if they do."""
-        return self._replayer.trouble if self._replayer is not None else None
-
-    def stop(self, status: str, tags: Mapping[str, str]) -> int:
-        """End the pipeline run with a status; deliver for a while. Returns how many events remain undelivered."""
-        remaining = 0
+    def stop(self, status: str, tags: Mapping[str, str]) -> tuple[Backlog, ...]:
+        """End the pipeline run with a status; deliver for a while. Returns what remains, by sink."""
         if self._run_journal is not None:
             self._run_journal.write("end", status=status, tags=dict(tags))
             self._run_journal.close()
-        if self._replayer is not None:
-            remaining = self._replayer.drain(self.options.drain_s)
+        for replayer in self._replayers:
+            replayer.end_when_drained()
+        backlogs = [replayer.drain(self.options.drain_s) for replayer in self._replayers]
         self._spool.stop()
-        return remaining
+        return tuple(backlog for backlog in backlogs if backlog is not None)
 
 
 def sync(
     storage: Storage,
     run_relpath: str,
     run_id: str,
-    target: TrackingTarget,
+    target: Target,
     on_progress: Callable[[int, int], None] = lambda delivered, total: None,
 ) -> Delivery:
-    """Deliver what an ended run left undelivered, as far as it goes. Nothing of MLflow's or the network is raised."""
+    """Deliver to one target what an ended run left undelivered, as far as it goes. No error of the sink is raised."""
     spool = Spool(storage, run_relpath)
     spool.download()
     delivery = deliver_all(Replay(spool.journal_dir, target, run_id), on_progress)
@@ -146,40 +139,29 @@ def sync(
     return delivery
 
 
-def check_target(target: TrackingTarget, run_id: str, patience_s: float = _CHECK_S) -> None:
-    """Connect to the store once before a run begins. One that is away, or slow to answer, is no obstacle.
+def check_target(target: Target, run_id: str, patience_s: float = _CHECK_S) -> None:
+    """Connect to the target once before a run begins. One that is away, or slow to answer, is no obstacle.
 
-    Raises: ConfigError: the store would refuse the run's points for good.
+    Raises: ConfigError: it would refuse the run's points for good.
     """
-    if find_spec("mlflow") is None:
-        raise ConfigError(diagnose(ModuleNotFoundError("No module named 'mlflow'", name="mlflow"), target).text)
-    if not _listens(target.uri):
+    if find_spec(target.package) is None:
+        missing = ModuleNotFoundError(f"No module named {target.package!r}", name=target.package)
+        raise ConfigError(target.diagnose(missing).text)
+    if not target.answers():
         return
     found: list[Exception] = []
 
     def connect() -> None:
         try:
-            MlflowSink(target, run_id).connect()
+            target.open(run_id)
         except Exception as error:
             found.append(error)
 
-    thread = threading.Thread(target=connect, name="mlflow check", daemon=True)
+    thread = threading.Thread(target=connect, name=f"{target.name} check", daemon=True)
     thread.start()
     thread.join(patience_s)
-    if found and (trouble := diagnose(found[0], target)).cause is Cause.REFUSED:
+    if found and (trouble := target.diagnose(found[0])).cause is Cause.REFUSED:
         raise ConfigError(trouble.text) from found[0]
-
-
-def _listens(uri: str) -> bool:
-    """Whether there is a server at all: quicker to know than to import MLflow. True for what is not a server."""
-    parts = urlsplit(uri)
-    if parts.scheme not in ("http", "https") or parts.hostname is None:
-        return True
-    try:
-        socket.create_connection((parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)), 3).close()
-    except OSError:
-        return False
-    return True
 
 
 class JournalWatch:

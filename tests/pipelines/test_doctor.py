@@ -10,6 +10,7 @@ import pytest
 
 from kernels.cpp import library
 from pipelines import doctor
+from pipelines.tracking.mlflow.target import MlflowTarget
 
 
 def test_this_environment_passes(tmp_path: Path) -> None:
@@ -56,6 +57,6 @@ def test_a_taken_port_is_a_warning() -> None:
 
 
 def test_an_mlflow_that_does_not_import_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert doctor._mlflow_works().verdict == "ok"
+    assert doctor._tracker_works(MlflowTarget).verdict == "ok"
     monkeypatch.setitem(sys.modules, "mlflow", None)  # what Python itself sets for a module that cannot be imported
-    assert doctor._mlflow_works().verdict == "error"
+    assert doctor._tracker_works(MlflowTarget).verdict == "error"

@@ -102,7 +102,7 @@ def test_strip_wraps_and_keeps_every_character():
 def test_command_writes_page_and_picture_and_logs_them_to_mlflow(trained, tmp_path):
     import mlflow
 
-    from pipelines.tracking.target import resolve_target
+    from pipelines.tracking.mlflow.target import MlflowConfig
 
     out = tmp_path / "out"
     result = CliRunner().invoke(app, ["tiny", "--text", str(tmp_path / "text.py"), "--output", str(out)])
@@ -110,7 +110,7 @@ def test_command_writes_page_and_picture_and_logs_them_to_mlflow(trained, tmp_pa
     assert sorted(file.name for file in out.iterdir()) == ["inspection.html", "inspection.png"]
     assert "layer 1 (bmojo)" in result.output
     assert "warning" not in result.output
-    target = resolve_target(None, "tests", trained.run.storage)
+    target = MlflowConfig(experiment="tests").target(trained.run.storage)
     client = mlflow.MlflowClient(target.uri)
     experiment = client.get_experiment_by_name("tests")
     (logged,) = client.search_runs([experiment.experiment_id], "tags.`bmojo.run_id` = 'tiny-00000000'")

@@ -40,9 +40,9 @@ from pipelines.engine.stage import (
 )
 from pipelines.errors import UserError
 from pipelines.storage import Storage, open_storage
+from pipelines.tracking.mlflow.target import MlflowTarget
 from pipelines.tracking.replay import Replay
 from pipelines.tracking.run_tracking import TrackingOptions
-from pipelines.tracking.target import TrackingTarget
 
 
 class CountConfig(StageConfig):
@@ -109,7 +109,7 @@ KINDS: tuple[AnyStage, ...] = (CountStage(), SumStage())
 
 def nowhere() -> TrackingOptions:
     """A tracking server that is not there; runs must not mind."""
-    return TrackingOptions(TrackingTarget("http://127.0.0.1:9", "test"), system_metrics=False, drain_s=0)
+    return TrackingOptions((MlflowTarget("http://127.0.0.1:9", "test"),), system_metrics=False, drain_s=0)
 
 
 def counting_pipeline(storage: Storage, scale: float = 1.0, **count: Any) -> Pipeline:

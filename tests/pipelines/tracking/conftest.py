@@ -7,8 +7,7 @@ import pytest
 
 from pipelines.storage import open_storage
 from pipelines.tracking.environment import quiet_environment
-from pipelines.tracking.mlflow_sink import MlflowSink
-from pipelines.tracking.target import TrackingTarget, resolve_target
+from pipelines.tracking.mlflow.target import MlflowConfig, MlflowTarget
 from tests.pipelines.tracking.mlflow_server import Server
 
 
@@ -18,14 +17,14 @@ def quiet() -> None:
 
 
 @pytest.fixture(scope="session")
-def target(tmp_path_factory: pytest.TempPathFactory) -> TrackingTarget:
+def target(tmp_path_factory: pytest.TempPathFactory) -> MlflowTarget:
     """A SQLite store; making one takes MLflow seconds, so the tests share it and use run ids of their own."""
-    return resolve_target(None, "experiment", open_storage(tmp_path_factory.mktemp("storage")))
+    return MlflowConfig(experiment="experiment").target(open_storage(tmp_path_factory.mktemp("storage")))
 
 
 @pytest.fixture
-def server(tmp_path: Path, target: TrackingTarget) -> Iterator[Server]:
-    MlflowSink(target, "make-the-store")  # copied below: the migrations need not run again
+def server(tmp_path: Path, target: MlflowTarget) -> Iterator[Server]:
+    target.open("make-the-store")  # copied below: the migrations need not run again
     assert target.artifact_root is not None
     root = tmp_path / "server"
     root.mkdir()

@@ -10,10 +10,10 @@ import time
 import urllib.request
 from pathlib import Path
 
-from pipelines.tracking.target import TrackingTarget
+from pipelines.tracking.mlflow.target import MlflowTarget
 
 
-def client(target: TrackingTarget):
+def client(target: MlflowTarget):
     import mlflow
 
     return mlflow.MlflowClient(target.uri)

@@ -19,14 +19,13 @@ import pytest
 
 from pipelines.engine.runs import Run, RunInfo
 from pipelines.storage import Storage, open_storage
-from pipelines.tracking.mlflow_sink import MlflowSink
+from pipelines.tracking.mlflow.target import MlflowConfig, MlflowTarget
 from pipelines.tracking.replay import RUN_JOURNAL
 from pipelines.tracking.run_tracking import RunTracking, TrackingOptions
-from pipelines.tracking.target import TrackingTarget, resolve_target
 
 BMOJO = [sys.executable, "-m", "pipelines"]
 REPOSITORY = Path(__file__).parents[3]
-NOWHERE = TrackingTarget("http://127.0.0.1:9", "e")
+NOWHERE = MlflowTarget("http://127.0.0.1:9", "e")
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +34,9 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("a storage") / "100%25 ü"
     store = open_storage(root)
     run = a_run(store)
-    target = resolve_target(None, "e", store)
-    MlflowSink(target, run.run_id)
-    tracking = RunTracking(store, run.relpath, run.run_id, TrackingOptions(target), [].append)
+    target = MlflowConfig(experiment="e").target(store)
+    target.open(run.run_id)
+    tracking = RunTracking(store, run.relpath, run.run_id, TrackingOptions((target,)), [].append)
     with tracking.open_stage(RUN_JOURNAL) as journal:
         journal.write("start", tags={}, artifact_url=None)
     with tracking.open_stage("train") as journal:
@@ -110,9 +109,13 @@ def test_a_missing_package_is_called_that_by_sync_and_before_a_run(
 ) -> None:
     away = open_storage(tmp_path)
     run = a_run(away)
-    with RunTracking(away, run.relpath, run.run_id, TrackingOptions(NOWHERE), [].append).open_stage("train") as journal:
+    tracking = RunTracking(away, run.relpath, run.run_id, TrackingOptions((NOWHERE,)), [].append)
+    with tracking.open_stage("train") as journal:
         journal.write("start", tags={}, artifact_url=None)
-    check = f"from pipelines.tracking.run_tracking import *; check_target(TrackingTarget({NOWHERE.uri!r}, 'e'), 'r')"
+    check = (
+        "from pipelines.tracking.run_tracking import check_target; from pipelines.tracking.mlflow.target import *; "
+        f"check_target(MlflowTarget({NOWHERE.uri!r}, 'e'), 'r')"
+    )
     for command in (["-m", "pipelines", "sync", "--storage", str(tmp_path)], ["-c", check]):
         done = subprocess.run(
             [sys.executable, "-S", *command],

@@ -30,9 +30,9 @@ from pipelines.engine.stage import (
 )
 from pipelines.errors import UserError
 from pipelines.storage import Storage, open_storage
+from pipelines.tracking.mlflow.target import MlflowTarget
 from pipelines.tracking.replay import RUN_JOURNAL, Replay
 from pipelines.tracking.run_tracking import RunTracking, TrackingOptions, sync
-from pipelines.tracking.target import TrackingTarget
 from tests.pipelines.tracking.mlflow_server import client
 
 
@@ -84,7 +84,7 @@ class ShowStage(Stage[ShowConfig, ShowInputs, StageOutput]):
 
 def run_fits(
     storage: Storage,
-    target: TrackingTarget,
+    target: MlflowTarget,
     fits: dict[str, FitConfig],
     fit_stage: FitStage | None = None,
     fail: bool = False,
@@ -93,17 +93,17 @@ def run_fits(
 ) -> RunResult:
     stages = {**fits, "show": ShowConfig(needs=tuple(fits), fail=fail)}
     pipeline = Pipeline("p", stage_graph(stages, (fit_stage or FitStage(), ShowStage())), storage, overrides=overrides)
-    options = TrackingOptions(target, system_metrics=False, drain_s=drain_s)
+    options = TrackingOptions((target,), system_metrics=False, drain_s=drain_s)
     return run_pipeline(pipeline, options, observer=ConsoleObserver(None))
 
 
-def parents(target: TrackingTarget, order: str = "attributes.start_time ASC") -> list[Any]:
+def parents(target: MlflowTarget, order: str = "attributes.start_time ASC") -> list[Any]:
     experiment = client(target).get_experiment_by_name(target.experiment).experiment_id
     return list(client(target).search_runs([experiment], "tags.`bmojo.role` = 'pipeline'", order_by=[order]))
 
 
 @pytest.fixture
-def own(target: TrackingTarget, tmp_path: Path) -> TrackingTarget:
+def own(target: MlflowTarget, tmp_path: Path) -> MlflowTarget:
     """An experiment of this test's own."""
     return replace(target, experiment=tmp_path.name)
 
@@ -113,7 +113,7 @@ def storage(tmp_path: Path) -> Storage:
     return open_storage(tmp_path / "store")
 
 
-def test_the_table_of_runs_holds_settings_and_figures_side_by_side(storage: Storage, own: TrackingTarget) -> None:
+def test_the_table_of_runs_holds_settings_and_figures_side_by_side(storage: Storage, own: MlflowTarget) -> None:
     run_fits(storage, own, {"first": FitConfig(lr=0.2, workers=7)})
     run_fits(storage, own, {"second": FitConfig(lr=0.1)})
     best, other = parents(own, "metrics.`fit/loss` ASC")
@@ -129,7 +129,7 @@ def test_the_table_of_runs_holds_settings_and_figures_side_by_side(storage: Stor
     assert len(client(own).search_runs(best.info.experiment_id, "params.`fit.lr` = '0.2'")) == 1
 
 
-def test_stages_of_one_kind_are_told_apart(storage: Storage, own: TrackingTarget) -> None:
+def test_stages_of_one_kind_are_told_apart(storage: Storage, own: MlflowTarget) -> None:
     run_fits(storage, own, {"fit": FitConfig(lr=0.2), "narrow": FitConfig(shape={"width": 4})})
     (parent,) = parents(own)
     assert parent.data.params == {
@@ -159,7 +159,7 @@ def test_a_stage_named_as_another_ones_kind_hides_nothing(storage: Storage) -> N
     }
 
 
-def test_runs_say_whose_they_are_and_children_are_named_after_their_run(storage: Storage, own: TrackingTarget) -> None:
+def test_runs_say_whose_they_are_and_children_are_named_after_their_run(storage: Storage, own: MlflowTarget) -> None:
     given = ("fit.lr=0.2", "fit.lr=0.3", "tracking.uri=http://me:hunter22@host", "hub.api_key=abc", "a=b c")
     result = run_fits(storage, own, {"fit": FitConfig()}, overrides=given)
     (parent,) = parents(own)
@@ -176,7 +176,7 @@ def test_runs_say_whose_they_are_and_children_are_named_after_their_run(storage:
     assert {child.data.tags["mlflow.user"] for child in children} == {user_name()}
 
 
-def test_a_resume_keeps_the_overrides_and_a_run_without_any_says_so(storage: Storage, own: TrackingTarget) -> None:
+def test_a_resume_keeps_the_overrides_and_a_run_without_any_says_so(storage: Storage, own: MlflowTarget) -> None:
     run_fits(storage, own, {"fit": FitConfig()}, fail=True, overrides=("fit.lr=0.1",))
     run_fits(storage, own, {"fit": FitConfig()}, fail=True, overrides=None)
     assert parents(own)[0].data.tags["bmojo.overrides"] == "fit.lr=0.1"
@@ -185,7 +185,7 @@ def test_a_resume_keeps_the_overrides_and_a_run_without_any_says_so(storage: Sto
 
 
 def test_figures_of_a_run_that_failed_later_are_there_once_and_those_made_again_are_the_latest(
-    storage: Storage, own: TrackingTarget
+    storage: Storage, own: MlflowTarget
 ) -> None:
     stage = FitStage()
     result = run_fits(storage, own, {"fit": FitConfig()}, stage, fail=True)
@@ -203,13 +203,13 @@ def test_figures_of_a_run_that_failed_later_are_there_once_and_those_made_again_
 
 
 def test_a_server_that_is_away_is_told_all_of_it_later_and_the_console_says_how(
-    tmp_path: Path, own: TrackingTarget, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, own: MlflowTarget, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    away = TrackingTarget("http://127.0.0.1:9", "away")
+    away = MlflowTarget("http://127.0.0.1:9", "away")
     storage = open_storage(tmp_path / "with blank")
     result = run_fits(storage, away, {"fit": FitConfig()}, overrides=(), drain_s=30)
     assert result.status is Status.SUCCEEDED
-    assert result.undelivered == 16
+    assert [backlog.events for backlog in result.undelivered] == [16]
     said = capsys.readouterr().out
     assert "SUCCEEDED" in said
     assert f"16 points are not in MLflow yet: MLflow at {away.uri} cannot be reached" in said
@@ -223,13 +223,13 @@ def test_a_server_that_is_away_is_told_all_of_it_later_and_the_console_says_how(
 
 def test_figures_are_journalled_even_if_the_driver_died_before_it_told_them(tmp_path: Path) -> None:
     """The stage's record is the truth; the next drive tells what the journal lacks, and only that."""
-    storage, nowhere = open_storage(tmp_path), TrackingTarget("http://127.0.0.1:9", "nowhere")
+    storage, nowhere = open_storage(tmp_path), MlflowTarget("http://127.0.0.1:9", "nowhere")
     result = run_fits(storage, nowhere, {"fit": FitConfig()}, fail=True, drain_s=0)
     run_dir = storage.path(result.run.relpath)
     for journal in (run_dir / "journal").glob(f"{RUN_JOURNAL}.*"):
         journal.unlink()
     run_fits(storage, nowhere, {"fit": FitConfig()}, drain_s=0)
-    tracking = RunTracking(storage, result.run.relpath, result.run.run_id, TrackingOptions(nowhere), [].append)
+    tracking = RunTracking(storage, result.run.relpath, result.run.run_id, TrackingOptions((nowhere,)), [].append)
     told = [event["values"] for event in tracking._events(RUN_JOURNAL) if event["event"] == "metrics"]
     assert told == [{"fit/loss": 0.05, "fit/speed": 1.0}]
     assert Replay(run_dir / "journal", nowhere, result.run.run_id).pending() > 0

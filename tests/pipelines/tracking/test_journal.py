@@ -159,7 +159,7 @@ def test_secrets_never_reach_the_file(tmp_path: Path, monkeypatch: pytest.Monkey
     path = tmp_path / "j.jsonl"
     with Journal(path) as journal:
         journal.log_params({"hub.api_key": "k1k1k1k1", "uri": "http://me:pw123456@host/x", "lr": 0.1})
-        journal.set_tags({"note": "uses correct-horse"})
+        journal.log_params({"note": "uses correct-horse"})
         journal.log_dataset("d", "0", "s3://b/k?X-Amz-Signature=abc12345")
         journal.log_json("config.json", {"deep": [{"password": "pw123456"}]})
     text = path.read_text()
@@ -175,7 +175,7 @@ def test_flushing_and_closing_twice_do_no_harm(tmp_path: Path) -> None:
     journal.close()
     journal.flush()
     with pytest.raises(ValueError, match="is closed"):
-        journal.set_tags({"a": 1})
+        journal.log_params({"a": 1})
     assert os.path.getsize(tmp_path / "j.jsonl") == 0
 
 
@@ -183,7 +183,7 @@ def test_a_flipped_bit_anywhere_in_a_journal_is_reported_or_repaired(tmp_path: P
     path = tmp_path / "j.jsonl"
     with Journal(path) as journal:
         journal.log_metrics(1, {"train/loss": 2.5, "valid/loss": float("nan")}, time_ms=5)
-        journal.set_tags({"a": "b"})
+        journal.log_params({"a": "b"})
         journal.log_metrics(2, {"train/loss": float("-inf")}, time_ms=6)
     whole = path.read_bytes()
     for position in range(len(whole)):

@@ -1,26 +1,25 @@
-"""Applies journal events to MLflow. Every operation may be repeated: applying an event twice changes nothing.
+"""Applies journal events to MLflow. Applying an event twice changes nothing.
 
 One parent run per pipeline run and one child per stage, found again by their tags, so that no crash makes a second one.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
-import sqlite3
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pipelines.errors import InfrastructureError
-from pipelines.faults import explain_disk
+from pipelines.errors import UserError
+from pipelines.redact import redact
 from pipelines.storage import LocalStorage
 from pipelines.storage.artifact import ArtifactDir
-from pipelines.tracking.target import SQLITE_FILE, TrackingTarget, sqlite_uri
-from pipelines.tracking.trouble import DiskError, RefusedError, brief, deleted_experiment
+from pipelines.tracking.mlflow.sqlite import check_store, prepare_store
+from pipelines.tracking.mlflow.trouble import deleted_experiment, is_unacceptable
+from pipelines.tracking.sink import Event, UnsendableError
 
 _MLFLOW_STATUS = {"SUCCEEDED": "FINISHED", "FAILED": "FAILED", "CANCELLED": "KILLED", "RESUMABLE": "KILLED"}
 _MAX_METRICS = 1000  # mlflow.utils.validation.MAX_METRICS_PER_BATCH
@@ -30,51 +29,37 @@ _MAX_KEY = 250  # MAX_ENTITY_KEY_LENGTH
 _MAX_TAG_VALUE = 8000  # MAX_TAG_VAL_LENGTH
 _MAX_DIGEST = 36  # MAX_DATASET_DIGEST_SIZE
 
-Event = dict[str, Any]
-
-
-class UnsendableError(ValueError):
-    """A journal event that no server could be told."""
-
 
 class MlflowSink:
-    """A pipeline run in one MLflow store. Not for several threads.
+    """A pipeline run in one MLflow store: a Sink."""
 
-    Its methods raise MLflow's and the network's errors; trouble.diagnose says what they mean.
-    """
+    def __init__(self, uri: str, experiment: str, artifact_root: Path | None, run_id: str) -> None:
+        """Connect, and make the experiment if there is none.
 
-    def __init__(self, target: TrackingTarget, run_id: str) -> None:
-        """Raises: RefusedError: the store is a SQLite file that cannot be opened. ImportError: MLflow is missing."""
+        Args: artifact_root: of a SQLite store of our own, which is made beside it; None if `uri` names another.
+        Raises: UserError: a SQLite file that cannot be opened, or a deleted experiment. ImportError: MLflow is missing.
+            Whatever MLflow or the network raises.
+        """
         import mlflow
 
         for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.tracking", "mlflow.store.model_registry"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
-        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # the replayer tells of it, once
-        if target.artifact_root is not None:
-            try:
-                target.artifact_root.mkdir(parents=True, exist_ok=True)
-                _create_sqlite_store(target.artifact_root.parent / SQLITE_FILE)
-            except OSError as error:
-                raise _unusable(target, error) from error
-        _check_sqlite(target)
-        self._target, self._run_id = target, run_id
-        self._client = mlflow.MlflowClient(tracking_uri=target.uri, registry_uri=target.uri)
-        self._experiment_id: str | None = None
-
-    def connect(self) -> str:
-        """MLflow's id of the experiment, made if there is none: what every delivery needs first.
-
-        Raises: RefusedError: the experiment was deleted.
-        """
-        return self._experiment()
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # the replayer reports it, once
+        if artifact_root is not None:
+            prepare_store(artifact_root)
+        check_store(uri)
+        self._uri, self._run_id = uri, run_id
+        self._client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+        self._experiment_id = self._find_experiment(experiment, artifact_root)
 
     def open_run(self, stage: str | None, time_ms: int) -> str:
-        """MLflow's id of the run of a stage, or of the pipeline run (None); made where there is none yet."""
-        experiment = self._experiment()
+        """As Sink.open_run."""
         quoted = self._run_id.replace("'", "")
         role = f"tags.`bmojo.stage` = '{stage}'" if stage else "tags.`bmojo.role` = 'pipeline'"
         found = self._client.search_runs(
-            [experiment], f"tags.`bmojo.run_id` = '{quoted}' and {role}", order_by=["attributes.start_time ASC"]
+            [self._experiment_id],
+            f"tags.`bmojo.run_id` = '{quoted}' and {role}",
+            order_by=["attributes.start_time ASC"],
         )
         if found:
             return str(found[0].info.run_id)
@@ -82,21 +67,38 @@ class MlflowSink:
         if stage:
             tags |= {"bmojo.stage": stage, "mlflow.parentRunId": self.open_run(None, time_ms)}
         name = f"{self._run_id}/{stage}" if stage else self._run_id
-        return str(self._client.create_run(experiment, start_time=time_ms, tags=tags, run_name=name).info.run_id)
+        return str(
+            self._client.create_run(self._experiment_id, start_time=time_ms, tags=tags, run_name=name).info.run_id
+        )
 
-    def is_there(self, mlflow_run: str) -> bool:
-        """Whether a run still exists in the store and was not deleted there."""
+    def has_run(self, run: str) -> bool:
+        """Whether the run exists in the store and was not deleted there."""
         from mlflow.exceptions import MlflowException
 
         try:
-            return bool(self._client.get_run(mlflow_run).info.lifecycle_stage == "active")
+            return bool(self._client.get_run(run).info.lifecycle_stage == "active")
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return False
             raise
 
-    def log_metrics(self, mlflow_run: str, events: Sequence[Event]) -> None:
-        """Send the points of several `metrics` events with their own times, in as few requests as allowed."""
+    def send(self, run: str, events: Sequence[Event], artifact_url: str | None) -> None:
+        """As Sink.send: points with their own times in as few requests as allowed, or one event of another type."""
+        try:
+            if events[0]["event"] == "metrics":
+                self._log_metrics(run, events)
+                return
+            (event,) = events
+            handler = getattr(self, f"_apply_{event['event']}", None)
+            if handler is None:
+                raise UnsendableError(f"journal event of unknown type {event['event']!r}")
+            handler(run, event, artifact_url)
+        except Exception as error:
+            if not is_unacceptable(error):
+                raise
+            raise UnsendableError(str(error)) from error
+
+    def _log_metrics(self, mlflow_run: str, events: Sequence[Event]) -> None:
         from mlflow.entities import Metric
 
         points = [
@@ -107,13 +109,6 @@ class MlflowSink:
         for start in range(0, len(points), _MAX_METRICS):
             self._client.log_batch(mlflow_run, metrics=points[start : start + _MAX_METRICS])
 
-    def apply(self, mlflow_run: str, event: Event, artifact_url: str | None) -> None:
-        """Apply any event but `metrics`. `artifact_url` is where the stage's files are."""
-        handler = getattr(self, f"_apply_{event['event']}", None)
-        if handler is None:
-            raise UnsendableError(f"journal event of unknown type {event['event']!r}")
-        handler(mlflow_run, event, artifact_url)
-
     def _apply_start(self, mlflow_run: str, event: Event, artifact_url: str | None) -> None:
         self._client.update_run(mlflow_run, status="RUNNING")
         self._set_tags(mlflow_run, {**event["tags"], "bmojo.status": "RUNNING"})
@@ -121,9 +116,6 @@ class MlflowSink:
     def _apply_end(self, mlflow_run: str, event: Event, artifact_url: str | None) -> None:
         self._set_tags(mlflow_run, {**event["tags"], "bmojo.status": event["status"]})
         self._client.set_terminated(mlflow_run, _MLFLOW_STATUS[event["status"]], end_time=event["t"])
-
-    def _apply_tags(self, mlflow_run: str, event: Event, artifact_url: str | None) -> None:
-        self._set_tags(mlflow_run, event["tags"])
 
     def _apply_params(self, mlflow_run: str, event: Event, artifact_url: str | None) -> None:
         """MLflow's params cannot change: of one that did (resources, on a resume) the first value stays.
@@ -151,7 +143,6 @@ class MlflowSink:
             digest=event["digest"][:_MAX_DIGEST],
             source_type=scheme,
             source=json.dumps({"uri": source}),
-            profile=json.dumps(event["profile"]),
         )
         tags = [InputTag("mlflow.data.context", event["context"])]
         self._client.log_inputs(mlflow_run, datasets=[DatasetInput(dataset, tags=tags)])
@@ -187,16 +178,14 @@ class MlflowSink:
             local = artifact.storage.path(artifact.relpath) / path
             if not os.access(local, os.R_OK):
                 raise UnsendableError(f"{local} cannot be read")
-            self._send(mlflow_run, local, path)
+            self._put(mlflow_run, local, path)
             return
-        with tempfile.TemporaryDirectory(
-            prefix="bmojo-"
-        ) as scratch:  # its own copy: the stage may be using its scratch
+        with tempfile.TemporaryDirectory(prefix="bmojo-") as scratch:  # a copy: the stage may be using its own
             local = Path(scratch) / PurePosixPath(path).name
             artifact.storage.get_tree(f"{artifact.relpath}/{path}", local)
-            self._send(mlflow_run, local, path)
+            self._put(mlflow_run, local, path)
 
-    def _send(self, mlflow_run: str, local: Path, path: str) -> None:
+    def _put(self, mlflow_run: str, local: Path, path: str) -> None:
         if local.is_dir():
             self._client.log_artifacts(mlflow_run, str(local), artifact_path=path)
         else:
@@ -210,70 +199,20 @@ class MlflowSink:
         for start in range(0, len(entities), _MAX_PARAMS):
             self._client.log_batch(mlflow_run, tags=entities[start : start + _MAX_PARAMS])
 
-    def _experiment(self) -> str:
+    def _find_experiment(self, name: str, artifact_root: Path | None) -> str:
         from mlflow.exceptions import MlflowException
 
-        if self._experiment_id is None:
-            experiment = self._client.get_experiment_by_name(self._target.experiment)
-            if experiment is not None and experiment.lifecycle_stage != "active":
-                raise RefusedError(deleted_experiment(self._target, str(experiment.experiment_id)))
-            if experiment is not None:
-                self._experiment_id = str(experiment.experiment_id)
-            else:
-                root = self._target.artifact_root
-                try:
-                    self._experiment_id = str(
-                        self._client.create_experiment(self._target.experiment, root.as_uri() if root else None)
-                    )
-                except MlflowException as error:
-                    if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                        raise
-                    return self._experiment()  # another driver was quicker
-        return self._experiment_id
-
-
-def _create_sqlite_store(path: Path) -> None:
-    """Make a new store complete or not at all: MLflow cannot go on from migrations that were interrupted."""
-    if path.exists():
-        return
-    from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine_with_retry
-
-    with tempfile.TemporaryDirectory(prefix=".creating-", dir=path.parent) as scratch:
-        unfinished = Path(scratch) / path.name
-        engine = create_sqlalchemy_engine_with_retry(sqlite_uri(unfinished))
-        _initialize_tables(engine)
-        engine.dispose()
-        with contextlib.suppress(FileExistsError):  # another driver was quicker
-            os.link(unfinished, path)
-
-
-def _check_sqlite(target: TrackingTarget) -> None:
-    """Open a SQLite store once by itself: MLflow would try for minutes, with a warning each time."""
-    if not target.uri.startswith("sqlite"):
-        return
-    from sqlalchemy import make_url
-    from sqlalchemy.exc import ArgumentError
-
-    try:
-        path = make_url(target.uri).database
-        if path:
-            with contextlib.closing(sqlite3.connect(path, timeout=30)) as connection:
-                connection.execute("PRAGMA schema_version").fetchone()
-    except (sqlite3.Error, ArgumentError) as error:
-        if getattr(error, "sqlite_errorname", "").startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-            raise
-        raise _unusable(target, error) from error
-
-
-def _unusable(target: TrackingTarget, error: Exception) -> Exception:
-    if isinstance(error, OSError):
-        explained = explain_disk(error)
-        if isinstance(explained, InfrastructureError):  # a full disk, not a wrong place
-            return DiskError(str(explained))
-    return RefusedError(
-        f"the store {target.shown_uri} cannot be opened ({brief(error)}). Check that its folder exists and may be "
-        "written, or set tracking.uri or MLFLOW_TRACKING_URI to another store."
-    )
+        found = self._client.get_experiment_by_name(name)
+        if found is not None and found.lifecycle_stage != "active":
+            raise UserError(deleted_experiment(str(redact(self._uri)), name, str(found.experiment_id)))
+        if found is not None:
+            return str(found.experiment_id)
+        try:
+            return str(self._client.create_experiment(name, artifact_root.as_uri() if artifact_root else None))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            return self._find_experiment(name, artifact_root)  # another driver was quicker
 
 
 def _text(value: Any) -> str:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import IO
 
 from pipelines.errors import InfrastructureError, UserError
-from pipelines.tracking.target import TrackingTarget
+from pipelines.tracking.mlflow.target import MlflowTarget
 
 START_TIMEOUT_S = 180.0
 _STOP_TIMEOUT_S = 10.0
@@ -25,9 +25,7 @@ _PR_SET_PDEATHSIG = 1
 _SHOWN_LOG_LINES = 10
 
 
-def serve(
-    target: TrackingTarget, host: str, port: int, allowed_hosts: str | None, on_ready: Callable[[], None]
-) -> None:
+def serve(target: MlflowTarget, host: str, port: int, allowed_hosts: str | None, on_ready: Callable[[], None]) -> None:
     """Run the server until it or this process ends. Call it from the main thread. `on_ready` is called once it answers.
 
     Raises:

@@ -1,0 +1,1 @@
+"""MLflow as a sink: where its store is, what goes there, and what its errors mean."""
