@@ -57,7 +57,7 @@ class Journal:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
-        self._steps: dict[str, _StepSet] = {}
+        self._steps: dict[str, StepSet] = {}
         self._end = 0  # behind the last whole line; more in the file than this is a write that failed
         self._is_torn = False
         self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
@@ -164,7 +164,7 @@ class Journal:
 
     def _note_told(self, names: Iterable[str], step: int) -> None:
         for name in names:
-            self._steps.setdefault(name, _StepSet()).add(step)
+            self._steps.setdefault(name, StepSet()).add(step)
 
     def _take(self, deadline: float) -> None:
         while True:
@@ -202,7 +202,7 @@ class Journal:
         return end
 
 
-class _StepSet:
+class StepSet:
     """Steps of a metric, one bit each: a long run has millions."""
 
     _BITS = 4096

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from pipelines.errors import ConfigError
-from pipelines.loading import load_pipeline, model_presets, pipeline_schema
+from pipelines.loading import load_pipeline, model_presets, pipeline_schema, validate_pipeline
+from pipelines.tracking.config import trackers_of
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -267,3 +268,30 @@ def test_the_schema_describes_every_field() -> None:
         if "description" not in content and field != "kind"
     ]
     assert not undescribed
+
+
+def test_one_tracker_or_a_list_of_them(pipeline_file: Path) -> None:
+    alone = load_pipeline(pipeline_file, ["tracking={experiment: mine}"]).tracking
+    assert trackers_of(alone) == (alone,)
+    listed = load_pipeline(pipeline_file, ["tracking=[{kind: mlflow, experiment: mine}]", "tracking.0.uri=http://h"])
+    assert trackers_of(listed.tracking) == (alone.model_copy(update={"uri": "http://h"}),)
+    again = validate_pipeline(listed.model_dump(mode="json"), "a stored run")
+    assert again.tracking == listed.tracking
+
+
+@pytest.mark.parametrize(
+    ("tracking", "expected"),
+    [
+        ("{experimnt: a}", "tracking.experimnt: unknown key. Did you mean 'experiment'?"),
+        ("5", "tracking: found 5, expected a mapping of fields."),
+        ("{kind: mlfow}", "tracking: found kind 'mlfow', expected one of mlflow"),
+        ("[]", "tracking: found an empty list, expected at least one tracker."),
+        ("[{kind: mlflow, experimnt: a}]", "tracking.0.experimnt: unknown key. Did you mean 'experiment'?"),
+        ("[{kind: mlflow, experiment: ''}]", "tracking.0.experiment: found '', expected at least 1 characters."),
+        ("[5]", "tracking.0: found 5, expected a mapping"),
+    ],
+)
+def test_an_error_in_a_tracker_names_it_as_it_is_written(pipeline_file: Path, tracking: str, expected: str) -> None:
+    message = refusal(pipeline_file, f"tracking={tracking}")
+    assert expected in message
+    assert len(message.splitlines()) == 1

@@ -1,0 +1,194 @@
+"""Two sinks of one run: each has its own cursor and its own trouble, whatever happens to the other."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from pipelines.errors import ConfigError
+from pipelines.storage import LocalStorage
+from pipelines.tracking.config import targets_of
+from pipelines.tracking.journal import Journal
+from pipelines.tracking.mlflow.target import MlflowConfig
+from pipelines.tracking.replay import Replay, deliver_all
+from pipelines.tracking.run_tracking import RunTracking, TrackingOptions
+from pipelines.tracking.sink import Event, Target
+from tests.pipelines.tracking.waiting import wait_until
+
+
+class FileSink:
+    """Keeps every point in a file of its own, named after what makes it the same point."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def open_run(self, stage: str | None, time_ms: int) -> str:
+        run = stage or "pipeline"
+        (self.folder / run).mkdir(parents=True, exist_ok=True)
+        return run
+
+    def has_run(self, run: str) -> bool:
+        return (self.folder / run).is_dir()
+
+    def send(self, run: str, events: Sequence[Event], artifact_url: str | None) -> None:
+        for event in events:
+            if (self.folder / "is down").exists():
+                raise ConnectionError("no answer")
+            with open(self.folder / "calls", "a") as calls:
+                calls.write(json.dumps([run, event["event"], event.get("step")]) + "\n")
+            if event["event"] == "metrics":
+                (self.folder / run / f"{event['step']}-{event['t']}").touch()
+
+
+@dataclass(frozen=True)
+class FileTarget(Target):
+    name: ClassVar[str] = "Files"
+    package: ClassVar[str] = "json"
+    folder: Path
+
+    @property
+    def where(self) -> str:
+        return f"files in {self.folder}"
+
+    def open(self, run_id: str) -> FileSink:
+        return FileSink(self.folder)
+
+    def steps(self) -> list[int]:
+        """The steps of the points that the sink holds, repeated ones as often as it holds them."""
+        return sorted(int(path.name.split("-")[0]) for path in (self.folder / "train").iterdir())
+
+    def sent(self) -> list[int]:
+        """The steps of the points that were sent, repeated ones as often as they were."""
+        calls = [json.loads(line) for line in (self.folder / "calls").read_text().splitlines()]
+        return [step for run, event, step in calls if (run, event) == ("train", "metrics")]
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[FileTarget, FileTarget]:
+    targets = FileTarget(tmp_path / "first"), FileTarget(tmp_path / "second")
+    for target in targets:
+        target.folder.mkdir()
+    return targets
+
+
+def write(run_dir: Path, steps: range) -> None:
+    with Journal(run_dir / "journal/train.jsonl") as journal:
+        journal.write("start", tags={}, artifact_url=None)
+        for step in steps:
+            journal.log_metrics(step, {"loss": float(step)}, time_ms=1_700_000_000_000 + step)
+        journal.log_json("record.json", {})
+
+
+def test_a_sink_that_is_down_neither_delays_nor_repeats_the_points_of_another(
+    tmp_path: Path, pair: tuple[FileTarget, FileTarget]
+) -> None:
+    up, down = pair
+    (down.folder / "is down").touch()
+    notices: list[str] = []
+    options = TrackingOptions(pair, system_metrics=False, drain_s=60)
+    tracking = RunTracking(LocalStorage(tmp_path), "runs/r-1", "r-1", options, notices.append)
+    tracking.start({}, {}, all_reused=False)
+    with tracking.open_stage("train") as journal:
+        for step in range(20):
+            journal.log_metrics(step, {"loss": 1.0})
+        wait_until(lambda: (up.folder / "train").exists() and len(up.steps()) == 20 and notices)
+        (notice,) = notices
+        assert notice.startswith(f"{down.where} cannot be reached (ConnectionError: no answer)")
+        (down.folder / "is down").unlink()
+        wait_until(lambda: len(notices) == 2)
+        assert notices[1] == f"{down.where} answers again; all points so far are delivered."
+        (down.folder / "is down").touch()
+        for step in range(20, 30):
+            journal.log_metrics(step, {"loss": 1.0})
+    (backlog,) = tracking.stop("SUCCEEDED", {})
+    assert (backlog.sink, backlog.events) == ("Files", 11)
+    (down.folder / "is down").unlink()
+    assert deliver_all(Replay(tracking.journal_dir, down, "r-1")).remaining == 0
+    for target in pair:
+        assert target.steps() == list(range(30))
+        assert target.sent() == list(range(30))
+
+
+def die_at(change: int) -> None:
+    """End this process, as SIGKILL does, before it changes a file for the nth time."""
+    changes = 0
+
+    def deadly(name: str) -> None:
+        real = getattr(os, name)
+
+        def changed(*arguments: object, **options: object) -> object:
+            nonlocal changes
+            changes += 1
+            if changes == change:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*arguments, **options)
+
+        setattr(os, name, changed)
+
+    for name in ("replace", "mkdir", "utime", "open"):
+        deadly(name)
+
+
+def test_killed_before_any_change_of_a_file_two_sinks_hold_each_point_once(
+    tmp_path: Path, pair: tuple[FileTarget, FileTarget]
+) -> None:
+    write(tmp_path / "run", range(5))
+    deaths = 0
+    for change in range(1, 100):
+        child = os.fork()
+        if child == 0:
+            die_at(change)
+            left = [deliver_all(Replay(tmp_path / "run/journal", target, "r")).remaining for target in pair]
+            os._exit(sum(left))
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL
+        deaths += 1
+    assert deaths > 5
+    for target in pair:
+        assert target.steps() == list(range(5))
+        assert deliver_all(Replay(tmp_path / "run/journal", target, "r")).delivered == 0
+
+
+def test_a_cursor_of_an_earlier_version_is_made_again_and_doubles_nothing(
+    tmp_path: Path, pair: tuple[FileTarget, FileTarget]
+) -> None:
+    target = pair[0]
+    write(tmp_path / "run", range(5))
+    deliver_all(Replay(tmp_path / "run/journal", target, "r"))
+    cursor = tmp_path / "run" / f"delivered-{target.key}.json"
+    saved = json.loads(cursor.read_text())
+    cursor.write_text(json.dumps({"mlflow_runs": saved["runs"], "journals": saved["journals"]}))
+    write(tmp_path / "run", range(5, 8))
+    assert deliver_all(Replay(tmp_path / "run/journal", target, "r")).remaining == 0
+    assert target.steps() == list(range(8))
+    assert json.loads(cursor.read_text())["runs"] == saved["runs"]
+
+
+def test_a_run_that_a_user_deleted_from_one_sink_is_delivered_there_again(
+    tmp_path: Path, pair: tuple[FileTarget, FileTarget]
+) -> None:
+    write(tmp_path / "run", range(5))
+    for target in pair:
+        deliver_all(Replay(tmp_path / "run/journal", target, "r"))
+    for path in (pair[0].folder / "train").iterdir():
+        path.unlink()
+    (pair[0].folder / "train").rmdir()
+    write(tmp_path / "run", range(5, 6))
+    for target in pair:
+        deliver_all(Replay(tmp_path / "run/journal", target, "r"))
+        assert target.steps() == list(range(6))
+    assert sorted(pair[1].sent()) == list(range(6))
+
+
+def test_the_same_place_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"tracking.1: MLflow at .* is in the list twice"):
+        targets_of((MlflowConfig(), MlflowConfig(system_metrics=False)), LocalStorage(tmp_path))
