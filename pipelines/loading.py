@@ -12,7 +12,10 @@ from pydantic import ValidationError
 
 from pipelines.config import PipelineConfig
 from pipelines.config_errors import FieldOrigins, describe_errors, shown, suggest
+from pipelines.engine.graph import roles_of
+from pipelines.engine.stage import AnyStage
 from pipelines.errors import ConfigError
+from pipelines.stages import STAGES
 
 MAX_DEPTH = 40  # levels of a pipeline file; its fields need 8
 PRESETS_DIR = Path(__file__).resolve().parent.parent / "configs" / "models"
@@ -223,12 +226,32 @@ def _preset(name: Any, field: Sequence[str], origins: FieldOrigins) -> dict[str,
 
 
 def pipeline_schema() -> dict[str, Any]:
-    """JSON schema of a pipeline file as users write it: `model` may be a preset's name, or a preset and changes."""
+    """JSON schema of a pipeline file as users write it, with model presets and the roles of each kind's inputs.
+
+    `model` may be a preset's name, or a preset and changes.
+    """
     schema = PipelineConfig.model_json_schema()
     model = schema["$defs"]["ModelConfig"]
     preset = {"enum": model_presets(), "description": "A preset of configs/models; other fields of `model` change it."}
     model["properties"] = {"preset": preset, **model["properties"]}
-    train = schema["$defs"]["TrainStageConfig"]["properties"]
-    train["model"] = {**train["model"], "anyOf": [{"$ref": "#/$defs/ModelConfig"}, preset]}
-    train["model"].pop("$ref", None)
+    for stage in STAGES:
+        fields = schema["$defs"][stage.config_type.__name__]["properties"]
+        if "model" in fields:
+            fields["model"] = {**fields["model"], "anyOf": [{"$ref": "#/$defs/ModelConfig"}, preset]}
+            fields["model"].pop("$ref", None)
+        fields["needs"] = _schema_of_needs(stage, fields["needs"])
     return schema
+
+
+def _schema_of_needs(stage: AnyStage, needs: dict[str, Any]) -> dict[str, Any]:
+    names, by_role = needs["anyOf"]
+    one_or_more = by_role.pop("additionalProperties")
+    by_role["additionalProperties"] = False
+    by_role["properties"] = {
+        role.name: {
+            "description": f"{role.wanted.capitalize()} of kind {role.kind}.",
+            **(one_or_more if role.is_many else {"type": "string"}),
+        }
+        for role in roles_of(stage.inputs_type)
+    }
+    return {**needs, "anyOf": [names, by_role]}

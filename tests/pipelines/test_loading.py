@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import yaml
 
 from pipelines.errors import ConfigError
 from pipelines.loading import load_pipeline, model_presets, pipeline_schema, validate_pipeline
+from pipelines.session import open_pipeline
 from pipelines.tracking.config import trackers_of
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -192,6 +195,40 @@ def test_broken_files_are_explained(tmp_path: Path, text: str, expected: str) ->
         ("train.schedule={kind: x}", "stages.train.schedule: found kind 'x', expected one of cosine, wsd."),
         ("report.kind=null", "stages.report: `kind` is missing. It is one of tokenizer, "),
         ("report.kind=raport", "found kind 'raport', expected one of tokenizer, tokenize, train, evaluate, report, "),
+        ("train.needs=5", "stages.train.needs: found 5, expected a list, such as [a, b]. A mapping of roles will do"),
+        ("train.needs=[1]", "stages.train.needs: found 1, expected the name of a stage."),
+        ("train.needs={tokens: 1}", "stages.train.needs: tokens: found 1, expected the name of a stage."),
+        (
+            "train.needs={token: tokens}",
+            "stages.train.needs.token: a train stage has no role 'token'. Its roles: tokens (exactly 1 of kind "
+            "tokenize), initial (at most 1 of kind train).",
+        ),
+        ("tokenizer.needs={text: tokens}", "stages.tokenizer.needs: the stages wait for one another in a circle"),
+        (
+            "train.needs={tokens: tokenizer}",
+            "stages.train.needs.tokens: 'tokenizer' is a tokenizer stage, expected exactly 1 of kind tokenize. This "
+            "pipeline's tokenize stages: tokens.",
+        ),
+        (
+            "train.needs={tokens: []}",
+            "stages.train.needs.tokens: found 0 stages of kind tokenize, expected exactly 1. This pipeline's tokenize "
+            "stages: tokens.",
+        ),
+        ("evaluate.needs={trained: train}", "stages.evaluate.needs: role tokens: found 0 stages of kind tokenize, exp"),
+        ("evaluate.needs=[train]", "stages.evaluate.needs: found 0 stages of kind tokenize, expected exactly 1."),
+        ("evaluate.needs={trained: train, tokens: x}", "stages.evaluate.needs: there is no stage 'x'"),
+        (
+            "report.needs={evaluated: evaluate}",
+            "stages.report.needs: has 'evaluate' but not 'train', the train stage it",
+        ),
+        (
+            "report.needs={trained: train}",
+            "stages.report.needs: role evaluated: found 0 stages of kind evaluate, expected",
+        ),
+        (
+            "report.needs={evaluated: [evaluate, evaluate]}",
+            "stages.report.needs: evaluate, evaluate names a stage twice",
+        ),
         ("train.needs=[report]", "stages.train.needs: the stages wait for one another in a circle"),
         ("tokens.needs.0=x", "stages.tokens.needs: there is no stage 'x'"),
         ("tokens.needs.5=x", "stages.tokens.needs is a list of 1; expected the number of an entry"),
@@ -221,6 +258,31 @@ def test_known_keys_are_listed_once(pipeline_file: Path) -> None:
     assert "Known keys of stages.train: betas, " in message
     assert message.count("unknown key.") == 6
     assert "... and 1 more." in message
+
+
+def test_roles_and_the_list_give_the_same_stages(pipeline_file: Path) -> None:
+    overrides = [
+        "tokens.needs={tokenizer: tokenizer}",
+        "train.needs={tokens: tokens}",
+        "evaluate.needs={tokens: tokens, trained: [train]}",
+        "report.needs={evaluated: evaluate, trained: [train]}",
+    ]
+
+    def fingerprints(*overrides: str) -> dict[str, str]:
+        pipeline = open_pipeline(load_pipeline(pipeline_file, overrides))
+        return {stage.name: stage.fingerprint.digest for stage in pipeline.plan()}
+
+    assert fingerprints(*overrides) == fingerprints()
+
+
+def test_a_role_can_be_overridden(pipeline_file: Path) -> None:
+    pipeline_file.write_text(PIPELINE.replace("needs: [train, tokens]", "needs: {trained: train, tokens: other}"))
+    config = load_pipeline(pipeline_file, ["evaluate.needs.tokens=tokens"])
+    assert config.stages["evaluate"].needed == ("train", "tokens")
+    line = PIPELINE.splitlines().index("    needs: [train, tokens]") + 1
+    assert refusal(pipeline_file).startswith(
+        f"{pipeline_file}:{line}: stages.evaluate.needs: there is no stage 'other'"
+    )
 
 
 def test_an_entry_of_a_list_can_be_overridden(pipeline_file: Path) -> None:
@@ -257,6 +319,14 @@ def test_a_preset_can_be_named_and_changed(pipeline_file: Path) -> None:
 
 def test_an_unknown_preset_suggests_one(pipeline_file: Path) -> None:
     assert "Did you mean" in refusal(pipeline_file, "train.model=bmojo-130")
+
+
+def test_the_schema_and_the_help_come_without_torch(tmp_path: Path) -> None:
+    script = "import sys; from pipelines.cli.app import app; app(sys.argv[1:], standalone_mode=False); "
+    script += "sys.exit('torch was imported' if 'torch' in sys.modules else 0)"
+    for arguments in (["schema", "--output", str(tmp_path / "schema.json")], ["--help"]):
+        done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
 
 
 def test_the_schema_describes_every_field() -> None:
