@@ -75,7 +75,7 @@ class TokenStream:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to where `state` says; every worker calls it, before the iteration begins.
 
-        Raises: DataError: the state belongs to other data or another order. RuntimeError: the iteration has begun.
+        Raises: DataError: the state belongs to other data or another order. RuntimeError: the iteration has started.
         """
         if self._batches is not None:
             raise RuntimeError("load_state_dict comes before the iteration over the stream.")

@@ -27,6 +27,7 @@ WORDS = {  # old or mannered words, and what to write instead
     r"anew": "again",
     r"for ever": "forever",
     r"unfit": "invalid",
+    r"heirs?": "successor",
     r"carr(y|ies|ied) on": "resume, continue",
     r"(is|are|be) at work": "running",
     r"whose fault": "cause",

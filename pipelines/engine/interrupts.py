@@ -37,7 +37,7 @@ def handle_signals() -> None:
 
 
 def leave_on_signals() -> None:
-    """Until handle_signals: end at once. For the entry point, before it imports more: nothing has begun by then."""
+    """Until handle_signals: end at once. For the entry point, before it imports more: nothing has started by then."""
     signal.signal(signal.SIGTERM, lambda *_: _leave(EXIT_TERMINATED))
     signal.signal(signal.SIGINT, lambda *_: _leave(EXIT_INTERRUPTED))
 

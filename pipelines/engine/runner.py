@@ -316,7 +316,7 @@ class _Driver:
         failed_stage = current.name if failure and current else None
         undelivered: tuple[Backlog, ...] = ()
         try:
-            if failure:  # also after a lost lease: the file is this driver's own, an heir has another
+            if failure:  # also after a lost lease: the file is this driver's own, an successor has another
                 self._record_failure(current, failure)
             else:
                 self._record_success()

@@ -85,7 +85,7 @@ class Run:
 
     Each owner of the run's lease writes files of its own, named by the number of its lease (run-000002.json,
     state-000002.json); those of the highest number count. So a driver that lost its lease can never overwrite what its
-    heir says, however late it writes, on any storage.
+    successor says, however late it writes, on any storage.
     """
 
     def __init__(self, storage: Storage, run_id: str) -> None:
@@ -125,7 +125,7 @@ class Run:
         number, state = self._read("state", RunState)
         while state.status is Status.RUNNING and self.holder(on_watch) is None:
             before, (number, state) = (number, state), self._read("state", RunState)
-            if before == (number, state):  # it did not end, and no heir came, while we looked
+            if before == (number, state):  # it did not end, and no successor came, while we looked
                 return self._abandoned(state)
         return cast(RunState, state)
 
@@ -156,7 +156,7 @@ class Run:
         return self.storage.url_of(f"{self.relpath}/{name}")
 
     def request_cancel(self, on_watch: Watch | None = None) -> LeaseInfo:
-        """Ask the owner to stop; it notices at its next heartbeat. Its heir, if it gets one, is not meant.
+        """Ask the owner to stop; it notices at its next heartbeat. Its successor, if it gets one, is not meant.
 
         Raises: UserError: no driver is running.
         """

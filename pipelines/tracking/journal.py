@@ -35,8 +35,8 @@ log = logging.getLogger(__name__)
 def journal_name(stage: str, number: int) -> str:
     """The journal file that the owner number `number` of a run (pipelines.engine.lease) writes for a stage.
 
-    Every owner has files of its own, so one that was stopped and lost its lease neither blocks its heir nor writes into
-    what the heir writes.
+    Every owner has files of its own. So one that was stopped and lost its lease neither blocks its successor nor writes
+    into the successor's files.
     """
     return f"{stage}.{number:06d}.jsonl"
 

@@ -33,7 +33,7 @@ class Score:
 
     @property
     def loss(self) -> float:
-        """Nats a token."""
+        """Nats per token."""
         return self.nll_nats / self.num_tokens
 
     @property

@@ -141,8 +141,8 @@ def _draw(models: Sequence[ModelResults]) -> list[_Plot]:
                 "Perplexity against the position in the context",
                 "perplexity_by_position.png",
                 plots.position_plot(by_position, max(model.evaluation.seq_len for model in models)),
-                f"Mean over {' and '.join(sorted(windows))} stretches of long validation documents, each begun with an "
-                "empty memory.",
+                f"Mean over {' and '.join(sorted(windows))} stretches of long validation documents, each started with "
+                "an empty memory.",
             )
         )
     return drawn

@@ -17,7 +17,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 
 
 def loss_plot(train: Mapping[str, Curve], valid: Mapping[str, Curve]) -> bytes:
-    """Training loss (line) and validation loss (points) in nats a token, against the step; by model name."""
+    """Training loss (line) and validation loss (points) in nats per token, against the step; by model name."""
     figure, axes = _new_figure("Loss", "step", "nats per token")
     for colour, name in zip(_colours(len(train)), train, strict=True):
         _line(axes, train[name], label=f"{name}, training", color=colour, linewidth=1, alpha=0.7)

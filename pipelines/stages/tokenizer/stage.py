@@ -38,7 +38,7 @@ class TokenizerStage(Stage[TokenizerStageConfig, StageInputs, TokenizerOutput]):
     code_version = 2
 
     def content_identity(self, config: TokenizerStageConfig) -> str:
-        """Digest of the text to train on, or of the tokenizer to load. Raises UserError: that is missing or unfit."""
+        """Digest of the text to train on, or of the tokenizer to load. Raises UserError: that is missing or invalid."""
         from data.lossless import check_name_is_no_text
         from data.sources import content_identity
         from data.tokenizer import PATTERN, load_tokenizer
@@ -52,7 +52,7 @@ class TokenizerStage(Stage[TokenizerStageConfig, StageInputs, TokenizerOutput]):
             return load_tokenizer(config.load, config.end_of_document).sha256
 
     def run(self, config: TokenizerStageConfig, inputs: StageInputs, context: StageContext) -> TokenizerOutput:
-        """Make the tokenizer and put it into the artifact. Raises UserError: the text or the tokenizer is unfit."""
+        """Make the tokenizer and put it into the artifact. Raises UserError: the text or the tokenizer is invalid."""
         from data.paths import expanded
         from data.sources import with_absolute_paths
         from pipelines.stages.tasks import require_planned_content, run_tasks

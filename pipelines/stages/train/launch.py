@@ -1,7 +1,7 @@
 """The driver's side: start the workers with Ray Train, and after losing one go on from the newest checkpoint.
 
 Ray Train restarts workers by itself, but it cannot tell the user's error from the cluster's and would retry both, and
-it takes a node that never comes for a reason to wait for ever. So each attempt is one `fit` without retries, and the
+it takes a node that never comes for a reason to wait forever. So each attempt is one `fit` without retries, and the
 decision to go on is made here (docs/design/0020).
 """
 
@@ -40,7 +40,7 @@ class TrainingLostError(InfrastructureError):
 
 
 class _Trainer(TorchTrainer):
-    """Leaves Ctrl-C to us: Ray Train would wait for every worker to end in order, which takes a minute."""
+    """Leaves Ctrl-C to us: Ray Train would wait forevery worker to end in order, which takes a minute."""
 
     def _register_sigint_handler(self, controller: Any) -> None:
         pass

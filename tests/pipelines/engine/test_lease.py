@@ -120,7 +120,7 @@ def test_the_hold_of_another_machine_ends_after_its_file_was_watched_whatever_it
         elsewhere(patch)
         owner = Lease.acquire(storage, "lease", "Run x", clock=simulation.with_wall(offset_s), start=False)
     watched: list[float] = []
-    heir = Lease.acquire(
+    successor = Lease.acquire(
         storage,
         "lease",
         "Run x",
@@ -130,7 +130,7 @@ def test_the_hold_of_another_machine_ends_after_its_file_was_watched_whatever_it
     )
     assert watched == [70.0], "60 s that it holds, and two renewals"
     assert simulation.now >= 1070.0
-    assert heir.number == owner.number + 1
+    assert successor.number == owner.number + 1
     with pytest.raises(LeaseLostError, match="did not renew it for 60 s"):
         owner.require()
 
@@ -181,7 +181,7 @@ def test_no_two_owners_at_once_under_any_outage_pause_and_clock(
     offset_s: float,
     begins_s: float,
 ) -> None:
-    """Whenever an heir gets the lease, the owner's require() already raises: it stopped before."""
+    """Whenever an successor gets the lease, the owner's require() already raises: it stopped before."""
     storage, simulation = open_storage(tmp_path_factory.mktemp("lease")), Simulation()
     with pytest.MonkeyPatch.context() as patch:
         elsewhere(patch)
@@ -202,16 +202,16 @@ def test_no_two_owners_at_once_under_any_outage_pause_and_clock(
     simulation.sleep(begins_s)
     for _ in range(40):
         try:
-            heir = Lease.acquire(storage, "lease", "Run x", clock=simulation.clock, start=False)
+            successor = Lease.acquire(storage, "lease", "Run x", clock=simulation.clock, start=False)
             break
         except LeaseHeldError:
             simulation.sleep(5.0)
-    assert heir.number > owner.number
+    assert successor.number > owner.number
     with pytest.raises(LeaseLostError):
         owner.require()
     owner._storage = storage
     owner.renew()
-    heir.require_in_force()
+    successor.require_in_force()
 
 
 class Broken(Storage):

@@ -68,7 +68,7 @@ def store(tmp_path: Path) -> Path:
     return tmp_path / "store"
 
 
-@pytest.mark.parametrize("wakes", ["while its heir works", "after its heir is done"])
+@pytest.mark.parametrize("wakes", ["while its successor works", "after its successor is done"])
 def test_a_stopped_driver_is_replaced_and_its_heir_alone_succeeds(store: Path, wakes: str) -> None:
     arguments = ("--step-s", "0.25", "--upto", "16", *SHORT)
     stopped = start(store, *arguments)
@@ -76,19 +76,21 @@ def test_a_stopped_driver_is_replaced_and_its_heir_alone_succeeds(store: Path, w
         stopped.send_signal(signal.SIGSTOP)
         time.sleep(2.5)
         (run,) = list_runs(open_storage(store))
-        heir = subprocess.Popen([sys.executable, SCRIPT, str(store), *arguments], stdout=subprocess.PIPE, text=True)
-        assert heir.stdout is not None
-        assert heir.stdout.readline().startswith("step"), "the heir works, though the other holds its journal open"
-        if wakes == "while its heir works":
+        successor = subprocess.Popen(
+            [sys.executable, SCRIPT, str(store), *arguments], stdout=subprocess.PIPE, text=True
+        )
+        assert successor.stdout is not None
+        assert successor.stdout.readline().startswith("step"), "it works, though the other holds its journal open"
+        if wakes == "while its successor works":
             stopped.send_signal(signal.SIGCONT)
             code, said = finish(stopped)
-        heir_code, heir_said = finish(heir)
-        if wakes == "after its heir is done":
+        successor_code, successor_said = finish(successor)
+        if wakes == "after its successor is done":
             stopped.send_signal(signal.SIGCONT)
             code, said = finish(stopped)
     finally:
         stopped.kill()
-    assert heir_code == 0, heir_said
+    assert successor_code == 0, successor_said
     assert code == 75, said
     assert "RESUMABLE" in said
     assert "lost its hold" in said
@@ -117,12 +119,12 @@ def test_an_owner_that_lost_cannot_write_over_its_heirs_state_or_record(store: P
     run.write_info(info, number=1)
     assert run.state().status is Status.FAILED
     assert run.info().created_at == "later"
-    heirs = record.model_copy(update={"lease_number": 7, "git_commit": "heir"})
-    write_record(artifact, heirs)
+    successors = record.model_copy(update={"lease_number": 7, "git_commit": "successor"})
+    write_record(artifact, successors)
     for number in (1, 6):
         with pytest.raises(LeaseLostError, match="finished meanwhile by another process, under lease 7"):
             write_record(artifact, record.model_copy(update={"lease_number": number}))
-    assert read_record(artifact) == heirs
+    assert read_record(artifact) == successors
 
 
 def test_a_request_to_cancel_is_for_one_owner_only(store: Path) -> None:
@@ -192,7 +194,7 @@ def gate(s3_storage: Storage, s3_endpoint: str) -> Iterator[Gate]:
 
 @pytest.mark.parametrize("outage_s", [1.5, pytest.param(8.0, marks=pytest.mark.slow)])
 def test_an_s3_outage_ends_with_one_owner(s3_storage: Storage, gate: Gate, tmp_path: Path, outage_s: float) -> None:
-    """A driver cut off for less than its lease goes on; one cut off for longer stops, and its heir finishes."""
+    """A driver cut off for less than its lease goes on; one cut off for longer stops, and its successor finishes."""
     arguments = ("--step-s", "0.5", "--upto", "12", "--ttl-s", "4", "--renew-s", "0.4")
     cut_off = start(
         s3_storage.url, *arguments, "--elsewhere", "machine-a",
@@ -202,11 +204,11 @@ def test_an_s3_outage_ends_with_one_owner(s3_storage: Storage, gate: Gate, tmp_p
         gate.shut()
         time.sleep(outage_s)
         if outage_s > 4:
-            heir = subprocess.run(
+            successor = subprocess.run(
                 [sys.executable, SCRIPT, s3_storage.url, *arguments, "--elsewhere", "machine-b"],
                 env=os.environ | {"BMOJO_CACHE_DIR": str(tmp_path / "b")}, timeout=90, capture_output=True, text=True,
             )  # fmt: skip
-            assert heir.returncode == 0, heir.stdout + heir.stderr
+            assert successor.returncode == 0, successor.stdout + successor.stderr
         gate.open()
         code, said = finish(cut_off, 90)
     finally:

@@ -157,7 +157,7 @@ def test_a_driver_that_was_taken_over_stops_and_writes_nothing_more(storage: Sto
     assert result.status is Status.RESUMABLE
     assert result.failure is not None
     assert "taken over by another process" in result.failure.text
-    assert not storage.exists(f"{run.relpath}/state-000099.json"), "the heir's state is the heir's to write"
+    assert not storage.exists(f"{run.relpath}/state-000099.json"), "the successor's state is the successor's to write"
     assert storage.list(run.lease_relpath)[-1] == "000099.json"
 
 
