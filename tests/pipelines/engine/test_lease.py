@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 
 from pipelines.engine.lease import Clock, Lease, LeaseHeldError, LeaseLostError, break_lease, lease_holder
 from pipelines.engine.process import ProcessIdentity
-from pipelines.storage import Storage, open_storage
+from pipelines.storage import LocalStorage, Storage, open_storage
 
 HOLD = """
 import sys, time
 from pipelines.engine.lease import Lease
-from pipelines.storage import Storage, open_storage
+from pipelines.storage import open_storage
 Lease.acquire(open_storage(sys.argv[1]), "lease", "run x")
 print("held", flush=True)
 time.sleep(600)
@@ -214,7 +214,7 @@ def test_no_two_owners_at_once_under_any_outage_pause_and_clock(
     successor.require_in_force()
 
 
-class Broken(Storage):
+class Broken(LocalStorage):
     """A storage out of reach."""
 
     def list(self, relpath: str = "") -> list[str]:
