@@ -38,7 +38,7 @@ _NOT_PROSE = re.compile(r"^\s*(\||#|<|!\[|:::|\[[^\]]+\]: |---)")
 _NEW_BLOCK = re.compile(r"^\s*([-*+]|\d+\.|>)\s+")
 _LINK = re.compile(r"!?\[((?:[^\[\]]|\[[^\]]*\])*)\]\([^)]*\)")
 _CODE = re.compile(r"(`+)(.+?)\1", re.DOTALL)
-_END = re.compile(r"(?<=[.!?])[\"')*_]*\s+(?=[^a-z])|:\s*$")
+_END = re.compile(r"(?<=[.!?])[\"')*_]*\s+|:\s*$")
 
 
 class Problem(NamedTuple):
