@@ -9,7 +9,8 @@ from pathlib import Path
 from pipelines.cluster import check_address, ensure_cluster
 from pipelines.config import PipelineConfig
 from pipelines.engine.observer import Observer
-from pipelines.engine.runner import Pipeline, RunResult, run_pipeline
+from pipelines.engine.results import RunResult
+from pipelines.engine.runner import Pipeline, run_pipeline
 from pipelines.engine.runs import Run
 from pipelines.preflight import check_pipeline
 from pipelines.storage import open_storage
@@ -34,7 +35,7 @@ def open_pipeline(
     )
 
 
-def run(
+def run_config(
     config: PipelineConfig,
     config_path: str | Path | None = None,
     observer: Observer | None = None,

@@ -40,14 +40,14 @@ def load_trained(storage: str, run: str | None, stage: str | None) -> TrainedMod
         BMOJO_KERNELS asks for kernels that cannot run here.
     """
     from kernels import dispatch
-    from pipelines.engine.records import read_record
+    from pipelines.engine.records import FinishedStage, read_record
     from pipelines.engine.runs import find_run
     from pipelines.stages.models import load_model, load_tokenizer_of
-    from pipelines.stages.train.stage import TrainOutput
+    from pipelines.stages.train.stage import TrainStage
     from pipelines.storage import open_storage
 
     found = find_run(open_storage(storage), run)
-    trained = {name: state for name, state in found.state().stages.items() if state.kind == "train"}
+    trained = {name: state for name, state in found.state().stages.items() if state.kind == TrainStage.kind}
     if stage is None and len(trained) != 1:
         raise UserError(
             f"Run {found.run_id} has {len(trained)} train stages ({', '.join(trained)}). Choose one with --stage."
@@ -61,7 +61,7 @@ def load_trained(storage: str, run: str | None, stage: str | None) -> TrainedMod
         raise UserError(
             f"Stage {name!r} of run {found.run_id} is {trained[name].status}, not finished. {_advice(found)}"
         )
-    output = TrainOutput.model_validate(record.output)
+    output = FinishedStage(artifact, record).result(TrainStage()).output
     model = load_model(artifact, output.model).eval()
     try:
         dispatch.chosen(model.embedding.weight)  # now, so that what is missing is said before any output

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pipelines.config import ClusterConfig, PipelineConfig
     from pipelines.engine.lease import LeaseInfo
     from pipelines.engine.plan import PlannedStage
-    from pipelines.engine.runner import RunResult
+    from pipelines.engine.results import RunResult
     from pipelines.engine.runs import Run, StageState
     from pipelines.engine.stage import AnyNode
 
@@ -102,10 +102,10 @@ def _run(
     expected: Run | None = None,
     overrides: Sequence[str] | None = None,
 ) -> None:
-    from pipelines import session
+    from pipelines.session import run_config
 
     with progress_display(console) as progress:
-        result = session.run(config, config_path, ConsoleObserver(progress), expected, overrides)
+        result = run_config(config, config_path, ConsoleObserver(progress), expected, overrides)
     if result.failure is not None:
         raise typer.Exit(result.failure.exit_code)
 

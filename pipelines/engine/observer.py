@@ -1,15 +1,13 @@
-"""What a run tells whoever watches it; the command line draws it."""
+"""Events of a run for whoever watches it; the command line draws them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from pipelines.engine.lease import LeaseInfo
-    from pipelines.engine.plan import PlannedStage
-    from pipelines.engine.runner import RunResult
-    from pipelines.engine.runs import Run, StageState
+from pipelines.engine.lease import LeaseInfo
+from pipelines.engine.plan import PlannedStage
+from pipelines.engine.results import RunResult
+from pipelines.engine.runs import Run, StageState
 
 
 class Observer:

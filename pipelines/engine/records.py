@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipelines.engine.fingerprint import Fingerprint, FingerprintParts
 from pipelines.engine.lease import LeaseLostError
-from pipelines.engine.stage import AnyStage, StageOutput, StageResult
+from pipelines.engine.stage import Config, Inputs, Output, Stage, StageResult
 from pipelines.errors import DamagedError
 from pipelines.storage import Storage
 from pipelines.storage.artifact import RECORD, ArtifactDir, FileEntry
@@ -45,10 +45,10 @@ class FinishedStage:
     artifact: ArtifactDir
     record: StageRecord
 
-    def result(self, stage: AnyStage) -> StageResult[StageOutput]:
+    def result(self, stage: Stage[Config, Inputs, Output]) -> StageResult[Output]:
         """What readers of the stage get. Raises DamagedError if the record's output does not fit the kind."""
         try:
-            output = stage.output_type.model_validate(self.record.output)
+            output: Any = stage.output_type.model_validate(self.record.output)
         except ValidationError as error:
             raise _damaged(self.artifact, error) from error
         return StageResult(self.record.fingerprint, self.artifact, output)

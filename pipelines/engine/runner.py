@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipelines.engine.attempt import Attempt, note_reuse
 from pipelines.engine.failures import Failure, classify
 from pipelines.engine.graph import with_results
 from pipelines.engine.headline import figures_of, identity_tags, settings_of
@@ -33,9 +34,9 @@ from pipelines.engine.observer import Observer
 from pipelines.engine.plan import Action, PlannedStage, plan
 from pipelines.engine.provenance import git_commit
 from pipelines.engine.records import Artifacts, FinishedStage
+from pipelines.engine.results import RunResult
 from pipelines.engine.runs import Run, RunInfo, RunState, StageState, Status, artifact_lease_relpath, run_id_of, utc_now
 from pipelines.engine.stage import AnyNode, StageNode, StageResult
-from pipelines.engine.stage_run import StageRun, note_reuse
 from pipelines.errors import UserError
 from pipelines.redact import redact
 from pipelines.storage import Storage
@@ -76,18 +77,6 @@ class Pipeline:
     def run_of(self, planned: Sequence[PlannedStage]) -> Run:
         """The run that a plan of this pipeline belongs to, started or not."""
         return Run(self.storage, run_id_of(self.name, {stage.name: stage.fingerprint for stage in planned}))
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """How a run ended. `failure` and `failed_stage` are None after success."""
-
-    run: Run
-    status: Status
-    stages: dict[str, AnyNode]  # the finished ones, by name
-    failed_stage: str | None
-    failure: Failure | None
-    undelivered: tuple[Backlog, ...]  # what the sinks have not got yet; the next run or sync delivers it
 
 
 def run_pipeline(
@@ -299,7 +288,7 @@ class _Driver:
             self._lease.require_in_force()
 
         inputs = with_results(planned.node, self._finished)
-        result = StageRun(planned, inputs, self._tracking, artifact_lease.number).run(on_metrics, before_record)
+        result = Attempt(planned, inputs, self._tracking, artifact_lease.number).make(on_metrics, before_record)
         self._change(planned, status=Status.SUCCEEDED, finished_at=utc_now())
         self._finish(planned, result)
 

@@ -17,13 +17,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Self, TypeVar, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Generic, Self, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-if TYPE_CHECKING:
-    from pipelines.storage.artifact import ArtifactDir
-    from pipelines.tracking.journal import Journal
+from pipelines.storage.artifact import ArtifactDir
+from pipelines.tracking.journal import Journal
 
 NOT_IN_FINGERPRINT: dict[str, Any] = {"affects_result": False}
 """Pass as `json_schema_extra` to mark a field that cannot change a stage's result (resources, logging, ...)."""

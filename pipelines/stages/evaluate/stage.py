@@ -12,16 +12,17 @@ from pipelines.engine.stage import ProgressMetrics, Stage, StageContext, StageIn
 from pipelines.errors import FieldError
 from pipelines.stages.evaluate.config import EvaluateStageConfig
 from pipelines.stages.numbers import optional, perplexity
+from pipelines.stages.tasks import run_tasks
 from pipelines.stages.tokenize.stage import TokenizeOutput, TokenizeStage
 from pipelines.stages.tokenizer.stage import TOKENIZER_FOLDER
 from pipelines.stages.train.stage import TrainStage
+from pipelines.storage.artifact import ArtifactDir
 
 if TYPE_CHECKING:
     import numpy as np
 
     from pipelines.stages.evaluate.scoring import Score
     from pipelines.stages.evaluate.work import Subject
-    from pipelines.storage.artifact import ArtifactDir
 
 BATCHES_PER_TASK = 4
 
@@ -175,8 +176,6 @@ class _Work:
         return by_name
 
     def _results(self) -> Iterator[tuple[int, Any]]:
-        from pipelines.stages.tasks import run_tasks
-
         calls = [(index, function, arguments) for index, (_, function, arguments) in enumerate(self._calls)]
         return run_tasks(_numbered, calls, self._resources)
 

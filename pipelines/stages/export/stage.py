@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from pipelines.engine.stage import Stage, StageContext, StageInputs, StageNode, StageOutput
 from pipelines.stages.export.config import ExportFormat, ExportStageConfig
+from pipelines.stages.tasks import run_tasks
 from pipelines.stages.train.stage import TrainStage
-
-if TYPE_CHECKING:
-    from pipelines.storage.artifact import ArtifactDir
+from pipelines.storage.artifact import ArtifactDir
 
 
 class ExportOutput(StageOutput):
@@ -37,8 +35,6 @@ class ExportStage(Stage[ExportStageConfig, ExportInputs, ExportOutput]):
 
     def run(self, config: ExportStageConfig, inputs: ExportInputs, context: StageContext) -> ExportOutput:
         """Export the trained model."""
-        from pipelines.stages.tasks import run_tasks
-
         trained = inputs.trained
         call = (trained.artifact, trained.output.model, trained.output.tokenizer, context.artifact, config.format)
         (num_bytes,) = run_tasks(export_trained, [call], config.resources)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 from pydantic import Field
 from rich.markup import escape
@@ -14,9 +13,7 @@ from pipelines.errors import FieldError
 from pipelines.stages.evaluate.stage import EvaluateStage
 from pipelines.stages.report.config import ReportStageConfig
 from pipelines.stages.train.stage import TrainStage, read_history
-
-if TYPE_CHECKING:
-    from pipelines.storage.artifact import ArtifactDir
+from pipelines.storage.artifact import ArtifactDir
 
 
 class ReportOutput(StageOutput):

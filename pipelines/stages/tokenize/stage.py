@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError
 
 from data.config import TokenizeFields
 from data.records import NOTHING, SPLITS, Reason, ShardsSummary, SliceRecord, reasons_in_words
+from data.sources import Slice, content_identity, duplicate_files, plan_slices, stamp, with_absolute_paths
 from pipelines.engine.stage import (
     ProgressMetrics,
     Stage,
@@ -27,12 +28,12 @@ from pipelines.engine.stage import (
 )
 from pipelines.errors import DamagedError, UserError
 from pipelines.faults import explained_disk
+from pipelines.stages.tasks import require_planned_content, run_tasks, user_errors
 from pipelines.stages.tokenizer.stage import TOKENIZER_FOLDER, TokenizerStage, describe_source
+from pipelines.storage.artifact import ArtifactDir
 
 if TYPE_CHECKING:
-    from data.sources import Slice
     from data.tokenizer import Tokenizer
-    from pipelines.storage.artifact import ArtifactDir
 
 _RECORDS_FOLDER = "slices"
 _LOG_EVERY_S = 1.0
@@ -99,17 +100,12 @@ class TokenizeStage(Stage[TokenizeStageConfig, TokenizeInputs, TokenizeOutput]):
 
     def content_identity(self, config: TokenizeStageConfig) -> str:
         """Digest of the text. Raises UserError where it is missing."""
-        from data.sources import content_identity
-        from pipelines.stages.tasks import user_errors
-
         with user_errors():
             return content_identity(config.source)
 
     def run(self, config: TokenizeStageConfig, inputs: TokenizeInputs, context: StageContext) -> TokenizeOutput:
         """Write the shards. Raises UserError: the text is invalid, or there is none for a split."""
         from data.packing import merge_slices
-        from data.sources import duplicate_files, plan_slices, stamp, with_absolute_paths
-        from pipelines.stages.tasks import require_planned_content, user_errors
 
         tokenizer, artifact = inputs.tokenizer, context.artifact
         config = config.model_copy(update={"source": with_absolute_paths(config.source)})
@@ -146,8 +142,6 @@ class TokenizeStage(Stage[TokenizeStageConfig, TokenizeInputs, TokenizeOutput]):
         context: StageContext,
     ) -> list[SliceRecord]:
         """Write the slices that are not yet written from these files by this tokenizer. Returns the records of all."""
-        from pipelines.stages.tasks import run_tasks
-
         artifact, journal = context.artifact, context.journal
         sha256 = tokenizer.output.sha256
         records = _finished_slices(artifact, source_stamp, sha256)

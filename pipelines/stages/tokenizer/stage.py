@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from data.config import TokenizerFields
+from data.paths import expanded
+from data.sources import content_identity, with_absolute_paths
 from pipelines.engine.stage import Stage, StageConfig, StageContext, StageInputs, StageOutput
-
-if TYPE_CHECKING:
-    from pipelines.storage.artifact import ArtifactDir
+from pipelines.stages.tasks import require_planned_content, run_tasks, user_errors
+from pipelines.storage.artifact import ArtifactDir
 
 TOKENIZER_FOLDER = "tokenizer"
 
@@ -40,9 +41,7 @@ class TokenizerStage(Stage[TokenizerStageConfig, StageInputs, TokenizerOutput]):
     def content_identity(self, config: TokenizerStageConfig) -> str:
         """Digest of the text to train on, or of the tokenizer to load. Raises UserError: that is missing or invalid."""
         from data.lossless import check_name_is_no_text
-        from data.sources import content_identity
         from data.tokenizer import PATTERN, load_tokenizer
-        from pipelines.stages.tasks import user_errors
 
         with user_errors():
             if config.source is not None:
@@ -53,10 +52,6 @@ class TokenizerStage(Stage[TokenizerStageConfig, StageInputs, TokenizerOutput]):
 
     def run(self, config: TokenizerStageConfig, inputs: StageInputs, context: StageContext) -> TokenizerOutput:
         """Make the tokenizer and put it into the artifact. Raises UserError: the text or the tokenizer is invalid."""
-        from data.paths import expanded
-        from data.sources import with_absolute_paths
-        from pipelines.stages.tasks import require_planned_content, run_tasks
-
         if config.source is not None:
             config = config.model_copy(update={"source": with_absolute_paths(config.source)})
             digest = self.content_identity(config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from pydantic import Field
 
@@ -24,9 +24,8 @@ from pipelines.stages.numbers import optional
 from pipelines.stages.tokenize.stage import TokenizeStage
 from pipelines.stages.train.config import TrainStageConfig, check_seq_len
 from pipelines.stages.train.job import History, MetricSink, TrainFigures, TrainJob
-
-if TYPE_CHECKING:
-    from pipelines.storage.artifact import ArtifactDir
+from pipelines.storage.artifact import ArtifactDir
+from pipelines.tracking.remote import log_missing, remote_journal, workers_journal
 
 HISTORY = "history.json"
 _FAR_WORSE = 1.1  # times the validation loss before the first step
@@ -114,7 +113,6 @@ class TrainStage(Stage[TrainStageConfig, TrainInputs, TrainOutput]):
         Raises: UserError: settings that do not fit the data, training that diverges, workers without room.
         """
         from pipelines.stages.train.launch import run_training
-        from pipelines.tracking.remote import log_missing, remote_journal, workers_journal
 
         tokens = inputs.tokens
         context.journal.log_dataset(tokens.name, tokens.output.train_sha256, tokens.artifact.url, context="train")

@@ -27,7 +27,8 @@ from pydantic import Field
 from pipelines.engine.graph import stage_graph
 from pipelines.engine.lease import DEFAULT_RENEW_S, DEFAULT_TTL_S
 from pipelines.engine.process import ProcessIdentity
-from pipelines.engine.runner import Pipeline, RunResult, run_pipeline
+from pipelines.engine.results import RunResult
+from pipelines.engine.runner import Pipeline, run_pipeline
 from pipelines.engine.stage import (
     NOT_IN_FINGERPRINT,
     AnyStage,

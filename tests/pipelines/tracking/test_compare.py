@@ -17,7 +17,8 @@ from pipelines.cli.running import ConsoleObserver
 from pipelines.engine.graph import stage_graph
 from pipelines.engine.headline import settings_of
 from pipelines.engine.provenance import machine, user_name
-from pipelines.engine.runner import Pipeline, RunResult, run_pipeline
+from pipelines.engine.results import RunResult
+from pipelines.engine.runner import Pipeline, run_pipeline
 from pipelines.engine.runs import Status
 from pipelines.engine.stage import (
     NOT_IN_FINGERPRINT,

@@ -95,7 +95,9 @@ def test_a_failed_export_leaves_nothing(tmp_path, monkeypatch, number, error):
 @pytest.mark.parametrize("register_as", [None, "tiny-model"])
 def test_stage_exports_the_train_stage_it_needs(tmp_path, monkeypatch, register_as):
     found = trained_model(tmp_path)
-    monkeypatch.setattr("pipelines.stages.tasks.run_tasks", lambda function, calls, resources: [function(*calls[0])])
+    monkeypatch.setattr(
+        "pipelines.stages.export.stage.run_tasks", lambda function, calls, resources: [function(*calls[0])]
+    )
     output = SimpleNamespace(model="model", tokenizer=str(tmp_path / "tokens" / "tokenizer"))
     finished: Any = StageResult("f" * 64, ArtifactDir.at(tmp_path / "train"), output)  # type: ignore[type-var]
     train: Any = StageNode("train", TrainStage(), None, None, finished)  # type: ignore[arg-type]

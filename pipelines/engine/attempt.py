@@ -1,4 +1,4 @@
-"""One stage's run inside a drive: its context, its journal, its record."""
+"""One attempt at a stage inside a drive: its context, its journal, its record."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from pipelines.tracking.system_metrics import SystemMetrics
 log = logging.getLogger(__name__)
 
 
-class StageRun:
-    """Runs one stage and writes its record."""
+class Attempt:
+    """Makes one stage's result and writes its record."""
 
     def __init__(self, planned: PlannedStage, inputs: StageInputs, tracking: RunTracking, lease_number: int) -> None:
         self._planned, self._inputs, self._tracking, self._lease_number = planned, inputs, tracking, lease_number
 
-    def run(
+    def make(
         self, on_metrics: Callable[[int, Mapping[str, float]], None], before_record: Callable[[], None]
     ) -> StageResult[StageOutput]:
         """Do the stage's work. `before_record` is called when it is done, and may still refuse it by raising."""
