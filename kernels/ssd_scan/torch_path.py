@@ -1,6 +1,6 @@
 """Plain-torch SSD scan by state-space duality: matrix products inside chunks, a recurrence over chunk states between.
 
-q: positions in a chunk, c: chunks, r: heads a group, e: all channels of a group (r x p). With a_k = dt_k A:
+q: positions in a chunk, c: chunks, r: heads per group, e: all channels of a group (r x p). With a_k = dt_k A:
 
     decay[t, s]  = exp(sum of a over (s, t])   for s <= t, else 0       (also 0 between documents)
     reach[t]     = exp(sum of a over the chunk up to t)                 what the chunk's incoming state keeps
