@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from kernels.causal_conv1d import causal_conv1d
 from kernels.innovation_select import innovation_select
-from kernels.memory_attention import memory_attention
+from kernels.memory_attention import Eidetic, KeysValues, memory_attention
 from kernels.ssd_scan import ssd_scan
 
 
@@ -103,12 +103,12 @@ def attention_cases(sizes: Sizes, normal: Normal, compiled: bool) -> Iterator[Ca
     index_bjm = random_slots(sizes, q.device)
 
     def without_slots(q: Tensor, k: Tensor, v: Tensor, fading_k: Tensor, fading_v: Tensor) -> Tensor:
-        return memory_attention(q, k, v, (fading_k, fading_v), window_size=w)
+        return memory_attention(q, k, v, KeysValues(fading_k, fading_v), window_size=w)
 
     def whole(*leaves: Tensor) -> Tensor:
         q, k, v, fading_k, fading_v, far_q, far_k = leaves
-        eidetic = (far_q, far_k, v, index_bjm)
-        return memory_attention(q, k, v, (fading_k, fading_v), eidetic, window_size=w, chunk_size=c)
+        fading, eidetic = KeysValues(fading_k, fading_v), Eidetic(far_q, far_k, v, index_bjm)
+        return memory_attention(q, k, v, fading, eidetic, window_size=w, chunk_size=c)
 
     size = f"{sizes.heads} heads of {sizes.head_dim}, W {w}"
     leaves = (q, k, v, fading_k, fading_v)

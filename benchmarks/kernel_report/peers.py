@@ -106,16 +106,17 @@ def peer_calls(target: Target) -> dict[str, Callable[[], Iterator[tuple[str, Cal
 
 def window_only(arch: str) -> Iterator[Case]:
     """memory_attention without fading and eidetic memory, which no peer has."""
-    from kernels.memory_attention.triton_op import plan_backward
-    from kernels.memory_attention.triton_plan import Call as AttentionCall
-    from kernels.memory_attention.triton_plan import Saved, plan_forward
+    from kernels.memory_attention.reference import FlatInputs
+    from kernels.memory_attention.triton_plan import Saved, SetGradients, plan_backward, plan_forward
 
     for p in (64, 128):
         q, k = _leaf(16, p), _leaf(4, p)
         lse, delta = (torch.empty(BATCH, TOKENS, 16, device="meta") for _ in range(2))
-        call = AttentionCall(q, k, k, None, None, None, 512, TOKENS, 0, p**-0.5)
-        backward = plan_backward(call, Saved(q, lse, q, delta), [q, k, k], arch)
-        yield Case("memory_attention", f"forward, head_dim {p}, window only", tuple(plan_forward(call, q, lse, arch)))
+        absent = (None,) * 5
+        inputs = FlatInputs(q, k, k, *absent, None, None, 512, TOKENS, 0, p**-0.5)
+        grads = SetGradients(q, k, k, *absent)
+        backward = plan_backward(inputs, Saved(q, lse, q, delta), grads, arch)
+        yield Case("memory_attention", f"forward, head_dim {p}, window only", tuple(plan_forward(inputs, q, lse, arch)))
         yield Case("memory_attention", f"backward, head_dim {p}, window only", tuple(backward))
 
 

@@ -23,7 +23,15 @@ from bmojo.mixers.innovation import LOWEST, InnovationScore, position_in_documen
 from bmojo.mixers.mamba2 import Mamba2
 from bmojo.state import LayerState
 from kernels.innovation_select import innovation_select, keep_best
-from kernels.memory_attention import attention_mass, memory_attention, memory_attention_step
+from kernels.memory_attention import (
+    AttentionInputs,
+    Eidetic,
+    KeysValues,
+    Slots,
+    attention_mass,
+    memory_attention,
+    memory_attention_step,
+)
 from kernels.pointwise import branch
 
 INITIAL_GAIN = 0.35  # of y in the layer's output; y has the scale of u
@@ -101,21 +109,25 @@ class BMojo(Mixer):
                 doc_ids_bs=sequence.doc_ids_bt, num_slots=rows.num_slots,
             )  # fmt: skip
             q_near, q_far = sequence.rotary.rotate_both(q_bthp, config.window_size)  # slots are seen at distance W
-            eidetic = (q_far, rows.k, rows.v, index_bjm)
+            eidetic = Eidetic(q_far, rows.k, rows.v, index_bjm)
         else:
             q_near = sequence.rotary.rotate(q_bthp)
         num_read = max(rows.fading_k.shape[1] + t - past.num_tokens - config.window_size, 1)
-        fading = (first_rows(rows.fading_k, num_read), first_rows(rows.fading_v, num_read))
-        out_bthp = memory_attention(
-            q_near, rows.near_k, rows.near_v, fading, eidetic, window_size=config.window_size,
-            chunk_size=config.chunk_size, doc_ids_bt=sequence.doc_ids_bt, num_past=start,
-        )  # fmt: skip
+        attended = AttentionInputs(
+            q_near,
+            rows.near_k,
+            rows.near_v,
+            KeysValues(first_rows(rows.fading_k, num_read), first_rows(rows.fading_v, num_read)),
+            eidetic,
+            window_size=config.window_size,
+            chunk_size=config.chunk_size,
+            doc_ids_bt=sequence.doc_ids_bt,
+            num_past=start,
+        )
+        out_bthp = memory_attention(*attended)
         memory = None
         if sequence.return_memory:
-            mass_bt3 = attention_mass(
-                q_near, rows.near_k, rows.near_v, fading, eidetic, window_size=config.window_size,
-                chunk_size=config.chunk_size, doc_ids_bt=sequence.doc_ids_bt, num_past=start,
-            )  # fmt: skip
+            mass_bt3 = attention_mass(attended)
             memory = LayerMemory(innovation_bt, positions_of(index_bjm, rows.position), mass_bt3)
         if state is not None:
             self._remember(rows, y_btd, index_bjm, state, start + t)
@@ -141,11 +153,16 @@ class BMojo(Mixer):
             if bool((position_b % self.config.chunk_size == 0).any()):
                 self._update_slots(state, position_b)
             q_near, q_far = rotary.rotate_both(q_bhp, self.config.window_size)
-            eidetic = (q_far, state["slot_k"], state["slot_v"], state["slot_position"])
+            eidetic = Slots(q_far, state["slot_k"], state["slot_v"], state["slot_position"])
         out_bhp = memory_attention_step(
-            q_near, state["k"], state["v"], (state["fk"], state["fv"]), eidetic,
-            window_size=self.config.window_size, position_b=position_b,
-        )  # fmt: skip
+            q_near,
+            state["k"],
+            state["v"],
+            position_b,
+            KeysValues(state["fk"], state["fv"]),
+            eidetic,
+            window_size=self.config.window_size,
+        )
         return self._output(out_bhp, y_bd)
 
     def _output(self, attention_hp: Tensor, y_d: Tensor) -> Tensor:

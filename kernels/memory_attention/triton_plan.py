@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from kernels.launch import Launch, num_bytes
+from kernels.memory_attention.reference import FlatInputs
 from kernels.memory_attention.triton_backward import (
     key_grad_kernel,
     query_grad_kernel,
@@ -22,7 +22,7 @@ from kernels.tuning import INTERPRETER, Config, choose
 
 LOG2_E = math.log2(math.e)
 MAX_COLUMNS = 1024  # of sum_slots_kernel's programs
-Pair = tuple[Tensor, Tensor]  # of keys and values, or of their gradients
+Pair = tuple[Tensor, Tensor]  # mostly keys and values, or their gradients
 
 
 def _tiles(block_q: int, block_k: int, num_warps: int, num_stages: int) -> Config:
@@ -78,79 +78,8 @@ CONFIGS: dict[str, dict[str, dict[int, tuple[Config, ...]]]] = {
 }
 
 
-@dataclass(frozen=True)
-class Call:
-    """The inputs of memory_attention, checked."""
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    fading: tuple[Tensor, Tensor] | None
-    eidetic: tuple[Tensor, Tensor, Tensor, Tensor] | None
-    docs: Tensor | None
-    window_size: int
-    chunk_size: int
-    num_past: int
-    scale: float
-
-    @property
-    def num_queries(self) -> int:
-        return self.q.shape[1]
-
-    @property
-    def head_dim(self) -> int:
-        return self.q.shape[3]
-
-    @property
-    def group(self) -> int:
-        """Query heads a key/value head."""
-        return self.q.shape[2] // self.k.shape[2]
-
-    @property
-    def num_slots(self) -> int:
-        return 0 if self.eidetic is None else self.eidetic[3].shape[2]
-
-    @property
-    def num_chunks(self) -> int:
-        return -(-self.num_queries // self.chunk_size)
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        docs = () if self.docs is None else (self.docs,)
-        return [self.q, self.k, self.v, *(self.fading or ()), *(self.eidetic or ()), *docs]
-
-    @property
-    def num_pairs(self) -> int:
-        """Pairs of a query row and a key it reads, in all sets, were there one document."""
-        pairs = self.band_pairs(0, self.k) + self.num_queries * self.num_slots
-        if self.fading is not None:
-            pairs += self.band_pairs(self.window_size, self.fading[0])
-        return self.q.shape[0] * self.q.shape[2] * pairs
-
-    def band_pairs(self, age: int, k: Tensor) -> int:
-        """Pairs of one head in the window (age 0) or the fading memory (age W)."""
-        past = min(self.num_past, self.rows_before(k, age)) - age
-        return self._window_pairs(past + self.num_queries) - self._window_pairs(past)
-
-    def _window_pairs(self, num_positions: int) -> int:
-        """What the first positions of a sequence read."""
-        growing = min(max(num_positions, 0), self.window_size)
-        return growing * (growing + 1) // 2 + (max(num_positions, 0) - growing) * self.window_size
-
-    def rows_before(self, k: Tensor, age: int) -> int:
-        """Key rows of the window (age 0) or the fading memory (age W) that lie before the first query's position."""
-        return k.shape[1] - self.num_queries + age
-
-    def query_tiles(self, config: Config) -> int:
-        """How many there are; none crosses a chunk boundary."""
-        positions = config.tiles["BLOCK_Q"] // self.group
-        last = self.num_queries - (self.num_chunks - 1) * self.chunk_size
-        return (self.num_chunks - 1) * -(-self.chunk_size // positions) - (-last // positions)
-
-
-@dataclass(frozen=True)
-class Saved:
-    """What the backward reads besides the inputs; delta, sum(grad_out * out), is written by query_grad_kernel."""
+class Saved(NamedTuple):
+    """Tensors of the backward besides the inputs; delta, sum(grad_out * out), is written by query_grad_kernel."""
 
     out: Tensor
     lse: Tensor
@@ -158,8 +87,57 @@ class Saved:
     delta: Tensor
 
 
+class SetGradients(NamedTuple):
+    """Gradients of FlatInputs.sets."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    fading_k: Tensor | None
+    fading_v: Tensor | None
+    eidetic_q: Tensor | None
+    eidetic_k: Tensor | None
+    eidetic_v: Tensor | None
+
+
+def num_chunks(inputs: FlatInputs) -> int:
+    return -(-inputs.num_queries // inputs.chunk_size)
+
+
+def num_pairs(inputs: FlatInputs) -> int:
+    """Pairs of a query row and a key it reads, in all sets, were there one document."""
+    pairs = band_pairs(inputs, 0, inputs.k) + inputs.num_queries * inputs.num_slots
+    if inputs.fading_k is not None:
+        pairs += band_pairs(inputs, inputs.window_size, inputs.fading_k)
+    return inputs.q.shape[0] * inputs.q.shape[2] * pairs
+
+
+def band_pairs(inputs: FlatInputs, age: int, k: Tensor) -> int:
+    """Pairs of one head in the window (age 0) or the fading memory (age W)."""
+
+    def read_by_first(num_positions: int) -> int:
+        growing = min(max(num_positions, 0), inputs.window_size)
+        return growing * (growing + 1) // 2 + (max(num_positions, 0) - growing) * inputs.window_size
+
+    past = min(inputs.num_past, rows_before(inputs, k, age)) - age
+    return read_by_first(past + inputs.num_queries) - read_by_first(past)
+
+
+def rows_before(inputs: FlatInputs, k: Tensor, age: int) -> int:
+    """Key rows of the window (age 0) or the fading memory (age W) that lie before the first query's position."""
+    return k.shape[1] - inputs.num_queries + age
+
+
+def query_tiles(inputs: FlatInputs, config: Config) -> int:
+    """Number of tiles; none crosses a chunk boundary."""
+    positions = config.tiles["BLOCK_Q"] // inputs.group
+    full_chunks = num_chunks(inputs) - 1
+    last = inputs.num_queries - full_chunks * inputs.chunk_size
+    return full_chunks * -(-inputs.chunk_size // positions) - (-last // positions)
+
+
 def row_bytes(q: Tensor) -> int:
-    """What a head's row counts for in CONFIGS: float32 twice, its products being summed without tensor cores."""
+    """Bytes of a head's row in CONFIGS; float32 counts twice, because its products are summed without tensor cores."""
     return q.shape[-1] * q.element_size() * (2 if q.dtype == torch.float32 else 1)
 
 
@@ -177,65 +155,86 @@ def candidates(kernel: str, arch: str, width: int) -> list[Config]:
 
 
 def most_query_heads(width: int, arch: str) -> int:
-    """Query heads a key/value head that every query tile can hold."""
+    """Query heads per key/value head that every query tile can hold."""
     kernels = ("forward", "query_grad")
     return min(config.tiles["BLOCK_Q"] for kernel in kernels for config in candidates(kernel, arch, width))
 
 
-def pick(kernel: str, arch: str, call: Call, plan: Callable[[Config], Sequence[Launch]]) -> Config:
-    key = (call.q.dtype, call.head_dim, call.group, call.num_slots, call.fading is not None)
-    found = candidates(kernel, arch, row_bytes(call.q))
+def pick(kernel: str, arch: str, inputs: FlatInputs, plan: Callable[[Config], Sequence[Launch]]) -> Config:
+    key = (inputs.q.dtype, inputs.q.shape[3], inputs.group, inputs.num_slots, inputs.fading_k is not None)
+    found = candidates(kernel, arch, row_bytes(inputs.q))
     return choose(f"memory_attention.{kernel}", arch, found, key, plan)
 
 
-def plan_forward(call: Call, out: Tensor, lse: Tensor, arch: str) -> list[Launch]:
+def plan_forward(inputs: FlatInputs, out: Tensor, lse: Tensor, arch: str) -> list[Launch]:
     """Write out [b, t, h, p] and lse [b, t, h]."""
 
     def plan(config: Config) -> list[Launch]:
         return [
             Launch(
                 forward_kernel,
-                (call.query_tiles(config), call.k.shape[2], call.q.shape[0]),
-                _set_args(call) | strided(out=out, lse=lse),
-                {"NUM_SLOTS": call.num_slots, "GROUP": call.group, "P": call.head_dim, **config.tiles},
+                (query_tiles(inputs, config), inputs.k.shape[2], inputs.q.shape[0]),
+                _set_args(inputs) | strided(out=out, lse=lse),
+                {"NUM_SLOTS": inputs.num_slots, "GROUP": inputs.group, "P": inputs.q.shape[3], **config.tiles},
                 config.num_warps,
                 config.num_stages,
-                flops=4 * call.head_dim * call.num_pairs,
-                bytes=num_bytes(out, lse, *call.tensors),
+                flops=4 * inputs.q.shape[3] * num_pairs(inputs),
+                bytes=num_bytes(out, lse, *inputs.tensors),
             )
         ]
 
-    return plan(pick("forward", arch, call, plan))
+    return plan(pick("forward", arch, inputs, plan))
 
 
-def plan_query_grad(call: Call, saved: Saved, grad_q: Tensor, grad_eidetic_q: Tensor | None, arch: str) -> list[Launch]:
+def plan_backward(inputs: FlatInputs, saved: Saved, grads: SetGradients, arch: str) -> list[Launch]:
+    """Fill the gradients."""
+    launches = plan_query_grad(inputs, saved, grads.q, grads.eidetic_q, arch)
+    launches += plan_key_grad(inputs, saved, 0, (inputs.k, inputs.v), (grads.k, grads.v), arch)
+    if inputs.fading_k is not None:
+        fading, of_fading = _pair(inputs.fading_k, inputs.fading_v), _pair(grads.fading_k, grads.fading_v)
+        launches += plan_key_grad(inputs, saved, inputs.window_size, fading, of_fading, arch)
+    if inputs.index_bjm is not None:
+        shape = (inputs.q.shape[0], num_chunks(inputs) * inputs.num_slots, *inputs.k.shape[2:])
+        slot_grads = inputs.q.new_empty(shape, dtype=torch.float32), inputs.q.new_empty(shape, dtype=torch.float32)
+        launches += plan_slot_grad(inputs, saved, slot_grads, _pair(grads.eidetic_k, grads.eidetic_v), arch)
+    return launches
+
+
+def plan_query_grad(
+    inputs: FlatInputs, saved: Saved, grad_q: Tensor, grad_eidetic_q: Tensor | None, arch: str
+) -> list[Launch]:
     """Write saved.delta and the gradients of both kinds of queries, [b, t, h, p]."""
     written = {"delta_ptr": saved.delta, "grad_q_ptr": grad_q, "grad_eidetic_q_ptr": grad_eidetic_q}
-    read = strided(out=saved.out, lse=saved.lse, grad_out=saved.grad_out) | {"scale": call.scale}
+    read = strided(out=saved.out, lse=saved.lse, grad_out=saved.grad_out) | {"scale": inputs.scale}
 
     def plan(config: Config) -> list[Launch]:
         return [
             Launch(
                 query_grad_kernel,
-                (call.query_tiles(config), call.k.shape[2], call.q.shape[0]),
-                _set_args(call) | read | written,
-                {"NUM_SLOTS": call.num_slots, "GROUP": call.group, "P": call.head_dim, **config.tiles},
+                (query_tiles(inputs, config), inputs.k.shape[2], inputs.q.shape[0]),
+                _set_args(inputs) | read | written,
+                {"NUM_SLOTS": inputs.num_slots, "GROUP": inputs.group, "P": inputs.q.shape[3], **config.tiles},
                 config.num_warps,
                 config.num_stages,
-                flops=6 * call.head_dim * call.num_pairs,
-                bytes=num_bytes(*vars(saved).values(), grad_q, grad_eidetic_q, *call.tensors),
+                flops=6 * inputs.q.shape[3] * num_pairs(inputs),
+                bytes=num_bytes(*saved, grad_q, grad_eidetic_q, *inputs.tensors),
             )
         ]
 
-    return plan(pick("query_grad", arch, call, plan))
+    return plan(pick("query_grad", arch, inputs, plan))
 
 
-def plan_key_grad(call: Call, saved: Saved, age: int, keys_values: Pair, grads: Pair, arch: str) -> list[Launch]:
+def plan_key_grad(
+    inputs: FlatInputs, saved: Saved, age: int, keys_values: Pair, grads: Pair, arch: str
+) -> list[Launch]:
     """Write the gradients of the window's keys and values (age 0) or the fading memory's (age W)."""
     k = keys_values[0]
-    args = _key_args(call, saved, call.q, keys_values, grads) | {
-        "num_past": call.num_past, "window_size": call.window_size, "age": age, "rows_before": call.rows_before(k, age),
-    }  # fmt: skip
+    args = _key_args(inputs, saved, inputs.q, keys_values, grads) | {
+        "num_past": inputs.num_past,
+        "window_size": inputs.window_size,
+        "age": age,
+        "rows_before": rows_before(inputs, k, age),
+    }
 
     def plan(config: Config) -> list[Launch]:
         return [
@@ -243,45 +242,52 @@ def plan_key_grad(call: Call, saved: Saved, age: int, keys_values: Pair, grads: 
                 key_grad_kernel,
                 (-(-k.shape[1] // config.tiles["BLOCK_K"]), k.shape[2], k.shape[0]),
                 args,
-                {"GROUP": call.group, "P": call.head_dim, **config.tiles},
+                {"GROUP": inputs.group, "P": inputs.q.shape[3], **config.tiles},
                 config.num_warps,
                 config.num_stages,
-                flops=8 * call.head_dim * call.q.shape[0] * call.q.shape[2] * call.band_pairs(age, k),
-                bytes=num_bytes(call.q, saved.grad_out, saved.lse, saved.delta, *keys_values, *grads),
+                flops=8 * inputs.q.shape[3] * inputs.q.shape[0] * inputs.q.shape[2] * band_pairs(inputs, age, k),
+                bytes=num_bytes(inputs.q, saved.grad_out, saved.lse, saved.delta, *keys_values, *grads),
             )
         ]
 
-    return plan(pick("key_grad", arch, call, plan))
+    return plan(pick("key_grad", arch, inputs, plan))
 
 
-def plan_slot_grad(call: Call, saved: Saved, slot_grads: Pair, grads: Pair, arch: str) -> list[Launch]:
+def plan_slot_grad(inputs: FlatInputs, saved: Saved, slot_grads: Pair, grads: Pair, arch: str) -> list[Launch]:
     """Write the gradients of the eidetic keys and values.
 
     slot_grads: float32 buffers [b, chunks x M, kv heads, p] for what each chunk gives to each of its slots.
     """
-    assert call.eidetic is not None
-    q, k, v, index = call.eidetic
-    args = _key_args(call, saved, q, (k, v), slot_grads) | {
-        "index_ptr": index, "chunk_size": call.chunk_size, "num_chunks": index.shape[1],
-    }  # fmt: skip
+    q, index = _pair(inputs.eidetic_q, inputs.index_bjm)
+    k, v = _pair(inputs.eidetic_k, inputs.eidetic_v)
+    args = _key_args(inputs, saved, q, (k, v), slot_grads) | {
+        "index_ptr": index,
+        "chunk_size": inputs.chunk_size,
+        "num_chunks": index.shape[1],
+    }
 
     def plan(config: Config) -> list[Launch]:
-        tiles = -(-call.num_slots // config.tiles["BLOCK_K"])
+        tiles = -(-inputs.num_slots // config.tiles["BLOCK_K"])
         return [
             Launch(
                 slot_grad_kernel,
-                (call.num_chunks * tiles, k.shape[2], k.shape[0]),
+                (num_chunks(inputs) * tiles, k.shape[2], k.shape[0]),
                 args,
-                {"NUM_SLOTS": call.num_slots, "GROUP": call.group, "P": call.head_dim, **config.tiles},
+                {"NUM_SLOTS": inputs.num_slots, "GROUP": inputs.group, "P": inputs.q.shape[3], **config.tiles},
                 config.num_warps,
                 config.num_stages,
-                flops=8 * call.head_dim * call.q.shape[0] * call.q.shape[2] * call.num_queries * call.num_slots,
+                flops=8
+                * inputs.q.shape[3]
+                * inputs.q.shape[0]
+                * inputs.q.shape[2]
+                * inputs.num_queries
+                * inputs.num_slots,
                 bytes=num_bytes(q, saved.grad_out, saved.lse, saved.delta, index, *slot_grads)
                 + slot_grads[0].numel() * (k.element_size() + v.element_size()),
             )
         ]
 
-    return plan(pick("key_grad", arch, call, plan)) + [_plan_sum(index[:, : call.num_chunks], slot_grads, grads)]
+    return plan(pick("key_grad", arch, inputs, plan)) + [_plan_sum(index[:, : num_chunks(inputs)], slot_grads, grads)]
 
 
 def _plan_sum(index_bjm: Tensor, slot_grads: Pair, grads: Pair) -> Launch:
@@ -298,14 +304,20 @@ def _plan_sum(index_bjm: Tensor, slot_grads: Pair, grads: Pair) -> Launch:
         sum_slots_kernel,
         (num_rows, -(-width // block), batch),
         {
-            "slot_grad_k_ptr": slot_grads[0], "slot_grad_v_ptr": slot_grads[1], "order_ptr": order, "begin_ptr": begin,
-            "grad_k_ptr": grads[0], "grad_v_ptr": grads[1],
-            "num_rows": num_rows, "num_entries": entry_row.shape[1], "width": width,
+            "slot_grad_k_ptr": slot_grads[0],
+            "slot_grad_v_ptr": slot_grads[1],
+            "order_ptr": order,
+            "begin_ptr": begin,
+            "grad_k_ptr": grads[0],
+            "grad_v_ptr": grads[1],
+            "num_rows": num_rows,
+            "num_entries": entry_row.shape[1],
+            "width": width,
         },
         {"BLOCK": block, "ENTRIES": 4},
         num_warps=max(1, min(8, block // 128)),
         bytes=num_bytes(*slot_grads, order, begin, *grads),
-    )  # fmt: skip
+    )
 
 
 def strided(**tensors: Tensor | None) -> dict[str, Any]:
@@ -314,26 +326,38 @@ def strided(**tensors: Tensor | None) -> dict[str, Any]:
     return pointers | {f"{name}_strides": None if x is None else x.stride()[:3] for name, x in tensors.items()}
 
 
-def _set_args(call: Call) -> dict[str, Any]:
+def _set_args(inputs: FlatInputs) -> dict[str, Any]:
     """Arguments of the kernels that go over the three sets."""
-    fading_k, fading_v = call.fading or (None, None)
-    eidetic_q, eidetic_k, eidetic_v, index = call.eidetic or (None, None, None, None)
-    return strided(
-        q=call.q, k=call.k, v=call.v, fading_k=fading_k, fading_v=fading_v,
-        eidetic_q=eidetic_q, eidetic_k=eidetic_k, eidetic_v=eidetic_v,
-    ) | {
-        "index_ptr": index, "docs_ptr": call.docs, "num_queries": call.num_queries, "num_past": call.num_past,
-        "window_size": call.window_size, "chunk_size": call.chunk_size,
-        "num_chunks": 0 if index is None else index.shape[1], "rows_before": call.rows_before(call.k, 0),
-        "fading_rows_before": 0 if fading_k is None else call.rows_before(fading_k, call.window_size),
-        "scale_log2": call.scale * LOG2_E,
-    }  # fmt: skip
+    index, fading_k = inputs.index_bjm, inputs.fading_k
+    return strided(**dict(zip(FlatInputs._fields, inputs.sets, strict=False))) | {
+        "index_ptr": index,
+        "docs_ptr": inputs.doc_ids_bt,
+        "num_queries": inputs.num_queries,
+        "num_past": inputs.num_past,
+        "window_size": inputs.window_size,
+        "chunk_size": inputs.chunk_size,
+        "num_chunks": 0 if index is None else index.shape[1],
+        "rows_before": rows_before(inputs, inputs.k, 0),
+        "fading_rows_before": 0 if fading_k is None else rows_before(inputs, fading_k, inputs.window_size),
+        "scale_log2": inputs.scale * LOG2_E,
+    }
 
 
-def _key_args(call: Call, saved: Saved, q: Tensor, keys_values: Pair, grads: Pair) -> dict[str, Any]:
+def _key_args(inputs: FlatInputs, saved: Saved, q: Tensor, keys_values: Pair, grads: Pair) -> dict[str, Any]:
     """Arguments of the kernels that go over the queries of a key tile; both gradients are laid out alike."""
     k, v = keys_values
     return strided(q=q, k=k, v=v, lse=saved.lse, grad_out=saved.grad_out, grad_k=grads[0]) | {
-        "docs_ptr": call.docs, "delta_ptr": saved.delta, "grad_v_ptr": grads[1], "num_queries": call.num_queries,
-        "scale": call.scale, "scale_log2": call.scale * LOG2_E,
-    }  # fmt: skip
+        "docs_ptr": inputs.doc_ids_bt,
+        "delta_ptr": saved.delta,
+        "grad_v_ptr": grads[1],
+        "num_queries": inputs.num_queries,
+        "scale": inputs.scale,
+        "scale_log2": inputs.scale * LOG2_E,
+    }
+
+
+def _pair(first: Tensor | None, second: Tensor | None) -> Pair:
+    """Both, which are there."""
+    assert first is not None
+    assert second is not None
+    return first, second

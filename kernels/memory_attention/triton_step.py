@@ -1,17 +1,17 @@
-"""One decoding step of memory attention in Triton: limits, launches, and registration with torch."""
+"""Launches of one decoding step of memory attention."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from kernels.launch import Launch, num_bytes
+from kernels.memory_attention.reference import StepInputs
 from kernels.memory_attention.triton_decode import combine_kernel, step_kernel
-from kernels.memory_attention.triton_limits import Sets, padded_sets, require_dtypes, require_group, rows_contiguous
 from kernels.memory_attention.triton_plan import LOG2_E, strided
-from kernels.tuning import INTERPRETER, Config, architecture, choose
+from kernels.tuning import INTERPRETER, Config, choose
 
 MIN_ROWS, MAX_ROWS = 16, 128  # of a matrix product
 ENOUGH_PROGRAMS = 512  # a few for each multiprocessor of a large GPU
@@ -26,81 +26,50 @@ CONFIGS = {
 }
 
 
-def memory_attention_step_triton(
-    q_bhp: Tensor,
-    k_brhp: Tensor,
-    v_brhp: Tensor,
-    fading: tuple[Tensor, Tensor] | None = None,
-    eidetic: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
-    *,
-    window_size: int,
-    position_b: Tensor,
-) -> Tensor:
-    """See kernels.memory_attention.memory_attention_step. It has no gradient.
+class FlatStep(NamedTuple):
+    """StepInputs for torch.library: tensors first, sets that are absent as None. scale: of the scores."""
 
-    Raises: ValueError: as memory_attention_triton does.
-    """
-    sets = padded_sets(q_bhp, k_brhp, v_brhp, fading, eidetic)
-    require_group(q_bhp, k_brhp, MAX_ROWS)
-    require_dtypes(sets, same=False)
-    slot_position = None if eidetic is None else eidetic[3]
-    out_bhp: Tensor = _step(*sets, slot_position, position_b, window_size, q_bhp.shape[-1] ** -0.5)
-    return out_bhp[..., : q_bhp.shape[-1]]
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    fading_k: Tensor | None
+    fading_v: Tensor | None
+    eidetic_q: Tensor | None
+    eidetic_k: Tensor | None
+    eidetic_v: Tensor | None
+    slot_position: Tensor | None
+    position: Tensor
+    window_size: int
+    scale: float
 
+    @classmethod
+    def of(cls, inputs: StepInputs) -> FlatStep:
+        q, k, v, position_b, fading, eidetic, window_size = inputs
+        fading_k, fading_v = fading or (None, None)
+        eidetic_q, eidetic_k, eidetic_v, slot_position = eidetic or (None,) * 4
+        sets = (q, k, v, fading_k, fading_v, eidetic_q, eidetic_k, eidetic_v)
+        return cls(*sets, slot_position, position_b, window_size or k.shape[1], q.shape[-1] ** -0.5)
 
-@torch.library.custom_op("bmojo::memory_attention_step", mutates_args=())
-def _step(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    fading_k: Tensor | None,
-    fading_v: Tensor | None,
-    eidetic_q: Tensor | None,
-    eidetic_k: Tensor | None,
-    eidetic_v: Tensor | None,
-    slot_position: Tensor | None,
-    position: Tensor,
-    window_size: int,
-    scale: float,
-) -> Tensor:
-    sets = [
-        None if x is None else rows_contiguous(x)
-        for x in (q, k, v, fading_k, fading_v, eidetic_q, eidetic_k, eidetic_v)
-    ]
-    slot_position = None if slot_position is None else slot_position.contiguous()
-    out = q.new_empty(q.shape)
-    arch = architecture(q.device)
-    for launch in plan_step(sets, slot_position, position.contiguous(), window_size, scale, out, arch):
-        launch.run()
-    return out
+    @property
+    def sets(self) -> tuple[Tensor | None, ...]:
+        """Queries, keys and values."""
+        return self[:8]
 
 
-@_step.register_fake
-def _(q: Tensor, *args: Any) -> Tensor:
-    return q.new_empty(q.shape)
-
-
-def plan_step(
-    sets: Sets,
-    slot_position: Tensor | None,
-    position: Tensor,
-    window_size: int,
-    scale: float,
-    out: Tensor,
-    arch: str,
-) -> list[Launch]:
+def plan_step(inputs: FlatStep, out: Tensor, arch: str) -> list[Launch]:
     """Write out [b, h, p]."""
-    q, k, _, fading_k = sets[:4]
-    assert q is not None
-    assert k is not None
-    names = ("q", "k", "v", "fading_k", "fading_v", "eidetic_q", "eidetic_k", "eidetic_v")
+    q, k, fading_k, slot_position = inputs.q, inputs.k, inputs.fading_k, inputs.slot_position
     group, head_dim = q.shape[1] // k.shape[2], q.shape[2]
     sizes = [x.shape[1] for x in (k, fading_k, slot_position) if x is not None]
-    args = strided(**dict(zip(names, sets, strict=True))) | {
-        "slot_position_ptr": slot_position, "position_ptr": position, "num_heads": q.shape[1],
-        "window_size": window_size, "ring_size": k.shape[1],
-        "fading_ring_size": 0 if fading_k is None else fading_k.shape[1], "scale_log2": scale * LOG2_E,
-    }  # fmt: skip
+    args = strided(**dict(zip(FlatStep._fields, inputs.sets, strict=False))) | {
+        "slot_position_ptr": slot_position,
+        "position_ptr": inputs.position,
+        "num_heads": q.shape[1],
+        "window_size": inputs.window_size,
+        "ring_size": k.shape[1],
+        "fading_ring_size": 0 if fading_k is None else fading_k.shape[1],
+        "scale_log2": inputs.scale * LOG2_E,
+    }
 
     def plan(config: Config) -> list[Launch]:
         splits = _num_splits(sum(-(-size // config.tiles["BLOCK_K"]) for size in sizes), q.shape[0] * k.shape[2])
@@ -110,9 +79,13 @@ def plan_step(
             "part_sum_ptr": q.new_empty(*q.shape[:2], splits, dtype=torch.float32),
         }
         constants = {
-            "NUM_SLOTS": 0 if slot_position is None else slot_position.shape[1], "GROUP": group, "P": head_dim,
-            "ROWS": max(MIN_ROWS, 1 << (group - 1).bit_length()), "SPLITS": splits, **config.tiles,
-        }  # fmt: skip
+            "NUM_SLOTS": 0 if slot_position is None else slot_position.shape[1],
+            "GROUP": group,
+            "P": head_dim,
+            "ROWS": max(MIN_ROWS, 1 << (group - 1).bit_length()),
+            "SPLITS": splits,
+            **config.tiles,
+        }
         return [
             Launch(
                 step_kernel,
@@ -122,7 +95,7 @@ def plan_step(
                 config.num_warps,
                 config.num_stages,
                 flops=4 * q.numel() * sum(sizes),
-                bytes=num_bytes(*sets, slot_position, position, *parts.values()),
+                bytes=num_bytes(*inputs.sets, slot_position, inputs.position, *parts.values()),
             ),
             Launch(
                 combine_kernel,
@@ -137,9 +110,9 @@ def plan_step(
     return plan(choose("memory_attention.step", arch, CONFIGS[arch], (q.dtype, k.dtype, head_dim, group), plan))
 
 
-def _num_splits(num_tiles: int, programs_a_split: int) -> int:
+def _num_splits(num_tiles: int, programs_per_split: int) -> int:
     """A power of two: enough programs to fill a GPU, and two tiles or more for each."""
-    most = max(1, min(MAX_SPLITS, num_tiles // 2, ENOUGH_PROGRAMS // programs_a_split))
+    most = max(1, min(MAX_SPLITS, num_tiles // 2, ENOUGH_PROGRAMS // programs_per_split))
     return 1 << (most.bit_length() - 1)
 
 
@@ -152,6 +125,6 @@ def step_case(arch: str, head_dim: int) -> tuple[str, list[Launch]]:
         for size in (window_size + chunk_size, 2 * window_size, num_slots)
     )
     slot_position = torch.empty(batch, num_slots, dtype=torch.int64, device="meta")
-    sets: Sets = [q, ring, ring, fading, fading, q, slots, slots]
-    launches = plan_step(sets, slot_position, slot_position[:, 0], window_size, head_dim**-0.5, q, arch)
-    return f"decoding step, head_dim {head_dim}", launches
+    sets = (q, ring, ring, fading, fading, q, slots, slots)
+    inputs = FlatStep(*sets, slot_position, slot_position[:, 0], window_size, head_dim**-0.5)
+    return f"decoding step, head_dim {head_dim}", plan_step(inputs, q, arch)

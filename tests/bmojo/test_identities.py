@@ -85,9 +85,7 @@ def test_bmojo_f_with_fading_masked_is_swa(config, t, seed):
 
     attention = mixer.memory_attention
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            mixer, "memory_attention", lambda q, k, v, fading, *rest, **kw: attention(q, k, v, None, *rest, **kw)
-        )
+        patch.setattr(mixer, "memory_attention", lambda q, k, v, fading, *rest: attention(q, k, v, None, *rest))
         masked = model(tokens).logits_btv
     torch.testing.assert_close(masked, swa(tokens).logits_btv, rtol=0, atol=TOLERANCE)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kernels import dispatch
-from kernels.memory_attention import attention_mass, memory_attention
+from kernels.memory_attention import AttentionInputs, Eidetic, KeysValues, attention_mass, memory_attention
 from tests.kernels.helpers import DTYPES, TOLERANCE, assert_close, documents, normal, pairwise, run
 
 SIZES = [(1, 3, 2, 2), (7, 9, 4, 3), (40, 8, 8, 5), (300, 60, 7, 3), (290, 140, 140, 9)]
@@ -33,7 +33,7 @@ def test_output_and_gradients_match_the_reference(path, size, kv_heads, with_doc
 
     def attention(q: Tensor, far_q: Tensor, k: Tensor, v: Tensor, fk: Tensor, fv: Tensor, raw_k: Tensor) -> Tensor:
         return memory_attention(
-            q, k, v, (fk, fv), (far_q, raw_k, v, index), window_size=w, chunk_size=c, doc_ids_bt=docs
+            q, k, v, KeysValues(fk, fv), Eidetic(far_q, raw_k, v, index), window_size=w, chunk_size=c, doc_ids_bt=docs
         )
 
     got = run(path, attention, inputs)
@@ -49,7 +49,7 @@ def test_only_the_past_there_is_is_read(path, num_past):
     inputs = {name: normal(1, *shape, 4, dtype=torch.float64, seed=i) for i, (name, shape) in enumerate(rows.items())}
 
     def attention(q: Tensor, k: Tensor, v: Tensor, fk: Tensor, fv: Tensor) -> Tensor:
-        return memory_attention(q, k, v, (fk, fv), window_size=w, num_past=num_past)
+        return memory_attention(q, k, v, KeysValues(fk, fv), window_size=w, num_past=num_past)
 
     assert_close(run(path, attention, inputs), run("reference", attention, inputs), TOLERANCE)
 
@@ -59,7 +59,7 @@ def test_one_tensor_serves_several_arguments(path):
     x = {"x": normal(2, 9, 2, 4, dtype=torch.float64)}
 
     def attention(x: Tensor) -> Tensor:
-        return memory_attention(x, x, x, (x, x), window_size=3)
+        return memory_attention(x, x, x, KeysValues(x, x), window_size=3)
 
     assert_close(run(path, attention, x), run("reference", attention, x), TOLERANCE)
 
@@ -71,7 +71,9 @@ def test_gradients_pass_gradcheck(path):
     index = torch.tensor([[[-1, -1], [0, -1], [2, 0]]])
 
     def attention(q: Tensor, k: Tensor, v: Tensor, fk: Tensor, fv: Tensor, far_q: Tensor, raw_k: Tensor) -> Tensor:
-        return memory_attention(q, k, v, (fk, fv), (far_q, raw_k, v, index), window_size=3, chunk_size=3)
+        return memory_attention(
+            q, k, v, KeysValues(fk, fv), Eidetic(far_q, raw_k, v, index), window_size=3, chunk_size=3
+        )
 
     with dispatch.use(path):
         assert torch.autograd.gradcheck(attention, leaves)
@@ -82,8 +84,8 @@ def test_attention_mass_sums_to_one_and_is_zero_where_nothing_can_be_read():
     x = [normal(2, t, 2, 4, dtype=torch.float64, seed=i) for i in range(6)]
     index = torch.full((2, 5, 3), -1)
     index[:, 3:] = torch.tensor([0, 5, 9])
-    fading = (x[3][:, w:], x[4][:, w:])
-    mass = attention_mass(*x[:3], fading, (x[5], x[1], x[2], index), window_size=w, chunk_size=8)
+    fading, eidetic = KeysValues(x[3][:, w:], x[4][:, w:]), Eidetic(x[5], x[1], x[2], index)
+    mass = attention_mass(AttentionInputs(*x[:3], fading, eidetic, window_size=w, chunk_size=8))
     torch.testing.assert_close(mass.sum(-1), torch.ones(2, t, dtype=torch.float64))
     assert (mass[:, :8, 1:] == 0).all()
     assert (mass[:, :24, 2] == 0).all()

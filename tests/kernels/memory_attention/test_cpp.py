@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kernels import dispatch
-from kernels.memory_attention import cpp_op, memory_attention, memory_attention_step
+from kernels.memory_attention import Eidetic, KeysValues, Slots, cpp_path, memory_attention, memory_attention_step
 from tests.kernels.helpers import DTYPES, TOLERANCE, normal, pairwise
 
 
@@ -49,9 +49,9 @@ def attend(
     k, v = u_kv.chunk(2, 2)
     far_k, far_v = far_kv.chunk(2, 2)
     index = torch.stack([slots_of(j * c, w, m, docs) for j in range(-(-t // c))])[None]
-    eidetic = (far_q, far_k, far_v if own_values else v, index)
+    fading, eidetic = KeysValues(*y_kv.chunk(2, 2)), Eidetic(far_q, far_k, far_v if own_values else v, index)
     with dispatch.use(path):
-        out = memory_attention(q, k, v, y_kv.chunk(2, 2), eidetic, window_size=w, chunk_size=c, doc_ids_bt=docs)
+        out = memory_attention(q, k, v, fading, eidetic, window_size=w, chunk_size=c, doc_ids_bt=docs)
     return [out, *torch.autograd.grad(out, leaves, normal(*out.shape, seed=9, dtype=dtype), allow_unused=True)]
 
 
@@ -72,7 +72,7 @@ def attend(
 )
 def test_output_and_gradients_agree_with_the_reference(size, own_values, dtype, nan_memory, monkeypatch):
     t, w, c, m, kv_heads, p = size
-    monkeypatch.setattr(cpp_op, "SPAN", 100)  # several spans in few positions: the reference's time is quadratic
+    monkeypatch.setattr(cpp_path, "SPAN", 100)  # several spans in few positions: the reference's time is quadratic
     options = {"dtype": dtype, "kv_heads": kv_heads, "p": p, "own_values": own_values}
     want, got = (attend(path, t, w, c, m, **options) for path in ("reference", "cpp"))
     for expected, found in zip(want, got, strict=True):
@@ -93,7 +93,7 @@ def test_rows_that_are_no_past_get_no_gradient(num_past, nan_memory):
     for path in ("reference", "cpp"):
         q, k, v, fading_k, fading_v = leaves = [x.detach().requires_grad_() for x in inputs]
         with dispatch.use(path):
-            out = memory_attention(q, k, v, (fading_k, fading_v), window_size=w, num_past=num_past)
+            out = memory_attention(q, k, v, KeysValues(fading_k, fading_v), window_size=w, num_past=num_past)
         results.append([out, *torch.autograd.grad(out, leaves, normal(*out.shape, dtype=torch.float64, seed=9))])
     for want, got in zip(*results, strict=True):
         torch.testing.assert_close(got, want, rtol=0, atol=1e-11)
@@ -144,13 +144,13 @@ def test_the_decoding_step_agrees_with_plain_torch(positions, heads, dtype, nan_
     w, m, b = 16, 6, 2
     q, far_q = (normal(b, 4, p, seed=i, dtype=dtype) for i in range(2))
     window = [normal(b, w + 4, kv_heads, p, seed=2 + i, dtype=dtype) for i in range(2)]
-    fading = tuple(normal(b, 2 * w + 4, kv_heads, p, seed=4 + i, dtype=dtype) for i in range(2))
+    fading = KeysValues(*(normal(b, 2 * w + 4, kv_heads, p, seed=4 + i, dtype=dtype) for i in range(2)))
     slots = [normal(b, m, kv_heads, p, seed=6 + i, dtype=dtype) for i in range(2)]
-    eidetic = (far_q, *slots, torch.tensor([[3, -1, 0, 7, -1, 1], [-1] * m]))
+    eidetic = Slots(far_q, *slots, torch.tensor([[3, -1, 0, 7, -1, 1], [-1] * m]))
     results = []
     for path in ("torch", "cpp"):
         with dispatch.use(path):
-            step = memory_attention_step(q, *window, fading, eidetic, window_size=w, position_b=torch.tensor(positions))
+            step = memory_attention_step(q, *window, torch.tensor(positions), fading, eidetic, window_size=w)
         results.append(step)
     want, got = results
     assert (got - want).abs().max() <= TOLERANCE[dtype] * max(1.0, want.abs().max().item())
@@ -161,9 +161,9 @@ def test_rows_and_shapes_that_would_be_read_beyond_the_end_are_refused():
     index = torch.tensor([[[0, 8]]])
     with dispatch.use("cpp"):
         with pytest.raises(ValueError, match="3 fading rows, but 8 queries with window_size 4 read 4 of their own"):
-            memory_attention(q, k, k, (k[:, :3], k[:, :3]), window_size=4)
+            memory_attention(q, k, k, KeysValues(k[:, :3], k[:, :3]), window_size=4)
         with pytest.raises(IndexError, match="index_bjm names row 8 of 8 eidetic rows"):
-            memory_attention(q, k, k, None, (q, k, k, index), window_size=4, chunk_size=8)
+            memory_attention(q, k, k, None, Eidetic(q, k, k, index), window_size=4, chunk_size=8)
         with pytest.raises(
             ValueError, match=r"v has shape \(1, 7, 1, 4\); the other inputs' shapes ask for \(1, 8, 1, 4\)"
         ):
@@ -171,15 +171,16 @@ def test_rows_and_shapes_that_would_be_read_beyond_the_end_are_refused():
         with pytest.raises(ValueError, match="3 query heads are not a multiple of the 2 key/value heads"):
             memory_attention(q[:, :, [0, 1, 1]], k.repeat(1, 1, 2, 1), k.repeat(1, 1, 2, 1), window_size=4)
         two = q.repeat(2, 1, 1, 1), k.repeat(2, 1, 1, 1)
+        eidetic = Eidetic(*two, two[1], index[:, :, :1])
         with pytest.raises(ValueError, match="index_bjm has shape"):
-            memory_attention(two[0], two[1], two[1], None, (*two, two[1], index[:, :, :1]), window_size=4, chunk_size=8)
+            memory_attention(two[0], two[1], two[1], None, eidetic, window_size=4, chunk_size=8)
         with pytest.raises(ValueError, match="and no past"):
             memory_attention(q, k, k, window_size=1, num_past=2, doc_ids_bt=torch.zeros(1, 8, dtype=torch.int64))
         ring, at = k[:, :4], torch.tensor([3])
         with pytest.raises(ValueError, match="v_brhp has shape"):
-            memory_attention_step(q[:, 0], ring, k, window_size=4, position_b=at)
+            memory_attention_step(q[:, 0], ring, k, at, window_size=4)
         with pytest.raises(ValueError, match="position_b has shape"):
-            memory_attention_step(two[0][:, 0], two[1], two[1], window_size=4, position_b=at)
+            memory_attention_step(two[0][:, 0], two[1], two[1], at, window_size=4)
 
 
 def test_memory_of_the_backward_grows_with_the_rows_there_are_not_with_the_window():

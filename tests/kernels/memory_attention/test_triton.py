@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kernels import dispatch
-from kernels.memory_attention import memory_attention, memory_attention_reference, memory_attention_step
+from kernels.memory_attention import Eidetic, KeysValues, Slots, memory_attention, memory_attention_step, triton_path
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}  # of the largest value: see the README
@@ -64,8 +64,8 @@ class Case:
         q, k, v, *others = leaves
         with dispatch.use(path):
             out = memory_attention(
-                q, k, v, (others[0], others[1]) if self.fading else None,
-                (others[-2], others[-1], v, self.index()) if self.m else None,
+                q, k, v, KeysValues(others[0], others[1]) if self.fading else None,
+                Eidetic(others[-2], others[-1], v, self.index()) if self.m else None,
                 window_size=self.w, chunk_size=self.c, doc_ids_bt=self.doc_ids(), num_past=self.num_past,
             )  # fmt: skip
         cotangent = torch.randn(out.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
@@ -122,9 +122,8 @@ def test_another_documents_keys_change_no_bit():
 
     def attend(k: Tensor, v: Tensor) -> Tensor:
         with dispatch.use("triton"):
-            return memory_attention(
-                q, k, v, (fk, fv), (far_q, raw_k, v, index), window_size=24, chunk_size=8, doc_ids_bt=docs
-            )
+            fading, eidetic = KeysValues(fk, fv), Eidetic(far_q, raw_k, v, index)
+            return memory_attention(q, k, v, fading, eidetic, window_size=24, chunk_size=8, doc_ids_bt=docs)
 
     other_k, other_v = k.clone(), v.clone()
     other_k[:, :16], other_v[:, :16] = 1e30, 1e30
@@ -152,12 +151,10 @@ def test_registered_operators_pass_opcheck():
     case = Case(t=5, w=2, c=4, m=2, h=1)
     q, k, v, fk, fv, far_q, raw_k = (x.float().requires_grad_() for x in case.inputs())
     args = (q, k, v, fk, fv, far_q, raw_k, v, case.index(), None, 2, 4, 0, 0.25)
-    with dispatch.use("triton"):
-        memory_attention(q, k, v, window_size=3)  # registers the operators
-    torch.library.opcheck(torch.ops.bmojo.memory_attention.default, args)
+    torch.library.opcheck(triton_path.attend, args)
     plain = tuple(x.detach() if isinstance(x, Tensor) else x for x in args)
-    out, lse = torch.ops.bmojo.memory_attention(*plain)
-    torch.library.opcheck(torch.ops.bmojo.memory_attention_backward.default, (out, lse, out, *plain))
+    out, lse = triton_path.attend(*plain)
+    torch.library.opcheck(torch.ops.bmojo.memory_attention_backward.default, (*plain, out, lse, out))
 
 
 def test_compiles_whole():
@@ -177,7 +174,7 @@ def test_compiles_whole():
     [
         ((1, 2, 2, 257), 2, torch.float32, "head_dim up to 256, not 257"),
         ((1, 2, 2, 16), 2, torch.float64, "bfloat16, float16 or float32, one for all inputs, not float64"),
-        ((1, 2, 130, 16), 2, torch.float32, r"up to \d+ query heads a key/value head, not 65"),
+        ((1, 2, 130, 16), 2, torch.float32, r"up to \d+ query heads per key/value head, not 65"),
     ],
 )
 def test_limits_are_named(shape, kv_heads, dtype, message):
@@ -202,15 +199,15 @@ def test_step_matches_plain_torch(w, c, m, p, h, positions, dtype):
     def normal(*shape: int) -> Tensor:
         return torch.randn(2, *shape, p, generator=generator).to(dtype)
 
-    window, fading = (normal(h), normal(w + c, 2), normal(w + c, 2)), (normal(2 * w, 2), normal(2 * w, 2))
+    window, fading = (normal(h), normal(w + c, 2), normal(w + c, 2)), KeysValues(normal(2 * w, 2), normal(2 * w, 2))
     slots = torch.randint(-1, 2, (2, m), generator=generator)
-    eidetic = (normal(h), normal(m, 2), normal(m, 2), slots) if m else None
+    eidetic = Slots(normal(h), normal(m, 2), normal(m, 2), slots) if m else None
     position_b = torch.tensor(positions)
     for others in ((fading, eidetic), (None, None)):
         results = []
         for path in ("torch", "triton"):
             with dispatch.use(path):
-                results.append(memory_attention_step(*window, *others, window_size=w, position_b=position_b))
+                results.append(memory_attention_step(*window, position_b, *others, window_size=w))
         assert (results[1] - results[0]).abs().max() <= TOLERANCE[dtype]
 
 
@@ -218,14 +215,13 @@ def test_step_of_a_cache_that_is_not_full_reads_what_is_written():
     q, k = torch.randn(1, 2, 16), torch.full((1, 64, 1, 16), torch.nan)
     k[:, :21] = torch.randn(1, 21, 1, 16)
     with dispatch.use("triton"):
-        out = memory_attention_step(q, k, k, window_size=64, position_b=torch.tensor([20]))
-    want = memory_attention_reference(q[:, None], k[:, :21], k[:, :21], window_size=21, num_past=20)[:, 0]
+        out = memory_attention_step(q, k, k, torch.tensor([20]), window_size=64)
+    with dispatch.use("reference"):
+        want = memory_attention(q[:, None], k[:, :21], k[:, :21], window_size=21, num_past=20)[:, 0]
     torch.testing.assert_close(out, want)
 
 
 def test_step_passes_opcheck():
     q, k = torch.randn(1, 2, 16), torch.randn(1, 6, 1, 16)
-    with dispatch.use("triton"):
-        memory_attention_step(q, k, k, window_size=3, position_b=torch.tensor([4]))
     args = (q, k, k, None, None, None, None, None, None, torch.tensor([4]), 3, 0.25)
-    torch.library.opcheck(torch.ops.bmojo.memory_attention_step.default, args)
+    torch.library.opcheck(triton_path.step, args)
