@@ -21,8 +21,7 @@ def _forward(*given: Any, save: bool) -> tuple[Tensor, Saved]:
     dtype, own_values = inputs.q.dtype, inputs.eidetic_v is not None
     readable = [None if x is None else rows_contiguous(x.to(dtype)) for x in inputs.sets]
     selected = [None if x is None else x.to(torch.int64) for x in (inputs.index_bjm, inputs.doc_ids_bt)]
-    laid_out: Any = (*readable, *selected, *inputs.numbers)
-    inputs = FlatInputs(*laid_out)
+    inputs = FlatInputs.from_saved((*readable, *selected), inputs.numbers)
     if inputs.index_bjm is not None and not own_values:
         inputs = inputs._replace(eidetic_v=inputs.v)
     _check(inputs)
@@ -35,7 +34,7 @@ def _forward(*given: Any, save: bool) -> tuple[Tensor, Saved]:
 
 def _backward(saved: Saved, grad_out_bthp: Tensor) -> tuple[Tensor | None, ...]:
     (*tensors, out_bthp, log_sum_bht), (own_values, numbers) = saved
-    inputs = FlatInputs(*tensors, *numbers)
+    inputs = FlatInputs.from_saved(tensors, numbers)
     q, k, v, fading_k, fading_v, eidetic_q, eidetic_k, eidetic_v, index = inputs[:9]
     (b, t, h), width = q.shape[:3], whole_vectors(q.shape[3])
     span = _span(inputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -122,6 +123,11 @@ class FlatInputs(NamedTuple):
         numbers = (window_size or k.shape[1], chunk_size or q.shape[1], num_past, q.shape[-1] ** -0.5)
         sets = (q, k, v, fading_k, fading_v, eidetic_q, eidetic_k, eidetic_v)
         return cls(*sets, index, doc_ids_bt, *numbers)
+
+    @classmethod
+    def from_saved(cls, tensors: Sequence[Tensor | None], numbers: Sequence[int | float]) -> FlatInputs:
+        """The reverse of `tensors` and `numbers`."""
+        return cls._make((*tensors, *numbers))
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
