@@ -40,6 +40,7 @@ _EXPECTED = {  # pydantic's type of an error -> what was expected; {} are fields
     "model_attributes_type": "a mapping of fields",
     "model_type": "a mapping of fields",
     "recursion_loop": "a value that does not contain itself",
+    "needs_type": "a list, such as [a, b]. A mapping of roles will do, too: {{role: a}}",
     "string_too_long": "at most {max_length} characters",
     "string_too_short": "at least {min_length} characters",
     "string_type": "text (in quotes, if it looks like a number)",

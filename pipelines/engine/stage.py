@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Generic, Self, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from pipelines.storage.artifact import ArtifactDir
 from pipelines.tracking.journal import Journal
@@ -55,9 +56,7 @@ def _check_form(needs: Any) -> Any:
         for role, names in needs.items():
             _check_names(names if isinstance(names, list | tuple) else [names], f"{role}: ")
     else:
-        raise ValueError(
-            f"found {needs!r}, expected a list, such as [a, b]. A mapping of roles will do, too: {{role: a}}."
-        )
+        raise PydanticCustomError("needs_type", "expected a list of names, or a mapping of roles to names")
     return needs
 
 

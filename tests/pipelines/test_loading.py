@@ -195,7 +195,11 @@ def test_broken_files_are_explained(tmp_path: Path, text: str, expected: str) ->
         ("train.schedule={kind: x}", "stages.train.schedule: found kind 'x', expected one of cosine, wsd."),
         ("report.kind=null", "stages.report: `kind` is missing. It is one of tokenizer, "),
         ("report.kind=raport", "found kind 'raport', expected one of tokenizer, tokenize, train, evaluate, report, "),
-        ("train.needs=5", "stages.train.needs: found 5, expected a list, such as [a, b]. A mapping of roles will do"),
+        (
+            "train.needs=null",
+            "stages.train.needs: found nothing (null), expected a list, such as [a, b]. A mapping of roles will "
+            "do, too: {role: a}.",
+        ),
         ("train.needs=[1]", "stages.train.needs: found 1, expected the name of a stage."),
         ("train.needs={tokens: 1}", "stages.train.needs: tokens: found 1, expected the name of a stage."),
         (

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field
 
-from pipelines.engine.stage import ProgressMetrics, Stage, StageContext, StageInputs, StageNode, StageOutput
+from pipelines.engine.stage import (
+    ProgressMetrics,
+    Resources,
+    Stage,
+    StageContext,
+    StageInputs,
+    StageNode,
+    StageOutput,
+)
 from pipelines.errors import FieldError
 from pipelines.stages.evaluate.config import EvaluateStageConfig
 from pipelines.stages.numbers import optional, perplexity
@@ -116,7 +124,7 @@ class EvaluateStage(Stage[EvaluateStageConfig, EvaluateInputs, EvaluateOutput]):
             trained.artifact, trained.output.model, tokens.artifact, TOKENIZER_FOLDER, config.resources
         )
         windows, bin_ends = _windows(config, subject, tokens.output)
-        results = _Work(config, subject, tokens.output, windows, bin_ends).run(context)
+        results = _run(_tasks(config, subject, tokens.output, windows, bin_ends), config.resources, context)
         output = _output(config, tokens.output, results, bin_ends)
         context.artifact.write_json("results.json", output.model_dump(mode="json"))
         context.journal.log_metrics(0, output.figures())
@@ -134,50 +142,62 @@ class EvaluateStage(Stage[EvaluateStageConfig, EvaluateInputs, EvaluateOutput]):
         )
 
 
-class _Work:
-    """The tasks of an evaluation, by name, and their results in the order of the tasks."""
+@dataclass(frozen=True)
+class _Results:
+    """Results of an evaluation's tasks, by what they did, in the order of the tasks."""
 
-    def __init__(
-        self,
-        config: EvaluateStageConfig,
-        subject: Subject,
-        tokens: TokenizeOutput,
-        windows: list[np.ndarray],
-        bin_ends: list[int],
-    ) -> None:
-        from pipelines.stages.evaluate import work
+    trained: list[Score] = field(default_factory=list)
+    untrained: list[Score] = field(default_factory=list)
+    gzip: list[float] = field(default_factory=list)
+    window: list[np.ndarray] = field(default_factory=list)
+    sample: list[str] = field(default_factory=list)
 
-        self._resources = config.resources
-        self._calls: list[tuple[str, Callable[..., Any], tuple[Any, ...]]] = []
-        subjects = {"trained": subject}
-        if config.baselines:
-            subjects["untrained"] = replace(subject, untrained=True)
-            self._calls.append(("gzip", work.gzip_bits_per_byte, (subject,)))
-        num_batches = _num_batches(config, tokens)
-        for prompt in config.sample.prompts:
-            self._calls.append(("sample", work.sample_text, (subject, prompt, config.sample)))
-        for window in windows:
-            self._calls.append(("window", work.score_window, (subject, window, tuple(bin_ends))))
-        for name, scored in subjects.items():
-            for start in range(0, num_batches, BATCHES_PER_TASK):
-                stop = min(start + BATCHES_PER_TASK, num_batches)
-                self._calls.append((name, work.score_batches, (scored, config.batch_size, start, stop)))
 
-    def run(self, context: StageContext) -> dict[str, list[Any]]:
-        """Do all of it."""
-        done: dict[int, Any] = {}
-        context.journal.log_metrics(0, {"evaluate/tasks_total": len(self._calls)})
-        for index, result in self._results():
-            done[index] = result
-            context.journal.log_metrics(len(done), {"evaluate/tasks_done": len(done)})
-        by_name: dict[str, list[Any]] = {name: [] for name in ("trained", "untrained", "gzip", "window", "sample")}
-        for index, (name, _, _) in enumerate(self._calls):
-            by_name[name].append(done[index])
-        return by_name
+class _Task(NamedTuple):
+    """`result`: the list of _Results that its result goes to."""
 
-    def _results(self) -> Iterator[tuple[int, Any]]:
-        calls = [(index, function, arguments) for index, (_, function, arguments) in enumerate(self._calls)]
-        return run_tasks(_numbered, calls, self._resources)
+    result: str
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+
+def _tasks(
+    config: EvaluateStageConfig,
+    subject: Subject,
+    tokens: TokenizeOutput,
+    windows: list[np.ndarray],
+    bin_ends: list[int],
+) -> list[_Task]:
+    from pipelines.stages.evaluate import work
+
+    subjects = {"trained": subject}
+    tasks = []
+    if config.baselines:
+        subjects["untrained"] = replace(subject, untrained=True)
+        tasks.append(_Task("gzip", work.gzip_bits_per_byte, (subject,)))
+    for prompt in config.sample.prompts:
+        tasks.append(_Task("sample", work.sample_text, (subject, prompt, config.sample)))
+    for window in windows:
+        tasks.append(_Task("window", work.score_window, (subject, window, tuple(bin_ends))))
+    num_batches = _num_batches(config, tokens)
+    for name, scored in subjects.items():
+        for start in range(0, num_batches, BATCHES_PER_TASK):
+            stop = min(start + BATCHES_PER_TASK, num_batches)
+            tasks.append(_Task(name, work.score_batches, (scored, config.batch_size, start, stop)))
+    return tasks
+
+
+def _run(tasks: list[_Task], resources: Resources, context: StageContext) -> _Results:
+    done: dict[int, Any] = {}
+    context.journal.log_metrics(0, {"evaluate/tasks_total": len(tasks)})
+    calls = [(index, task.function, task.arguments) for index, task in enumerate(tasks)]
+    for index, result in run_tasks(_numbered, calls, resources):
+        done[index] = result
+        context.journal.log_metrics(len(done), {"evaluate/tasks_done": len(done)})
+    results = _Results()
+    for index, task in enumerate(tasks):
+        getattr(results, task.result).append(done[index])
+    return results
 
 
 def _numbered(index: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[int, Any]:
@@ -214,14 +234,14 @@ def _windows(
 
 
 def _output(
-    config: EvaluateStageConfig, tokens: TokenizeOutput, results: dict[str, list[Any]], bin_ends: list[int]
+    config: EvaluateStageConfig, tokens: TokenizeOutput, results: _Results, bin_ends: list[int]
 ) -> EvaluateOutput:
     import numpy as np
 
-    score = _total(results["trained"])
-    num_windows = len(results["window"])
+    score = _total(results.trained)
+    num_windows = len(results.window)
     if num_windows:
-        losses = sum(results["window"]) / np.diff([0, *bin_ends]) / num_windows
+        losses = sum(results.window) / np.diff([0, *bin_ends]) / num_windows
     else:
         losses = np.zeros(0)
     return EvaluateOutput(
@@ -232,15 +252,15 @@ def _output(
         loss=score.loss,
         perplexity=score.perplexity,
         bits_per_byte=score.bits_per_byte,
-        untrained_bits_per_byte=_total(results["untrained"]).bits_per_byte if config.baselines else None,
-        gzip_bits_per_byte=results["gzip"][0] if config.baselines else None,
+        untrained_bits_per_byte=_total(results.untrained).bits_per_byte if config.baselines else None,
+        gzip_bits_per_byte=results.gzip[0] if config.baselines else None,
         context_tokens=bin_ends[-1] if bin_ends else 0,
         num_windows=num_windows,
         position_bin_ends=tuple(bin_ends),
         position_loss=tuple(losses.tolist()),
         samples=tuple(
             SampleText(prompt=prompt, text=text)
-            for prompt, text in zip(config.sample.prompts, results["sample"], strict=True)
+            for prompt, text in zip(config.sample.prompts, results.sample, strict=True)
         ),
     )
 

@@ -24,6 +24,7 @@ from tests.pipelines.engine.counting_pipeline import (
     KINDS,
     CountConfig,
     SumConfig,
+    SumStage,
     counting_pipeline,
     nowhere,
     run_here,
@@ -59,6 +60,13 @@ def test_a_run_is_reused_as_a_whole_and_without_a_cluster(storage: Storage) -> N
         assert result.stages["sum"].output.total == 10
     assert len(clusters) == 2, "once per stage of the first run only"
     assert len(list_runs(storage)) == 1
+
+
+def test_a_stage_that_works_in_the_driver_starts_no_cluster(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SumStage, "uses_cluster", False)
+    clusters: list[int] = []
+    run_pipeline(counting_pipeline(storage), nowhere(), lambda: clusters.append(1))
+    assert len(clusters) == 1, "for the stage `count`"
 
 
 def test_only_what_a_change_reaches_runs_again_and_the_plan_says_why(storage: Storage) -> None:
