@@ -218,9 +218,11 @@ def _member(annotation: Any, tag: str | int) -> Any:
 
 
 def _similar_fields(key: str, model: type[BaseModel] | None) -> list[str]:
-    """Fields that `key` may stand for: of nearly that name, else with those words in their description."""
+    """Fields that `key` may stand for: of that name one level down, else of nearly that name, else described so."""
     if model is None:
         return []
+    if inside := [f"{name}.{key}" for name, field in model.model_fields.items() if _has_field(field.annotation, key)]:
+        return inside
     if near := close_names(key, list(model.model_fields)):
         return near
     words = [word for word in re.split(r"[_\W]+", key.lower()) if word]
@@ -228,6 +230,11 @@ def _similar_fields(key: str, model: type[BaseModel] | None) -> list[str]:
         return []
     pattern = re.compile(r"\b" + r"\W+".join(map(re.escape, words)) + r"s?\b")
     return [name for name, field in model.model_fields.items() if pattern.search((field.description or "").lower())][:3]
+
+
+def _has_field(annotation: Any, key: str) -> bool:
+    models = (kind for kind in _alternatives(annotation) if isinstance(kind, type) and issubclass(kind, BaseModel))
+    return any(key in model.model_fields for model in models)
 
 
 def close_names(name: str, known: Sequence[str]) -> list[str]:

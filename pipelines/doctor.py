@@ -149,10 +149,9 @@ def _cpp_kernels() -> Check:
 
 
 def _devices() -> Check:
-    import torch
+    from pipelines.stages.train import device
 
-    if torch.cuda.is_available():
-        names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    if names := device.gpu_names():
         return Check("accelerators", "ok", ", ".join(names))
     return Check("accelerators", "ok", "none: training runs on the CPU (gloo, float32)")
 

@@ -111,13 +111,11 @@ def generate(
     storage: StorageOption = "runs",
 ) -> None:
     """Stream text from a trained model, token by token, to standard output."""
-    import torch
-
     from pipelines.stages.evaluate.sampling import continue_text
+    from pipelines.stages.train import device
 
     trained = load_trained(storage, run, stage)
-    if torch.cuda.is_available():
-        trained.model.cuda()
+    trained.model.to(device.pick(on_gpu=device.num_gpus() > 0))
     sys.stdout.write(prompt)
     sys.stdout.flush()
     for piece in continue_text(

@@ -184,7 +184,14 @@ def test_broken_files_are_explained(tmp_path: Path, text: str, expected: str) ->
         ("tokens.validation_fraction=.nan", "stages.tokens.validation_fraction: found nan, expected a finite number."),
         ("train.max_steps=1.5", "stages.train.max_steps: found 1.5, expected an integer."),
         ("train.global_batch_size=-8", "stages.train.global_batch_size: found -8, expected a number above 0."),
-        ("train.zero_stage=7", "stages.train.zero_stage: found 7, expected 0, 1, 2 or 3."),
+        (
+            "train.backend={kind: deepspeed, zero_stage: 7}",
+            "train.backend.zero_stage: found 7, expected 0, 1, 2 or 3.",
+        ),
+        ("train.backend={zero_stage: 2}", "stages.train.backend: `kind` is missing. It is one of deepspeed."),
+        ("train.backend={kind: fsdp}", "stages.train.backend: found kind 'fsdp', expected one of deepspeed."),
+        ("train.zero_stage=2", "stages.train.zero_stage: unknown key. Did you mean 'backend.zero_stage'?"),
+        ("train.offload={}", "stages.train.offload: unknown key. Did you mean 'backend.offload'?"),
         ("train.deterministic=maybe", "stages.train.deterministic: found 'maybe', expected true or false."),
         ("train.needs=tokens", "stages.train.needs: found 'tokens', expected a list, such as [a, b]."),
         ("train.betas=[1.5,0.9]", "stages.train: betas=[1.5, 0.9]: each must be"),
@@ -259,7 +266,7 @@ def test_a_mistake_of_the_file_has_its_line_beside_overrides(pipeline_file: Path
 def test_known_keys_are_listed_once(pipeline_file: Path) -> None:
     message = refusal(pipeline_file, *(f"train.{key}=1" for key in ("q1", "zz", "foo", "xyz", "abc", "uuu", "vvv")))
     assert message.count("micro_batch_size") == 1
-    assert "Known keys of stages.train: betas, " in message
+    assert "Known keys of stages.train: backend, betas, " in message
     assert message.count("unknown key.") == 6
     assert "... and 1 more." in message
 

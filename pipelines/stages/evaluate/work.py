@@ -19,6 +19,7 @@ from data.tokenizer import Tokenizer, load_tokenizer
 from pipelines.stages.evaluate import scoring
 from pipelines.stages.evaluate.sampling import continue_text
 from pipelines.stages.models import load_model
+from pipelines.stages.train import device
 
 if TYPE_CHECKING:
     from pipelines.engine.stage import Resources
@@ -56,7 +57,7 @@ class Subject:
             if self.untrained:
                 model.init_weights(seed=0)
             _loaded.clear()
-            _loaded[key] = model.to("cuda" if self.resources.gpus_per_worker else "cpu").eval()
+            _loaded[key] = model.to(device.pick(on_gpu=self.resources.gpus_per_worker > 0)).eval()
         return _loaded[key]
 
 

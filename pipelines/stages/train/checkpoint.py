@@ -1,8 +1,8 @@
-"""Training checkpoints on disk: portable over worker counts and ZeRO stages, complete or absent (docs/design/0020).
+"""Training checkpoints on disk: portable over worker counts and backends, complete or absent (docs/design/0020).
 
     checkpoints/step-00000100/
-        tensors-00000-of-00002.safetensors   a rank's share of "param/NAME", "exp_avg/NAME", "exp_avg_sq/NAME":
-                                             each tensor whole, in float32
+        tensors-00000-of-00002.safetensors   a rank's share of the named tensors of a Trainer: "param/NAME",
+                                             "exp_avg/NAME", "exp_avg_sq/NAME", each whole, in float32
         rng-00000-of-00002.safetensors       the random generators of one rank
         state.json                           counters, data position, facts
         manifest.json                        size and SHA-256 of every other file; written last
@@ -16,11 +16,12 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from pydantic import Field, ValidationError
 from safetensors import safe_open
 
@@ -28,9 +29,9 @@ from bmojo.checkpoint_io import save_tensors
 from data.errors import DamagedDataError
 from data.sealed import unseal
 from pipelines.engine.stage import Facts, StrictConfig
-
-if TYPE_CHECKING:
-    from pipelines.storage.artifact import ArtifactDir
+from pipelines.stages.train import device
+from pipelines.stages.train.trainer import PARAM, Trainer
+from pipelines.storage.artifact import ArtifactDir
 
 CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
@@ -64,14 +65,14 @@ class TrainingState(Facts):
     step: int = Field(description="Optimizer steps taken.")
     num_tokens: int = Field(description="Tokens trained on.")
     num_samples: int = Field(description="Sequences trained on, over all workers.")
-    optimizer_steps: int = Field(description="AdamW's own step count, which its bias correction uses.")
+    optimizer_steps: int = Field(description="AdamW's step count: the steps of this stage.")
     num_workers: int = Field(description="Workers that wrote the checkpoint.")
     data: dict[str, Any] = Field(description="The data stream's position and the identity of its data.")
     train_loss: float = Field(description="Loss of this step's global batch, in nats per token.")
     initial_valid_loss: float | None = Field(description="Validation loss before the first step.")
     train_time_s: float = Field(description="Seconds spent in steps, over all attempts.")
     history: dict[str, list[tuple[int, float]]] = Field(description="Every point of the curves so far: (step, value).")
-    versions: dict[str, str] = Field(description="Versions of torch and deepspeed that wrote it.")
+    versions: dict[str, str] = Field(description="Versions of the trainer's libraries.")
 
 
 class BadCheckpointError(Exception):
@@ -90,28 +91,15 @@ class Checkpoint:
         self.directory = directory
         self.manifest = _read_manifest(directory)
         self.state = _read_sealed(directory / STATE, TrainingState)
-        self._file_of = {key: name for name in self._tensor_files() for key in _safetensors_keys(directory / name)}
 
-    def tensors(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
-        """(parameter name, whole tensor) of every entry under "param", "exp_avg" or "exp_avg_sq", one at a time."""
-        for name in self._tensor_files():
-            with safe_open(self.directory / name, framework="pt") as file:
-                for key in file.keys():  # noqa: SIM118 - not a mapping
-                    if key.startswith(f"{prefix}/"):
-                        yield key.removeprefix(f"{prefix}/"), file.get_tensor(key)
+    def parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """(name, whole tensor) of each parameter, one at a time."""
+        for key, tensor in self._tensors(is_wanted=lambda key: key.startswith(f"{PARAM}/")):
+            yield key.removeprefix(f"{PARAM}/"), tensor
 
-    def tensor(self, prefix: str, name: str) -> torch.Tensor:
-        """One whole tensor."""
-        key = f"{prefix}/{name}"
-        if key not in self._file_of:
-            raise BadCheckpointError(f"{self.directory}: holds no {key!r}; it was written for another model.")
-        with safe_open(self.directory / self._file_of[key], framework="pt") as file:
-            tensor: torch.Tensor = file.get_tensor(key)
-        return tensor
-
-    def names(self) -> set[str]:
-        """Names of the parameters it holds."""
-        return {key.removeprefix("param/") for key in self._file_of if key.startswith("param/")}
+    def moments(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """(key, whole tensor) of each of the trainer's named tensors that is not a parameter, one at a time."""
+        return self._tensors(is_wanted=lambda key: not key.startswith(f"{PARAM}/"))
 
     def rng(self, rank: int) -> dict[str, torch.Tensor]:
         """Random generator states of one rank of the run that wrote it."""
@@ -119,8 +107,38 @@ class Checkpoint:
         with safe_open(self.directory / name, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
 
-    def _tensor_files(self) -> list[str]:
-        return sorted(name for name in self.manifest.files if name.startswith("tensors-"))
+    def _tensors(self, is_wanted: Callable[[str], bool]) -> Iterator[tuple[str, torch.Tensor]]:
+        for name in sorted(name for name in self.manifest.files if name.startswith("tensors-")):
+            with safe_open(self.directory / name, framework="pt") as file:
+                for key in filter(is_wanted, file.keys()):
+                    yield key, file.get_tensor(key)
+
+
+def save(
+    artifact: ArtifactDir, trainer: Trainer, state: TrainingState, keep: int, before_complete: Callable[[], object]
+) -> None:
+    """Write a checkpoint, each rank its share, then delete all but the `keep` newest. A collective.
+
+    Args: before_complete: called on rank 0 before the checkpoint counts as complete.
+    """
+    rank, num_workers = dist.get_rank(), dist.get_world_size()
+    if rank == 0:
+        clear(artifact, state.step)
+    dist.barrier()
+    tensors = {}
+    owners = assign_owners([shape.numel() for shape in trainer.shapes.values()], num_workers)
+    for key, owner in zip(trainer.shapes, owners, strict=True):
+        whole = trainer.tensor(key)
+        if owner == rank:
+            tensors[key] = whole.detach().to("cpu", copy=True).contiguous()
+    entries = write_rank_files(artifact, state.step, rank, num_workers, tensors, device.rng_state(trainer.device))
+    all_entries: list[dict[str, FileEntry]] = [{} for _ in range(num_workers)]
+    dist.all_gather_object(all_entries, entries)
+    if rank == 0:
+        before_complete()
+        complete(artifact, state, {name: entry for each in all_entries for name, entry in each.items()})
+        prune(artifact, state.step, keep)
+    dist.barrier()
 
 
 def write_rank_files(
@@ -245,11 +263,6 @@ def _read_sealed(path: Path, model: type[Content]) -> Content:
         raise BadCheckpointError(str(error)) from error
     except ValidationError as error:
         raise BadCheckpointError(f"{path} is of another version ({error.error_count()} problems)") from error
-
-
-def _safetensors_keys(path: Path) -> list[str]:
-    with safe_open(path, framework="pt") as file:
-        return list(file.keys())
 
 
 def _entry_of(path: Path) -> FileEntry:

@@ -9,6 +9,7 @@ from pydantic import Field, PositiveInt, model_validator
 from bmojo import ModelConfig
 from pipelines.engine.stage import NOT_IN_FINGERPRINT, StageConfig, StrictConfig
 from pipelines.errors import FieldError
+from pipelines.stages.train.backends.config import AnyBackendConfig, DeepSpeedConfig
 
 
 class CosineSchedule(StrictConfig):
@@ -28,13 +29,6 @@ class WsdSchedule(StrictConfig):
 CHUNKED_MIXERS = frozenset({"bmojo"})
 
 Schedule = Annotated[CosineSchedule | WsdSchedule, Field(discriminator="kind")]
-
-
-class OffloadConfig(StrictConfig):
-    """Keep state that ZeRO has sharded in host memory instead of the GPU's."""
-
-    optimizer: bool = Field(True, description="Keep optimizer state and its update on the CPU (ZeRO 1-3).")
-    parameters: bool = Field(False, description="Keep parameters on the CPU between uses (ZeRO 3).")
 
 
 class TrainStageConfig(StageConfig):
@@ -65,11 +59,11 @@ class TrainStageConfig(StageConfig):
     )
     grad_clip: float = Field(1.0, ge=0, description="Largest global gradient norm; 0 does not clip.")
 
-    zero_stage: Literal[0, 1, 2, 3] = Field(
-        1,
-        description="What DeepSpeed shards: 0 nothing, 1 optimizer state, 2 and gradients, 3 and parameters.",
+    backend: AnyBackendConfig = Field(
+        default_factory=lambda: DeepSpeedConfig(kind="deepspeed"),
+        description="What updates the weights, and how it shards them over the workers.",
+        json_schema_extra=NOT_IN_FINGERPRINT,  # as such: settled() puts it in, in the backend's own form
     )
-    offload: OffloadConfig | None = Field(None, description="Move sharded state to host memory (GPU only).")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto",
         description="bf16: matrix products in bfloat16 under autocast, parameters and optimizer in float32. "
@@ -125,7 +119,7 @@ class TrainStageConfig(StageConfig):
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas={list(self.betas)}: each must be at least 0 and less than 1.")
         self._check_workers()
-        self._check_device()
+        self.backend.check(self.on_gpu)
         return self
 
     def _check_workers(self) -> None:
@@ -145,26 +139,19 @@ class TrainStageConfig(StageConfig):
             f"Change one of them; these would do: {advice}."
         )
 
-    def _check_device(self) -> None:
-        if self.offload is None:
-            return
-        if not self.on_gpu:
-            raise ValueError(
-                "offload moves state from a GPU to the host, but resources.gpus_per_worker is 0; leave offload out."
-            )
-        if self.offload.optimizer and self.zero_stage == 0:
-            raise ValueError("offload.optimizer needs zero_stage 1, 2 or 3; found 0.")
-        if self.offload.parameters and self.zero_stage != 3:
-            raise ValueError(f"offload.parameters needs zero_stage 3; found {self.zero_stage}.")
-
     def settled(self) -> dict[str, Any]:
-        """The precision that will be used: `auto` depends on the resources, which do not count."""
-        return {"precision": "bf16" if self.autocast_bf16 else "fp32"}
+        """The precision that is used (`auto` depends on the resources, which do not count), and the backend's part."""
+        return {"precision": "bf16" if self.autocast_bf16 else "fp32", **self.backend.hashed()}
 
     @property
     def on_gpu(self) -> bool:
         """Workers compute on GPUs."""
         return self.resources.gpus_per_worker > 0
+
+    @property
+    def threads_per_worker(self) -> int:
+        """Threads that a worker on the CPU computes with."""
+        return max(1, int(self.resources.cpus_per_worker))
 
     @property
     def autocast_bf16(self) -> bool:

@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import re
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,13 +15,12 @@ import torch
 from bmojo.counting import count
 from data.sources.digests import cache_root
 from pipelines.engine.stage import Estimate, StageNode
+from pipelines.stages.train.device import CPU, measure_peak
 from pipelines.stages.train.stage import TrainStage, padded_vocab_size
 
 GPU_PEAK_FLOPS = 300e12  # a middling data-centre GPU in bfloat16, for want of the real one while planning
 EXPECTED_MFU = 0.35
 MOST_CORE_FLOPS = 1e14  # no core is as fast; a cached figure above it is damaged
-FLOAT_BYTES = 4
-ADAMW_MOMENTS = 2
 
 
 @dataclass(frozen=True)
@@ -91,18 +89,9 @@ def estimate_training(node: StageNode[TrainStage], core_flops: float, num_cores:
         num_params=counts.num_params,
         num_tokens=num_tokens,
         train_flops=flops,
-        state_bytes_per_worker=_state_bytes(counts.num_params, train.zero_stage, resources.num_workers),
+        state_bytes_per_worker=train.backend.state_bytes(counts.num_params, resources.num_workers),
         time_s=flops / (peak * EXPECTED_MFU),
     )
-
-
-def _state_bytes(num_params: int, zero_stage: int, num_workers: int) -> int:
-    """Parameters, gradients, AdamW's moments and master copy, each sharded from its ZeRO stage on."""
-    share = num_params / num_workers
-    parameters = share if zero_stage >= 3 else num_params
-    gradients = share if zero_stage >= 2 else num_params
-    optimizer = (ADAMW_MOMENTS + 1) * (share if zero_stage >= 1 else num_params)
-    return int(FLOAT_BYTES * (parameters + gradients + optimizer))
 
 
 def core_peak() -> float:
@@ -131,16 +120,9 @@ def core_peak() -> float:
 
 def measure_core_peak() -> float:
     """float32 matrix-product FLOP/s of one core: the best of a twentieth of a second."""
-    size = 512
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        a_mk, b_kn = torch.randn(size, size), torch.randn(size, size)
-        best_s, end = float("inf"), time.perf_counter() + 0.05
-        while time.perf_counter() < end:
-            start = time.perf_counter()
-            torch.mm(a_mk, b_kn)
-            best_s = min(best_s, time.perf_counter() - start)
+        return measure_peak(CPU, size=512, duration_s=0.05)
     finally:
         torch.set_num_threads(threads)
-    return float(2 * size**3 / best_s)

@@ -58,7 +58,9 @@ class TrainFigures(Facts):
     final_valid_loss: float | None
     train_time_s: float = Field(description="Seconds spent in optimizer steps, over all attempts.")
     tokens_per_s: float = Field(description="Over all workers, while in optimizer steps.")
-    mfu: float = Field(description="Model FLOP/s as a share of the devices' matrix-product peak.")
+    mfu: float | None = Field(
+        description="Model FLOP/s as a share of the devices' matrix-product peak; null if that peak is not known."
+    )
 
 
 class TrainFacts(TrainFigures):

@@ -8,11 +8,8 @@ decision to go on is made here (docs/design/0020).
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +25,7 @@ from pipelines.errors import DamagedError, InfrastructureError, UserError
 from pipelines.ray_errors import explained_ray, is_lost_process
 from pipelines.stages.placement import too_small, wait_for_room, worker_bundle
 from pipelines.stages.train import checkpoint as checkpoints
+from pipelines.stages.train.environment import ray_train_settings
 from pipelines.stages.train.job import TrainFacts, TrainJob
 from pipelines.stages.train.worker import train_worker
 from pipelines.storage.artifact import ArtifactDir
@@ -146,7 +144,7 @@ def _attempt(job: TrainJob) -> TrainFacts:
         ),
     )
     try:
-        with _ray_train_environment(resources), kept_handlers():
+        with ray_train_settings(resources), kept_handlers():
             result = trainer.fit()
     except ControllerError as error:
         if "StartupTimeout" in type(error.controller_failure).__name__:
@@ -160,29 +158,6 @@ def _attempt(job: TrainJob) -> TrainFacts:
     if result.return_value is None:
         raise KeyboardInterrupt  # aborted from elsewhere: a quiet end without a result
     return TrainFacts.model_validate(result.return_value)
-
-
-@contextmanager
-def _ray_train_environment(resources: Resources) -> Iterator[None]:
-    """Settings that Ray Train reads from the driver's environment only."""
-    settings = {
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(resources.placement_timeout_s),
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-        "RAY_CHDIR_TO_TRIAL_DIR": "0",
-        "RAY_TRAIN_METRICS_ENABLED": "0",
-        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a preempted node is a lost worker to us
-    }
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _nodes() -> list[dict[str, float]]:

@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 
-if TYPE_CHECKING:
-    from data.shards import TokenBatch
-
-TokenLosses = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+from data.shards import TokenBatch
+from pipelines.stages.train.trainer import Trainer
 
 
-def validation_loss(
-    token_losses: TokenLosses, micro_batches: Sequence[TokenBatch], rank: int, num_workers: int, device: torch.device
-) -> float:
+def validation_loss(trainer: Trainer, micro_batches: Sequence[TokenBatch]) -> float:
     """Mean NLL in nats per token over `micro_batches`, which are the same on every rank. A collective.
 
     Rank r takes micro batches r, r + num_workers, ... (every rank makes the same number of forwards, as ZeRO 3 needs).
     Each micro batch's sum is computed by one rank alone and the sums are added in order in float64, so that the value
     does not depend on the number of workers.
     """
-    sums = torch.zeros(len(micro_batches), dtype=torch.float64, device=device)
-    counts = torch.zeros(len(micro_batches), dtype=torch.int64, device=device)
+    rank, num_workers = dist.get_rank(), dist.get_world_size()
+    sums = torch.zeros(len(micro_batches), dtype=torch.float64, device=trainer.device)
+    counts = torch.zeros(len(micro_batches), dtype=torch.int64, device=trainer.device)
     for first in range(0, len(micro_batches), num_workers):
         index = first + rank
         batch = micro_batches[min(index, len(micro_batches) - 1)]
-        targets_bt = batch.targets_bt.to(device)
-        nll_bt = token_losses(batch.tokens_bt.to(device), targets_bt, batch.doc_ids_bt.to(device))
+        nll_bt = trainer.token_losses(batch)
         if index < len(micro_batches):
             sums[index] = nll_bt.double().sum()
-            counts[index] = (targets_bt >= 0).sum()
+            counts[index] = (batch.targets_bt >= 0).sum()
     dist.all_reduce(sums)
     dist.all_reduce(counts)
     total = 0.0

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 
 from pipelines.stages.train.config import TrainStageConfig
+from tests.pipelines.stages.train.deepspeed_workers import NUM_WORKERS, Result, run_workers
+from tests.pipelines.stages.train.trainer_contract import NUM_SAMPLES, VOCAB_SIZE
+from tests.pipelines.stages.train.training import Tokens, write_tokens
 
 TINY_MODEL: dict[str, Any] = {
     "pattern": "(bmojo,mamba2)*1",
@@ -46,3 +50,40 @@ def train_config() -> Callable[..., TrainStageConfig]:
         return TrainStageConfig.model_validate(fields | changes)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> Tokens:
+    """A tokenize stage's artifact of 60 small documents."""
+    return write_tokens(tmp_path_factory.mktemp("tokens"))
+
+
+@pytest.fixture(scope="session")
+def contract_config(train_config: Callable[..., TrainStageConfig]) -> Callable[[int], TrainStageConfig]:
+    """Settings that trainer_contract asks for, by the number of workers."""
+
+    def make(num_workers: int) -> TrainStageConfig:
+        return train_config(
+            model=TINY_MODEL | {"vocab_size": VOCAB_SIZE},
+            global_batch_size=NUM_SAMPLES,
+            micro_batch_size=NUM_SAMPLES // num_workers // 4,
+            resources={"num_workers": num_workers},
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def deepspeed_result(
+    contract_config: Callable[[int], TrainStageConfig], tmp_path_factory: pytest.TempPathFactory
+) -> Result:
+    """What two workers saw of DeepSpeed's trainer."""
+    return run_workers(contract_config(NUM_WORKERS), tmp_path_factory.mktemp("deepspeed"))
+
+
+@pytest.fixture(scope="module")
+def single_process() -> Iterator[None]:
+    """A process group of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()

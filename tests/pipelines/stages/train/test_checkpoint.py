@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
-import random
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from data.sealed import dumps, seal
 from pipelines.stages.train import checkpoint as checkpoints
-from pipelines.stages.train import rng
+from pipelines.stages.train import device
 from pipelines.storage.artifact import ArtifactDir
-
-CPU = torch.device("cpu")
 
 
 def state(step: int, num_workers: int = 2) -> checkpoints.TrainingState:
@@ -40,7 +36,9 @@ def write(artifact: ArtifactDir, step: int, num_workers: int = 2) -> Path:
     entries = {}
     for rank in range(num_workers):
         tensors = {f"{p}/w{rank}": torch.full((3, 2), float(step + rank)) for p in ("param", "exp_avg", "exp_avg_sq")}
-        entries |= checkpoints.write_rank_files(artifact, step, rank, num_workers, tensors, rng.capture(CPU))
+        entries |= checkpoints.write_rank_files(
+            artifact, step, rank, num_workers, tensors, device.rng_state(device.CPU)
+        )
     checkpoints.complete(artifact, state(step, num_workers), entries)
     return artifact.local / checkpoints.step_dir(step)
 
@@ -56,9 +54,11 @@ def test_what_was_written_is_read_back(artifact: ArtifactDir) -> None:
     assert found is not None
     assert found.directory.name == "step-00000100"
     assert found.state == state(100)
-    assert found.names() == {"w0", "w1"}
-    assert torch.equal(found.tensor("exp_avg", "w1"), torch.full((3, 2), 101.0))
-    assert dict(found.tensors("param"))["w0"].dtype == torch.float32
+    parameters, moments = dict(found.parameters()), dict(found.moments())
+    assert parameters.keys() == {"w0", "w1"}
+    assert moments.keys() == {f"{moment}/{name}" for moment in ("exp_avg", "exp_avg_sq") for name in parameters}
+    assert torch.equal(moments["exp_avg/w1"], torch.full((3, 2), 101.0))
+    assert parameters["w0"].dtype == torch.float32
 
 
 def test_without_manifest_a_checkpoint_does_not_exist(artifact: ArtifactDir) -> None:
@@ -134,22 +134,9 @@ def test_owners_share_the_bytes_about_equally_and_the_same_on_every_rank() -> No
     assert abs(loads[0] - loads[1]) <= 30
 
 
-def test_random_generators_continue_where_they_were() -> None:
-    def draw() -> tuple[float, float, float, float]:
-        return random.gauss(0, 1), random.random(), float(np.random.normal()), float(torch.randn(()))
-
-    rng.seed_everything(7)
-    draw()
-    saved = rng.capture(CPU)
-    expected = [draw() for _ in range(5)]
-    rng.seed_everything(8)
-    rng.restore(saved, CPU)
-    assert [draw() for _ in range(5)] == expected
-
-
 def test_random_generators_survive_the_disk(artifact: ArtifactDir) -> None:
-    rng.seed_everything(3)
+    device.seed_everything(3)
     write(artifact, 10)
     expected = torch.randn(4)
-    rng.restore(checkpoints.Checkpoint(artifact.local / checkpoints.step_dir(10)).rng(1), CPU)
+    device.set_rng_state(checkpoints.Checkpoint(artifact.local / checkpoints.step_dir(10)).rng(1), device.CPU)
     assert torch.equal(torch.randn(4), expected)

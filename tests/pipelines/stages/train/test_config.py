@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from pipelines.engine.fingerprint import config_that_matters
 from pipelines.engine.stage import NOT_IN_FINGERPRINT
 from pipelines.errors import ConfigError
 from pipelines.stages.train.config import TrainStageConfig, check_seq_len
@@ -52,9 +53,10 @@ def test_tokens_are_rounded_up_to_whole_steps(train_config: MakeConfig) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"offload": {}}, "gpus_per_worker is 0"),
-        ({"offload": {}, "zero_stage": 0, "resources": {"gpus_per_worker": 1}}, "needs zero_stage 1, 2 or 3"),
-        ({"offload": {"parameters": True}, "resources": {"gpus_per_worker": 1}}, "needs zero_stage 3"),
+        ({"backend": {"kind": "deepspeed", "offload": {}}}, "gpus_per_worker is 0"),
+        ({"backend": {"kind": "deepspeed", "offload": {}, "zero_stage": 0}}, "needs zero_stage 1, 2 or 3"),
+        ({"backend": {"kind": "deepspeed", "offload": {"parameters": True}}}, "needs zero_stage 3"),
+        ({"zero_stage": 1}, "Extra inputs"),
         ({"betas": (0.9, 1.0)}, "less than 1"),
         ({"learning_rate": 1e-3}, "Extra inputs"),
     ],
@@ -93,4 +95,17 @@ def test_every_field_is_described_and_only_harmless_ones_stay_out_of_the_fingerp
     assert outside == {
         "needs", "resources", "validate_every_steps", "log_every_steps", "checkpoint_every_steps", "keep_checkpoints",
         "max_failures", "collective_timeout_s",
+        "backend",  # counts in its own form: the next test
     }  # fmt: skip
+
+
+def test_the_backend_counts_in_the_fingerprint_as_before_there_were_backends(train_config: MakeConfig) -> None:
+    config = train_config(backend={"kind": "deepspeed", "zero_stage": 2})
+    hashed = config_that_matters(config) | config.settled()
+    assert hashed["zero_stage"] == 2
+    assert hashed["offload"] is None
+    assert "backend" not in hashed
+    offloading = train_config(
+        backend={"kind": "deepspeed", "offload": {"optimizer": True}}, resources={"gpus_per_worker": 1}
+    )
+    assert offloading.settled()["offload"] == {"optimizer": True, "parameters": False}

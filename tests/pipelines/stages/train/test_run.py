@@ -4,83 +4,29 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
-import signal
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-import ray.cloudpickle
 import torch
-from safetensors.torch import load_file
 
 from bmojo.checkpoint_io import load_pretrained
-from data.config import FilesSource, TokenizeFields, TokenizerFields
-from pipelines.engine.stage import StageContext, StageInputs, StageNode, StageResult
+from pipelines.engine.stage import StageNode, StageResult
 from pipelines.errors import UserError
-from pipelines.stages.tokenize.stage import TokenizeInputs, TokenizeStage, TokenizeStageConfig
-from pipelines.stages.tokenizer.stage import TokenizerStage, TokenizerStageConfig
 from pipelines.stages.train import checkpoint as checkpoints
+from pipelines.stages.train.backends.config import DeepSpeedConfig
 from pipelines.stages.train.config import TrainStageConfig
+from pipelines.stages.train.divergence import is_ruined
 from pipelines.stages.train.job import TrainFacts
 from pipelines.stages.train.launch import run_training
-from pipelines.stages.train.loop import is_ruined
 from pipelines.stages.train.stage import TrainInputs, TrainOutput, TrainStage, _warn_if_worse, make_job
 from pipelines.storage.artifact import ArtifactDir
-from pipelines.tracking.journal import Journal
+from tests.pipelines.stages.train.plain_trainer import train_plainly
+from tests.pipelines.stages.train.training import SEQ_LEN, FileSink, Tokens, context_of, weights
 
 MakeConfig = Callable[..., TrainStageConfig]
-Tokens = StageNode[TokenizeStage]
-SEQ_LEN = 64
-ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test module
-
-
-@dataclass(frozen=True)
-class FileSink:
-    """A metric sink that writes lines to a file and can kill its own process, the worker of rank 0, at a step, once."""
-
-    path: Path
-    kill_at_step: int | None = None
-
-    def log_metrics(self, step: int, values: Mapping[str, float]) -> None:
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, "pid": os.getpid(), **values}) + "\n")
-        killed = self.path.with_suffix(".killed")
-        if step == self.kill_at_step and not killed.exists():
-            killed.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def flush(self) -> None:
-        pass
-
-    def points(self, name: str) -> list[tuple[int, float]]:
-        lines = [json.loads(line) for line in self.path.read_text().splitlines()]
-        return [(line["step"], line[name]) for line in lines if name in line]
-
-
-@pytest.fixture(scope="module")
-def tokens(tmp_path_factory: pytest.TempPathFactory) -> Tokens:
-    """A tokenize stage's artifact of 60 small documents."""
-    from data.packing import merge_slices, write_slice
-    from data.sources import plan_slices
-    from data.tokenizer import train_tokenizer
-    from pipelines.stages.tokenize.stage import _output
-
-    folder = tmp_path_factory.mktemp("tokens")
-    texts = [" ".join(f"the {n} of {i} is {n * i}" for n in range(20 + i % 7)) for i in range(60)]
-    (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    source = FilesSource(kind="files", paths=(str(folder / "text.jsonl"),))
-    tokenizer = train_tokenizer(texts, TokenizerFields(source=source, vocab_size=300))
-    tokenizer_config = TokenizerStageConfig(kind="tokenizer", source=source, vocab_size=300)
-    config = TokenizeStageConfig(kind="tokenize", source=source, seq_len=SEQ_LEN, validation_fraction=0.2)
-    fields = TokenizeFields(source=source, seq_len=SEQ_LEN, validation_fraction=0.2)
-    records = [write_slice(slice_, tokenizer, fields, folder) for slice_ in plan_slices(source, fields.slice_bytes)]
-    output = _output(merge_slices(folder, records, fields), len(records), duplicates=[])
-    inputs = TokenizeInputs(StageNode("tokenizer", TokenizerStage(), tokenizer_config, StageInputs()))
-    return StageNode("tokens", TokenizeStage(), config, inputs, StageResult("f" * 64, ArtifactDir.at(folder), output))
 
 
 @pytest.fixture(scope="module")
@@ -88,15 +34,6 @@ def two_workers(train_config: MakeConfig) -> TrainStageConfig:
     """12 steps on 2 workers with a checkpoint every 6."""
     return train_config(
         resources={"num_workers": 2}, checkpoint_every_steps=6, log_every_steps=1, validation_batches=2, lr=1e-2
-    )
-
-
-def context_of(folder: Path) -> StageContext:
-    return StageContext(
-        name="train",
-        fingerprint="0" * 64,
-        artifact=ArtifactDir.at(folder),
-        journal=Journal(folder.with_suffix(".journal") / "train.jsonl"),
     )
 
 
@@ -123,11 +60,6 @@ def straight(
     context = context_of(folder)
     output = TrainStage().run(two_workers, TrainInputs(tokens), context)
     return Straight(folder, output, json.loads((folder / "history.json").read_text()))
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    loaded: dict[str, torch.Tensor] = load_file(folder / "model" / "model.safetensors")
-    return loaded
 
 
 def test_stage_trains_and_reports_facts(straight: Straight, tokens: Tokens) -> None:
@@ -159,8 +91,9 @@ def test_checkpoints_are_complete_and_hold_everything(straight: Straight) -> Non
     assert newest.state.step == newest.state.optimizer_steps == 12
     assert newest.state.data["num_samples"] == 12 * 8
     final = weights(straight.folder)
-    assert newest.names() == set(final)
-    assert all(torch.equal(newest.tensor("param", name), final[name]) for name in final)
+    saved = dict(newest.parameters())
+    assert saved.keys() == final.keys()
+    assert all(torch.equal(saved[name], final[name]) for name in final)
 
 
 def test_run_killed_after_a_checkpoint_ends_as_the_unbroken_one_to_the_last_bit(
@@ -201,15 +134,24 @@ def test_other_number_of_workers_or_zero_stage_goes_on_with_the_same_losses(
 ) -> None:
     num_workers = changes.get("num_workers", 2)
     resources = two_workers.resources.model_copy(update={"num_workers": num_workers})
-    config = two_workers.model_copy(
-        update={"resources": resources, "zero_stage": changes.get("zero_stage", two_workers.zero_stage)}
-    )
+    backend = DeepSpeedConfig(kind="deepspeed", zero_stage=changes.get("zero_stage", 1))
+    config = two_workers.model_copy(update={"resources": resources, "backend": backend})
     facts, sink = go_on_from_step_6(straight, config, tokens, tmp_path)
     losses = dict(sink.points("train/loss"))
     expected = dict(straight.series("train/loss"))
     assert losses == pytest.approx(expected, rel=1e-4)
     assert facts.tokens_seen == straight.output.tokens_seen
     assert facts.final_valid_loss == pytest.approx(straight.output.final_valid_loss, rel=1e-4)
+
+
+def test_another_backend_resumes_a_checkpoint_of_deepspeed_with_the_same_losses(
+    straight: Straight, two_workers: TrainStageConfig, tokens: Tokens, tmp_path: Path, single_process: None
+) -> None:
+    shutil.copytree(straight.folder / checkpoints.step_dir(6), tmp_path / "train-0" / checkpoints.step_dir(6))
+    config = two_workers.model_copy(update={"resources": two_workers.resources.model_copy(update={"num_workers": 1})})
+    job = make_job(config, TrainInputs(tokens), context_of(tmp_path / "train-0"), FileSink(tmp_path / "metrics.jsonl"))
+    facts = train_plainly(replace(job, resume_step=6))
+    assert dict(facts.history["train/loss"]) == pytest.approx(dict(straight.series("train/loss")), rel=1e-4)
 
 
 @pytest.mark.slow

@@ -1,0 +1,247 @@
+"""The trainer on DeepSpeed ZeRO: build the engine, take steps, read and write whole tensors by name.
+
+The module is never cast: parameters, gradients and optimizer state are float32 under every precision and bf16 means
+autocast around the forward (docs/design/0021). DeepSpeed's own checkpoints are not used (docs/design/0020).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_get_local_optimizer_state,
+    safe_set_full_optimizer_state,
+    safe_set_local_optimizer_state,
+)
+from torch import nn
+
+from bmojo import BMojoLM, is_ssm_param
+from data.shards import TokenBatch
+from pipelines.stages.train.backends.config import DeepSpeedConfig
+from pipelines.stages.train.config import TrainStageConfig
+from pipelines.stages.train.trainer import MOMENTS, PARAM, StepResult, count_targets, named_shapes, to_device
+
+
+class Objective(nn.Module):
+    """The model with its loss inside, so that DeepSpeed's hooks see one forward that returns one tensor."""
+
+    def __init__(self, model: BMojoLM) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, tokens_bt: torch.Tensor, targets_bt: torch.Tensor, doc_ids_bt: torch.Tensor, token_losses: bool = False
+    ) -> torch.Tensor:
+        """The training loss, a scalar; with `token_losses` the pure NLL of each target (b, t), 0 where ignored."""
+        output = self.model(tokens_bt, targets_bt, doc_ids_bt, token_losses=token_losses)
+        result = output.nll_bt if token_losses else output.loss
+        assert result is not None
+        return result
+
+
+class DeepSpeedTrainer:
+    """A model under DeepSpeed ZeRO with AdamW; see Trainer."""
+
+    def __init__(
+        self, model: BMojoLM, config: TrainStageConfig, backend: DeepSpeedConfig, device: torch.device
+    ) -> None:
+        _quieten_logs()
+        _init_communication(device)
+        self.device = device
+        self.model = model
+        self.optimizer = torch.optim.AdamW(
+            model.param_groups(config.weight_decay),
+            lr=0.0,  # set before every step; 0 so that nothing DeepSpeed does at start can move a weight
+            betas=config.betas,
+            eps=config.eps,
+            fused=True,
+        )
+        self._params = dict(model.named_parameters())
+        self._grad_clip = config.grad_clip
+        self._zero_stage = backend.zero_stage
+        self._engine, _, _, _ = deepspeed.initialize(
+            model=Objective(model),
+            optimizer=self.optimizer,
+            config=deepspeed_config(config, backend),
+            dist_init_required=False,
+        )
+        self._make_optimizer_state()
+        self._check_dtypes()
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """See Trainer."""
+        return {"torch": torch.__version__, "deepspeed": deepspeed.__version__}
+
+    @cached_property
+    def shapes(self) -> dict[str, torch.Size]:
+        """See Trainer. Under ZeRO 3 a parameter itself is empty between uses; `ds_shape` is its whole shape."""
+        return named_shapes({name: torch.Size(getattr(p, "ds_shape", p.shape)) for name, p in self._params.items()})
+
+    def step(self, micro_batches: Sequence[TokenBatch], lr: float) -> StepResult:
+        """See Trainer."""
+        targets = count_targets(micro_batches, self.device)
+        # DeepSpeed averages over workers and micro batches; with these weights every token of the global batch
+        # counts the same.
+        scale = dist.get_world_size() * len(micro_batches) / targets.total
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        grad_norm: float | None = None
+        for batch, num_targets in zip(micro_batches, targets.of_micro_batches, strict=True):
+            loss: torch.Tensor = self._engine(*to_device(batch, self.device))
+            self._engine.backward(loss * (num_targets * scale))
+            loss_sum += loss.detach().double() * num_targets
+            grad_norm = self._finish_micro_batch(lr)
+        assert grad_norm is not None, "the last micro batch of a step must update the weights"
+        return StepResult(loss_sum, targets.total, grad_norm)
+
+    def token_losses(self, batch: TokenBatch) -> torch.Tensor:
+        """See Trainer."""
+        self._engine.eval()
+        with torch.no_grad():
+            nll_bt: torch.Tensor = self._engine(*to_device(batch, self.device), token_losses=True)
+        self._engine.train()
+        return nll_bt
+
+    def tensor(self, key: str) -> torch.Tensor:
+        """See Trainer."""
+        prefix, name = key.split("/", 1)
+        param = self._params[name]
+        if prefix == PARAM:
+            full = safe_get_full_fp32_param(param) if self._zero_stage else param
+        elif self._zero_stage:
+            full = safe_get_full_optimizer_state(param, prefix)
+        else:
+            full = self.optimizer.state[param][prefix]
+        return full.detach().reshape(self.shapes[key])
+
+    def load_optimizer(self, tensors: Iterable[tuple[str, torch.Tensor]], num_steps: int) -> None:
+        """See Trainer; each rank keeps its part."""
+        for key, value in tensors:
+            moment, name = key.split("/", 1)
+            param = self._params[name]
+            if self._zero_stage == 0:
+                self.optimizer.state[param][moment].copy_(value)
+            elif self._zero_stage == 3:
+                self._set_stage3_moment(param, moment, value)
+            else:
+                safe_set_full_optimizer_state(param, value.to(self.device), moment)
+        for flat in self._flat_tensors():
+            self.optimizer.state[flat]["step"].fill_(float(num_steps))
+
+    def _finish_micro_batch(self, lr: float) -> float | None:
+        """Count a micro batch; after the last one of a step, update the weights and return the gradient norm."""
+        if not self._engine.is_gradient_accumulation_boundary():
+            self._engine.step()
+            return None
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        if self._zero_stage == 0:
+            return self._step_unsharded()
+        self._engine.step()
+        return float(self._engine.get_global_grad_norm()) if self._engine.was_step_applied() else float("inf")
+
+    def _flat_tensors(self) -> list[torch.Tensor]:
+        """The tensors that AdamW really updates on this rank: flat partitions under ZeRO, the parameters without."""
+        if self._zero_stage == 0:
+            return [p for p in self.model.parameters() if p.requires_grad]
+        if self._zero_stage == 3:
+            return list(self._engine.optimizer.fp32_partitioned_groups_flat)
+        return list(self._engine.optimizer.single_partition_of_fp32_groups)
+
+    def _make_optimizer_state(self) -> None:
+        """Make AdamW's state now (it makes it at its first step) so that a checkpoint can be put into it."""
+        for flat in self._flat_tensors():
+            self.optimizer.state[flat] = {
+                "step": torch.zeros((), dtype=torch.float32, device=flat.device),
+                **{moment: torch.zeros_like(flat, requires_grad=False) for moment in MOMENTS},
+            }
+        if self._zero_stage in (1, 2):
+            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _set_stage3_moment(self, param: nn.Parameter, moment: str, value: torch.Tensor) -> None:
+        # safe_set_full_optimizer_state fails where the workers do not divide the tensor's size: pad and cut ourselves.
+        part = safe_get_local_optimizer_state(param, moment).numel()
+        world_size, rank = dist.get_world_size(), dist.get_rank()
+        padded = torch.zeros(part * world_size, dtype=value.dtype)
+        padded[: value.numel()] = value.flatten()
+        safe_set_local_optimizer_state(param, padded[part * rank : part * (rank + 1)].to(self.device), moment)
+
+    def _step_unsharded(self) -> float:
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if not torch.isfinite(norm):
+            return float(norm)
+        if self._grad_clip:
+            nn.utils.clip_grads_with_norm_(parameters, self._grad_clip, norm)
+        self._engine.step()
+        return float(norm)
+
+    def _check_dtypes(self) -> None:
+        wrong = {name: p.dtype for name, p in self._params.items() if p.dtype != torch.float32}
+        if wrong:
+            ssm = [name for name in wrong if is_ssm_param(name)]
+            raise RuntimeError(
+                f"parameters are not float32 after DeepSpeed started: {wrong}; among them of the SSM: {ssm}."
+            )
+
+
+def deepspeed_config(config: TrainStageConfig, backend: DeepSpeedConfig) -> dict[str, Any]:
+    """DeepSpeed's own configuration for ours."""
+    on_gpu = config.on_gpu
+    zero: dict[str, Any] = {
+        "stage": backend.zero_stage,
+        # On the CPU a collective cannot overlap with computing on the same cores, and contiguous buckets only add
+        # copies; none of these settings gains anything there (measured: docs/design/0021).
+        "overlap_comm": on_gpu,
+        "contiguous_gradients": on_gpu or backend.zero_stage == 3,
+        "reduce_scatter": on_gpu,
+        "round_robin_gradients": on_gpu and backend.zero_stage in (1, 2),
+    }
+    if backend.zero_stage == 3:
+        # Whole layers at a time: the model is small beside what ZeRO 3 is made for.
+        zero["stage3_param_persistence_threshold"] = 10_000
+    if backend.offload is not None:
+        if backend.offload.optimizer:
+            zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+        if backend.offload.parameters:
+            zero["offload_param"] = {"device": "cpu", "pin_memory": True}
+    result: dict[str, Any] = {
+        "train_batch_size": config.global_batch_size,
+        "train_micro_batch_size_per_gpu": config.micro_batch_size,
+        "gradient_accumulation_steps": config.accumulation_steps,
+        # Without ZeRO we clip ourselves: DeepSpeed then keeps the norm to itself.
+        "gradient_clipping": config.grad_clip if backend.zero_stage else 0.0,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": None,
+    }
+    if config.autocast_bf16:
+        # No module is named as safe for bfloat16 *communication*: gradients are reduced in float32.
+        result["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
+    return result
+
+
+def _quieten_logs() -> None:
+    """Keep DeepSpeed from telling every rank's console about its start; warnings and errors still pass."""
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+
+
+def _init_communication(device: torch.device) -> None:
+    """Attach DeepSpeed to the process group that Ray Train made.
+
+    On the CPU it would first compile a shared-memory all-reduce meant for inference (45 s and a C++ compiler);
+    training never calls it, so it is marked as unavailable. gloo does the work.
+    """
+    if device.type == "cpu":
+        deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
+    if not deepspeed.comm.is_initialized():
+        deepspeed.init_distributed(verbose=False)

@@ -1,0 +1,164 @@
+"""Every question about the device that training, evaluation and the command line compute on.
+
+No other module of pipelines/ asks `torch.cuda` (tested): another kind of accelerator is added here.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from pipelines.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+CPU = torch.device("cpu")
+
+# Dense bfloat16 matrix-product peaks by words of the device's name, in FLOP/s, without sparsity.
+# The first entry whose words are all in the name counts: a variant comes before its family.
+# Sources: NVIDIA's data sheets of A100, L40S, H100, GH200, H200 and Blackwell (GB200 and HGX B200, per GPU); AMD's of
+# MI300X. None: of that family, but no public figure was found.
+_BF16_PEAKS: dict[str, float | None] = {
+    "B200": 2250e12,
+    "GB200": 2500e12,
+    "H200 NVL": None,
+    "H200": 989e12,
+    "GH200": 989e12,
+    "H100 NVL": 835e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "MI300X": 1307e12,
+    "L40S": 362e12,
+}
+_MEASURE_S = 0.4
+
+
+def gpu_names() -> list[str]:
+    """Names of the GPUs that this process can use."""
+    return [torch.cuda.get_device_name(index) for index in range(num_gpus())]
+
+
+def num_gpus() -> int:
+    """How many GPUs this process can use."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def pick(on_gpu: bool) -> torch.device:
+    """The device of a process that has at most one GPU."""
+    return torch.device("cuda") if on_gpu else CPU
+
+
+def pick_in_worker(on_gpu: bool) -> torch.device:
+    """The device that Ray Train gave to this worker."""
+    if not on_gpu:
+        return CPU
+    from ray.train.torch import get_device  # two seconds, which only workers on GPUs need to wait
+
+    device: torch.device = get_device()
+    return device
+
+
+def seed_everything(seed: int) -> None:
+    """Seed every random generator of this process, those of its devices included."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def rng_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """The states of Python's, NumPy's, torch's and, unless it is the CPU, the device's generators.
+
+    As tensors, so that a checkpoint holds no pickle.
+    """
+    _, python_words, python_gauss = random.getstate()
+    _, numpy_keys, numpy_position, has_gauss, numpy_gauss = np.random.get_state()
+    states = {
+        "python": torch.tensor(python_words, dtype=torch.int64),
+        "python_gauss": torch.tensor([python_gauss is not None, python_gauss or 0.0], dtype=torch.float64),
+        "numpy": torch.from_numpy(np.asarray(numpy_keys, dtype=np.int64)),
+        "numpy_position": torch.tensor([numpy_position, has_gauss], dtype=torch.int64),
+        "numpy_gauss": torch.tensor([numpy_gauss], dtype=torch.float64),
+        "torch": torch.get_rng_state(),
+    }
+    if device.type != "cpu":
+        states[device.type] = torch.get_device_module(device).get_rng_state(device)
+    return states
+
+
+def set_rng_state(states: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Put back what `rng_state` took; another kind of device keeps its own state."""
+    has_gauss, gauss = states["python_gauss"].tolist()
+    random.setstate((3, tuple(states["python"].tolist()), gauss if has_gauss else None))
+    position, numpy_has_gauss = states["numpy_position"].tolist()
+    keys = states["numpy"].numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", keys, position, numpy_has_gauss, states["numpy_gauss"].item()))
+    torch.set_rng_state(states["torch"])
+    if device.type != "cpu" and device.type in states:
+        torch.get_device_module(device).set_rng_state(states[device.type], device)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what was asked of it."""
+    if device.type != "cpu":
+        torch.get_device_module(device).synchronize(device)
+
+
+@contextmanager
+def explained_memory(remedy: str) -> Iterator[None]:
+    """Turn the error of a device without free memory into a UserError that ends with `remedy`."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"A GPU ran out of memory: {str(error).splitlines()[0]} {remedy}") from error
+
+
+def peak_flops(device: torch.device, autocast_bf16: bool) -> float | None:
+    """Peak matrix-product FLOP/s of all workers together; None where a GPU's peak is not known. A collective.
+
+    A GPU in bfloat16 has its data-sheet peak, by its name. float32 is measured: products on every rank at the same
+    time, with the threads that training has, so that shared memory bandwidth and clocks count.
+    """
+    local: float | None
+    if device.type != "cpu" and autocast_bf16:
+        local = known_peak(torch.get_device_module(device).get_device_name(device))
+    else:
+        dist.barrier()
+        local = measure_peak(device, size=768 if device.type == "cpu" else 8192, duration_s=_MEASURE_S)
+    if local is None and dist.get_rank() == 0:
+        logger.warning(
+            "MFU is left out: the bfloat16 peak of %s is not in the table of %s. Add it there, from its data sheet.",
+            torch.get_device_module(device).get_device_name(device), __name__,
+        )  # fmt: skip
+    total = torch.tensor(float("nan") if local is None else local, dtype=torch.float64, device=device)
+    dist.all_reduce(total)
+    return None if total.isnan() else float(total)
+
+
+def known_peak(device_name: str) -> float | None:
+    """bfloat16 peak of a GPU by its name; None where it is not in the table."""
+    words = set(re.split(r"[\s-]+", device_name))
+    return next((peak for name, peak in _BF16_PEAKS.items() if words.issuperset(name.split())), None)
+
+
+def measure_peak(device: torch.device, size: int, duration_s: float) -> float:
+    """float32 FLOP/s of products of square matrices: the best of what fits into the duration."""
+    a = torch.randn(size, size, device=device)
+    b = torch.randn(size, size, device=device)
+    best_s = float("inf")
+    end = time.perf_counter() + duration_s
+    while time.perf_counter() < end:
+        synchronize(device)
+        start = time.perf_counter()
+        torch.mm(a, b)
+        synchronize(device)
+        best_s = min(best_s, time.perf_counter() - start)
+    return float(2 * size**3 / best_s)

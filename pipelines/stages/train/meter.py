@@ -1,0 +1,43 @@
+"""Achieved speed: tokens per second, and model FLOP/s as a share of what the devices' matrix products reach (MFU)."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from pipelines.stages.train.device import synchronize
+
+
+class Meter:
+    """Tokens and seconds of training steps; validation and checkpoints do not count."""
+
+    def __init__(self, flops_per_token: float, peak_flops: float | None, device: torch.device) -> None:
+        """`peak_flops`: of all workers together; None: not known, and neither is the MFU."""
+        self.total_time_s = 0.0
+        self._flops_per_token, self._peak_flops, self._device = flops_per_token, peak_flops, device
+        self._tokens, self._time_s = 0, 0.0
+        self._start: float | None = None
+
+    def start_step(self) -> None:
+        """Start the clock."""
+        self._start = time.perf_counter()
+
+    def end_step(self, num_tokens: int) -> None:
+        """Stop the clock; `num_tokens` were trained on by all workers together."""
+        assert self._start is not None, "end_step without start_step"
+        synchronize(self._device)
+        elapsed_s = time.perf_counter() - self._start
+        self._time_s += elapsed_s
+        self.total_time_s += elapsed_s
+        self._tokens += num_tokens
+
+    def take(self) -> tuple[float, float | None]:
+        """(tokens per second, MFU) since the last call."""
+        tokens_per_s = self._tokens / self._time_s if self._time_s else 0.0
+        self._tokens, self._time_s = 0, 0.0
+        return tokens_per_s, self.mfu(tokens_per_s)
+
+    def mfu(self, tokens_per_s: float) -> float | None:
+        """Share of the peak that `tokens_per_s` amounts to; None where the peak is not known."""
+        return tokens_per_s * self._flops_per_token / self._peak_flops if self._peak_flops is not None else None

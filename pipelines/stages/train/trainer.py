@@ -1,0 +1,95 @@
+"""What the training loop asks of whatever updates the weights (docs/design/0022).
+
+A trainer is made by a backend (pipelines/stages/train/backends) on every worker, from a model on the CPU whose weights
+are set and the same on every rank. It owns the model from then on: its device, its sharding, its optimizer. The loop
+sees host batches, whole tensors by name and numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.distributed as dist
+
+from data.shards import TokenBatch
+
+PARAM = "param"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class StepResult(NamedTuple):
+    """What one optimizer step did.
+
+    loss_sum: training loss times targets, summed over this worker's micro batches, before the update: a float64 scalar
+        on the device, so that only a step whose loss is read waits for it.
+    num_targets: targets of all workers together.
+    grad_norm: global gradient norm before clipping. Not finite: the step was not applied.
+    """
+
+    loss_sum: torch.Tensor
+    num_targets: int
+    grad_norm: float
+
+
+class Trainer(Protocol):
+    """A model and its AdamW. Every method is a collective: all ranks call the same ones in the same order.
+
+    The named tensors are all of the training state that has the size of the model: `param/NAME`, `exp_avg/NAME` and
+    `exp_avg_sq/NAME` for each parameter, whole and in float32 however the backend shards them. They are what a
+    checkpoint holds, so that it can be resumed by another backend or on another number of workers.
+    """
+
+    @property
+    def device(self) -> torch.device:
+        """Where this worker computes."""
+
+    @property
+    def versions(self) -> Mapping[str, str]:
+        """Versions of the libraries that make the numbers."""
+
+    @property
+    def shapes(self) -> Mapping[str, torch.Size]:
+        """Whole shape of each named tensor; the same order on every rank."""
+
+    def step(self, micro_batches: Sequence[TokenBatch], lr: float) -> StepResult:
+        """Take one optimizer step on this worker's micro batches, at least one and as many on every rank.
+
+        The gradient is that of the mean over all targets of the global batch: how the targets are spread over micro
+        batches and workers changes rounding only.
+        """
+
+    def token_losses(self, batch: TokenBatch) -> torch.Tensor:
+        """NLL of each target in nats (b, t), float32, on the device and without a graph; 0 where there is none."""
+
+    def tensor(self, key: str) -> torch.Tensor:
+        """A named tensor, whole. May share memory with the trainer's own: copy it to keep it."""
+
+    def load_optimizer(self, tensors: Iterable[tuple[str, torch.Tensor]], num_steps: int) -> None:
+        """Put back the whole moments (key, tensor) and AdamW's step count."""
+
+
+def named_shapes(parameters: Mapping[str, torch.Size]) -> dict[str, torch.Size]:
+    """Shapes of the named tensors from those of the parameters."""
+    return {f"{prefix}/{name}": shape for name, shape in parameters.items() for prefix in (PARAM, *MOMENTS)}
+
+
+class TargetCounts(NamedTuple):
+    """Targets of each of this worker's micro batches, and of the global batch."""
+
+    of_micro_batches: list[int]
+    total: int
+
+
+def count_targets(micro_batches: Sequence[TokenBatch], device: torch.device) -> TargetCounts:
+    """Count what a step's losses are averaged over. A collective."""
+    counts = [int((batch.targets_bt >= 0).sum()) for batch in micro_batches]
+    total = torch.tensor(sum(counts), dtype=torch.int64, device=device)
+    dist.all_reduce(total)
+    return TargetCounts(counts, int(total))
+
+
+def to_device(batch: TokenBatch, device: torch.device) -> TokenBatch:
+    """Copy a batch to the device, without waiting for it."""
+    return TokenBatch(*(tensor.to(device, non_blocking=True) for tensor in batch))

@@ -1,0 +1,62 @@
+"""The model's weights before the first step and after the last."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+
+from bmojo import BMojoLM
+from bmojo.checkpoint_io import save_pretrained
+from pipelines.errors import UserError
+from pipelines.stages.models import load_model
+from pipelines.stages.train.checkpoint import Checkpoint
+from pipelines.stages.train.job import TrainJob
+from pipelines.stages.train.trainer import PARAM, Trainer
+
+MODEL = "model"
+
+
+def build_model(job: TrainJob, resumed: Checkpoint | None) -> BMojoLM:
+    """The model on the CPU with the weights that training starts or resumes from, the same on every rank.
+
+    Raises: UserError: another stage's weights do not fit the model.
+    """
+    model = BMojoLM(job.model)
+    if resumed is not None:
+        _set_parameters(model, resumed.parameters(), str(resumed.directory))
+    elif job.initial_weights is not None:
+        source = f"{job.initial_weights.url}/{MODEL}"
+        initial = load_model(job.initial_weights, MODEL)
+        try:
+            model.load_state_dict(initial.state_dict())
+        except RuntimeError as error:
+            raise UserError(
+                f"The weights in {source} do not fit train.model: {error}. Give this stage the model settings of the "
+                "train stage it starts from; only window, chunk and eidetic sizes may differ."
+            ) from error
+    else:
+        model.init_weights(job.config.seed)
+    return model
+
+
+def save_model(job: TrainJob, trainer: Trainer) -> None:
+    """Write the trainer's weights as the final model. A collective."""
+    names = [key.removeprefix(f"{PARAM}/") for key in trainer.shapes if key.startswith(f"{PARAM}/")]
+    weights = {name: trainer.tensor(f"{PARAM}/{name}") for name in names}
+    if dist.get_rank() == 0:
+        model = BMojoLM(job.model)
+        _set_parameters(model, weights.items(), "the trainer")
+        save_pretrained(model, job.artifact.local / MODEL)
+        job.artifact.publish(MODEL)
+    dist.barrier()
+
+
+def _set_parameters(model: BMojoLM, values: Iterable[tuple[str, torch.Tensor]], source: str) -> None:
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in values:
+            parameters.pop(name).copy_(value)
+    if parameters:
+        raise RuntimeError(f"{source}: holds no value of {', '.join(parameters)}.")

@@ -1,0 +1,87 @@
+"""Two worker processes that observe DeepSpeed's trainer under each ZeRO stage.
+
+All in one pair of processes: starting them (imports) is most of the time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.multiprocessing as mp
+from safetensors.torch import load_file, save_file
+
+from bmojo import BMojoLM
+from pipelines.stages.train.config import TrainStageConfig
+from pipelines.stages.train.device import CPU
+from pipelines.stages.train.trainer import Trainer
+from tests.pipelines.stages.train.trainer_contract import NUM_STEPS, Observed, Tensors, initial_model, observe, steps
+
+NUM_WORKERS = 2
+ZERO_STAGES = (0, 1, 2, 3)
+
+
+class Result:
+    """What both workers saw, by ZeRO stage, and the named tensors at the end, which rank 0 wrote down."""
+
+    def __init__(self, folder: Path) -> None:
+        ranks = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(NUM_WORKERS)]
+        self.observed = {stage: [Observed(**rank["observed"][str(stage)]) for rank in ranks] for stage in ZERO_STAGES}
+        self.tensors: dict[int, Tensors] = {
+            stage: load_file(folder / f"zero-{stage}.safetensors") for stage in ZERO_STAGES
+        }
+        self.local_share: dict[int, list[float]] = {
+            stage: [rank["local_share"][str(stage)] for rank in ranks] for stage in ZERO_STAGES
+        }
+        self.bf16: dict[str, Any] = ranks[0]["bf16"]
+
+
+def run_workers(config: TrainStageConfig, folder: Path) -> Result:
+    """Start both, wait for them and read what they wrote into the folder."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_worker, (port, config.model_dump_json(), folder), nprocs=NUM_WORKERS)
+    return Result(folder)
+
+
+def _worker(rank: int, port: int, config_json: str, folder: Path) -> None:
+    os.environ |= {"DS_ACCELERATOR": "cpu", "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(NUM_WORKERS)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo")
+    config = TrainStageConfig.model_validate_json(config_json)
+    found: dict[str, Any] = {"observed": {}, "local_share": {}}
+    started: list[Trainer] = []
+
+    def start(model: BMojoLM, config: TrainStageConfig) -> Trainer:
+        started.append(config.backend.start(model, config, CPU))
+        return started[-1]
+
+    for stage in ZERO_STAGES:
+        started.clear()
+        backend = config.backend.model_copy(update={"zero_stage": stage})
+        seen, end = observe(start, config.model_copy(update={"backend": backend}))
+        found["observed"][stage] = seen.as_json()
+        found["local_share"][stage] = _local_share(started[0])
+        if rank == 0:
+            save_file(end, folder / f"zero-{stage}.safetensors")
+    bf16 = config.model_copy(update={"precision": "bf16"})
+    trainer: Any = start(initial_model(bf16), bf16)
+    found["bf16"] = {
+        "norms": steps(trainer, bf16, range(NUM_STEPS)),
+        "dtypes": sorted({str(trainer.tensor(key).dtype) for key in trainer.shapes}),
+        "parameter_dtypes": sorted({str(parameter.dtype) for parameter in trainer.model.parameters()}),
+    }
+    (folder / f"rank-{rank}.json").write_text(json.dumps(found))
+    torch.distributed.barrier()
+
+
+def _local_share(trainer: Any) -> float:
+    """Share of the elements of the first moment that this rank holds: what ZeRO shards."""
+    here = sum(state["exp_avg"].numel() for state in trainer.optimizer.state.values())
+    return float(here) / sum(shape.numel() for key, shape in trainer.shapes.items() if key.startswith("exp_avg/"))

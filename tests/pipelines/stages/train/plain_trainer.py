@@ -1,0 +1,77 @@
+"""The smallest Trainer there can be: plain torch, one process. It shows that the protocol is enough."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+
+from bmojo import BMojoLM
+from data.shards import TokenBatch, read_token_batches
+from data.streaming import open_stream
+from pipelines.stages.train.checkpoint import Checkpoint, step_dir
+from pipelines.stages.train.config import TrainStageConfig
+from pipelines.stages.train.device import CPU
+from pipelines.stages.train.job import TrainFacts, TrainJob
+from pipelines.stages.train.loop import TrainLoop
+from pipelines.stages.train.trainer import MOMENTS, PARAM, StepResult, count_targets, named_shapes
+from pipelines.stages.train.weights import build_model
+
+
+class PlainTrainer:
+    """A model and torch's AdamW on the CPU."""
+
+    device = CPU
+    versions: Mapping[str, str] = {"torch": torch.__version__}
+
+    def __init__(self, model: BMojoLM, config: TrainStageConfig) -> None:
+        groups = model.param_groups(config.weight_decay)
+        self._model, self._grad_clip = model, config.grad_clip
+        self._params = dict(model.named_parameters())
+        self._optimizer = torch.optim.AdamW(groups, betas=config.betas, eps=config.eps)
+        self.shapes = named_shapes({name: param.shape for name, param in self._params.items()})
+        self.load_optimizer([(key, torch.zeros(shape)) for key, shape in self.shapes.items() if PARAM not in key], 0)
+
+    def step(self, micro_batches: Sequence[TokenBatch], lr: float) -> StepResult:
+        targets = count_targets(micro_batches, CPU)
+        loss_sum = torch.zeros((), dtype=torch.float64)
+        for batch, num_targets in zip(micro_batches, targets.of_micro_batches, strict=True):
+            loss = self._model(*batch).loss
+            (loss * (num_targets / targets.total)).backward()
+            loss_sum += loss.detach().double() * num_targets
+        norm = torch.nn.utils.clip_grad_norm_(self._params.values(), self._grad_clip or float("inf"))
+        if torch.isfinite(norm):
+            for group in self._optimizer.param_groups:
+                group["lr"] = lr
+            self._optimizer.step()
+        self._optimizer.zero_grad()
+        return StepResult(loss_sum, targets.total, float(norm))
+
+    @torch.no_grad()
+    def token_losses(self, batch: TokenBatch) -> torch.Tensor:
+        nll_bt: torch.Tensor = self._model(*batch, token_losses=True).nll_bt
+        return nll_bt
+
+    def tensor(self, key: str) -> torch.Tensor:
+        prefix, name = key.split("/", 1)
+        param = self._params[name]
+        found: torch.Tensor = param.detach() if prefix == PARAM else self._optimizer.state[param][prefix]
+        return found
+
+    def load_optimizer(self, tensors: Iterable[tuple[str, torch.Tensor]], num_steps: int) -> None:
+        values = dict(tensors)
+        for name, param in self._params.items():
+            moments = {moment: values[f"{moment}/{name}"].clone() for moment in MOMENTS}
+            self._optimizer.state[param] = {"step": torch.tensor(float(num_steps)), **moments}
+
+
+def train_plainly(job: TrainJob) -> TrainFacts:
+    """Do what a worker does, without Ray and DeepSpeed, in a process group of one."""
+    config, folder = job.config, job.shards.local
+    sizes = {"micro_batch_size": config.micro_batch_size, "global_batch_size": config.global_batch_size}
+    resumed = Checkpoint(job.artifact.local / step_dir(job.resume_step)) if job.resume_step is not None else None
+    valid = list(read_token_batches(folder, "valid", config.micro_batch_size, max_samples=16))
+    with open_stream(folder, "train", **sizes, seed=config.seed) as stream:
+        facts = TrainLoop(job, PlainTrainer(build_model(job, resumed), config), stream, valid, resumed).run()
+    assert facts is not None
+    return facts

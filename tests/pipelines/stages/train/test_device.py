@@ -1,0 +1,73 @@
+"""Peaks, random generators, and that no other module asks about the device."""
+
+from __future__ import annotations
+
+import random
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.errors import UserError
+from pipelines.stages.train import device
+
+PIPELINES = Path(device.__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H100 NVL", 835e12),
+        ("NVIDIA GH200 480GB", 989e12),
+        ("NVIDIA GB200", 2500e12),
+        ("NVIDIA B200", 2250e12),
+        ("NVIDIA H200 NVL", None),
+        ("NVIDIA H20", None),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("Quadro X", None),
+    ],
+)
+def test_peak_by_device_name(name: str, peak: float | None) -> None:
+    assert device.known_peak(name) == peak
+
+
+def test_measured_peak_is_within_what_a_core_can_do() -> None:
+    assert 1e8 < device.measure_peak(device.CPU, size=256, duration_s=0.1) < 1e13
+
+
+def test_peak_of_a_cpu_is_measured_whatever_the_precision(
+    single_process: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "measure_peak", lambda *_, **__: 1e10)
+    assert device.peak_flops(device.CPU, autocast_bf16=True) == 1e10
+
+
+def test_random_generators_continue_where_they_were() -> None:
+    def draw() -> tuple[float, float, float, float]:
+        return random.gauss(0, 1), random.random(), float(np.random.normal()), float(torch.randn(()))
+
+    device.seed_everything(7)
+    draw()
+    saved = device.rng_state(device.CPU)
+    expected = [draw() for _ in range(5)]
+    device.seed_everything(8)
+    device.set_rng_state(saved, device.CPU)
+    assert [draw() for _ in range(5)] == expected
+
+
+def test_a_device_without_memory_is_the_users_error_with_a_remedy() -> None:
+    told = r"^A GPU ran out of memory: Tried to allocate 2 GiB\. Lower it\.$"
+    with pytest.raises(UserError, match=told), device.explained_memory("Lower it."):
+        raise torch.OutOfMemoryError("Tried to allocate 2 GiB.\nMore.")
+
+
+def test_only_this_module_asks_torch_about_gpus() -> None:
+    asking = re.compile(r"torch\.(cuda|accelerator|get_device_module)|\"cuda\"")
+    files = {
+        file.relative_to(PIPELINES).as_posix() for file in PIPELINES.rglob("*.py") if asking.search(file.read_text())
+    }
+    assert files == {"stages/train/device.py"}

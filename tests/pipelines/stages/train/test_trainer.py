@@ -1,0 +1,82 @@
+"""What every backend must do, on DeepSpeed's trainer with 2 workers and on a plain one with 1; add a backend here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from pipelines.stages.train.config import TrainStageConfig
+from tests.pipelines.stages.train.deepspeed_workers import ZERO_STAGES, Result
+from tests.pipelines.stages.train.plain_trainer import PlainTrainer
+from tests.pipelines.stages.train.trainer_contract import Observed, Tensors, observe
+
+BACKENDS = ["plain", *(f"deepspeed, ZeRO {stage}" for stage in ZERO_STAGES)]
+
+
+class Found(NamedTuple):
+    """What each worker of a backend saw, and the named tensors after the last step."""
+
+    workers: list[Observed]
+    tensors: Tensors
+
+
+@pytest.fixture(scope="module")
+def by_backend(
+    contract_config: Callable[[int], TrainStageConfig], deepspeed_result: Result, single_process: None
+) -> dict[str, Found]:
+    plain, tensors = observe(PlainTrainer, contract_config(1))
+    found = {"plain": Found([plain], tensors)}
+    for stage in ZERO_STAGES:
+        found[f"deepspeed, ZeRO {stage}"] = Found(deepspeed_result.observed[stage], deepspeed_result.tensors[stage])
+    return found
+
+
+@pytest.fixture(params=BACKENDS)
+def found(request: pytest.FixtureRequest, by_backend: dict[str, Found]) -> Found:
+    return by_backend[request.param]
+
+
+def test_accumulated_micro_batches_take_the_step_of_one_large_batch(found: Found) -> None:
+    for seen in found.workers:
+        assert seen.norms_in_one_micro_batch == pytest.approx(seen.norms, rel=1e-4)
+
+
+def test_every_backend_takes_the_same_steps(found: Found, by_backend: dict[str, Found]) -> None:
+    plain = by_backend["plain"]
+    assert found.workers[0].norms == pytest.approx(plain.workers[0].norms, rel=1e-4)
+    assert found.tensors.keys() == plain.tensors.keys()
+    for key, value in plain.tensors.items():
+        assert float((found.tensors[key] - value).norm() / value.norm()) < 1e-3, key
+
+
+def test_a_step_says_what_it_was_taken_on(found: Found) -> None:
+    for seen in found.workers:
+        assert seen.num_targets == seen.expected_targets
+        assert seen.loss_sum == pytest.approx(seen.nll_sum, rel=1e-5)
+
+
+def test_losses_of_tokens_fit_the_targets_and_change_nothing(found: Found) -> None:
+    assert all(seen.losses_fit_the_targets and seen.validation_changes_nothing for seen in found.workers)
+
+
+def test_named_tensors_are_whole_and_in_float32(found: Found) -> None:
+    assert all(seen.shapes_are_those_of_the_tensors and seen.tensors_are_float32 for seen in found.workers)
+    moments = [value for key, value in found.tensors.items() if key.startswith("exp_avg_sq/")]
+    assert len(moments) * 3 == len(found.tensors)
+    assert all(float(value.abs().max()) > 0 for value in moments)
+
+
+def test_named_tensors_are_put_back_exactly_and_training_resumes_bitwise(found: Found) -> None:
+    assert all(seen.put_back_exactly and seen.resumes_bitwise for seen in found.workers)
+
+
+def test_a_step_that_is_not_finite_says_so_and_is_not_applied(found: Found) -> None:
+    assert all(not math.isfinite(seen.ruined_norm) and seen.ruined_changes_nothing for seen in found.workers)
+
+
+def test_versions_name_torch(found: Found) -> None:
+    assert all(seen.versions["torch"] == torch.__version__ for seen in found.workers)

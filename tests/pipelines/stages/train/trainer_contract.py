@@ -1,0 +1,152 @@
+"""What every backend's Trainer must do, observed on real trainers and judged by test_trainer.py.
+
+The same global batches go through each: 8 sequences with very different numbers of targets, dealt out to the workers as
+the data stream does it. So trainers can be compared with one another whatever their number of workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from bmojo import BMojoLM
+from data.shards import IGNORED_TARGET, TokenBatch
+from pipelines.stages.train.config import TrainStageConfig
+from pipelines.stages.train.trainer import PARAM, Trainer
+
+NUM_SAMPLES, SEQ_LEN, VOCAB_SIZE = 8, 64, 64
+NUM_STEPS, HALFWAY = 4, 2
+LR = 1e-2
+
+Start = Callable[[BMojoLM, TrainStageConfig], Trainer]
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass
+class Observed:
+    """What one worker saw of a trainer. Norms are one per step."""
+
+    norms: list[float] = field(default_factory=list)
+    norms_in_one_micro_batch: list[float] = field(default_factory=list)
+    loss_sum: float = 0.0  # of this worker, in the first step
+    nll_sum: float = 0.0  # of the same batches, before that step
+    num_targets: int = 0
+    expected_targets: int = 0
+    losses_fit_the_targets: bool = False
+    shapes_are_those_of_the_tensors: bool = False
+    tensors_are_float32: bool = False
+    validation_changes_nothing: bool = False
+    put_back_exactly: bool = False
+    resumes_bitwise: bool = False
+    ruined_norm: float = 0.0
+    ruined_changes_nothing: bool = False
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """For the way out of a worker process."""
+        return asdict(self)
+
+
+def observe(start: Start, config: TrainStageConfig) -> tuple[Observed, Tensors]:
+    """Take steps with trainers of one kind. Returns also the named tensors at the end. A collective.
+
+    Args: config: with global_batch_size NUM_SAMPLES and 4 micro batches per worker and step.
+    """
+    seen = Observed()
+    trainer = start(initial_model(config), config)
+    first = micro_batches(config, 0)
+    losses = [trainer.token_losses(batch) for batch in first]
+    seen.nll_sum = float(sum(loss.double().sum() for loss in losses))
+    seen.losses_fit_the_targets = all(
+        loss.shape == batch.targets_bt.shape
+        and loss.dtype == torch.float32
+        and not loss.requires_grad
+        and bool(((loss == 0) == (batch.targets_bt == IGNORED_TARGET)).all())
+        for loss, batch in zip(losses, first, strict=True)
+    )
+    start_values = snapshot(trainer)
+    seen.validation_changes_nothing = all(
+        torch.equal(start_values[f"{PARAM}/{name}"], value) for name, value in initial_model(config).named_parameters()
+    )
+    result = trainer.step(first, LR)
+    seen.loss_sum, seen.num_targets = float(result.loss_sum), result.num_targets
+    seen.expected_targets = int((global_batch(0).targets_bt != IGNORED_TARGET).sum())
+    seen.norms = [result.grad_norm, *steps(trainer, config, range(1, HALFWAY))]
+    halfway = snapshot(trainer)
+    seen.norms += steps(trainer, config, range(HALFWAY, NUM_STEPS))
+    end = snapshot(trainer)
+    seen.shapes_are_those_of_the_tensors = {key: value.shape for key, value in end.items()} == dict(trainer.shapes)
+    seen.tensors_are_float32 = {value.dtype for value in end.values()} == {torch.float32}
+    seen.versions = dict(trainer.versions)
+
+    resumed = start(model_with(config, halfway), config)
+    resumed.load_optimizer(
+        [(key, value) for key, value in halfway.items() if not key.startswith(f"{PARAM}/")], num_steps=HALFWAY
+    )
+    seen.put_back_exactly = equal(snapshot(resumed), halfway)
+    steps(resumed, config, range(HALFWAY, NUM_STEPS))
+    seen.resumes_bitwise = equal(snapshot(resumed), end)
+
+    whole = config.model_copy(update={"micro_batch_size": NUM_SAMPLES // dist.get_world_size()})
+    seen.norms_in_one_micro_batch = steps(start(initial_model(whole), whole), whole, range(NUM_STEPS))
+
+    embedding = f"{PARAM}/embedding.weight"
+    ruined_values = start_values | {embedding: torch.full_like(start_values[embedding], torch.inf)}
+    ruined = start(model_with(config, ruined_values), config)
+    before = snapshot(ruined)
+    seen.ruined_norm = steps(ruined, config, range(1))[0]
+    seen.ruined_changes_nothing = equal(snapshot(ruined), before)
+    return seen, end
+
+
+def initial_model(config: TrainStageConfig) -> BMojoLM:
+    """The same weights in every process."""
+    model = BMojoLM(config.model)
+    model.init_weights(seed=0)
+    return model
+
+
+def model_with(config: TrainStageConfig, tensors: Tensors) -> BMojoLM:
+    """A model with the parameters among the tensors."""
+    model = BMojoLM(config.model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(tensors[f"{PARAM}/{name}"])
+    return model
+
+
+def steps(trainer: Trainer, config: TrainStageConfig, numbers: range) -> list[float]:
+    """Take these steps; returns the gradient norms."""
+    return [trainer.step(micro_batches(config, number), LR).grad_norm for number in numbers]
+
+
+def snapshot(trainer: Trainer) -> Tensors:
+    """Copies of all named tensors."""
+    return {key: trainer.tensor(key).clone() for key in trainer.shapes}
+
+
+def equal(left: Tensors, right: Tensors) -> bool:
+    """Whether all tensors are the same to the last bit."""
+    return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
+
+
+def global_batch(number: int) -> TokenBatch:
+    """The global batch of a step: in sample i only the first (i + 1)/8 of the positions have targets."""
+    tokens_bt = torch.randint(0, 60, (NUM_SAMPLES, SEQ_LEN), generator=torch.Generator().manual_seed(number))
+    positions_t, samples_b = torch.arange(SEQ_LEN), torch.arange(NUM_SAMPLES)
+    has_target_bt = positions_t[None] < (samples_b[:, None] + 1) * SEQ_LEN // NUM_SAMPLES
+    targets_bt = torch.where(has_target_bt, tokens_bt.roll(-1, dims=1), IGNORED_TARGET)
+    return TokenBatch(tokens_bt, targets_bt, torch.zeros_like(tokens_bt))
+
+
+def micro_batches(config: TrainStageConfig, number: int) -> list[TokenBatch]:
+    """This worker's share of a global batch."""
+    mine = slice(dist.get_rank(), None, dist.get_world_size())
+    pieces: Iterator[tuple[torch.Tensor, ...]] = zip(
+        *(tensor[mine].split(config.micro_batch_size) for tensor in global_batch(number)), strict=True
+    )
+    return [TokenBatch(*piece) for piece in pieces]

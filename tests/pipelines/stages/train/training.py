@@ -1,0 +1,82 @@
+"""Parts of a training run that several tests put together: tokens, a context, a journal that is a file."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray.cloudpickle
+import torch
+from safetensors.torch import load_file
+
+from data.config import FilesSource, TokenizeFields, TokenizerFields
+from data.packing import merge_slices, write_slice
+from data.sources import plan_slices
+from data.tokenizer import train_tokenizer
+from pipelines.engine.stage import StageContext, StageInputs, StageNode, StageResult
+from pipelines.stages.tokenize.stage import TokenizeInputs, TokenizeStage, TokenizeStageConfig, _output
+from pipelines.stages.tokenizer.stage import TokenizerStage, TokenizerStageConfig
+from pipelines.storage.artifact import ArtifactDir
+from pipelines.tracking.journal import Journal
+
+SEQ_LEN = 64
+Tokens = StageNode[TokenizeStage]
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test module
+
+
+@dataclass(frozen=True)
+class FileSink:
+    """A metric sink that writes lines to a file and can kill its own process, the worker of rank 0, at a step, once."""
+
+    path: Path
+    kill_at_step: int | None = None
+
+    def log_metrics(self, step: int, values: Mapping[str, float]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, "pid": os.getpid(), **values}) + "\n")
+        killed = self.path.with_suffix(".killed")
+        if step == self.kill_at_step and not killed.exists():
+            killed.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def flush(self) -> bool:
+        return True
+
+    def points(self, name: str) -> list[tuple[int, float]]:
+        lines = [json.loads(line) for line in self.path.read_text().splitlines()]
+        return [(line["step"], line[name]) for line in lines if name in line]
+
+
+def write_tokens(folder: Path) -> Tokens:
+    """A tokenize stage's artifact of 60 small documents."""
+    texts = [" ".join(f"the {n} of {i} is {n * i}" for n in range(20 + i % 7)) for i in range(60)]
+    (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    source = FilesSource(kind="files", paths=(str(folder / "text.jsonl"),))
+    tokenizer = train_tokenizer(texts, TokenizerFields(source=source, vocab_size=300))
+    config = TokenizeStageConfig(kind="tokenize", source=source, seq_len=SEQ_LEN, validation_fraction=0.2)
+    fields = TokenizeFields(source=source, seq_len=SEQ_LEN, validation_fraction=0.2)
+    records = [write_slice(slice_, tokenizer, fields, folder) for slice_ in plan_slices(source, fields.slice_bytes)]
+    output = _output(merge_slices(folder, records, fields), len(records), duplicates=[])
+    tokenizer_config = TokenizerStageConfig(kind="tokenizer", source=source, vocab_size=300)
+    inputs = TokenizeInputs(StageNode("tokenizer", TokenizerStage(), tokenizer_config, StageInputs()))
+    return StageNode("tokens", TokenizeStage(), config, inputs, StageResult("f" * 64, ArtifactDir.at(folder), output))
+
+
+def context_of(folder: Path) -> StageContext:
+    return StageContext(
+        name="train",
+        fingerprint="0" * 64,
+        artifact=ArtifactDir.at(folder),
+        journal=Journal(folder.with_suffix(".journal") / "train.jsonl"),
+    )
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The final model of a train stage."""
+    loaded: dict[str, torch.Tensor] = load_file(folder / "model" / "model.safetensors")
+    return loaded
