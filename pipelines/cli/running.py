@@ -17,6 +17,7 @@ from rich.table import Table
 from pipelines.cli.console import OverridesArgument, RunArgument, StorageOption, console, error_console
 from pipelines.cli.progress import StageProgress, progress_display
 from pipelines.engine.observer import Observer
+from pipelines.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -84,7 +85,14 @@ def resume(run: RunArgument = None, storage: StorageOption = "runs") -> None:
 
     found = find_run(open_storage(storage), run)
     info = found.info()
-    config = validate_pipeline({**info.config, "storage": found.storage.url}, f"{found.url}/run.json")
+    try:
+        config = validate_pipeline({**info.config, "storage": found.storage.url}, f"{found.url}/run.json")
+    except ConfigError as error:
+        file = info.config_path or "FILE"
+        raise ConfigError(
+            f"{error}\nAnother version of this program started the run. Adapt its pipeline file, then resume with: "
+            f"bmojo run {quote(file)}"
+        ) from None
     if info.base_dir and not Path(info.base_dir).is_dir():
         error_console.print(
             f"[yellow]note:[/] {escape(info.base_dir)}, where the run was started, is not there; relative paths start "
