@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from pipelines.config import ClusterConfig
 from pipelines.engine.stage import AnyNode
 from pipelines.errors import ConfigError, FieldError
-from pipelines.stages.train.device import num_gpus
 
 SLOTS_PER_CORE = 16  # CPU slots are Ray's bookkeeping and may exceed the cores; this many more is a mistake
 FEWEST_SLOTS = 64  # allowed on any machine
@@ -59,6 +58,8 @@ def _check_local_gpus(node: AnyNode) -> None:
     workers, gpus = node.config.resources.num_workers, node.config.resources.gpus_per_worker
     if not gpus:
         return
+    from pipelines.stages.train.device import num_gpus  # imports torch: seconds, which only GPUs need to wait for
+
     present = num_gpus()
     needed = workers * gpus if node.stage.uses_ray_train else gpus
     if needed > present:

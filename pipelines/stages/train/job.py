@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Protocol
 
 from pydantic import Field
 
 from bmojo import ModelConfig
 from pipelines.engine.stage import Facts
 from pipelines.stages.train.config import TrainStageConfig
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from pipelines.storage.artifact import ArtifactDir
-
+from pipelines.storage.artifact import ArtifactDir
 
 History = dict[str, list[tuple[int, float]]]
 """For each metric, its points (step, value)."""
@@ -44,7 +40,7 @@ class TrainJob:
     has_validation: bool  # the shards have a validation split
     initial_weights: ArtifactDir | None  # another train stage's artifact, whose model/ to start from
     resume_step: int | None  # the checkpoint to go on from
-    metrics: Any  # MetricSink, used on rank 0
+    metrics: MetricSink  # used on rank 0
 
 
 class TrainFigures(Facts):

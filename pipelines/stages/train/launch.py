@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 import ray
+from ray._private.state import available_resources_per_node, state
 from ray.exceptions import RayError, RayTaskError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -165,15 +166,11 @@ def _nodes() -> list[dict[str, float]]:
 
 
 def _free_nodes() -> list[dict[str, float]]:
-    from ray._private.state import available_resources_per_node
-
     per_node: dict[Any, dict[str, float]] = available_resources_per_node()
     return list(per_node.values())
 
 
 def _has_autoscaler() -> bool:
-    from ray._private.state import state
-
     return bool(state.get_max_resources_from_cluster_config())
 
 

@@ -53,6 +53,7 @@ def test_it_trains_validates_and_writes_the_model(straight: Trained) -> None:
     assert facts.final_valid_loss < facts.initial_valid_loss - 0.5
     assert [step for step, _ in facts.history["train/loss"]] == list(range(1, 13))
     sink = straight.job.metrics
+    assert isinstance(sink, FileSink)
     assert sink.points("train/loss") == facts.history["train/loss"]
     assert load_pretrained(straight.folder / "model").config == straight.job.model
 
