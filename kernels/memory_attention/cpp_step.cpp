@@ -21,7 +21,7 @@ T dot(const T* a, const T* b, int64_t count) {
     return sum;
 }
 
-// Scores of the keys per query reads, and where their values lie.
+// Scores of the keys a query reads, and where their values lie.
 template <typename T>
 struct Read {
     Scratch<T> scores;
