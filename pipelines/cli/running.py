@@ -188,7 +188,7 @@ class ConsoleObserver(Observer):
 
 
 def _print_estimates(graph: Sequence[AnyNode], cluster: ClusterConfig) -> None:
-    """What each kind of stage says it will take."""
+    """The estimates of each kind of stage."""
     num_cores = float(os.cpu_count() or 1) if cluster.address == "local" else math.inf
     for stage in dict.fromkeys(node.stage for node in graph):
         estimate = stage.estimate([node for node in graph if node.stage is stage], num_cores)

@@ -201,7 +201,7 @@ def _points(count: int) -> str:
 
 
 def _summary(run: Run, stage: StageState) -> str | None:
-    """What a finished stage says about its result. A damaged record is told by the next run, not by this view."""
+    """A finished stage's summary of its result. The next run reports a damaged record, not this view."""
     from pipelines.engine.records import FinishedStage, read_record
     from pipelines.stages import STAGES
     from pipelines.storage.artifact import ArtifactDir

@@ -27,7 +27,7 @@ class InputIdentity(BaseModel):
 
 
 class FingerprintParts(BaseModel):
-    """What was hashed, kept so that a later plan can say what changed. Secrets in it are masked."""
+    """Content of a hash, kept so that a later plan can say what changed. Secrets in it are masked."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -119,7 +119,7 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(old: FingerprintParts, new: FingerprintParts) -> list[str]:
-    """What changed from one fingerprint to another, a line each, `field: old -> new`."""
+    """Changes from one fingerprint to another, a line each, `field: old -> new`."""
     changes = []
     if old.code_version != new.code_version:
         changes.append(f"code version of {new.kind}: {old.code_version} -> {new.code_version}")

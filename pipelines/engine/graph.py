@@ -14,7 +14,7 @@ from pipelines.errors import ConfigError, FieldError
 
 @dataclass(frozen=True)
 class Role:
-    """What the stages of a kind read in one field of their StageInputs."""
+    """One field of a kind's StageInputs."""
 
     name: str
     kind: str  # of the stages in this role
@@ -23,13 +23,13 @@ class Role:
 
     @property
     def wanted(self) -> str:
-        """How many stages it takes, in words."""
+        """Number of stages it takes, in words."""
         if self.is_many:
             return "any number" if self.is_optional else "at least 1"
         return "at most 1" if self.is_optional else "exactly 1"
 
     def accepts(self, count: int) -> bool:
-        """Whether so many stages may have this role."""
+        """Return True if so many stages may have this role."""
         return (count > 0 or self.is_optional) and (count < 2 or self.is_many)
 
 
@@ -97,7 +97,7 @@ def pick_inputs(stage: AnyStage, names: Mapping[Role, Sequence[str]], nodes: Map
 
 
 def names_by_role(name: str, stage: AnyStage, configs: Mapping[str, StageConfig]) -> dict[Role, tuple[str, ...]]:
-    """Which stages the `needs` of a stage name in which role: as it says, or as their kinds say.
+    """Names in the `needs` of a stage by role: as said there, or as the kinds of the named stages say.
 
     Raises: FieldError: a role is unknown, ambiguous, or has too few, too many or the wrong stages.
     """

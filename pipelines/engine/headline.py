@@ -1,4 +1,4 @@
-"""What the run of a whole pipeline itself shows, so that runs can be put side by side: settings and final figures."""
+"""Settings and final figures that the run of a whole pipeline shows, so that runs can be put side by side."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def figures_of(plan: Sequence[PlannedStage], stage: PlannedStage, output: StageO
 
 
 def identity_tags(overrides: Sequence[str] | None) -> dict[str, str]:
-    """Who started the run, where, from which code and with which overrides (None: not known)."""
+    """User, machine, code version and overrides (None: not known) of a run, as tags."""
     commit = git_commit() or "unknown"
     tags = {
         "mlflow.user": user_name(),

@@ -1,4 +1,4 @@
-"""What a run would do, stage by stage, and why. Reads the storage, changes nothing."""
+"""Plan of a run, stage by stage, with reasons. Reads the storage, changes nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipelines.storage.artifact import ArtifactDir
 
 
 class Action(StrEnum):
-    """What will happen to a stage."""
+    """Future of a stage."""
 
     REUSE = "reuse"  # its record is there
     RUN = "run"
@@ -64,7 +64,7 @@ def plan(graph: Sequence[AnyNode], storage: Storage) -> list[PlannedStage]:
 
 
 def _identities(node: AnyNode, planned: Mapping[str, PlannedStage]) -> dict[str, list[InputIdentity]]:
-    """What a stage reads, by kind; by kind and role, if several roles read one kind."""
+    """Inputs of a stage by kind; by kind and role, if several roles read one kind."""
     by_role = nodes_by_role(node)
     kinds = [role.kind for role in by_role]
     return {

@@ -46,7 +46,7 @@ class FinishedStage:
     record: StageRecord
 
     def result(self, stage: Stage[Config, Inputs, Output]) -> StageResult[Output]:
-        """What readers of the stage get. Raises DamagedError if the record's output does not fit the kind."""
+        """Result for the readers of the stage. Raises DamagedError if the record's output does not fit the kind."""
         try:
             output: Any = stage.output_type.model_validate(self.record.output)
         except ValidationError as error:
@@ -66,7 +66,7 @@ class Artifacts:
 
     @staticmethod
     def relpath(kind: str, name: str, fingerprint: Fingerprint) -> str:
-        """Where the artifact of a stage is, relative to the storage."""
+        """Path of a stage's artifact, relative to the storage."""
         return f"artifacts/{kind}/{name}-{fingerprint.short}"
 
     def directory(self, kind: str, name: str, fingerprint: Fingerprint) -> ArtifactDir:
@@ -91,7 +91,7 @@ class Artifacts:
         return None
 
     def is_started(self, kind: str, name: str, fingerprint: Fingerprint) -> bool:
-        """Whether an earlier attempt left something in the stage's directory."""
+        """Return True if an earlier attempt left something in the stage's directory."""
         return bool(self.directory(kind, name, fingerprint).listdir())
 
     def latest(self, kind: str, name: str) -> StageRecord | None:

@@ -1,4 +1,4 @@
-"""The end of a run, as told to who started it."""
+"""The end of a run, as reported to its caller."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipelines.tracking.replay import Backlog
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended. `failure` and `failed_stage` are None after success."""
+    """Outcome of a run. `failure` and `failed_stage` are None after success."""
 
     run: Run
     status: Status

@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Pipeline:
-    """What run_pipeline drives: the graph of its stages (pipelines.engine.graph.stage_graph), and the storage."""
+    """Input of run_pipeline: the graph of its stages (pipelines.engine.graph.stage_graph), and the storage."""
 
     name: str
     graph: Sequence[AnyNode]
@@ -60,11 +60,11 @@ class Pipeline:
     overrides: Sequence[str] | None = None  # `field=value` given beside the file; None: not known, as on a resume
 
     def plan(self) -> list[PlannedStage]:
-        """What would happen to each stage now. Raises as pipelines.engine.plan.plan."""
+        """Plan each stage as of now. Raises as pipelines.engine.plan.plan."""
         return plan(self.graph, self.storage)
 
     def holders(self, planned: Sequence[PlannedStage], on_watch: Watch | None = None) -> dict[str, LeaseInfo]:
-        """Who is making which of the planned stages now."""
+        """Owners of the planned stages that are being made now, by stage."""
         found = {
             stage.name: lease_holder(
                 self.storage, artifact_lease_relpath(stage.kind, stage.name, stage.fingerprint.digest), on_watch
@@ -126,7 +126,7 @@ def run_pipeline(
 
 
 def watch_notice(holder: LeaseInfo, wait_s: float) -> str:
-    """What to tell the user while an owner of another machine is watched."""
+    """Text for the user while an owner of another machine is watched."""
     return f"watching for up to {wait_s:.0f} s whether {holder.owner} still works on it ({holder.last_seen}) ..."
 
 
@@ -421,7 +421,7 @@ class _Driver:
 
 
 def _state_before(run: Run) -> RunState | None:
-    """What the drive before wrote last: when this run made what is now found finished."""
+    """Last state of the drive before: it has the times of what is now found finished."""
     try:
         return run.stored_state()
     except UserError:  # the first drive; or one that died before it wrote a state, or whose state is damaged

@@ -36,7 +36,7 @@ class StrictConfig(BaseModel):
 
 
 class Resources(StrictConfig):
-    """What a stage asks of the Ray cluster. Never part of a fingerprint."""
+    """Resources that a stage asks of the Ray cluster. Never part of a fingerprint."""
 
     num_workers: int = Field(
         1, ge=1, description="Processes that work side by side (training workers, tokenize tasks)."
@@ -95,7 +95,7 @@ class StageConfig(StrictConfig):
 
 
 class Facts(StrictConfig):
-    """What was found, other than what was asked for: any number can be, also NaN and the infinities."""
+    """Facts found, as opposed to settings asked for: any number is allowed, also NaN and the infinities."""
 
     model_config = ConfigDict(allow_inf_nan=True, ser_json_inf_nan="strings")
 
@@ -118,7 +118,7 @@ class StageOutput(Facts):
 
 @dataclass(frozen=True)
 class StageInputs:
-    """What the stages of a kind read. Subclasses are frozen dataclasses with a field per role:
+    """Inputs of the stages of a kind. Subclasses are frozen dataclasses with a field per role:
 
     `StageNode[Other]` for exactly one stage of kind Other, `StageNode[Other] | None = None` for at most one,
     `tuple[StageNode[Other], ...]` for one or more; with the default `()`, for any number.
@@ -127,7 +127,7 @@ class StageInputs:
 
 @dataclass(frozen=True)
 class StageContext:
-    """Where a running stage writes and reports its progress."""
+    """Output directory and journal of a running stage."""
 
     name: str
     fingerprint: str
@@ -146,7 +146,7 @@ class ProgressMetrics:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A table for `bmojo plan`: what the stages of a kind will take."""
+    """A table for `bmojo plan`: the cost of the stages of a kind."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -200,7 +200,7 @@ class Stage(ABC, Generic[Config, Inputs, Output]):
         return None
 
     def estimate(self, stages: Sequence[StageNode[Self]], num_cores: float) -> Estimate | None:
-        """What all the stages of this kind in a pipeline will take, from settings alone; None: it cannot be said.
+        """Cost of all the stages of this kind in a pipeline, from settings alone; None: it is not known.
 
         Args: num_cores: that the workers can have together, at most.
         """

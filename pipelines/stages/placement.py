@@ -1,4 +1,4 @@
-"""Whether the cluster can ever hold the workers, told before anything waits for it."""
+"""Room for the workers: checked before anything waits for it."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def wait_for_room(
 
 
 def num_places(resources: Resources, nodes: Sequence[NodeResources]) -> int:
-    """How many workers the nodes could hold, each worker whole on one node."""
+    """Number of workers the nodes could hold, each worker whole on one node."""
     need = worker_bundle(resources)
     return sum(min(int(node.get(kind, 0.0) / amount + 1e-9) for kind, amount in need.items()) for node in nodes)
 
 
 def worker_bundle(resources: Resources) -> dict[str, float]:
-    """What one worker reserves, as Ray names it."""
+    """Resources that one worker reserves, as Ray names them."""
     bundle = {"CPU": float(resources.cpus_per_worker)}
     if resources.gpus_per_worker:
         bundle["GPU"] = float(resources.gpus_per_worker)

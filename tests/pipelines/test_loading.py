@@ -11,6 +11,7 @@ import yaml
 
 from pipelines.errors import ConfigError
 from pipelines.loading import load_pipeline, model_presets, pipeline_schema, validate_pipeline
+from pipelines.redact import redact
 from pipelines.session import open_pipeline
 from pipelines.tracking.config import trackers_of
 
@@ -284,6 +285,8 @@ def test_roles_and_the_list_give_the_same_stages(pipeline_file: Path) -> None:
         return {stage.name: stage.fingerprint.digest for stage in pipeline.plan()}
 
     assert fingerprints(*overrides) == fingerprints()
+    config = load_pipeline(pipeline_file, overrides)
+    assert validate_pipeline(redact(config.model_dump(mode="json")), "run.json") == config, "as `bmojo resume` reads it"
 
 
 def test_a_role_can_be_overridden(pipeline_file: Path) -> None:

@@ -1,4 +1,4 @@
-"""How well a model predicts text: negative log-likelihood over packed sequences and by position in a long context.
+"""Scores of a model on text: negative log-likelihood over packed sequences and by position in a long context.
 
 Shapes: b batch, t time. Sums are float64, so that the figures do not depend on the order of millions of small terms.
 """
@@ -107,7 +107,7 @@ def position_bins(seq_len: int, context_tokens: int, bins_per_seq_len: int = 8) 
 
 
 def gzip_bits_per_byte(documents: Iterable[bytes]) -> float:
-    """What `gzip -9` makes of the same documents, each compressed alone, as files on a disk would be.
+    """Bits per byte of `gzip -9` on the same documents, each compressed alone, as files on a disk would be.
 
     Raises: ValueError: the documents hold no byte.
     """

@@ -92,7 +92,7 @@ class EvaluateOutput(StageOutput):
 
 @dataclass(frozen=True)
 class EvaluateInputs(StageInputs):
-    """What an `evaluate` stage reads: a model, and the validation split to evaluate it on."""
+    """Inputs of an `evaluate` stage: a model, and the validation split to evaluate it on."""
 
     trained: StageNode[TrainStage]
     tokens: StageNode[TokenizeStage]

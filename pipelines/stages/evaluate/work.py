@@ -1,5 +1,7 @@
-"""What the tasks of an `evaluate` stage do. The work is cut the same way however many tasks run side by side, so the
-figures do not depend on the cluster."""
+"""The tasks of an `evaluate` stage.
+
+The work is cut the same way however many tasks run side by side, so the figures do not depend on the cluster.
+"""
 
 from __future__ import annotations
 

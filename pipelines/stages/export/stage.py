@@ -23,7 +23,7 @@ class ExportOutput(StageOutput):
 
 @dataclass(frozen=True)
 class ExportInputs(StageInputs):
-    """What an `export` stage reads."""
+    """Inputs of an `export` stage."""
 
     trained: StageNode[TrainStage]
 

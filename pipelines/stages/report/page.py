@@ -22,7 +22,7 @@ _CONTROL_PICTURES = {chr(code): chr(0x2400 + code) for code in range(32)} | {"\x
 
 @dataclass(frozen=True)
 class ModelResults:
-    """What the page shows of one model."""
+    """Results of one model."""
 
     name: str
     pattern: str

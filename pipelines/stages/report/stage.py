@@ -17,7 +17,7 @@ from pipelines.storage.artifact import ArtifactDir
 
 
 class ReportOutput(StageOutput):
-    """Where the page is, relative to the artifact."""
+    """Files of the page, relative to the artifact."""
 
     html: str = Field("report.html")
     markdown: str = Field("report.md")
@@ -25,7 +25,7 @@ class ReportOutput(StageOutput):
 
 @dataclass(frozen=True, kw_only=True)
 class ReportInputs(StageInputs):
-    """What a `report` stage reads: evaluations, and the training of each evaluated model."""
+    """Inputs of a `report` stage: evaluations, and the training of each evaluated model."""
 
     trained: tuple[StageNode[TrainStage], ...] = ()
     evaluated: tuple[StageNode[EvaluateStage], ...]

@@ -49,7 +49,7 @@ class TokenizeStageConfig(StageConfig, TokenizeFields):
 
 
 class TokenizeOutput(StageOutput):
-    """What the shards hold. Tokens count targets: the documents' tokens and one end for each document."""
+    """Content of the shards. Tokens count targets: the documents' tokens and one end for each document."""
 
     seq_len: int
     vocab_size: int = Field(description="Number of the tokenizer's ids.")
@@ -87,7 +87,7 @@ class TokenizeOutput(StageOutput):
 
 @dataclass(frozen=True)
 class TokenizeInputs(StageInputs):
-    """What a `tokenize` stage reads."""
+    """Inputs of a `tokenize` stage."""
 
     tokenizer: StageNode[TokenizerStage]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Literal
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from data.config import TokenizerFields
 from data.paths import expanded
@@ -24,7 +24,7 @@ class TokenizerStageConfig(StageConfig, TokenizerFields):
 
 
 class TokenizerOutput(StageOutput):
-    """What the tokenizer in the artifact's folder `tokenizer` is."""
+    """Facts about the tokenizer in the artifact's folder `tokenizer`."""
 
     vocab_size: int
     eod_id: int = Field(description="Id of the end-of-document token.")
@@ -53,10 +53,11 @@ class TokenizerStage(Stage[TokenizerStageConfig, StageInputs, TokenizerOutput]):
     def run(self, config: TokenizerStageConfig, inputs: StageInputs, context: StageContext) -> TokenizerOutput:
         """Make the tokenizer and put it into the artifact. Raises UserError: the text or the tokenizer is invalid."""
         if config.source is not None:
-            config = config.model_copy(update={"source": with_absolute_paths(config.source)})
+            source = with_absolute_paths(config.source)
+            config = config.model_copy(update={"source": source})
             digest = self.content_identity(config)
             require_planned_content(context, digest)
-            context.journal.log_dataset(context.name, digest, describe_source(config.source), context="tokenizer")
+            context.journal.log_dataset(context.name, digest, describe_source(source), context="tokenizer")
         else:
             config = config.model_copy(update={"load": str(expanded(str(config.load)).absolute())})
         started = time.monotonic()
@@ -79,9 +80,9 @@ class TokenizerStage(Stage[TokenizerStageConfig, StageInputs, TokenizerOutput]):
         )
 
 
-def describe_source(source: object) -> str:
+def describe_source(source: BaseModel) -> str:
     """A source in one line, for the tracking server."""
-    fields = source.model_dump(exclude_defaults=True)  # type: ignore[attr-defined]
+    fields = source.model_dump(exclude_defaults=True)
     return " ".join(f"{name}={value}" if name != "kind" else str(value) for name, value in fields.items())
 
 

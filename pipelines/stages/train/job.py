@@ -44,7 +44,7 @@ class TrainJob:
 
 
 class TrainFigures(Facts):
-    """What training came to. Losses are in nats per token; null without a validation split."""
+    """Results of training. Losses are in nats per token; null without a validation split."""
 
     num_params: int
     steps: int
@@ -60,6 +60,6 @@ class TrainFigures(Facts):
 
 
 class TrainFacts(TrainFigures):
-    """What the workers report when training is done."""
+    """Report of the workers when training is done."""
 
     history: History

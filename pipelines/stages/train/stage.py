@@ -71,7 +71,7 @@ class TrainOutput(StageOutput, TrainFigures):
 
 @dataclass(frozen=True)
 class TrainInputs(StageInputs):
-    """What a `train` stage reads. `initial`: the stage whose weights it starts from."""
+    """Inputs of a `train` stage. `initial`: the stage whose weights it starts from."""
 
     tokens: StageNode[TokenizeStage]
     initial: StageNode[TrainStage] | None = None
@@ -155,7 +155,7 @@ def _warn_if_worse(facts: TrainFigures, config: TrainStageConfig, name: str) -> 
 
 
 def make_job(config: TrainStageConfig, inputs: TrainInputs, context: StageContext, metrics: MetricSink) -> TrainJob:
-    """What the workers need to know. Raises UserError: the settings do not fit the data."""
+    """Make what the workers are given. Raises UserError: the settings do not fit the data."""
     tokens = inputs.tokens
     return TrainJob(
         config=config,
