@@ -11,7 +11,6 @@ import kernels
 from kernels.launch import Launch
 
 KERNELS = Path(kernels.__path__[0])
-TRITON = ("triton_path", "triton_op")
 
 
 @dataclass(frozen=True)
@@ -25,12 +24,11 @@ class Case:
 
 def operators() -> list[str]:
     """Names of the operators that have a Triton path."""
-    return sorted(file.parent.name for file in KERNELS.glob("*/triton_[op][pa]*.py") if file.stem in TRITON)
+    return sorted(file.parent.name for file in KERNELS.glob("*/triton_path.py"))
 
 
 def cases(operator: str, arch: str) -> Iterator[Case]:
     """The calls of an operator at its representative sizes, with its default configuration for an architecture."""
-    name = next(name for name in TRITON if (KERNELS / operator / f"{name}.py").exists())
-    module = importlib.import_module(f"kernels.{operator}.{name}")
+    module = importlib.import_module(f"kernels.{operator}.triton_path")
     for name, launches in module.report_cases(arch):
         yield Case(operator, name, tuple(launches))

@@ -77,7 +77,7 @@ MUTANTS: tuple[Mutant, ...] = (
             Edit(_BMOJO, "fading_k, _, fading_v =", "_, fading_k, fading_v =", count=2)),
     _mutant("predictor weights reversed", _REFERENCE,
             Edit("bmojo/mixers/innovation.py", "for j in range(1, self.taps + 1)", "for j in range(self.taps, 0, -1)")),
-    _mutant("score eps 1e-2", _REFERENCE, Edit("kernels/innovation_select/scores.py", "EPS = 1e-6", "EPS = 1e-2")),
+    _mutant("score eps 1e-2", _REFERENCE, Edit("kernels/innovation_select/reference.py", "EPS = 1e-6", "EPS = 1e-2")),
     _mutant("tau doubled", _REFERENCE,
             Edit("bmojo/config.py", "    @cached_property\n    def mixers(",
                  "    def __getattribute__(self, name):\n        value = super().__getattribute__(name)\n"

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from kernels import dispatch
-from kernels.innovation_select import innovation_scores, keep_best, triton_op, triton_scores
+from kernels.innovation_select import innovation_scores, keep_best, triton_path
 from tests.kernels.helpers import documents, normal, pairwise
 from tests.kernels.innovation_select.tied_selections import TiedSelection, select, tied_selections
 
@@ -150,12 +150,12 @@ def test_no_slots_no_index():
 
 def test_operators_pass_opcheck():
     y, weight, docs = normal(2, 5, 3), normal(2, 3, seed=1).requires_grad_(), documents(2, 5)
-    torch.library.opcheck(triton_scores.innovation_scores_op, (y, weight, None, docs))
-    backward = (y, weight.detach(), normal(2, 2, 3), None, normal(2, 5).exp(), normal(2, 5))
-    torch.library.opcheck(triton_scores.innovation_scores_backward_op, backward)
+    torch.library.opcheck(triton_path.score, (y, weight, None, docs))
+    backward = (y, weight.detach(), normal(2, 2, 3), None, normal(2, 5), normal(2, 5).exp(), normal(2, 5))
+    torch.library.opcheck(torch.ops.bmojo.innovation_scores_backward.default, backward)
     scores, position = normal(2, 9), torch.arange(9).expand(2, -1).contiguous()
-    torch.library.opcheck(triton_op.innovation_select_op, (scores, position, None, 9, 3, 4, 2, 0, 0))
-    torch.library.opcheck(triton_op.keep_best_op, (scores, position > 2, 4))
+    torch.library.opcheck(triton_path.select, (scores, position, None, 9, 3, 4, 2, 0, 0))
+    torch.library.opcheck(triton_path.best, (scores, position > 2, 4))
 
 
 def test_limits_are_named():
