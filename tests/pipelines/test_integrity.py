@@ -106,7 +106,7 @@ def stream(folder: Path) -> list[Any]:
 
 def newest(folder: Path) -> Any:
     found = checkpoints.newest_complete(ArtifactDir.at(folder))
-    return None if found is None else (repr(found.state), found.tensor("param", "w").tolist(), found.rng(0))
+    return None if found is None else (repr(found.state), dict(found.parameters())["w"].tolist(), found.rng(0))
 
 
 def weights(model: Any) -> str:
