@@ -7,7 +7,6 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from bmojo import fused
 from kernels import pointwise
 from kernels.linear import linear
 
@@ -32,9 +31,6 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
         """Of x, or of x * SiLU(gate)."""
-        if fused.serves(x):
-            x = x if gate is None else pointwise.gated(x, gate)
-            return fused.rms_norm(x, self.weight.to(x.dtype), self.eps)
         if gate is None:
             return pointwise.rms_norm(x, self.weight, self.eps)
         return pointwise.gated_rms_norm(x, gate, self.weight, self.eps)
@@ -42,9 +38,6 @@ class RMSNorm(nn.Module):
     def of_sum(self, x: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor]:
         """x + delta, and the norm of that; where delta is None, x and its norm."""
         if delta is None:
-            return x, self(x)
-        if fused.serves(x):
-            x = x + delta
             return x, self(x)
         return pointwise.add_rms_norm(x, delta, self.weight, self.eps)
 
@@ -58,9 +51,7 @@ class SwiGLU(nn.Module):
         self.down_proj = Linear(d_ff, d_model)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate_up = self.gate_up_proj(x)
-        gated_product = fused.gated_product if fused.serves(gate_up) else pointwise.gated_product
-        return self.down_proj(gated_product(gate_up))
+        return self.down_proj(pointwise.gated_product(self.gate_up_proj(x)))
 
 
 class RotaryTable:

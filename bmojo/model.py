@@ -29,13 +29,13 @@ from torch import Tensor, nn
 
 from bmojo.config import ATTENDING, ModelConfig
 from bmojo.layers import RMSNorm, RotaryTable, SwiGLU
-from bmojo.loss import linear_cross_entropy
 from bmojo.mixers import LayerMemory, MixerOutput, Sequence, build_mixer
 from bmojo.mixers.bmojo import BMojo
 from bmojo.mixers.mamba import Mamba
 from bmojo.mixers.mamba2 import Mamba2
 from bmojo.prefill import prefill
 from bmojo.state import DecodingState, LayerState
+from kernels.cross_entropy import linear_cross_entropy
 
 SSM_PARAMS = ("A_log", "D", "dt_bias")
 

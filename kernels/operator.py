@@ -15,7 +15,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -69,7 +69,7 @@ class Operator(Generic[P, In, Out]):
         torch, cpp, reference: paths.  triton: imports and returns a path; not called without a GPU.
         check: raises ValueError for inputs that no path takes.
         example: inputs of a small call, for tests and for `planned`.
-        follows_autocast: if False, autocast is off while it runs.
+        autocast: "off" while it runs; "cast": off, and the first input is cast as torch's products would; or "follow".
     """
 
     def __init__(
@@ -83,10 +83,10 @@ class Operator(Generic[P, In, Out]):
         triton: Callable[[], Path[In, Out]] | None = None,
         check: Callable[[In], None] | None = None,
         example: Callable[[], In] | None = None,
-        follows_autocast: bool = False,
+        autocast: Literal["off", "cast", "follow"] = "off",
     ) -> None:
         self.name, self.inputs, self.check, self.example = name, inputs, check, example
-        self.follows_autocast = follows_autocast
+        self.autocast = autocast
         self.ran: dict[str, str] = {}  # path -> reason of the first call that took it
         self._torch, self._reference, self._cpp, self._triton = torch, reference, cpp, triton
         self.__name__, self.__doc__, self.__signature__ = name, inputs.__doc__, inspect.signature(inputs)
@@ -96,16 +96,23 @@ class Operator(Generic[P, In, Out]):
         inputs = self.inputs(*args, **kwargs)
         if self.check is not None:
             self.check(inputs)
+        if self.autocast != "follow":
+            x: Tensor = inputs[0]
+            if torch.is_autocast_enabled("cpu" if x.is_cpu else x.device.type):  # a faster question first
+                return self._without_autocast(inputs)
         path, name, reason = self._choose(inputs)
         if name not in self.ran and not torch.compiler.is_compiling():
             self.ran[name] = reason
             logger.info("%s runs on %s: %s", self.name, name, reason)
+        return path.run(inputs)
+
+    def _without_autocast(self, inputs: In) -> Out:
         x: Tensor = inputs[0]
-        device = "cpu" if x.is_cpu else x.device.type  # a faster question first
-        if self.follows_autocast or not torch.is_autocast_enabled(device):
-            return path.run(inputs)
-        with torch.autocast(device, enabled=False):
-            return path.run(inputs)
+        call: Callable[..., Out] = self
+        if self.autocast == "cast":
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        with torch.autocast(x.device.type, enabled=False):
+            return call(x, *inputs[1:])
 
     def path(self, name: str) -> Path[In, Out] | None:
         """The implementation of that name, if there is one here."""
@@ -125,7 +132,7 @@ class Operator(Generic[P, In, Out]):
     def _choose(self, inputs: In) -> tuple[Path[In, Out], str, str]:
         """The path, its name and the reason."""
         x: Tensor = inputs[0]
-        asked = check_request(x)
+        asked = None if _asked is None else check_request(x)
         name = asked or ("triton" if x.is_cuda else "cpp")
         path = self.path(name)
         if path is None:
@@ -191,20 +198,32 @@ def _require_triton(x: Tensor) -> None:
         )
 
 
-class Saved(NamedTuple):
-    """What a forward keeps for its backward."""
+def random_tensors(*shapes: tuple[int, ...]) -> list[Tensor]:
+    """Normal tensors, the same every time: what examples are made of."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator) for shape in shapes]
 
-    tensors: tuple[Tensor | None, ...]
-    facts: tuple[Any, ...] = ()  # anything else
+
+Kept = tuple[Out, tuple[Any, ...], tuple[Any, ...]]  # outputs, and what a backward needs: as in Saved
+
+
+class Saved(NamedTuple):
+    """What a forward has kept for its backward."""
+
+    tensors: tuple[Any, ...]  # tensors and None
+    facts: tuple[Any, ...]  # anything else
 
 
 def differentiable(
-    forward: Callable[..., tuple[Any, Saved]], backward: Callable[..., Any], materialize_grads: bool = True
+    forward: Callable[..., Kept[Any]],
+    backward: Callable[..., Any],
+    materialize_grads: bool = True,
 ) -> Callable[..., Any]:
     """The function of `forward`, with its gradient by hand. If no gradient is wanted, autograd is left out.
 
     Args:
-        forward: takes the inputs, and `save`: whether a backward may follow. Returns outputs, and what to keep.
+        forward: takes the inputs, and `save`: whether a backward may follow. Returns outputs, and what to keep: tensors
+            (or None), and other facts.
         backward: takes what was kept, and a gradient per output. Returns one per input.
         materialize_grads: whether the gradient of an unused output is zeros instead of None.
     """
@@ -212,7 +231,7 @@ def differentiable(
     class Function(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *inputs: Any) -> Any:
-            outputs, (tensors, ctx.facts) = forward(*inputs, save=True)
+            outputs, tensors, ctx.facts = forward(*inputs, save=True)
             ctx.save_for_backward(*tensors)
             ctx.set_materialize_grads(materialize_grads)
             return outputs

@@ -9,17 +9,17 @@ from kernels.causal_conv1d.reference import ConvInputs, ConvOutputs, StepInputs,
 from kernels.cpp import library
 from kernels.cpp.constants import CONV_MAX_WIDTH, CONV_PART_POSITIONS
 from kernels.cpp.library import rows_contiguous
-from kernels.operator import Path, Saved, differentiable
+from kernels.operator import Kept, Path, Saved, differentiable
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5}
 
 
-def _forward(*inputs: Tensor | None, save: bool) -> tuple[Tensor, Saved]:
+def _forward(*inputs: Tensor | None, save: bool) -> Kept[Tensor]:
     x, weight_dk, initial, doc_ids = (None if m is None else rows_contiguous(m) for m in inputs)
     assert x is not None
     y_btd = x.new_empty(x.shape)
     library.call("causal_conv1d_forward", x.dtype, x, weight_dk, initial, doc_ids, y_btd)
-    return y_btd, Saved((x, weight_dk, initial, doc_ids))
+    return y_btd, (x, weight_dk, initial, doc_ids), ()
 
 
 def _backward(saved: Saved, grad_y_btd: Tensor) -> tuple[Tensor | None, ...]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernels.operator import Path
+from kernels.operator import Path, random_tensors
 
 
 class ConvInputs(NamedTuple):
@@ -88,12 +88,10 @@ causal_conv1d = Path(_run)
 
 def example() -> ConvInputs:
     """A small call with documents."""
-    generator = torch.Generator().manual_seed(0)
-    x_btd, weight_dk = torch.randn(2, 13, 6, generator=generator), torch.randn(6, 4, generator=generator)
+    x_btd, weight_dk = random_tensors((2, 13, 6), (6, 4))
     return ConvInputs(x_btd, weight_dk, doc_ids_bt=torch.tensor([[0] * 13, [0] * 5 + [1] * 8]))
 
 
 def example_step() -> StepInputs:
     """One step of two rows."""
-    generator = torch.Generator().manual_seed(0)
-    return StepInputs(*(torch.randn(*shape, generator=generator) for shape in ((2, 6), (6, 4), (2, 3, 6))))
+    return StepInputs(*random_tensors((2, 6), (6, 4), (2, 3, 6)))

@@ -10,13 +10,13 @@ from torch import Tensor
 from kernels.cpp import library
 from kernels.cpp.constants import SSD_CHUNK
 from kernels.cpp.library import require_shapes, rows_contiguous, whole_vectors
-from kernels.operator import Path, Saved, differentiable
+from kernels.operator import Kept, Path, Saved, differentiable
 from kernels.ssd_scan.reference import ScanInputs, ScanOutputs, StepInputs
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5}
 
 
-def _forward(*inputs: Any, save: bool) -> tuple[tuple[Tensor, Tensor], Saved]:
+def _forward(*inputs: Any, save: bool) -> Kept[tuple[Tensor, Tensor]]:
     """Inputs of one dtype."""
     readable = tuple(None if m is None else rows_contiguous(m) for m in inputs)
     x, B = inputs[0], inputs[3]
@@ -24,7 +24,7 @@ def _forward(*inputs: Any, save: bool) -> tuple[tuple[Tensor, Tensor], Saved]:
     y_bthp, final_bhpn = x.new_empty(x.shape), x.new_empty(b, h, p, n)
     states_bchpn = x.new_empty(b, -(-t // SSD_CHUNK), h, p, whole_vectors(n))
     library.call("ssd_scan_forward", x.dtype, *readable, y_bthp, states_bchpn, final_bhpn)
-    return (y_bthp, final_bhpn), Saved((*readable, states_bchpn))
+    return (y_bthp, final_bhpn), (*readable, states_bchpn), ()
 
 
 def _backward(saved: Saved, *grads: Tensor) -> tuple[Tensor | None, ...]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.operator import Path
+from kernels.operator import Path, random_tensors
 
 
 class ScanInputs(NamedTuple):
@@ -92,10 +92,8 @@ ssd_scan = Path(_run)
 
 def example() -> ScanInputs:
     """A small call with documents and an initial state."""
-    generator = torch.Generator().manual_seed(0)
-    x, dt, A, B, C, D, initial = (
-        torch.randn(*shape, generator=generator)
-        for shape in ((2, 21, 4, 4), (2, 21, 4), (4,), (2, 21, 2, 8), (2, 21, 2, 8), (4,), (2, 4, 4, 8))
+    x, dt, A, B, C, D, initial = random_tensors(
+        (2, 21, 4, 4), (2, 21, 4), (4,), (2, 21, 2, 8), (2, 21, 2, 8), (4,), (2, 4, 4, 8)
     )
     return ScanInputs(x, dt.exp() / 10, -A.exp(), B, C, D, initial, torch.tensor([[0] * 21, [0] * 5 + [1] * 16]))
 

@@ -11,16 +11,43 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kernels.operator import Path
+from kernels.pointwise.reference import (
+    AddNormInputs,
+    BranchInputs,
+    GatedInputs,
+    GatedNormInputs,
+    GateUpInputs,
+    KeysAndValues,
+    NormInputs,
+    RotateBothInputs,
+    RotateInputs,
+    RotateKeysInputs,
+    RowInputs,
+    RowLosses,
+    SplitInputs,
+    SumAndNorm,
+    Three,
+)
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """See kernels.pointwise."""
-    normed: Tensor = _RMSNorm.apply(x, weight, eps)
+
+def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    normed: Tensor = _RMSNorm.apply(x, weight.to(x.dtype), eps)
     return normed
 
 
+def _add_norm(inputs: AddNormInputs) -> SumAndNorm:
+    total = inputs.x + inputs.delta
+    return SumAndNorm(total, _norm(total, inputs.weight, inputs.eps))
+
+
+def _gated_norm(inputs: GatedNormInputs) -> Tensor:
+    return _norm(_gated(inputs.x, inputs.gate), inputs.weight, inputs.eps)
+
+
 class _RMSNorm(torch.autograd.Function):
-    """Keeps x and one number a row; the backward by hand reads x and the gradient as few times as can be. Rounded once:
-    an inverse rounded to 16 bits would scale a whole row, and the innovation score sees that."""
+    """Keeps x and one number per row; reads x and the gradient as few times as can be. Rounded once: an inverse
+    rounded to 16 bits would scale a whole row, and the innovation score sees that."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -42,8 +69,7 @@ class _RMSNorm(torch.autograd.Function):
         return grad_x.to(x.dtype), grad_weight.to(weight.dtype), None
 
 
-def gated_product(gate_up: Tensor) -> Tensor:
-    """See kernels.pointwise."""
+def _gated_product(gate_up: Tensor) -> Tensor:
     if torch.compiler.is_compiling():
         gate, up = gate_up.chunk(2, -1)
         return F.silu(gate) * up
@@ -71,8 +97,7 @@ class _GatedProduct(torch.autograd.Function):
         return grad_gate_up
 
 
-def gated(x: Tensor, gate: Tensor) -> Tensor:
-    """See kernels.pointwise."""
+def _gated(x: Tensor, gate: Tensor) -> Tensor:
     if torch.compiler.is_compiling():
         return x * F.silu(gate)
     product: Tensor = _Gated.apply(x, gate)
@@ -95,8 +120,7 @@ class _Gated(torch.autograd.Function):
         return F.silu(gate).mul_(grad_outputs[0]), grad_gate
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, inverse: bool) -> Tensor:
-    """See kernels.pointwise."""
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, inverse: bool = False) -> Tensor:
     cos, sin = cos[..., None, :], sin[..., None, :]
     sin = -sin if inverse else sin
     if torch.compiler.is_compiling():
@@ -132,10 +156,8 @@ def heads_first(x: Tensor) -> Tensor:
     return torch.empty_like(x.transpose(-3, -2), memory_format=torch.contiguous_format).transpose(-3, -2)
 
 
-def cross_entropy_(
-    logits_sv: Tensor, target_s: Tensor, z_loss_weight: float, with_gradient: bool
-) -> tuple[Tensor, Tensor]:
-    """See kernels.pointwise."""
+def _cross_entropy_(inputs: RowInputs) -> RowLosses:
+    logits_sv, target_s, z_loss_weight, with_gradient = inputs
     target_s1 = target_s[:, None]
     picked_s1 = logits_sv.gather(1, target_s1)
     log_probs_sv = torch.ops.aten._log_softmax.out(logits_sv, -1, False, out=logits_sv)  # one pass, in place
@@ -143,4 +165,36 @@ def cross_entropy_(
     log_z_s1 = picked_s1 + nll_s1
     if with_gradient:
         log_probs_sv.exp_().scatter_add_(1, target_s1, -1 / (1 + 2 * z_loss_weight * log_z_s1))
-    return nll_s1[:, 0], log_z_s1[:, 0]
+    return RowLosses(nll_s1[:, 0], log_z_s1[:, 0])
+
+
+def _rotate_keys(inputs: RotateKeysInputs) -> KeysAndValues:
+    k, v = inputs.keys_values.chunk(2, -2)
+    return KeysAndValues(_rotate(k, inputs.cos, inputs.sin), k, v)
+
+
+def _branch(inputs: BranchInputs) -> Three:
+    x_btd, num_rows = inputs
+    first, second, third = (x_btd if count == x_btd.shape[1] else x_btd[:, :count] for count in num_rows)
+    return first, second, third
+
+
+def _split(inputs: SplitInputs) -> Three:
+    first, second, third = inputs.x.split(inputs.widths, -1)
+    return first, second, third
+
+
+TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5}
+rms_norm = Path[NormInputs, Tensor](lambda inputs: _norm(*inputs), tolerance=TOLERANCE)
+add_rms_norm = Path(_add_norm, tolerance=TOLERANCE)
+gated = Path[GatedInputs, Tensor](lambda inputs: _gated(*inputs), tolerance=TOLERANCE)
+gated_rms_norm = Path(_gated_norm, tolerance=TOLERANCE)
+gated_product = Path[GateUpInputs, Tensor](lambda inputs: _gated_product(*inputs), tolerance=TOLERANCE)
+rotate = Path[RotateInputs, Tensor](lambda inputs: _rotate(*inputs), tolerance=TOLERANCE)
+rotate_both = Path[RotateBothInputs, tuple[Tensor, Tensor]](
+    lambda inputs: (_rotate(inputs.x, *inputs.first), _rotate(inputs.x, *inputs.second)), tolerance=TOLERANCE
+)
+rotate_keys = Path(_rotate_keys, tolerance=TOLERANCE)
+branch = Path(_branch, tolerance=TOLERANCE)
+split = Path(_split, tolerance=TOLERANCE)
+cross_entropy_ = Path(_cross_entropy_, tolerance=TOLERANCE)

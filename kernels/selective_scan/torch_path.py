@@ -11,23 +11,18 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from kernels.operator import Path
+from kernels.selective_scan.reference import SelectiveInputs, SelectiveOutputs
+
+TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5}
 CHUNK = 16
 SEGMENT = 512
 
 
-def selective_scan_chunked(
-    x_bti: Tensor,
-    dt_bti: Tensor,
-    A_in: Tensor,
-    B_btn: Tensor,
-    C_btn: Tensor,
-    D_i: Tensor,
-    initial_bin: Tensor | None = None,
-    doc_ids_bt: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """See kernels.selective_scan."""
+def _run(inputs: SelectiveInputs) -> SelectiveOutputs:
+    x_bti, *_, initial_bin, doc_ids_bt = inputs
     dtype = torch.promote_types(x_bti.dtype, torch.float32)
-    x, dt, A, B, C, D = (m.to(dtype) for m in (x_bti, dt_bti, A_in, B_btn, C_btn, D_i))
+    x, dt, A, B, C, D = (m.to(dtype) for m in inputs[:6])
     state = x.new_zeros(x.shape[0], *A.shape) if initial_bin is None else initial_bin.to(dtype)
     keep_bt = None
     if doc_ids_bt is not None:
@@ -43,7 +38,7 @@ def selective_scan_chunked(
         else:
             y, state = _segment(*arguments)
         outputs.append(y)
-    return (torch.cat(outputs, 1) + D * x).to(x_bti.dtype), state
+    return SelectiveOutputs((torch.cat(outputs, 1) + D * x).to(x_bti.dtype), state)
 
 
 def _segment(
@@ -72,3 +67,6 @@ def _segment(
     states_bcqin = torch.addcmul(torch.stack(local, 2), torch.stack(product, 2), torch.stack(incoming, 1)[:, :, None])
     y_bcqi = (states_bcqin @ by_chunk(C_btn)[..., None])[..., 0]
     return y_bcqi.flatten(1, 2)[:, :t], state_bin
+
+
+selective_scan = Path(_run, tolerance=TOLERANCE)

@@ -1,47 +1,30 @@
-"""Next-token cross-entropy without materialising the logits of a whole batch."""
+"""The loss in plain torch, without materialising the logits of a whole batch: memory is one chunk of logits.
+
+Its products and the softmax are operators themselves, with faster paths on a CPU.
+"""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from bmojo import fused
-from kernels import dispatch
-from kernels.linear import product, weight_gradient_
+from kernels.cross_entropy.reference import IGNORED, LossInputs, LossOutputs
+from kernels.linear import product
+from kernels.linear.weight_gradient import weight_gradient_
+from kernels.operator import Path
 from kernels.pointwise import cross_entropy_
 
-IGNORED = -100
+TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5}
 CHUNK_LOGITS = 1 << 22  # logits held at a time, 16 MiB in float32: fewer make thin products, more gain nothing
 MIN_ROWS = 64  # unless the vocabulary is so large that products would become thin
 
 
-class LossOutput(NamedTuple):
-    loss: Tensor  # mean over targets, z-loss included
-    nll_s: Tensor  # float32, of each token; 0 where ignored; without gradient
-    num_targets: Tensor
-
-
-def linear_cross_entropy(hidden_sd: Tensor, weight_vd: Tensor, target_s: Tensor, z_loss_weight: float) -> LossOutput:
-    """Mean of -log softmax(hidden weight^T)[target] + z_loss_weight * logsumexp^2 over targets other than -100.
-
-    Where gradients are wanted they are computed here, chunk by chunk, while the logits are at hand, and only scaled in
-    the backward: memory is one chunk of logits, and no logit is computed twice.
-    """
-    if torch.is_autocast_enabled(hidden_sd.device.type):
-        hidden_sd = hidden_sd.to(torch.get_autocast_dtype(hidden_sd.device.type))
-    with torch.autocast(hidden_sd.device.type, enabled=False):
-        compute = fused.LinearCrossEntropy if fused.serves_loss(hidden_sd) else _LinearCrossEntropy
-        loss, nll_s, num_targets = compute.apply(hidden_sd, weight_vd.to(hidden_sd.dtype), target_s, z_loss_weight)
-    return LossOutput(loss, nll_s.float(), num_targets)
-
-
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, hidden_sd: Tensor, weight_vd: Tensor, target_s: Tensor, z_loss_weight: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        hidden_sd, weight_vd, target_s, z_loss_weight = inputs
         num_tokens, vocab_size = hidden_sd.shape[0], weight_vd.shape[0]
         precise = torch.promote_types(hidden_sd.dtype, torch.float32)
         counted_s = (target_s != IGNORED).to(precise)
@@ -75,8 +58,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden_sd, grad_weight_vd = ctx.saved_tensors
         scale = grad_outputs[0]
-        if dispatch.chosen(scale) == "cpp" and scale == 1:  # two passes over memory less, where looking costs nothing
-            return grad_hidden_sd, grad_weight_vd.to(grad_hidden_sd.dtype), None, None
         return grad_hidden_sd * scale, (grad_weight_vd * scale).to(grad_hidden_sd.dtype), None, None
 
 
@@ -88,3 +69,13 @@ def _add_weight_gradient(total: Tensor, grad_logits: Tensor, hidden: Tensor, add
         total += grad_logits.t() @ hidden
     else:
         total.copy_(grad_logits.t() @ hidden)
+
+
+def _run(inputs: LossInputs) -> LossOutputs:
+    hidden_sd, weight_vd, target_s, z_loss_weight = inputs
+    weight_vd = weight_vd.to(hidden_sd.dtype)
+    loss, nll_s, num_targets = _LinearCrossEntropy.apply(hidden_sd, weight_vd, target_s, z_loss_weight)
+    return LossOutputs(loss, nll_s.float(), num_targets)
+
+
+linear_cross_entropy = Path(_run, tolerance=TOLERANCE)

@@ -1,0 +1,33 @@
+"""Inputs and meaning of a product with a weight matrix."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kernels.operator import Path
+
+
+class LinearInputs(NamedTuple):
+    """x W^T over the last dimension: a projection without bias.
+
+    Args: x: [..., i].  weight_oi: [o, i].
+    Raises: RuntimeError: the last dimension of x is not i.
+    """
+
+    x: Tensor
+    weight_oi: Tensor
+
+
+class ProductInputs(LinearInputs):
+    """As linear, for shapes that come again and again. No gradient passes."""
+
+
+def _run(inputs: LinearInputs) -> Tensor:
+    return torch.einsum("...i,oi->...o", *inputs)
+
+
+linear = Path(_run)
+product = Path[LinearInputs, Tensor](torch.no_grad()(_run))
