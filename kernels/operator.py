@@ -78,11 +78,11 @@ class Operator(Generic[P, In, Out]):
         inputs: Callable[P, In],
         *,
         torch: Path[In, Out],
+        example: Callable[[], In],
         reference: Path[In, Out] | None = None,
         cpp: Path[In, Out] | None = None,
         triton: Callable[[], Path[In, Out]] | None = None,
         check: Callable[[In], None] | None = None,
-        example: Callable[[], In] | None = None,
         autocast: Literal["off", "cast", "follow"] = "off",
     ) -> None:
         self.name, self.inputs, self.check, self.example = name, inputs, check, example

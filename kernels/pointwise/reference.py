@@ -163,7 +163,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, inverse: bool = False) -> Tenso
     """As products of complex numbers."""
     precise = torch.promote_types(x.dtype, torch.float32)
     low, high = x.to(precise).chunk(2, -1)
-    angle = torch.complex(cos.to(precise), (-sin if inverse else sin).to(precise))[..., None, :]
+    angle = torch.complex(cos.detach().to(precise), (-sin if inverse else sin).detach().to(precise))[..., None, :]
     turned = torch.complex(low.contiguous(), high.contiguous()) * angle
     joined = torch.cat([turned.real, turned.imag], -1).to(x.dtype)
     return joined.transpose(-3, -2).contiguous().transpose(-3, -2)

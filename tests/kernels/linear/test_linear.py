@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from kernels import dispatch
-from kernels.linear import linear, onednn, product, weight_gradient_
+from kernels.linear import cpp_path, linear, product
+from kernels.linear.weight_gradient import weight_gradient_
 from tests.kernels.helpers import normal, pairwise
 
 TOLERANCE = 2e-6
@@ -19,8 +20,8 @@ TOLERANCE = 2e-6
 def products(monkeypatch):
     """Shapes of the operands of oneDNN's products."""
     seen = []
-    product = onednn.product
-    monkeypatch.setattr(onednn, "product", lambda a, b: seen.append((a.shape, b.shape)) or product(a, b))
+    onednn = cpp_path.onednn
+    monkeypatch.setattr(cpp_path, "onednn", lambda a, b: seen.append((a.shape, b.shape)) or onednn(a, b))
     return seen
 
 
@@ -38,7 +39,7 @@ def assert_close(found, wanted):
 def test_output_and_gradients_are_those_of_torch(leading, width, outputs, strided):
     x = normal(*leading, width * (1 + strided))[..., :width].detach().requires_grad_()
     weight, grad_y = normal(outputs, width, seed=1).requires_grad_(), normal(*leading, outputs, seed=2)
-    assert onednn.serves(x, weight) == bool(leading)
+    assert linear.choose(x, weight).path == ("cpp" if leading else "torch")
     y, wanted = linear(x, weight), F.linear(x, weight)
     assert_close(y, wanted)
     found = torch.autograd.grad(y, (x, weight), grad_y)

@@ -1,4 +1,4 @@
-"""liger-kernel behind the model's layers: when it is chosen, and that it computes the same.
+"""liger-kernel as the Triton path of some operators: when it is chosen, and that it computes the same.
 
 Its kernels run in Triton's interpreter here, in float32: that multiplies bfloat16 numbers as if their bits were
 integers. Only the loss's kernel widens them first. None ran on a GPU.
@@ -8,25 +8,25 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from bmojo import fused
-from bmojo.layers import RMSNorm, SwiGLU
-from bmojo.loss import linear_cross_entropy
-from kernels import dispatch
+from kernels import liger
+from kernels.cross_entropy import linear_cross_entropy
+from kernels.cross_entropy.triton_path import TOLERANCE
+from kernels.operator import Operator, use
+from kernels.pointwise import add_rms_norm, gated_product, gated_rms_norm, rms_norm
+from tests.kernels.helpers import assert_close, normal, run
 
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # bfloat16: two roundings of 2^-8, on either side
-
-
-is_on_gpu = fused._is_on_gpu
+is_on_gpu = liger._is_on_gpu
 
 
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(monkeypatch):
-    monkeypatch.setattr(fused, "_is_on_gpu", lambda x: True)
+    monkeypatch.setattr(liger, "_is_on_gpu", lambda x: True)
 
 
 @pytest.fixture
@@ -49,36 +49,27 @@ def interpretable_rms_norm(monkeypatch):
 
 @pytest.fixture
 def installed(monkeypatch):
-    monkeypatch.setattr(fused, "_is_installed", lambda: True)
+    monkeypatch.setattr(liger, "_is_installed", lambda: True)
 
 
-def compare(module: nn.Module, x: Tensor) -> None:
-    """Outputs and all gradients of both paths, relative to the largest value."""
-    results = []
-    for path in ("torch", "triton"):
-        leaf = x.clone().requires_grad_()
-        with dispatch.use(path):
-            out = module(leaf)
-        cotangent = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.dtype)
-        results.append([out, *torch.autograd.grad(out, [leaf, *module.parameters()], cotangent)])
-    for want, got in zip(*results, strict=True):
-        assert got.shape == want.shape
-        assert got.dtype == want.dtype
-        assert (got - want).abs().max() <= TOLERANCE[x.dtype] * max(1.0, want.abs().max().item())
+def compare(operator: Operator[..., Any, Any], *inputs: Tensor, **options: float) -> None:
+    named = {str(i): x for i, x in enumerate(inputs)}
+    got, want = (run(path, lambda *x: operator(*x, **options), named) for path in ("triton", "torch"))
+    assert {name: x.dtype for name, x in got.items()} == {name: x.dtype for name, x in want.items()}
+    assert_close(got, want, TOLERANCE)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 24), (2, 5, 24), (2, 3, 2, 16)])
 def test_rms_norm_by_liger_is_the_plain_one(shape, interpretable_rms_norm):
-    torch.manual_seed(0)
-    norm = RMSNorm(shape[-1], 1e-5)
-    nn.init.normal_(norm.weight)
-    compare(norm, torch.randn(shape))
+    x, other, weight = normal(*shape), normal(*shape, seed=1), normal(shape[-1], seed=2)
+    compare(rms_norm, x, weight, eps=1e-5)
+    compare(gated_rms_norm, x, other, weight, eps=1e-5)
+    compare(add_rms_norm, x, other, weight, eps=1e-5)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 24), (2, 5, 24), (7, 24)])
-def test_swiglu_by_liger_is_the_plain_one(shape):
-    torch.manual_seed(0)
-    compare(SwiGLU(24, 40), torch.randn(shape))
+@pytest.mark.parametrize("shape", [(1, 1, 80), (2, 5, 80), (7, 80)])
+def test_gated_product_by_liger_is_the_plain_one(shape):
+    compare(gated_product, normal(*shape))
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
@@ -93,7 +84,7 @@ def test_loss_by_liger_is_the_plain_one(ignored, z_loss_weight, dtype):
     results = []
     for path in ("torch", "triton"):
         leaves = [hidden.clone().requires_grad_(), weight.clone().requires_grad_()]
-        with dispatch.use(path):
+        with use(path):
             out = linear_cross_entropy(leaves[0], leaves[1], target, z_loss_weight)
         results.append([*out, *torch.autograd.grad(3 * out.loss, leaves)])
     for want, got in zip(*results, strict=True):
@@ -104,30 +95,37 @@ def test_loss_by_liger_is_the_plain_one(ignored, z_loss_weight, dtype):
 
 def test_loss_by_liger_without_gradients():
     hidden, weight, target = torch.randn(5, 8), torch.randn(11, 8), torch.tensor([0, 3, -100, 10, 2])
-    with dispatch.use("triton"):
+    with use("triton"):
         got = linear_cross_entropy(hidden, weight, target, 0.0)
     want = nn.functional.cross_entropy(hidden @ weight.t(), target, reduction="none")
     torch.testing.assert_close(got.nll_s, want)
     torch.testing.assert_close(got.loss, want.sum() / 4)
 
 
-def test_liger_serves_where_the_triton_path_is_chosen(installed):
-    x = torch.zeros(1)
-    assert not fused.serves(x)  # a CPU tensor
-    with dispatch.use("triton"):
-        assert fused.serves(x)
-        assert fused.serves(x.bfloat16())
-        assert not fused.serves(x.double())
-        assert fused.serves(x.half())
-        assert not fused.serves_loss(x.half())
-    with dispatch.use("reference"):
-        assert not fused.serves(x)
+def path_of(x: Tensor) -> str:
+    return rms_norm.choose(x, torch.ones(4), 1e-5).path
+
+
+def path_of_loss(x: Tensor) -> str:
+    return linear_cross_entropy.choose(x, torch.ones(3, 4), torch.zeros(1, dtype=torch.long), 0.0).path
+
+
+def test_liger_runs_if_the_triton_path_is_chosen(installed):
+    x = torch.zeros(1, 4)
+    assert path_of(x) != "triton"  # a CPU tensor
+    with use("triton"):
+        assert [path_of(x.to(dtype)) for dtype in liger.DTYPES] == ["triton"] * 3
+        assert path_of(x.double()) == "torch"
+        assert path_of_loss(x) == "triton"
+        assert path_of_loss(x.half()) == "torch"
+    with use("reference"):
+        assert path_of(x) == "reference"
 
 
 def test_liger_is_for_tensors_on_a_gpu(installed, monkeypatch):
-    monkeypatch.setattr(fused, "_is_on_gpu", is_on_gpu)
-    with dispatch.use("triton"):
-        assert not fused.serves(torch.zeros(1))
+    monkeypatch.setattr(liger, "_is_on_gpu", is_on_gpu)
+    with use("triton"):
+        assert path_of(torch.zeros(1, 4)) == "torch"
 
 
 def test_liger_stays_out_of_compiled_graphs(installed):
@@ -135,21 +133,21 @@ def test_liger_stays_out_of_compiled_graphs(installed):
 
     @torch.compile(backend="eager", fullgraph=True)
     def compiled(x: Tensor) -> Tensor:
-        seen.append(fused.serves(x))
+        seen.append(path_of(x))
         return x + 1
 
-    with dispatch.use("triton"):
-        compiled(torch.zeros(2))
-    assert seen == [False]
+    with use("triton"):
+        compiled(torch.zeros(2, 4))
+    assert seen == ["torch"]
 
 
 def test_a_missing_liger_is_logged_once_and_the_plain_path_runs(monkeypatch, caplog):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "liger_kernel" else object())
-    fused._is_installed.cache_clear()
-    norm, x = RMSNorm(4, 1e-5), torch.randn(3, 4)
-    with caplog.at_level(logging.WARNING), dispatch.use("triton"):
-        torch.testing.assert_close(norm(x), nn.functional.rms_norm(x, (4,), eps=1e-5))
-        norm(x)
-    fused._is_installed.cache_clear()
+    liger._is_installed.cache_clear()
+    x, weight = torch.randn(3, 4), torch.ones(4)
+    with caplog.at_level(logging.WARNING), use("triton"):
+        torch.testing.assert_close(rms_norm(x, weight, 1e-5), nn.functional.rms_norm(x, (4,), eps=1e-5))
+        rms_norm(x, weight, 1e-5)
+    liger._is_installed.cache_clear()
     assert [record.message for record in caplog.records if "pip install -e '.[gpu]'" in record.message]
     assert len(caplog.records) == 1
