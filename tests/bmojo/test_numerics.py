@@ -66,7 +66,7 @@ def test_ssm_parameters_keep_float32_under_bfloat16_autocast():
 
 @pytest.mark.parametrize("z_loss_weight", [0.0, 0.1])
 def test_chunked_loss_is_cross_entropy_plus_z_loss_with_its_gradients(z_loss_weight, monkeypatch):
-    monkeypatch.setattr("bmojo.loss.CHUNK_LOGITS", 23 * 7)  # several chunks, the last one short
+    monkeypatch.setattr("kernels.cross_entropy.torch_path.CHUNK_LOGITS", 23 * 7)  # several chunks, the last one short
     model = build(small_config(z_loss_weight=z_loss_weight))
     tokens = random_tokens(2, 20)
     targets = tokens.roll(-1, 1)
