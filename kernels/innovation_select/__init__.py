@@ -38,7 +38,7 @@ innovation_scores = Operator(
     triton=_triton_scores,
     check=reference.check_scores,
     example=reference.example_scores,
-    follows_autocast=True,
+    autocast="follow",
 )
 innovation_select = Operator(
     "innovation_select",
@@ -49,7 +49,7 @@ innovation_select = Operator(
     triton=_triton_select,
     check=reference.check_select,
     example=reference.example_select,
-    follows_autocast=True,
+    autocast="follow",
 )
 keep_best = Operator(
     "keep_best",
@@ -57,5 +57,5 @@ keep_best = Operator(
     torch=torch_path.keep_best,
     triton=_triton_best,
     example=reference.example_best,
-    follows_autocast=True,
+    autocast="follow",
 )

@@ -41,7 +41,7 @@ memory_attention = Operator(
     triton=_triton,
     check=reference.check,
     example=reference.example,
-    follows_autocast=True,
+    autocast="follow",
 )
 memory_attention_step = Operator(
     "memory_attention_step",
@@ -50,5 +50,5 @@ memory_attention_step = Operator(
     cpp=cpp_path.memory_attention_step,
     triton=_triton_step,
     example=reference.example_step,
-    follows_autocast=True,
+    autocast="follow",
 )

@@ -10,13 +10,13 @@ from torch import Tensor
 from kernels.cpp import library
 from kernels.cpp.library import require_shapes, rows_contiguous, whole_vectors
 from kernels.memory_attention.reference import AttentionInputs, FlatInputs, StepInputs
-from kernels.operator import Path, Saved, differentiable
+from kernels.operator import Kept, Path, Saved, differentiable
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5}
 SPAN = 1024  # queries whose gradients by keys are added up together, at least; spans are what threads share
 
 
-def _forward(*given: Any, save: bool) -> tuple[Tensor, Saved]:
+def _forward(*given: Any, save: bool) -> Kept[Tensor]:
     inputs = FlatInputs(*given)
     dtype, own_values = inputs.q.dtype, inputs.eidetic_v is not None
     readable = [None if x is None else rows_contiguous(x.to(dtype)) for x in inputs.sets]
@@ -29,7 +29,7 @@ def _forward(*given: Any, save: bool) -> tuple[Tensor, Saved]:
     out_bthp, log_sum_bht = q.new_empty(q.shape), q.new_empty(q.shape[0], q.shape[2], q.shape[1])
     numbers = (inputs.window_size, inputs.chunk_size, inputs.num_past)
     library.call("memory_attention_forward", dtype, *inputs.tensors, out_bthp, log_sum_bht, *numbers)
-    return out_bthp, Saved((*inputs.tensors, out_bthp, log_sum_bht), (own_values, inputs.numbers))
+    return out_bthp, (*inputs.tensors, out_bthp, log_sum_bht), (own_values, inputs.numbers)
 
 
 def _backward(saved: Saved, grad_out_bthp: Tensor) -> tuple[Tensor | None, ...]:

@@ -64,8 +64,9 @@ def test_every_path_agrees_with_the_reference(name, path, dtype):
     # Not for what works in place; nor in 16 bits, where a gradient may be a sum of rounded numbers of both signs.
     with torch.set_grad_enabled(dtype.itemsize > 2 and not name.endswith("_")):
         got, want = (outputs_and_gradients(operator, p, x) for p, x in ((path, inputs), ("reference", exact)))
+    sums = 4e-5 if dtype == torch.float32 else 0.0  # a parameter's gradient in float32 sums over all positions
     for value, expected in zip(got, want, strict=True):
-        tolerance = operator.path(path).tolerance[dtype]
+        tolerance = max(operator.path(path).tolerance[dtype], sums if value.grad_fn is None and len(got) > 1 else 0.0)
         assert (value.double() - expected).abs().max() <= tolerance * max(1.0, expected.abs().max().item())
 
 
