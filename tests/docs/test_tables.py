@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 import re
 from collections.abc import Iterator
 
-import kernels
 from kernels.operator import OPERATORS
+from kernels.overview import load_all
 from tests.docs.pages import ROOT, read
 
 PACKAGES = ("kernels", "bmojo", "data", "pipelines")
@@ -28,9 +26,7 @@ def test_the_matrix_of_operators_is_that_of_their_declarations() -> None:
 
 def matrix() -> Iterator[str]:
     """Rows of CONTRIBUTING.md's table of operators: `python -m tests.docs.test_tables` prints them."""
-    for module in pkgutil.iter_modules(kernels.__path__):
-        if module.ispkg:
-            importlib.import_module(f"kernels.{module.name}")
+    load_all()
     for name, operator in sorted(OPERATORS.items()):
         cells = ["yes" if operator.path("reference") else "-", "every dtype"]
         for path in map(operator.path, ("cpp", "triton")):
