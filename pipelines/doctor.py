@@ -53,6 +53,7 @@ def run_checks(storage: str = ".") -> Iterator[Check]:
     yield _shadowed_packages()
     yield _cpp_kernels()
     yield _devices()
+    yield _operators()
     yield _cores()
     yield _memory()
     yield _shared_memory()
@@ -154,6 +155,22 @@ def _devices() -> Check:
     if names := device.gpu_names():
         return Check("accelerators", "ok", ", ".join(names))
     return Check("accelerators", "ok", "none: training runs on the CPU (gloo, float32)")
+
+
+def _operators() -> Check:
+    """The path of each operator for float32 on this machine, and why those without a kernel run as plain torch."""
+    import torch
+
+    from kernels.overview import planned
+
+    try:
+        choices = planned(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    except (ValueError, RuntimeError, OSError) as error:  # what BMOJO_KERNELS asks for cannot run here
+        return Check("operators", "error", str(error))
+    paths = sorted({choice.path for choice in choices})
+    found = "; ".join(f"{path}: {', '.join(c.operator for c in choices if c.path == path)}" for path in paths)
+    plain = "\n".join(f"{choice.operator} on torch: {choice.reason}" for choice in choices if choice.path == "torch")
+    return Check("operators", "ok", found, plain)
 
 
 def _cores() -> Check:

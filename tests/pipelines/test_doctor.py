@@ -60,3 +60,10 @@ def test_an_mlflow_that_does_not_import_is_an_error(monkeypatch: pytest.MonkeyPa
     assert doctor._tracker_works(MlflowTarget).verdict == "ok"
     monkeypatch.setitem(sys.modules, "mlflow", None)  # what Python itself sets for a module that cannot be imported
     assert doctor._tracker_works(MlflowTarget).verdict == "error"
+
+
+def test_operators_and_why_some_run_as_plain_torch():
+    (check,) = (check for check in doctor.run_checks() if check.name == "operators")
+    assert check.verdict == "ok"
+    assert "ssd_scan" in check.found
+    assert "selective_scan on torch: it has no C++ path" in check.advice
