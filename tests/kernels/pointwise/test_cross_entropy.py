@@ -19,16 +19,15 @@ PATHS = ["torch", "cpp"]
 
 
 @pytest.mark.parametrize(
-    ("size", "z_loss_weight", "with_gradient", "variant"),
+    ("size", "kind", "variant"),
     pairwise(
         [(1, 1), (5, 3), (40, 1001), (1, 30000)],
-        [0.0, 0.1],
-        [True, False],
+        [(0.0, True), (0.1, True), (0.1, False)],  # weight of the z-loss, and whether there is a gradient
         [("cpp", torch.float64), ("cpp", torch.float32), ("torch", torch.float64), ("torch", torch.float32)],
     ),
 )
-def test_cross_entropy(size, z_loss_weight, with_gradient, variant):
-    (rows, classes), (path, dtype) = size, variant
+def test_cross_entropy(size, kind, variant):
+    (rows, classes), (z_loss_weight, with_gradient), (path, dtype) = size, kind, variant
     logits = 5 * normal(rows, classes, dtype=dtype) + 30
     target = torch.randint(classes, (rows,), generator=torch.Generator().manual_seed(0))
     want = logits.double().clone().requires_grad_()
