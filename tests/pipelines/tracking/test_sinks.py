@@ -5,69 +5,18 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 
 from pipelines.errors import ConfigError
 from pipelines.storage import LocalStorage
 from pipelines.tracking.config import targets_of
-from pipelines.tracking.journal import Journal
 from pipelines.tracking.mlflow.target import MlflowConfig
 from pipelines.tracking.replay import Replay, deliver_all
 from pipelines.tracking.run_tracking import RunTracking, TrackingOptions
-from pipelines.tracking.sink import Event, Target
+from tests.pipelines.tracking.file_sink import FileTarget, write
 from tests.pipelines.tracking.waiting import wait_until
-
-
-class FileSink:
-    """Keeps every point in a file of its own, named after what makes it the same point."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def open_run(self, stage: str | None, time_ms: int) -> str:
-        run = stage or "pipeline"
-        (self.folder / run).mkdir(parents=True, exist_ok=True)
-        return run
-
-    def has_run(self, run: str) -> bool:
-        return (self.folder / run).is_dir()
-
-    def send(self, run: str, events: Sequence[Event], artifact_url: str | None) -> None:
-        for event in events:
-            if (self.folder / "is down").exists():
-                raise ConnectionError("no answer")
-            with open(self.folder / "calls", "a") as calls:
-                calls.write(json.dumps([run, event["event"], event.get("step")]) + "\n")
-            if event["event"] == "metrics":
-                (self.folder / run / f"{event['step']}-{event['t']}").touch()
-
-
-@dataclass(frozen=True)
-class FileTarget(Target):
-    name: ClassVar[str] = "Files"
-    package: ClassVar[str] = "json"
-    folder: Path
-
-    @property
-    def where(self) -> str:
-        return f"files in {self.folder}"
-
-    def open(self, run_id: str) -> FileSink:
-        return FileSink(self.folder)
-
-    def steps(self) -> list[int]:
-        """The steps of the points that the sink holds, repeated ones as often as it holds them."""
-        return sorted(int(path.name.split("-")[0]) for path in (self.folder / "train").iterdir())
-
-    def sent(self) -> list[int]:
-        """The steps of the points that were sent, repeated ones as often as they were."""
-        calls = [json.loads(line) for line in (self.folder / "calls").read_text().splitlines()]
-        return [step for run, event, step in calls if (run, event) == ("train", "metrics")]
 
 
 @pytest.fixture
@@ -76,14 +25,6 @@ def pair(tmp_path: Path) -> tuple[FileTarget, FileTarget]:
     for target in targets:
         target.folder.mkdir()
     return targets
-
-
-def write(run_dir: Path, steps: range) -> None:
-    with Journal(run_dir / "journal/train.jsonl") as journal:
-        journal.write("start", tags={}, artifact_url=None)
-        for step in steps:
-            journal.log_metrics(step, {"loss": float(step)}, time_ms=1_700_000_000_000 + step)
-        journal.log_json("record.json", {})
 
 
 def test_a_sink_that_is_down_neither_delays_nor_repeats_the_points_of_another(
