@@ -10,8 +10,9 @@ from pipelines.errors import ConfigError, FieldError
 from pipelines.storage import Storage
 from pipelines.tracking.mlflow.target import MlflowConfig
 from pipelines.tracking.sink import SinkConfig, Target
+from pipelines.tracking.tensorboard import TensorboardConfig
 
-SINKS: tuple[type[SinkConfig], ...] = (MlflowConfig,)
+SINKS: tuple[type[SinkConfig], ...] = (MlflowConfig, TensorboardConfig)
 """Every kind of tracker."""
 
 if TYPE_CHECKING:
