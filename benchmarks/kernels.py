@@ -21,7 +21,7 @@ from torch import Tensor
 
 from benchmarks._kernel_cases import GATE, REPORT, Case, Implementation, Sizes, cases
 from benchmarks.kernel_report.table import environment
-from kernels import dispatch
+from kernels.operator import use
 
 # Relative to the root mean square of the reference, which has float32 inputs of the same values. float32: products may
 # be summed in another order. bfloat16: inputs and results have 8 bits, probabilities and states in between as well.
@@ -84,10 +84,10 @@ def gate(device: str, sizes: Sizes, operators: Sequence[str], *, compiled: bool)
 
 
 def _differences(case: Case, dtype: torch.dtype) -> Iterator[str]:
-    with dispatch.use("reference"):
+    with use("reference"):
         precise = Implementation("reference", tuple(_float32(leaf) for leaf in case.ours.leaves), case.ours.call)
         want = _results(precise, case.has_backward)
-    with dispatch.use("triton"):
+    with use("triton"):
         got = _results(case.ours, case.has_backward)
     names = ["output", *(f"gradient {i}" for i in range(1, len(got)))]
     compared = [(f"ours, {name}", *pair) for name, *pair in zip(names, want, got, strict=True)]

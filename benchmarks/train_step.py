@@ -19,7 +19,7 @@ from benchmarks._peers import PATTERNS, PEERS, PLAIN, base_config, build, loss_o
 from bmojo import BMojoLM
 from bmojo.allocator import keep_freed_memory
 from bmojo.counting import count
-from kernels import dispatch
+from kernels.operator import use
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -60,7 +60,7 @@ def time_steps(models: dict[str, nn.Module], seq_len: int, vocab_size: int, repe
     for repeat in range(repeats + 1):
         tokens_bt = torch.randint(vocab_size, (1, seq_len), generator=generator)
         for name, model in models.items():
-            with dispatch.use("torch") if name == PLAIN else nullcontext():
+            with use("torch") if name == PLAIN else nullcontext():
                 start = time.perf_counter()
                 step(model, optimizers[name], tokens_bt)
                 if repeat:

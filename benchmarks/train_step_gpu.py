@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from benchmarks._peers import PATTERNS, PLAIN, build, loss_of, num_params
 from bmojo import BMojoLM, ModelConfig
 from bmojo.counting import count
-from kernels import dispatch
+from kernels.operator import use
 
 MODELS = (*PATTERNS, PLAIN, "llama")
 HEADER = """\
@@ -70,7 +70,7 @@ def measure(model: nn.Module, name: str, seq_len: int, options: argparse.Namespa
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     shape, times_s = (options.tokens // seq_len, seq_len), []
     try:
-        with dispatch.use("torch") if name == PLAIN else nullcontext():
+        with use("torch") if name == PLAIN else nullcontext():
             for repeat in range(options.repeats + 2):
                 tokens_bt = torch.randint(options.vocab_size, shape, device="cuda")
                 torch.cuda.synchronize()

@@ -26,7 +26,7 @@ def check_pipeline(cluster: ClusterConfig, graph: Iterable[AnyNode]) -> None:
 
 
 def _check_kernels() -> None:
-    from kernels.dispatch import PATHS
+    from kernels.operator import PATHS
 
     asked = os.environ.get("BMOJO_KERNELS")
     if asked is not None and asked not in PATHS:

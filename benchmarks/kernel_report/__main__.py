@@ -14,7 +14,7 @@ from benchmarks.kernel_report.cases import Case, cases, operators
 from benchmarks.kernel_report.check import violations
 from benchmarks.kernel_report.rows import Row, compile_cases
 from benchmarks.kernel_report.targets import TARGETS
-from kernels.dispatch import HAS_TRITON
+from kernels.operator import HAS_TRITON
 
 OUTPUT = Path("benchmarks/kernel_report")
 EPILOG = """\

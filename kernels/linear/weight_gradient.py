@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels import dispatch
 from kernels.cpp import library
 from kernels.cpp.library import rows_contiguous
+from kernels.operator import check_request
 
 
 @torch.no_grad()
@@ -17,7 +17,8 @@ def weight_gradient_(out_oi: Tensor, grad_y: Tensor, x: Tensor, add: bool) -> No
     Args: out_oi: [o, i].  grad_y: [rows, o].  x: [rows, i]; all of one dtype.
     Raises: ValueError, RuntimeError: the shapes do not fit together.
     """
-    if dispatch.chosen(x) != "cpp" or x.shape[0] == 0 or out_oi.stride(-1) != 1:
+    in_cpp = check_request(x) in (None, "cpp") and library.refuses(x) is None
+    if not in_cpp or x.shape[0] == 0 or out_oi.stride(-1) != 1:
         out_oi.addmm_(grad_y.t(), x, beta=int(add))  # beta 0: what out holds is not read, so it may be anything
         return
     rows = x.shape[0]

@@ -39,7 +39,7 @@ def load_trained(storage: str, run: str | None, stage: str | None) -> TrainedMod
     Raises: UserError: there is no such run or stage, it is not finished, or there are several and none is named; or
         BMOJO_KERNELS asks for kernels that cannot run here.
     """
-    from kernels import dispatch
+    from kernels.operator import check_request
     from pipelines.engine.records import FinishedStage, read_record
     from pipelines.engine.runs import find_run
     from pipelines.stages.models import load_model, load_tokenizer_of
@@ -64,7 +64,7 @@ def load_trained(storage: str, run: str | None, stage: str | None) -> TrainedMod
     output = FinishedStage(artifact, record).result(TrainStage()).output
     model = load_model(artifact, output.model).eval()
     try:
-        dispatch.chosen(model.embedding.weight)  # now, so that what is missing is said before any output
+        check_request(model.embedding.weight)  # now, so that what is missing is said before any output
     except (ValueError, RuntimeError, OSError) as error:
         raise UserError(str(error)) from error
     return TrainedModel(found, name, model, load_tokenizer_of(artifact, output.tokenizer))

@@ -12,7 +12,7 @@ from benchmarks import _kernel_cases as kernel_cases
 from benchmarks import kernels as benchmark
 from benchmarks._kernel_cases import TINY, cases
 from benchmarks.kernels import Measurement
-from kernels import dispatch
+from kernels.operator import check_request, use
 
 OPERATORS = ["causal_conv1d", "ssd_scan", "memory_attention", "innovation_select"]
 WHERE = {"date": "2026-01-02", "device": "H100", "torch": "2"}
@@ -38,7 +38,7 @@ def test_the_gate_tells_of_a_wrong_output_and_a_wrong_gradient(monkeypatch):
 
     def slightly_off(x, weight):
         y, tail = convolve(x, weight)
-        return (y * 1.1 if dispatch.chosen(x) == "triton" else y), tail
+        return (y * 1.1 if check_request(x) == "triton" else y), tail
 
     monkeypatch.setattr(kernel_cases, "causal_conv1d", slightly_off)
     wrong = benchmark.gate("cpu", TINY, ["causal_conv1d"], compiled=False)
@@ -54,7 +54,7 @@ def test_the_gate_tells_of_nan():
 def test_flex_attention_with_its_mask_computes_the_same_and_sdpa_runs():
     exact, slots = tiny("memory_attention")
     flex, sdpa = exact.peers
-    with dispatch.use("reference"):
+    with use("reference"):
         want = exact.ours.call(*exact.ours.leaves)
     assert benchmark.relative_error(benchmark._output(flex), want) < 1e-5
     assert not sdpa.exact
@@ -72,14 +72,14 @@ def test_the_scan_is_handed_to_simple_gla_in_its_terms():
     for t in range(k.shape[1]):
         state = state * g[:, t, :, None, None].exp() + k[:, t, ..., None] * v[:, t, :, None]
         outputs.append(torch.einsum("bhk,bhkv->bhv", q[:, t], state))
-    with dispatch.use("reference"):
+    with use("reference"):
         want = case.ours.call(*case.ours.leaves)
     assert benchmark.relative_error(torch.stack(outputs, 1), want) < 1e-5
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_forward_and_backward_are_what_would_be_timed(operator):
-    with dispatch.use("torch"):
+    with use("torch"):
         for case in tiny(operator):
             calls = benchmark.passes(case.ours, case.has_backward)
             assert list(calls) == (["forward", "backward"] if case.has_backward else ["forward"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kernels import dispatch
+from kernels.operator import use
 from tests.bmojo.model_family import build, random_tokens, small_config
 
 MIXERS = "bmojo,bmojo_f,swa,mamba2,attention,mamba"
@@ -27,7 +27,7 @@ def test_the_whole_model_compiles_without_a_graph_break(path, dtype, tolerance):
     config = small_config(pattern=MIXERS, window_size=4, innovation_predictor="learned", d_ff=8)
     model = build(config, dtype=dtype)
     tokens, docs = random_tokens(2, 8), torch.tensor([[0] * 5 + [1] * 3, [0] * 8])
-    with dispatch.use(path):
+    with use(path):
         eager = loss_and_gradients(model, model, tokens, docs)
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
         got = loss_and_gradients(compiled, model, tokens, docs)

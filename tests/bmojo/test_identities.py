@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bmojo import BMojoLM, ModelConfig
-from kernels import dispatch
+from kernels.operator import use
 from tests.bmojo.model_family import PATTERNS, build, configs, random_tokens, small_config
 
 TOLERANCE = 1e-10
@@ -127,7 +127,7 @@ def test_fast_kernels_agree_with_the_references_in_logits_and_gradients(config, 
     docs = (torch.arange(t) // 7).expand(2, -1) if documents else None
     results = []
     for path in ("reference", "torch"):
-        with dispatch.use(path):
+        with use(path):
             model.zero_grad()
             loss = model(tokens, tokens.roll(-1, 1), doc_ids_bt=docs).loss
             loss.backward()

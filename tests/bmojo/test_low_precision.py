@@ -10,8 +10,8 @@ from torch import Tensor
 
 from bmojo import BMojoLM
 from bmojo.mixers import LayerMemory
-from kernels import dispatch
 from kernels.causal_conv1d import causal_conv1d, causal_conv1d_step
+from kernels.operator import use
 from kernels.pointwise import rms_norm
 from tests.bmojo.model_family import build, random_tokens, small_config
 
@@ -127,7 +127,7 @@ def test_a_convolution_in_bfloat16_is_rounded_once_whole_and_step_by_step() -> N
     x, weight = (torch.randn(*shape, generator=generator).bfloat16() for shape in ((2, 40, 24), (24, 4)))
     exact, _ = causal_conv1d(x.double(), weight.double())
     state = torch.zeros(2, 3, 24, dtype=torch.bfloat16)
-    with dispatch.use("torch"):
+    with use("torch"):
         whole, _ = causal_conv1d(x, weight)
         steps = torch.stack([causal_conv1d_step(x[:, t], weight, state) for t in range(40)], 1)
     for found in (whole, steps):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from bmojo import BMojoLM
-from kernels import dispatch
+from kernels.operator import use
 from tests.bmojo.model_family import build, random_tokens, small_config
 
 PATTERNS = ["bmojo,mamba2", "bmojo_f,swa"]
@@ -28,7 +28,7 @@ def training_losses(path: str, pattern: str) -> list[float]:
     losses = []
     for step in range(5):
         tokens = random_tokens(2, 13, seed=step)
-        with dispatch.use(path):
+        with use(path):
             loss = model(tokens, tokens.roll(-1, 1), docs).loss
             optimizer.zero_grad()
             loss.backward()
@@ -46,7 +46,7 @@ def test_training_follows_plain_torch(pattern):
 
 def decoded(path: str, model: BMojoLM, tokens: Tensor, num_prefilled: int) -> list[Tensor]:
     """Logits after a prefix and after each further token."""
-    with dispatch.use(path):
+    with use(path):
         logits, state = model.prefill(tokens[:, :num_prefilled])
         seen = [logits]
         for i in range(num_prefilled, tokens.shape[1]):
@@ -66,7 +66,7 @@ def test_decoding_equals_plain_torch(pattern):
 def test_decoding_continues_a_prefix_that_ends_within_a_chunk():
     """Slots filled by earlier pieces go through the selection's and the attention's state."""
     model, tokens = tiny_model("bmojo*2"), random_tokens(1, 23)
-    with dispatch.use("triton"), torch.no_grad():
+    with use("triton"), torch.no_grad():
         whole = model(tokens).logits_btv
         logits, state = model.prefill(tokens[:, :16])
         torch.testing.assert_close(logits, whole[:, 15], rtol=1e-4, atol=1e-5)

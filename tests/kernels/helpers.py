@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels import dispatch
+from kernels.operator import use
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5}  # relative to the largest value; see each README.md
 DTYPES = list(TOLERANCE)
@@ -54,7 +54,7 @@ def run(
     dtype: what inputs are converted to. Cotangents are random, and the same in every dtype that holds them.
     """
     leaves = {name: _leaf(x, dtype) for name, x in inputs.items()}
-    with dispatch.use(path):
+    with use(path):
         out = op(*leaves.values())
     outputs = out if isinstance(out, tuple) else (out,)
     differentiable = [x for x in outputs if x.requires_grad]

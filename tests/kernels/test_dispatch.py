@@ -6,22 +6,27 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from kernels import dispatch, pointwise
+from kernels import pointwise
 from kernels.cpp import library
+from kernels.operator import use
+
+
+def path_of(x: torch.Tensor) -> str:
+    return pointwise.gated_product.choose(x).path
 
 
 def test_an_unknown_kernel_path_is_refused():
     message = "'fortran' does not exist; set BMOJO_KERNELS to one of reference, "
-    with dispatch.use("fortran"), pytest.raises(ValueError, match=message):
-        dispatch.chosen(torch.zeros(1))
+    with use("fortran"), pytest.raises(ValueError, match=message):
+        path_of(torch.zeros(1))
 
 
 def test_cpp_runs_on_cpu_unless_a_compiler_traces():
     assert library.is_available()
-    assert dispatch.chosen(torch.zeros(1)) == dispatch.chosen(torch.zeros(1).double()) == "cpp"
-    assert dispatch.chosen(torch.zeros(1).bfloat16()) == dispatch.chosen(torch.zeros(1, device="meta")) == "torch"
+    assert path_of(torch.zeros(1)) == path_of(torch.zeros(1).double()) == "cpp"
+    assert path_of(torch.zeros(1).bfloat16()) == path_of(torch.zeros(1, device="meta")) == "torch"
     paths = []
-    torch.compile(lambda x: paths.append(dispatch.chosen(x)) or x, backend="eager")(torch.zeros(1))
+    torch.compile(lambda x: paths.append(path_of(x)) or x, backend="eager")(torch.zeros(1))
     assert paths == ["torch"]
 
 
@@ -31,8 +36,8 @@ def test_fake_tensors_subclasses_and_tracing_get_plain_torch():
 
     with FakeTensorMode():
         fake = torch.zeros(2, 4)
-        assert dispatch.chosen(fake) == "torch"
-    assert dispatch.chosen(fake) == dispatch.chosen(torch.zeros(1).as_subclass(Marked)) == "torch"
+        assert path_of(fake) == "torch"
+    assert path_of(fake) == path_of(torch.zeros(1).as_subclass(Marked)) == "torch"
     with pytest.raises(TypeError, match="got a FakeTensor; set BMOJO_KERNELS=torch"):
         library.call("gated_product", torch.float32, fake)
     traced = torch.jit.trace(lambda x: pointwise.rms_norm(x, torch.ones(4), 1e-5), torch.ones(2, 4))

@@ -7,8 +7,8 @@ from itertools import product
 import pytest
 import torch
 
-from kernels import dispatch
 from kernels.causal_conv1d import causal_conv1d
+from kernels.operator import use
 from tests.kernels.causal_conv1d.convolutions import PASTS, past, run_conv
 from tests.kernels.helpers import DTYPES, TOLERANCE, assert_close, normal, pairwise
 
@@ -40,5 +40,5 @@ def test_gradients_pass_gradcheck(path, with_documents):
     docs = torch.tensor([0, 0, 0, 1, 2, 2, 2, 2, 2]).expand(2, -1) if with_documents else None
     x, weight = normal(2, 9, 3, dtype=torch.float64), normal(3, 4, dtype=torch.float64, seed=1)
     leaves = (x.requires_grad_(), weight.requires_grad_())
-    with dispatch.use(path):
+    with use(path):
         assert torch.autograd.gradcheck(lambda x, w: causal_conv1d(x, w, None, docs)[0], leaves)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kernels import dispatch
 from kernels.causal_conv1d import causal_conv1d, causal_conv1d_step
+from kernels.operator import use
 from tests.kernels.causal_conv1d.convolutions import run_conv
 from tests.kernels.helpers import DTYPES, TOLERANCE, assert_close, assert_same_bits, documents, normal, strided
 
@@ -58,9 +58,9 @@ def test_documents_do_not_feel_each_other_to_the_last_bit():
 def test_steps_continue_the_sequence(d, width, dtype):
     x, weight = normal(2, 9, d, dtype=dtype), normal(d, width, dtype=dtype, seed=1)
     state = torch.zeros(2, width - 1, d, dtype=dtype)
-    with dispatch.use("reference"):
+    with use("reference"):
         want, tail = causal_conv1d(x, weight)
-    with dispatch.use("cpp"):
+    with use("cpp"):
         got = torch.stack([causal_conv1d_step(x[:, i], weight, state) for i in range(9)], 1)
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
     assert torch.equal(state, tail)
@@ -68,7 +68,7 @@ def test_steps_continue_the_sequence(d, width, dtype):
 
 def test_shapes_that_do_not_go_together_are_refused():
     x = normal(2, 8, 5)
-    with dispatch.use("cpp"):
+    with use("cpp"):
         with pytest.raises(ValueError, match="5 channels, but weight_dk has 4"):
             causal_conv1d(x, normal(4, 4))
         with pytest.raises(ValueError, match="initial_btd has shape"):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kernels import dispatch
 from kernels.causal_conv1d import causal_conv1d, causal_conv1d_step, triton_path
+from kernels.operator import use
 from tests.kernels.causal_conv1d.convolutions import PASTS, past, run_conv
 from tests.kernels.helpers import assert_close, assert_same_bits, normal
 
@@ -37,9 +37,9 @@ def assert_matches_reference(t: int, d: int, width: int, kind: str, dtype: torch
 def test_a_slice_of_wider_rows_needs_no_copy_and_float32_weights_serve_bfloat16_rows():
     wide, weight = normal(2, 9, 11, dtype=torch.bfloat16), normal(5, 4, seed=1).requires_grad_()
     x = wide[..., 3:8].requires_grad_()
-    with dispatch.use("triton"):
+    with use("triton"):
         y, _ = causal_conv1d(x, weight)
-    with dispatch.use("reference"):
+    with use("reference"):
         want, _ = causal_conv1d(wide[..., 3:8].double(), weight.detach().double())
     assert y.dtype == torch.bfloat16
     assert (y.double() - want).abs().max() < TOLERANCE[torch.bfloat16] * want.abs().max()
@@ -71,11 +71,11 @@ def test_steps_are_the_sequence(width, dtype):
         normal(5, width, dtype=dtype, seed=1),
         normal(2, width - 1, 5, dtype=dtype),
     )
-    with dispatch.use("reference"):
+    with use("reference"):
         want, tail = causal_conv1d(x.double(), weight.double(), state.double())
     for path in ("torch", "triton"):
         stepped = state.clone()
-        with dispatch.use(path):
+        with use(path):
             got = torch.stack([causal_conv1d_step(x[:, i], weight, stepped) for i in range(6)], 1)
         assert got.dtype == dtype
         assert (got.double() - want).abs().max() <= TOLERANCE[dtype] * want.abs().max()
@@ -97,7 +97,7 @@ def test_the_step_passes_opcheck():
 
 def test_limits_are_named():
     x = normal(1, 3, 4)
-    with dispatch.use("triton"):
+    with use("triton"):
         with pytest.raises(ValueError, match=r"bfloat16, float16 and float32, not torch\.float64"):
             causal_conv1d(x.double(), normal(4, 4).double())
         with pytest.raises(ValueError, match="2 to 4 taps, weight_dk has 5"):

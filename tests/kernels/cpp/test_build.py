@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from kernels import dispatch
 from kernels.cpp import build, library
+from kernels.operator import use
+from kernels.pointwise import gated_product
 
 
 @pytest.fixture
@@ -50,11 +51,11 @@ def fake_compiler(folder: Path, body: str) -> Path:
 def test_without_a_compiler_plain_torch_runs_and_says_so_once(own_cache, monkeypatch, caplog):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with caplog.at_level(logging.WARNING):
-        assert [dispatch.chosen(torch.zeros(1)) for _ in range(3)] == ["torch"] * 3
+        assert [gated_product.choose(torch.zeros(2)).path for _ in range(3)] == ["torch"] * 3
     assert len(caplog.records) == 1
     assert "no C++ compiler (no-such-compiler): `apt install g++`, or name one in CXX" in caplog.text
-    with dispatch.use("cpp"), pytest.raises(build.BuildError, match="apt install g"):
-        dispatch.chosen(torch.zeros(1))
+    with use("cpp"), pytest.raises(build.BuildError, match="apt install g"):
+        gated_product(torch.zeros(2))
 
 
 def test_a_failing_compiler_is_quoted(own_cache, small_sources, monkeypatch):

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
-from kernels import dispatch
 from kernels.innovation_select import innovation_scores, innovation_select
+from kernels.operator import use
 from tests.kernels.helpers import DTYPES, TOLERANCE, assert_close, documents, normal, pairwise, run
 from tests.kernels.innovation_select.tied_selections import TiedSelection, select, tied_selections
 
@@ -29,9 +29,9 @@ def test_scores_match_the_reference(path, size, past, dtype):
     weight = normal(taps, d if per_channel else 1, dtype=torch.float64, seed=1)
     before = normal(2, taps, d, dtype=torch.float64, seed=2) if past == "past" else None
     docs = documents(2, t, 0.2) if past == "documents" else None
-    with dispatch.use(path):
+    with use(path):
         got = innovation_scores(y, weight, before, docs)
-    with dispatch.use("reference"):
+    with use("reference"):
         want = innovation_scores(y.double(), weight, before, docs)
     assert got.dtype == dtype
     assert_close({"scores": got}, {"scores": want}, TOLERANCE)

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
-from kernels import dispatch
 from kernels.innovation_select import innovation_scores, keep_best, triton_path
+from kernels.operator import use
 from tests.kernels.helpers import documents, normal, pairwise
 from tests.kernels.innovation_select.tied_selections import TiedSelection, select, tied_selections
 
@@ -20,7 +20,7 @@ TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-6, torch.bfloat16: 2e-6}  # 
 def score(path: str, y: Tensor, weight: Tensor, past: Tensor | None, docs: Tensor | None) -> tuple[Tensor, Tensor]:
     """Scores, and the weight's gradient for a random cotangent."""
     weight = weight.clone().requires_grad_()
-    with dispatch.use(path):
+    with use(path):
         error = innovation_scores(y, weight, past, docs)
     (grad,) = torch.autograd.grad(error, weight, normal(*error.shape, dtype=error.dtype, seed=9))
     return error, grad
@@ -57,7 +57,7 @@ def test_scores_of_half_precision_rows_in_a_slice(dtype):
 def test_scores_of_a_document_are_its_own_even_beside_nan():
     y, weight = normal(1, 12, 4), normal(2, 4, seed=1)
     docs = torch.tensor([0] * 5 + [1] * 7)[None]
-    with dispatch.use("triton"):
+    with use("triton"):
         want = innovation_scores(y, weight, None, docs)
         y[:, :5] = float("nan")
         assert torch.equal(innovation_scores(y, weight, None, docs)[:, 5:], want[:, 5:])
@@ -136,7 +136,7 @@ def test_merge_step_is_a_stable_sort(candidates, m, tau):
     valid = normal(3, candidates, seed=2) > -0.5
     best = []
     for path in ("triton", "torch"):
-        with dispatch.use(path):
+        with use(path):
             best.append(keep_best(log_e, position, valid, m, tau))
     assert torch.equal(*best)
 
@@ -165,7 +165,7 @@ def test_limits_are_named():
         select("triton", normal(1, 9, dtype=torch.float16), position, **options)
     with pytest.raises(ValueError, match="at most 4096 rows at a time, but num_eidetic is 4097"):
         select("triton", normal(1, 9), position, **{**options, "num_eidetic": 4097})
-    with dispatch.use("triton"):
+    with use("triton"):
         with pytest.raises(ValueError, match=r"bfloat16, float16 and float32, not torch\.float64"):
             innovation_scores(normal(1, 3, 2, dtype=torch.float64), normal(2, 2))
         with pytest.raises(ValueError, match="at most 16 taps, not 17"):

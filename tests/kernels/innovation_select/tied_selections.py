@@ -10,12 +10,12 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kernels import dispatch
 from kernels.innovation_select import innovation_select, keep_best
+from kernels.operator import use
 
 
 def select(path: str, scores: Tensor, position: Tensor, **options: Any) -> Tensor:
-    with dispatch.use(path):
+    with use(path):
         return innovation_select(scores, position, **options)
 
 
@@ -60,7 +60,7 @@ class TiedSelection:
             left = max(seen, boundary - self.window_size + 1)
             candidates = torch.tensor([*kept, *range(seen, left)], dtype=torch.long)[None]
             if candidates.numel():
-                with dispatch.use(path):
+                with use(path):
                     valid = torch.ones_like(candidates, dtype=torch.bool)
                     best = keep_best(log_e_1s[:, candidates[0]], candidates, valid, self.num_eidetic, self.tau)
                 kept = candidates[0][best[0]].tolist()

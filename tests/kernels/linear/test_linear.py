@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from kernels import dispatch
 from kernels.linear import cpp_path, linear, product
 from kernels.linear.weight_gradient import weight_gradient_
+from kernels.operator import use
 from tests.kernels.helpers import normal, pairwise
 
 TOLERANCE = 2e-6
@@ -70,7 +70,7 @@ def test_it_is_for_training_in_float32_where_the_cpp_kernels_are(products):
     linear(x[:0], weight)
     with torch.autocast("cpu", torch.bfloat16):
         assert linear(x, weight).dtype == torch.bfloat16
-    with dispatch.use("torch"):
+    with use("torch"):
         linear(x, weight)
     assert not products
     linear(x, weight)
@@ -118,7 +118,7 @@ def test_gradient_of_a_weight(size, add, variant):
     before = normal(outputs, width, seed=2, dtype=dtype)
     want = grad_y.double().t() @ x.double() + (before if add else 0)
     out = before.clone() if add else torch.full_like(before, float("nan"))  # to be overwritten unread
-    with dispatch.use(path):
+    with use(path):
         weight_gradient_(out, grad_y, x, add)
     tolerance = {torch.float64: 1e-13, torch.float32: TOLERANCE}[dtype]
     assert (out - want).abs().max() <= tolerance * want.abs().max()

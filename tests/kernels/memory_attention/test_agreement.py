@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import dispatch
 from kernels.memory_attention import AttentionInputs, Eidetic, KeysValues, attention_mass, memory_attention
+from kernels.operator import use
 from tests.kernels.helpers import DTYPES, TOLERANCE, assert_close, documents, normal, pairwise, run
 
 SIZES = [(1, 3, 2, 2), (7, 9, 4, 3), (40, 8, 8, 5), (300, 60, 7, 3), (290, 140, 140, 9)]
@@ -75,7 +75,7 @@ def test_gradients_pass_gradcheck(path):
             q, k, v, KeysValues(fk, fv), Eidetic(far_q, raw_k, v, index), window_size=3, chunk_size=3
         )
 
-    with dispatch.use(path):
+    with use(path):
         assert torch.autograd.gradcheck(attention, leaves)
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import dispatch
 from kernels.memory_attention import Eidetic, KeysValues, Slots, cpp_path, memory_attention, memory_attention_step
+from kernels.operator import use
 from tests.kernels.helpers import DTYPES, TOLERANCE, normal, pairwise
 
 
@@ -50,7 +50,7 @@ def attend(
     far_k, far_v = far_kv.chunk(2, 2)
     index = torch.stack([slots_of(j * c, w, m, docs) for j in range(-(-t // c))])[None]
     fading, eidetic = KeysValues(*y_kv.chunk(2, 2)), Eidetic(far_q, far_k, far_v if own_values else v, index)
-    with dispatch.use(path):
+    with use(path):
         out = memory_attention(q, k, v, fading, eidetic, window_size=w, chunk_size=c, doc_ids_bt=docs)
     return [out, *torch.autograd.grad(out, leaves, normal(*out.shape, seed=9, dtype=dtype), allow_unused=True)]
 
@@ -92,7 +92,7 @@ def test_rows_that_are_no_past_get_no_gradient(num_past, nan_memory):
     results = []
     for path in ("reference", "cpp"):
         q, k, v, fading_k, fading_v = leaves = [x.detach().requires_grad_() for x in inputs]
-        with dispatch.use(path):
+        with use(path):
             out = memory_attention(q, k, v, KeysValues(fading_k, fading_v), window_size=w, num_past=num_past)
         results.append([out, *torch.autograd.grad(out, leaves, normal(*out.shape, dtype=torch.float64, seed=9))])
     for want, got in zip(*results, strict=True):
@@ -149,7 +149,7 @@ def test_the_decoding_step_agrees_with_plain_torch(positions, heads, dtype, nan_
     eidetic = Slots(far_q, *slots, torch.tensor([[3, -1, 0, 7, -1, 1], [-1] * m]))
     results = []
     for path in ("torch", "cpp"):
-        with dispatch.use(path):
+        with use(path):
             step = memory_attention_step(q, *window, torch.tensor(positions), fading, eidetic, window_size=w)
         results.append(step)
     want, got = results
@@ -159,7 +159,7 @@ def test_the_decoding_step_agrees_with_plain_torch(positions, heads, dtype, nan_
 def test_rows_and_shapes_that_would_be_read_beyond_the_end_are_refused():
     q, k = normal(1, 8, 2, 4), normal(1, 8, 1, 4, seed=1)
     index = torch.tensor([[[0, 8]]])
-    with dispatch.use("cpp"):
+    with use("cpp"):
         with pytest.raises(ValueError, match="3 fading rows, but 8 queries with window_size 4 read 4 of their own"):
             memory_attention(q, k, k, KeysValues(k[:, :3], k[:, :3]), window_size=4)
         with pytest.raises(IndexError, match="index_bjm names row 8 of 8 eidetic rows"):

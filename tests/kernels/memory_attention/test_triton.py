@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import dispatch
 from kernels.memory_attention import Eidetic, KeysValues, Slots, memory_attention, memory_attention_step, triton_path
+from kernels.operator import use
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}  # of the largest value: see the README
@@ -62,7 +62,7 @@ class Case:
         """Output and every gradient."""
         leaves = [x.to(dtype).requires_grad_() for x in self.inputs()]
         q, k, v, *others = leaves
-        with dispatch.use(path):
+        with use(path):
             out = memory_attention(
                 q, k, v, KeysValues(others[0], others[1]) if self.fading else None,
                 Eidetic(others[-2], others[-1], v, self.index()) if self.m else None,
@@ -121,7 +121,7 @@ def test_another_documents_keys_change_no_bit():
     index[:, 2] = -1
 
     def attend(k: Tensor, v: Tensor) -> Tensor:
-        with dispatch.use("triton"):
+        with use("triton"):
             fading, eidetic = KeysValues(fk, fv), Eidetic(far_q, raw_k, v, index)
             return memory_attention(q, k, v, fading, eidetic, window_size=24, chunk_size=8, doc_ids_bt=docs)
 
@@ -141,7 +141,7 @@ def test_inputs_may_be_views_and_gradients_expanded():
     grads = []
     for path in ("torch", "triton"):
         k, v = joined.chunk(2, -1)
-        with dispatch.use(path):
+        with use(path):
             out = memory_attention(k.transpose(-1, -2).contiguous().transpose(-1, -2), k, v, window_size=5)
         grads.append(torch.autograd.grad(out.sum(), joined)[0])
     torch.testing.assert_close(grads[1], grads[0], rtol=0, atol=2e-5)
@@ -159,7 +159,7 @@ def test_registered_operators_pass_opcheck():
 
 def test_compiles_whole():
     q, k, v = (x.float().requires_grad_() for x in Case(t=9, w=3, fading=False).inputs())
-    with dispatch.use("triton"):
+    with use("triton"):
         want = memory_attention(q, k, v, window_size=3)
         compiled = torch.compile(lambda q, k, v: memory_attention(q, k, v, window_size=3), backend="aot_eager")
         got = compiled(q, k, v)
@@ -180,13 +180,13 @@ def test_compiles_whole():
 def test_limits_are_named(shape, kv_heads, dtype, message):
     q = torch.zeros(shape, dtype=dtype)
     k = q[:, :, :kv_heads]
-    with dispatch.use("triton"), pytest.raises(ValueError, match=message):
+    with use("triton"), pytest.raises(ValueError, match=message):
         memory_attention(q, k, k, window_size=1)
 
 
 def test_mixed_dtypes_are_refused():
     q = torch.zeros(1, 2, 2, 16)
-    with dispatch.use("triton"), pytest.raises(ValueError, match="not bfloat16 and float32"):
+    with use("triton"), pytest.raises(ValueError, match="not bfloat16 and float32"):
         memory_attention(q, q.bfloat16(), q, window_size=1)
 
 
@@ -206,7 +206,7 @@ def test_step_matches_plain_torch(w, c, m, p, h, positions, dtype):
     for others in ((fading, eidetic), (None, None)):
         results = []
         for path in ("torch", "triton"):
-            with dispatch.use(path):
+            with use(path):
                 results.append(memory_attention_step(*window, position_b, *others, window_size=w))
         assert (results[1] - results[0]).abs().max() <= TOLERANCE[dtype]
 
@@ -214,9 +214,9 @@ def test_step_matches_plain_torch(w, c, m, p, h, positions, dtype):
 def test_step_of_a_cache_that_is_not_full_reads_what_is_written():
     q, k = torch.randn(1, 2, 16), torch.full((1, 64, 1, 16), torch.nan)
     k[:, :21] = torch.randn(1, 21, 1, 16)
-    with dispatch.use("triton"):
+    with use("triton"):
         out = memory_attention_step(q, k, k, torch.tensor([20]), window_size=64)
-    with dispatch.use("reference"):
+    with use("reference"):
         want = memory_attention(q[:, None], k[:, :21], k[:, :21], window_size=21, num_past=20)[:, 0]
     torch.testing.assert_close(out, want)
 

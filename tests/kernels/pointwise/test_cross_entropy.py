@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernels import dispatch
+from kernels.operator import use
 from kernels.pointwise import cross_entropy_
 from tests.kernels.helpers import DTYPES, TOLERANCE, normal, pairwise
 
@@ -31,7 +31,7 @@ def test_cross_entropy(size, kind, variant):
     logits = 5 * normal(rows, classes, dtype=dtype) + 30
     target = torch.randint(classes, (rows,), generator=torch.Generator().manual_seed(0))
     want = logits.double().clone().requires_grad_()
-    with dispatch.use(path):
+    with use(path):
         nll, log_z = cross_entropy_(logits, target, z_loss_weight, with_gradient)
     assert nll.dtype == log_z.dtype == dtype
     want_nll, want_log_z = F.cross_entropy(want, target, reduction="none"), want.logsumexp(-1)
@@ -49,7 +49,7 @@ def test_cross_entropy(size, kind, variant):
 def test_cross_entropy_of_extreme_logits(path):
     inf, nan = float("inf"), float("nan")
     logits = torch.tensor([[0.0, -inf, 1e4], [-1e4, -1e4, -3e38], [nan, 0, 1], [0, 1, inf]])
-    with dispatch.use(path):
+    with use(path):
         nll, log_z = cross_entropy_(logits, torch.tensor([0, 1, 1, 0]))
     torch.testing.assert_close(logits[:2], torch.tensor([[-1.0, 0, 1], [0.5, -0.5, 0]]))
     torch.testing.assert_close(nll[:2], torch.tensor([1e4, math.log(2)]))
@@ -61,14 +61,14 @@ def test_cross_entropy_of_extreme_logits(path):
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("target", [-1, 4])
 def test_targets_that_are_no_class_are_refused(target, path):
-    with dispatch.use(path), pytest.raises((IndexError, RuntimeError)):
+    with use(path), pytest.raises((IndexError, RuntimeError)):
         cross_entropy_(torch.zeros(2, 4), torch.tensor([0, target]))
 
 
 def results(logits: Tensor, target: Tensor) -> list[Tensor]:
     """Losses, log of the sums, and the gradient that replaces the logits."""
     logits = logits.clone()
-    with dispatch.use("cpp"):
+    with use("cpp"):
         return [*cross_entropy_(logits, target, 1e-2), logits]
 
 
@@ -92,5 +92,5 @@ def test_a_row_is_the_same_wherever_it_stands(width):
 
 def test_a_target_for_each_row_is_required():
     """The kernel itself would read beyond the end."""
-    with dispatch.use("cpp"), pytest.raises((ValueError, RuntimeError)):
+    with use("cpp"), pytest.raises((ValueError, RuntimeError)):
         cross_entropy_(torch.ones(2, 4), torch.zeros(3, dtype=torch.long))

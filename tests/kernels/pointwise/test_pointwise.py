@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernels import dispatch, pointwise
+from kernels import pointwise
+from kernels.operator import use
 from kernels.pointwise import (
     add_rms_norm,
     branch,
@@ -63,7 +64,7 @@ def assert_exact(op: Operator, exact: Operator, inputs: list[Tensor], path: str)
     got = run(path, op, named)
     assert all(value.dtype == inputs[0].dtype for value in got.values())
     assert_close(got, run("torch", exact, named, torch.float64), TOLERANCE)
-    with torch.no_grad(), dispatch.use(path):  # may take another way
+    with torch.no_grad(), use(path):  # may take another way
         assert torch.equal(op(*inputs), got["out0"])
 
 
@@ -179,7 +180,7 @@ def test_rotate(shapes, inverse, variant):
     turned = normal(shape[-2], *shape[:-2], shape[-1], dtype=dtype).movedim(0, -2)
     for x in (strided, turned):
         assert_exact(lambda x: rotate(x, cos, sin, inverse), lambda x: exact_rotate(x, angle, inverse), [x], path)
-        with dispatch.use(path):
+        with use(path):
             assert rotate(x, cos, sin, inverse).transpose(-3, -2).is_contiguous()
 
 
@@ -216,7 +217,7 @@ def test_gradients_are_those_of_finite_differences(path):
         normal(*s, dtype=torch.float64, seed=i).requires_grad_() for i, s in enumerate([(2, 3, 6), (2, 3, 6), (6,)])
     )
     angle = normal(3, 3, dtype=torch.float64, seed=4)
-    with dispatch.use(path):
+    with use(path):
         assert torch.autograd.gradcheck(op_rms_norm, (x, weight))
         assert torch.autograd.gradcheck(gated, (x, gate))
         assert torch.autograd.gradcheck(gated_product, (x,))
@@ -263,7 +264,7 @@ def test_a_row_is_the_same_wherever_it_stands(width):
     row, gate, weight = (normal(width, seed=i) for i in range(3))
     x, gates = row.repeat(70, 1), gate.repeat(70, 1)
     x[50], gates[50] = float("nan"), 1e30
-    with dispatch.use("cpp"):
+    with use("cpp"):
         results = [rms_norm(x, weight, EPS), gated(x, gates), gated_rms_norm(x, gates, weight, EPS)]
     results.append(run("cpp", lambda x: gated_rms_norm(x, gates, weight, EPS), {"x": x})["out0"])
     for result in results:
@@ -276,16 +277,16 @@ def test_no_rows(path):
     x, weight = torch.zeros(0, 4), torch.ones(4)
     for value in run(path, op_rms_norm, {"x": x, "weight": weight}).values():
         assert value.shape == x.shape or not value.any()
-    with dispatch.use(path):
+    with use(path):
         assert gated_product(x).shape == (0, 2)
 
 
 def test_half_precision_runs_as_plain_torch():
     x, weight = normal(3, 8, dtype=torch.bfloat16), torch.ones(8)
-    with dispatch.use("cpp"):
+    with use("cpp"):
         assert rms_norm(x, weight, EPS).dtype == torch.bfloat16
         mixed = gated_rms_norm(x.float(), x, weight, EPS)
-    with dispatch.use("torch"):
+    with use("torch"):
         torch.testing.assert_close(mixed, gated_rms_norm(x.float(), x, weight, EPS), rtol=0, atol=0)
 
 
@@ -302,18 +303,18 @@ def test_half_precision_runs_as_plain_torch():
 )
 def test_shapes_that_do_not_go_together_are_refused(call):
     """The kernels themselves would read beyond the end."""
-    with dispatch.use("cpp"), pytest.raises((ValueError, RuntimeError)):
+    with use("cpp"), pytest.raises((ValueError, RuntimeError)):
         call(torch.ones(2, 4))
 
 
 def test_an_integer_epsilon_is_a_number_like_any_other():
     x, weight = torch.ones(1, 4), torch.ones(4)
     for path in ("torch", "cpp"):
-        with dispatch.use(path):
+        with use(path):
             torch.testing.assert_close(pointwise.rms_norm(x, weight, 1), torch.full((1, 4), 0.5**0.5))
 
 
 def test_a_gate_far_below_zero_is_closed():
-    with dispatch.use("cpp"):
+    with use("cpp"):
         out = pointwise.gated(torch.ones(3), torch.tensor([-1e2, -1e30, -1e38]))
     assert (out == 0).all()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import dispatch
+from kernels.operator import use
 from kernels.selective_scan import selective_scan
 from tests.kernels.helpers import DTYPES, TOLERANCE, assert_close, documents, normal, pairwise, run
 
@@ -39,5 +39,5 @@ def test_the_scan_matches_the_reference(t, with_initial, with_documents, dtype):
 def test_gradients_pass_gradcheck(path):
     """Against finite differences: the reference's own gradients need a check that is not themselves."""
     leaves = tuple(x.requires_grad_() for x in inputs(1, 9, 4, 2, True, torch.float64).values())
-    with dispatch.use(path):
+    with use(path):
         assert torch.autograd.gradcheck(selective_scan, leaves)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kernels import dispatch
+from kernels.operator import use
 from kernels.ssd_scan import ssd_scan
 from tests.kernels.helpers import DTYPES, TOLERANCE, assert_close, pairwise
 from tests.kernels.ssd_scan.scans import ScanSize, documents_of_all_lengths, run_scan, scan_inputs
@@ -40,7 +40,7 @@ def test_a_loss_of_one_output_alone(loss, path):
     grads = []
     for each in (path, "reference"):
         leaves = [x.detach().requires_grad_() for x in inputs]
-        with dispatch.use(each):
+        with use(each):
             chosen = ssd_scan(*leaves)[loss]
         found = torch.autograd.grad(chosen, leaves, chosen.detach().cos(), allow_unused=True)
         grads.append([torch.zeros_like(x) if g is None else g for x, g in zip(leaves, found, strict=True)])
@@ -54,5 +54,5 @@ def test_gradients_pass_gradcheck(path, with_documents):
     """Against finite differences: the reference's own gradients need a check that is not themselves."""
     docs = torch.tensor([0, 0, 0, 1, 2, 2, 2, 2, 2])[None] if with_documents else None
     leaves = [x.requires_grad_() for x in scan_inputs(ScanSize(9, 2, 1, 2, 2), b=1, dtype=torch.float64)]
-    with dispatch.use(path):
+    with use(path):
         assert torch.autograd.gradcheck(lambda *leaves: ssd_scan(*leaves, docs), leaves)

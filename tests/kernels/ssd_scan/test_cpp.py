@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import dispatch
+from kernels.operator import use
 from kernels.ssd_scan import ssd_scan, ssd_step
 from tests.kernels.helpers import DTYPES, assert_same_bits, documents, normal, strided
 from tests.kernels.ssd_scan.scans import INPUTS, ScanSize, documents_of_all_lengths, run_scan, scan_inputs
@@ -32,7 +32,7 @@ def test_parts_of_one_convolution_and_an_expanded_cotangent_are_read_right():
     leaves = [m.detach().requires_grad_() for m in views]
     grads = []
     for path in ("cpp", "torch"):
-        with dispatch.use(path):
+        with use(path):
             y, _ = ssd_scan(leaves[0], dt, A, leaves[1], leaves[2], D)
         grads.append(torch.autograd.grad(y.sum(), leaves))  # the cotangent of a sum has strides of 0
     for got, want in zip(*grads, strict=True):
@@ -86,11 +86,11 @@ def test_documents_do_not_feel_each_other_to_the_last_bit(document, other):
 @pytest.mark.parametrize(("h", "g", "p", "n"), [(2, 1, 3, 5), (6, 2, 16, 20), (4, 4, 1, 64), (1, 1, 150, 3)])
 def test_a_step_is_the_scan_of_one_position(h, g, p, n, dtype):
     x, dt, A, B, C, D, state = scan_inputs(ScanSize(1, h, g, p, n), dtype=dtype)
-    with dispatch.use("reference"):
+    with use("reference"):
         want_y, want_state = ssd_scan(x, dt, A, B, C, D, state)
     padded = torch.cat([state, state], -1)
     for given in (state.clone(), padded[..., :n]):  # rows that lie apart
-        with dispatch.use("cpp"):
+        with use("cpp"):
             y = ssd_step(x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], D, given)
         torch.testing.assert_close(y, want_y[:, 0], rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(given, want_state, rtol=1e-5, atol=1e-5)
@@ -103,7 +103,7 @@ def wrong(inputs: list[Tensor | None], at: int, change: Callable[[Tensor], Tenso
 
 def test_shapes_that_do_not_go_together_are_refused():
     inputs = scan_inputs(ScanSize(8, 2, 1, 3, 4))
-    with dispatch.use("cpp"):
+    with use("cpp"):
         for at, name in enumerate(INPUTS[1:], 1):
             if name != "B":  # whose shape the others are compared with
                 with pytest.raises(ValueError, match=f"^{name} has shape"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import dispatch
+from kernels.operator import use
 from kernels.ssd_scan import ssd_scan, ssd_step, triton_path, triton_plan
 from tests.kernels.helpers import assert_same_bits, documents, normal, pairwise
 from tests.kernels.ssd_scan.scans import INPUTS, ScanSize, run_scan, scan_inputs
@@ -58,7 +58,7 @@ def test_parts_of_one_projection_and_transposed_layouts_are_read_right():
     transposed = [
         None if m is None else m.transpose(0, -1).contiguous().transpose(0, -1) if m.dim() > 1 else m for m in inputs
     ]
-    with dispatch.use("triton"):
+    with use("triton"):
         want = ssd_scan(*inputs)
         for given in (views, transposed):
             for got, wanted in zip(ssd_scan(*given), want, strict=True):
@@ -90,7 +90,7 @@ def test_a_loss_of_the_final_state_alone_and_of_y_alone():
         grads = []
         for path in ("triton", "reference"):
             leaves = [m.clone().requires_grad_() for m in inputs]
-            with dispatch.use(path):
+            with use(path):
                 ssd_scan(*leaves)[index].sum().backward()
             grads.append([torch.zeros_like(m) if m.grad is None else m.grad for m in leaves])
         for got, want in zip(*grads, strict=True):
@@ -116,9 +116,9 @@ def step_inputs(dtype: torch.dtype) -> list[Tensor]:
 def test_a_step_matches_the_reference(dtype):
     *inputs, state = step_inputs(dtype)
     wanted_state, got_state = state.double(), state.clone()
-    with dispatch.use("reference"):
+    with use("reference"):
         want = ssd_step(*(m.double() for m in inputs), wanted_state)
-    with dispatch.use("triton"):
+    with use("triton"):
         got = ssd_step(*inputs, got_state)
     assert got.dtype == dtype
     assert (got.double() - want).norm() <= TOLERANCE[dtype] * want.norm()
@@ -128,7 +128,7 @@ def test_a_step_matches_the_reference(dtype):
 @pytest.mark.parametrize("path", ["torch", "triton"])
 def test_steps_are_the_scan(path):
     x, dt, A, B, C, D, state = scan_inputs(ScanSize(5, 4, 2, 4, 8))
-    with dispatch.use(path):
+    with use(path):
         want, final = ssd_scan(x, dt, A, B, C, D, state)
         got = [ssd_step(x[:, i], dt[:, i], A, B[:, i], C[:, i], D, state) for i in range(5)]
     torch.testing.assert_close(torch.stack(got, 1), want, rtol=1e-5, atol=1e-5)
@@ -150,17 +150,17 @@ def test_the_step_passes_opcheck():
 def test_limits_are_named(change, message):
     size = ScanSize(**{"t": 2, "h": 2, "g": 1, "p": 4, "n": 8, **{k: v for k, v in change.items() if k != "dtype"}})
     inputs = scan_inputs(size, dtype=change.get("dtype", torch.float32), precise=torch.float32)
-    with dispatch.use("triton"), pytest.raises(ValueError, match=message):
+    with use("triton"), pytest.raises(ValueError, match=message):
         ssd_scan(*inputs)
 
 
 def test_heads_must_be_a_multiple_of_the_groups():
-    with dispatch.use("triton"), pytest.raises(ValueError, match="3 heads are not a multiple of the 2 groups"):
+    with use("triton"), pytest.raises(ValueError, match="3 heads are not a multiple of the 2 groups"):
         ssd_scan(*scan_inputs(ScanSize(2, 3, 2, 4, 8)))
 
 
 def test_a_step_refuses_a_state_it_cannot_update_in_place():
     *inputs, state = step_inputs(torch.float32)
     for invalid in (state.double(), state.transpose(0, 1).contiguous().transpose(0, 1)):
-        with dispatch.use("triton"), pytest.raises(ValueError, match="contiguous float32 state in place"):
+        with use("triton"), pytest.raises(ValueError, match="contiguous float32 state in place"):
             ssd_step(*inputs, invalid)
