@@ -48,9 +48,10 @@ test-slow: install needs-compiler transformers5  ## The tests that take longer: 
 mutants: install needs-compiler  ## Wrong versions of the code, each of which some test must reject (minutes)
 	$(BIN)/python -m tests.mutants
 
-lint: install  ## ruff: lint and format
+lint: install  ## ruff: lint and format; long lines, long sentences and old words in prose
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python docs/lint.py
 
 format: install  ## Apply ruff's fixes
 	$(BIN)/ruff check --fix .

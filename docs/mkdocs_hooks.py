@@ -19,7 +19,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("kernels", "bmojo", "data", "pipelines")
+PACKAGES = tuple(name for name in ("base", "kernels", "bmojo", "data", "pipelines") if (ROOT / name).is_dir())
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)\s#]+)")
 
 
