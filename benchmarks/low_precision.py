@@ -56,7 +56,7 @@ def steps(model: BMojoLM, tokens_bt: Tensor) -> Run:
         logits_bv, state = model.step(tokens_bt[:, t], state)
         logits.append(logits_bv)
         if t % model.config.chunk_size == 0:
-            slots = [layer["slot_position"] for layer in state.layers if "slot_position" in layer]
+            slots = [x for path, x in state.tensors().items() if path.endswith("slots.position")]
             kept.append(torch.stack(slots).clone())
     return Run(torch.stack(logits, 1), _sets(torch.stack(kept, 2)))
 

@@ -24,8 +24,8 @@ import torch
 from benchmarks import _recall_report as recall_report
 from bmojo import BMojoLM, ModelConfig
 from bmojo.counting import count
-from bmojo.mixers import LayerMemory
 from bmojo.mixers import bmojo as bmojo_mixer
+from bmojo.mixers.base import LayerMemory
 from data.recall import RecallBatch, RecallConfig, recall_batch, recall_batches
 from kernels.innovation_select import innovation_select
 

@@ -1,13 +1,13 @@
-"""The B'MOJO model family (arXiv:2407.06324) in plain PyTorch."""
+"""The B'MOJO model family (arXiv:2407.06324)."""
 
 from typing import TYPE_CHECKING, Any
 
 from bmojo.config import ModelConfig
 
 if TYPE_CHECKING:
-    from bmojo.model import BMojoLM, LMOutput, is_ssm_param
+    from bmojo.model import BMojoLM, LMOutput, float32_names
 
-__all__ = ["BMojoLM", "LMOutput", "ModelConfig", "is_ssm_param"]
+__all__ = ["BMojoLM", "LMOutput", "ModelConfig", "float32_names"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,152 +1,28 @@
-"""What defines a model of the family: one frozen pydantic tree. Letters in brackets are the paper's symbols."""
+"""Definition of a model of the family: one frozen pydantic tree, checked by the mixers of its pattern."""
 
 from __future__ import annotations
 
-from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from bmojo.pattern import MixerName, expand_pattern
+from bmojo.fields import ModelFields
+from bmojo.mixers import MIXERS
 
-ATTENDING: frozenset[str] = frozenset({"attention", "swa", "bmojo_f", "bmojo"})
-"""Mixers that use the attention fields."""
+if TYPE_CHECKING:
+    from bmojo.mixers.base import LengthRule
 
 
-class ModelConfig(BaseModel):
+class ModelConfig(ModelFields):
     """A language model of the B'MOJO family. `null` stands for "derived from the other fields"."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    # The stack
     pattern: str = Field(
         default="bmojo*12",
-        description="Mixer of each layer, e.g. 'bmojo*12' or '(mamba2,swa)*6'. "
-        "Mixers: attention, swa, mamba, mamba2, bmojo_f, bmojo.",
+        description=f"Mixer of each layer, e.g. 'bmojo*12' or '(mamba2,swa)*6'. Mixers: {', '.join(MIXERS)}.",
     )
-    vocab_size: int | None = Field(
-        default=None, gt=0, description="Number of token ids; null is filled in from the tokenizer by the pipeline."
-    )
-    d_model: int = Field(default=768, gt=0, le=2**20, description="Width of the residual stream, in channels [d].")
-    d_ff: int | None = Field(
-        default=None,
-        ge=0,
-        description="Hidden width of SwiGLU; null: 8/3 d_model, to a multiple of 64; 0: none.",
-    )
-    tie_embeddings: bool = Field(default=True, description="Share the embedding matrix with the output projection.")
-    norm_eps: float = Field(default=1e-5, gt=0, description="Added to the mean square in every RMSNorm.")
-
-    # Attention, in the mixers attention, swa, bmojo_f and bmojo
-    num_heads: int = Field(default=12, gt=0, description="Attention query heads a layer [h].")
-    num_kv_heads: int | None = Field(default=None, gt=0, description="Key/value heads (GQA); null: num_heads.")
-    head_dim: int | None = Field(
-        default=None, gt=0, description="Channels of an attention head [p]; null: d_model / num_heads."
-    )
-    window_size: int = Field(
-        default=512, gt=0, description="Tokens in the sliding window, the current one included [W]."
-    )
-    rope_theta: float = Field(default=10000.0, gt=0, description="Base of the rotary position embedding.")
-    qk_norm: bool = Field(default=False, description="RMSNorm on queries and keys, per head, before RoPE.")
-
-    # State-space models, in the mixers mamba, mamba2, bmojo_f and bmojo
-    d_state: int = Field(default=64, gt=0, description="State size of Mamba-2, per head and channel [n].")
-    ssm_head_dim: int = Field(default=64, gt=0, description="Channels of a Mamba-2 head [p].")
-    ssm_num_groups: int = Field(default=1, gt=0, description="Groups of heads that share B and C in Mamba-2.")
-    ssm_expand: int = Field(default=2, gt=0, description="Inner width of mamba and mamba2 layers, in units of d_model.")
-    conv_width: int = Field(default=4, ge=2, le=4, description="Taps of the causal convolution before the SSM.")
-    dt_min: float = Field(default=1e-3, gt=0, description="Lowest step size dt at initialisation.")
-    dt_max: float = Field(default=1e-1, gt=0, description="Highest step size dt at initialisation.")
-    a_min: float = Field(default=1.0, gt=0, description="Lowest decay rate -A at initialisation (Mamba-2).")
-    a_max: float = Field(default=16.0, gt=0, description="Highest decay rate -A at initialisation (Mamba-2).")
-    mamba_d_state: int = Field(default=16, gt=0, description="State size of Mamba-1, per channel.")
-    mamba_dt_rank: int | None = Field(
-        default=None, gt=0, description="Rank of Mamba-1's step-size projection; null: d_model / 16, rounded up."
-    )
-
-    # B'MOJO memories, in the mixers bmojo_f and bmojo
-    fading_ssm: Literal["mamba2"] = Field(default="mamba2", description="The SSM whose output is the fading memory.")
-    fading_expand: int = Field(default=1, gt=0, description="Inner width of that SSM, in units of d_model.")
-    fading_projections: Literal["tied", "separate"] = Field(
-        default="tied", description="Whether fading keys and values use the window's projections or their own."
-    )
-    fading_output: Literal["memory", "memory_and_residual"] = Field(
-        default="memory",
-        description="Where the SSM's output y goes. memory: attention reads it beyond the window. memory_and_residual: "
-        "also gain * y is added to the layer's output, with one learned gain per channel.",
-    )
-    chunk_size: int = Field(
-        default=128, gt=0, description="Tokens between updates of the eidetic set [C]; at most window_size."
-    )
-    num_eidetic: int = Field(
-        default=64, ge=0, description="Eidetic slots: tokens kept verbatim beyond the window [M]. May be raised later."
-    )
-    selection: Literal["innovation", "random"] = Field(
-        default="innovation", description="What ranks tokens for the eidetic set; random is for ablations."
-    )
-    innovation_predictor: Literal["fixed", "learned"] = Field(
-        default="fixed", description="Weights of the predictor: an exponential average, or learned per channel."
-    )
-    innovation_taps: int = Field(default=4, gt=0, description="Past outputs the predictor reads [K].")
-    innovation_decay: float = Field(
-        default=0.5, gt=0, le=1, description="Ratio of successive weights of the fixed (or initial) predictor."
-    )
-    innovation_tau: float | None = Field(
-        default=None, gt=0, description="Forgetting time of stored innovations, in tokens [tau]; null: none."
-    )
-    innovation_loss_weight: float = Field(default=0.1, ge=0, description="Weight of a learned predictor's own loss.")
-
-    # Loss and initialisation
-    z_loss_weight: float = Field(default=0.0, ge=0, description="Weight of the mean squared log-partition (z-loss).")
-    init_std: float = Field(default=0.02, gt=0, description="Standard deviation of weight matrices at initialisation.")
-
-    @cached_property
-    def mixers(self) -> tuple[MixerName, ...]:
-        """The mixer of each layer."""
-        return expand_pattern(self.pattern)
-
-    @property
-    def num_layers(self) -> int:
-        return len(self.mixers)
-
-    @property
-    def kv_heads(self) -> int:
-        return self.num_kv_heads or self.num_heads
-
-    @property
-    def attention_head_dim(self) -> int:
-        return self.head_dim or self.d_model // self.num_heads
-
-    @property
-    def ff_width(self) -> int:
-        """Hidden width of SwiGLU; 0 where blocks have none."""
-        return 64 * -(-8 * self.d_model // (3 * 64)) if self.d_ff is None else self.d_ff
-
-    @property
-    def dt_rank(self) -> int:
-        return self.mamba_dt_rank or -(-self.d_model // 16)
-
-    @property
-    def adds_fading_output(self) -> bool:
-        """bmojo and bmojo_f add gain * y to their output."""
-        return self.fading_output == "memory_and_residual"
-
-    def fading_positions(self, num_tokens: int, learned_predictor: bool) -> int:
-        """Positions of a whole sequence from which bmojo and bmojo_f make fading keys, values and scores: queries read
-        them beyond their window, so not the last window_size; at least one, so that parameters have a gradient.
-
-        learned_predictor: whether a learned innovation predictor takes its loss from the layer's y, which is from all.
-        """
-        return num_tokens if learned_predictor else max(num_tokens - self.window_size, 1)
-
-    def ssm_positions(self, num_tokens: int, learned_predictor: bool) -> int:
-        """Positions of a sequence for which bmojo and bmojo_f compute y: all of them if y is added to the output."""
-        return num_tokens if self.adds_fading_output else self.fading_positions(num_tokens, learned_predictor)
-
-    def ssm_inner_width(self, expand: int) -> int:
-        return expand * self.d_model
 
     def with_vocab_size(self, vocab_size: int) -> ModelConfig:
-        """The same model for a tokenizer of `vocab_size` ids. Raises ValueError where another size is already set."""
+        """The same model for a tokenizer of `vocab_size` ids. Raises ValueError if another size is already set."""
         if self.vocab_size not in (None, vocab_size):
             raise ValueError(
                 f"model.vocab_size is {self.vocab_size} but the tokenizer has {vocab_size} ids; "
@@ -158,49 +34,19 @@ class ModelConfig(BaseModel):
         """A validated copy with some fields changed."""
         return ModelConfig.model_validate({**self.model_dump(), **changes})
 
-    @model_validator(mode="after")
-    def _pattern_is_valid(self) -> ModelConfig:
-        expand_pattern(self.pattern)
-        return self
+    @property
+    def length_rules(self) -> tuple[LengthRule, ...]:
+        """What the length of training sequences must be a multiple of."""
+        rules = (MIXERS[name].length_rule(self) for name in dict.fromkeys(self.mixers))
+        return tuple(rule for rule in rules if rule is not None)
 
     @model_validator(mode="after")
-    def _heads_fit(self) -> ModelConfig:
-        if not ATTENDING & set(self.mixers):
-            return self
-        if self.head_dim is None and self.d_model % self.num_heads:
-            raise ValueError(
-                f"d_model={self.d_model} is not a multiple of num_heads={self.num_heads}; change one, or set head_dim."
-            )
-        if self.num_heads % self.kv_heads:
-            raise ValueError(f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}.")
-        if self.attention_head_dim % 2:
-            raise ValueError(f"head_dim={self.attention_head_dim} is odd; RoPE rotates channels in pairs.")
-        return self
-
-    @model_validator(mode="after")
-    def _ssm_fits(self) -> ModelConfig:
-        used = [("ssm_expand", self.ssm_expand)] if "mamba2" in self.mixers else []
-        used += [("fading_expand", self.fading_expand)] if {"bmojo", "bmojo_f"} & set(self.mixers) else []
-        for name, expand in used:
-            width = self.ssm_inner_width(expand)
-            if width % self.ssm_head_dim:
+    def _mixers_can_be_built(self) -> ModelConfig:
+        for name in self.mixers:
+            if name not in MIXERS:
                 raise ValueError(
-                    f"{name} * d_model = {width} is not a multiple of ssm_head_dim={self.ssm_head_dim}; change one."
+                    f"pattern {self.pattern!r}: unknown mixer {name!r}; the mixers are {', '.join(MIXERS)}."
                 )
-            if (width // self.ssm_head_dim) % self.ssm_num_groups:
-                raise ValueError(
-                    f"{width // self.ssm_head_dim} SSM heads ({name} * d_model / ssm_head_dim) are not a multiple of "
-                    f"ssm_num_groups={self.ssm_num_groups}; change one."
-                )
-        if self.dt_min >= self.dt_max or self.a_min > self.a_max:
-            raise ValueError("dt_min must be below dt_max, and a_min not above a_max.")
-        return self
-
-    @model_validator(mode="after")
-    def _chunk_fits_window(self) -> ModelConfig:
-        if "bmojo" in self.mixers and self.chunk_size > self.window_size:
-            raise ValueError(
-                f"chunk_size={self.chunk_size} exceeds window_size={self.window_size}: a token would leave the window "
-                "before the eidetic set is next updated. Set chunk_size to window_size or less."
-            )
+        for mixer in dict.fromkeys(MIXERS[name] for name in self.mixers):
+            mixer.check(self)
         return self

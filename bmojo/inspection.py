@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bmojo.mixers import LayerMemory
+from bmojo.mixers.base import LayerMemory
 from bmojo.model import BMojoLM
 
 MEMORIES = ("window", "fading", "eidetic")

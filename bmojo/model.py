@@ -20,28 +20,19 @@ Initial values (L layers, std = init_std):
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from bmojo.config import ATTENDING, ModelConfig
-from bmojo.layers import RMSNorm, RotaryTable, SwiGLU
-from bmojo.mixers import LayerMemory, MixerOutput, Sequence, build_mixer
-from bmojo.mixers.bmojo import BMojo
-from bmojo.mixers.mamba import Mamba
-from bmojo.mixers.mamba2 import Mamba2
-from bmojo.prefill import prefill
+from bmojo.config import ModelConfig
+from bmojo.layers import Linear, Residual, RMSNorm, RotaryTable, SwiGLU, residual, terms, total
+from bmojo.mixers import MIXERS
+from bmojo.mixers.base import LayerMemory, Mixer, MixerOutput, Sequence
+from bmojo.prefill import pieces, prefill
 from bmojo.state import DecodingState, LayerState
 from kernels.cross_entropy import linear_cross_entropy
-
-SSM_PARAMS = ("A_log", "D", "dt_bias")
-
-
-# The residual stream, and what the last layer has yet to add to it (None: nothing): the norm that comes next does it.
-Stream = tuple[Tensor, Tensor | None]
 
 
 class LMOutput(NamedTuple):
@@ -56,31 +47,28 @@ class LMOutput(NamedTuple):
 
 
 class Block(nn.Module):
-    """x + Mixer(RMSNorm(x)), then + SwiGLU(RMSNorm(.))."""
+    """x + Mixer(RMSNorm(x)), then x + SwiGLU(RMSNorm(x))."""
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: ModelConfig, mixer: str) -> None:
         super().__init__()
         self.mixer_norm = RMSNorm(config.d_model, config.norm_eps)
-        self.mixer = build_mixer(config.mixers[layer], config)
+        self.mixer = MIXERS[mixer](config)
         self.mlp_norm = RMSNorm(config.d_model, config.norm_eps) if config.ff_width else None
-        self.mlp = SwiGLU(config.d_model, config.ff_width) if config.ff_width else None
+        self.mlp = SwiGLU(config) if config.ff_width else None
 
     def forward(
-        self, stream: Stream, sequence: Sequence, state: LayerState | None = None
-    ) -> tuple[Stream, MixerOutput]:
-        x_btd, normed_btd = self.mixer_norm.of_sum(*stream)
-        mixed = self.mixer(normed_btd, sequence, state)
-        return self._feed_forward(x_btd, mixed.out_btd), mixed
+        self, x: Tensor | Residual, sequence: Sequence, state: LayerState | None = None
+    ) -> tuple[Tensor | Residual, MixerOutput]:
+        mixed = self.mixer(self.mixer_norm(x), sequence, state)
+        return self._feed_forward(x + mixed.out_btd), mixed
 
-    def step(self, stream: Stream, position_b: Tensor, rotary: RotaryTable | None, state: LayerState) -> Stream:
-        x_bd, normed_bd = self.mixer_norm.of_sum(*stream)
-        return self._feed_forward(x_bd, self.mixer.step(normed_bd, position_b, rotary, state))
+    def step(
+        self, x: Tensor | Residual, position_b: Tensor, rotary: RotaryTable, state: LayerState
+    ) -> Tensor | Residual:
+        return self._feed_forward(x + self.mixer.step(self.mixer_norm(x), position_b, rotary, state))
 
-    def _feed_forward(self, x: Tensor, mixed: Tensor) -> Stream:
-        if self.mlp is None or self.mlp_norm is None:
-            return x, mixed
-        x, normed = self.mlp_norm.of_sum(x, mixed)
-        return x, self.mlp(normed)
+    def _feed_forward(self, x: Tensor | Residual) -> Tensor | Residual:
+        return x if self.mlp is None or self.mlp_norm is None else x + self.mlp(self.mlp_norm(x))
 
 
 class BMojoLM(nn.Module):
@@ -92,7 +80,7 @@ class BMojoLM(nn.Module):
             raise ValueError("model.vocab_size is not set; use config.with_vocab_size(tokenizer.vocab_size).")
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.blocks = nn.ModuleList(Block(config, mixer) for mixer in config.mixers)
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         if config.tie_embeddings:
@@ -157,37 +145,34 @@ class BMojoLM(nn.Module):
             )
         t = tokens_bt.shape[1]
         sequence = Sequence(t, 0, doc_ids_bt, self._rotary(torch.arange(t, device=tokens_bt.device)), return_memory)
-        stream: Stream = (self.embedding(tokens_bt), None)
+        x = residual(self.embedding(tokens_bt))
         predictor_losses, memory = [], []
         for block in self._blocks():
             if hidden is not None:
-                hidden.append(stream[0] if stream[1] is None else stream[0] + stream[1])
-            stream, mixed = self._block(block, stream, sequence)
+                hidden.append(total(x))
+            x, mixed = self._run(block, x, sequence)
             memory.append(mixed.memory)
             if mixed.predictor_loss is not None:
                 predictor_losses.append(mixed.predictor_loss)
-        normed_btd = self.norm.of_sum(*stream)[1]
+        normed_btd = self.norm(x)
         if hidden is not None:
             hidden.append(normed_btd)
         return normed_btd, predictor_losses, memory
 
-    def _block(self, block: Block, stream: Stream, sequence: Sequence) -> tuple[Stream, MixerOutput]:
-        """Run a block, recomputed in the backward pass if `checkpoint` is set."""
+    def _run(self, block: Block, x: Tensor | Residual, sequence: Sequence) -> tuple[Tensor | Residual, MixerOutput]:
+        """Run a block, again in the backward pass if `checkpoint` is set, which sees tensors only."""
         if self.checkpoint is None or not torch.is_grad_enabled():
-            found: tuple[Stream, MixerOutput] = block(stream, sequence)
-            return found
+            x, mixed = block(x, sequence)
+            return x, mixed
 
-        def flat(x_btd: Tensor, delta_btd: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
-            (x_btd, delta_btd), mixed = block((x_btd, delta_btd), sequence)  # tensors in tuples would lose gradients
-            return x_btd, delta_btd, mixed.predictor_loss
+        def of_tensors(x_btd: Tensor, added_btd: Tensor | None) -> tuple[Tensor | None, ...]:
+            x, mixed = block(residual(x_btd, added_btd), sequence)
+            return *terms(x), mixed.predictor_loss
 
-        x_btd, delta_btd, predictor_loss = self.checkpoint(flat, *stream)
-        assert delta_btd is not None
-        return (x_btd, delta_btd), MixerOutput(delta_btd, predictor_loss)
+        x_btd, added_btd, predictor_loss = self.checkpoint(of_tensors, *terms(x))
+        return residual(x_btd, added_btd), MixerOutput(x_btd, predictor_loss)
 
-    def _rotary(self, position: Tensor) -> RotaryTable | None:
-        if not ATTENDING & set(self.config.mixers):
-            return None
+    def _rotary(self, position: Tensor) -> RotaryTable:
         precise = torch.promote_types(self.dtype, torch.float32)
         return RotaryTable(position, self.config.attention_head_dim, self.config.rope_theta, precise)
 
@@ -206,36 +191,37 @@ class BMojoLM(nn.Module):
         """Read tokens into a state, in pieces, so that memory does not grow with t.
 
         Args:
-            tokens_bt: at least one token a row.
-            state: where to go on from; it is not changed. None: the beginning.
+            tokens_bt: at least one token per row.
+            state: where to continue; it is not changed. None: the beginning.
             valid_bt: False marks padding, on the left or on the right of a row. None: no padding.
         Returns: logits_bv after each row's last token, and the new state.
         """
-        return prefill(self, tokens_bt, state, valid_bt)
+        state = self.init_state(tokens_bt.shape[0]) if state is None else state.clone()
+        return prefill(self._read, tokens_bt, state, valid_bt)
 
-    def read_piece(self, tokens_bt: Tensor, start: int, state: DecodingState) -> Tensor:
-        """Continue rows that are all at position `start`, updating the state in place. Returns features x_btd.
-
-        The piece must start on a multiple of chunk_size or end in the chunk where it starts.
-        """
-        t = tokens_bt.shape[1]
-        position_t = torch.arange(start, start + t, device=tokens_bt.device)
-        sequence = Sequence(t, start, None, self._rotary(position_t))
-        stream: Stream = (self.embedding(tokens_bt), None)
-        for block, layer in zip(self.blocks, state.layers, strict=True):
-            stream, _ = block(stream, sequence, layer)
-        state.position_b += t
-        return self.norm.of_sum(*stream)[1]
+    def _read(self, tokens_bt: Tensor, start: int, state: DecodingState) -> Tensor:
+        """See bmojo.prefill.Reader."""
+        normed_btd = torch.empty(0)
+        for first, last in pieces(start, tokens_bt.shape[1], self.config.chunk_size):
+            position_t = torch.arange(start + first, start + last, device=tokens_bt.device)
+            sequence = Sequence(last - first, start + first, None, self._rotary(position_t))
+            x = residual(self.embedding(tokens_bt[:, first:last]))
+            for block, layer in zip(self._blocks(), state.layers, strict=True):
+                x, _ = block(x, sequence, layer)
+            normed_btd = self.norm(x)
+            state.position_b += last - first
+        return self.head(normed_btd[:, -1])
 
     @torch.no_grad()
     def step(self, tokens_b: Tensor, state: DecodingState) -> tuple[Tensor, DecodingState]:
-        """Read one token a row. Returns logits_bv for the next, and the state, which is updated in place."""
+        """Read one token per row. Returns logits_bv for the next, and the state, which is updated in place."""
         rotary = self._rotary(state.position_b)
-        stream: Stream = (self.embedding(tokens_b), None)
+        x = residual(self.embedding(tokens_b))
         for block, layer in zip(self._blocks(), state.layers, strict=True):
-            stream = block.step(stream, state.position_b, rotary, layer)
+            x = block.step(x, state.position_b, rotary, layer)
+        logits_bv = self.head(self.norm(x))
         state.position_b += 1
-        return self.head(self.norm.of_sum(*stream)[1]), state
+        return logits_bv, state
 
     def _blocks(self) -> Iterator[Block]:
         for block in self.blocks:
@@ -253,39 +239,29 @@ class BMojoLM(nn.Module):
         if self.embedding.weight.is_meta:
             return
         generator = torch.Generator(device=self.embedding.weight.device).manual_seed(seed)
-        std = self.config.init_std
-        for name, module in self.named_modules():
-            if isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=std, generator=generator)
-            elif isinstance(module, nn.Linear) and not (name == "head" and self.config.tie_embeddings):
-                nn.init.normal_(module.weight, std=self._linear_std(name, module), generator=generator)
+        nn.init.normal_(self.embedding.weight, std=self.config.init_std, generator=generator)
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.init_weights(generator)
             elif isinstance(module, RMSNorm):
                 nn.init.ones_(module.weight)
-        for module in self.modules():
-            if isinstance(module, Mamba | Mamba2):
-                module.init_ssm(generator)
-            if isinstance(module, BMojo):
-                module.init_gain()
-                if module.innovation is not None:
-                    module.innovation.init_predictor()
-
-    def _linear_std(self, name: str, module: nn.Linear) -> float:
-        if name.endswith(".ssm.out_proj"):
-            return module.in_features**-0.5
-        if name.endswith(("out_proj", "down_proj")):
-            return self.config.init_std / math.sqrt(2 * self.config.num_layers)
-        return self.config.init_std
+        if not self.config.tie_embeddings:
+            nn.init.normal_(self.head.weight, std=self.config.init_std, generator=generator)
+        for block in self._blocks():
+            block.mixer.init_weights(generator)
 
     def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Parameters for an optimizer: matrices decay; SSM parameters, norms and embeddings do not."""
+        """Parameters for an optimizer: matrices decay; what stays in float32, norms and embeddings do not."""
         decayed: list[nn.Parameter] = []
         kept: list[nn.Parameter] = []
+        float32 = float32_names(self)
         for name, parameter in self.named_parameters():
-            matrix = parameter.dim() >= 2 and not is_ssm_param(name) and not name.startswith("embedding.")
+            matrix = parameter.dim() >= 2 and name not in float32 and not name.startswith("embedding.")
             (decayed if matrix else kept).append(parameter)
         return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
 
 
-def is_ssm_param(name: str) -> bool:
-    """Whether a parameter of this name must stay in float32 and out of weight decay, whatever the precision."""
-    return name.rsplit(".", 1)[-1] in SSM_PARAMS
+def float32_names(model: nn.Module) -> set[str]:
+    """Names of the parameters that must stay in float32 and out of weight decay, whatever the precision."""
+    mixers = [(prefix, module) for prefix, module in model.named_modules() if isinstance(module, Mixer)]
+    return {f"{prefix}.{name}" for prefix, mixer in mixers for name in mixer.FLOAT32}

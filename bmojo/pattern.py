@@ -10,32 +10,22 @@ Grammar:  pattern = item ("," item)*      item = (name | "(" pattern ")") ("*" c
 from __future__ import annotations
 
 import re
-from typing import Literal, get_args
 
-MixerName = Literal["attention", "swa", "mamba", "mamba2", "bmojo_f", "bmojo"]
-MIXER_NAMES: tuple[MixerName, ...] = get_args(MixerName)
 MAX_LAYERS = 1024
 
 _TOKEN = re.compile(r"\s*([a-z][a-z0-9_]*|\d+|[(),*])")
 
 
-def expand_pattern(pattern: str) -> tuple[MixerName, ...]:
-    """The mixer of each layer, first to last.
+def expand_pattern(pattern: str) -> tuple[str, ...]:
+    """Name of each layer's mixer, first to last.
 
-    Raises: ValueError: the pattern does not follow the grammar, names an unknown mixer or has too many layers.
+    Raises: ValueError: the pattern does not follow the grammar or has too many layers.
     """
     tokens = _tokenize(pattern)
     layers, end = _parse_items(pattern, tokens, 0)
     if end != len(tokens):
         raise _syntax_error(pattern, f"unexpected {tokens[end]!r}")
-    return tuple(_mixer_name(pattern, name) for name in layers)
-
-
-def _mixer_name(pattern: str, name: str) -> MixerName:
-    for known in MIXER_NAMES:
-        if name == known:
-            return known
-    raise ValueError(f"pattern {pattern!r}: unknown mixer {name!r}; the mixers are {', '.join(MIXER_NAMES)}.")
+    return tuple(layers)
 
 
 def _tokenize(pattern: str) -> list[str]:

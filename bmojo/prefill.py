@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from bmojo.state import DecodingState
 
-if TYPE_CHECKING:
-    from bmojo.model import BMojoLM
-
 PIECE_TOKENS = 2048
 
 
+class Reader(Protocol):
+    """Read rows that are all at position `start` into a state, in place. Returns logits_bv after the last token."""
+
+    def __call__(self, tokens_bt: Tensor, start: int, state: DecodingState) -> Tensor: ...
+
+
 def prefill(
-    model: BMojoLM, tokens_bt: Tensor, state: DecodingState | None, valid_bt: Tensor | None
+    read: Reader, tokens_bt: Tensor, state: DecodingState, valid_bt: Tensor | None
 ) -> tuple[Tensor, DecodingState]:
-    """See BMojoLM.prefill. Rows that differ in length or in position are read group by group, each without padding,
-    so that a row's result does not depend on the others."""
+    """See BMojoLM.prefill; the state may be changed. Rows that differ in length or in position are read group by group,
+    each without padding, so that a row's result does not depend on the others."""
     batch_size, t = tokens_bt.shape
-    state = model.init_state(batch_size) if state is None else state.clone()
     if batch_size == 0 or t == 0:
         raise ValueError(f"prefill got {batch_size} rows of {t} tokens; it needs a row, and a token in each.")
     if state.batch_size != batch_size:
@@ -33,29 +36,27 @@ def prefill(
     if len(groups) == 1:
         ((length, start),) = groups
         tokens = tokens_bt if length == t else _rows(tokens_bt, spans, range(batch_size))
-        return _read(model, tokens, start, state), state
+        return read(tokens, start, state), state
     logits, parts, order = [], [], []
     for (_, start), rows in groups.items():
         part = state.select(torch.tensor(rows, device=tokens_bt.device))
-        logits.append(_read(model, _rows(tokens_bt, spans, rows), start, part))
+        logits.append(read(_rows(tokens_bt, spans, rows), start, part))
         parts.append(part)
         order += rows
     back = torch.tensor(order, device=tokens_bt.device).argsort()
     return torch.cat(logits)[back], DecodingState.join(parts).select(back)
 
 
-def _read(model: BMojoLM, tokens_bt: Tensor, start: int, state: DecodingState) -> Tensor:
-    chunk_size = model.config.chunk_size
+def pieces(start: int, num_tokens: int, chunk_size: int) -> Iterator[tuple[int, int]]:
+    """Cut tokens that begin at position `start` into [first, last) that begin on a multiple of chunk_size, or end in
+    the chunk where they begin."""
     piece = max(1, PIECE_TOKENS // chunk_size) * chunk_size
-    first, t = 0, tokens_bt.shape[1]
-    features_btd = None
-    while first < t:
+    first = 0
+    while first < num_tokens:
         into_chunk = (start + first) % chunk_size
-        last = min(t, first + (chunk_size - into_chunk if into_chunk else piece))
-        features_btd = model.read_piece(tokens_bt[:, first:last], start + first, state)
+        last = min(num_tokens, first + (chunk_size - into_chunk if into_chunk else piece))
+        yield first, last
         first = last
-    assert features_btd is not None
-    return model.head(features_btd[:, -1])
 
 
 def _rows(tokens_bt: Tensor, spans: list[tuple[int, int]], rows: list[int] | range) -> Tensor:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-LayerState = dict[str, Tensor]
-"""The tensors one mixer keeps, batch first. The mixer that made it is the only one to read it."""
+
+@dataclass
+class LayerState:
+    """Base of what one mixer keeps: a dataclass of tensors, batch first, and of smaller states; some may be None.
+
+    A dimension that grows with the tokens has size 0 before the first.
+    """
 
 
 @dataclass
 class DecodingState:
-    """One LayerState a layer and how many tokens each row has read. Its size does not depend on position, except
+    """One LayerState per layer and how many tokens each row has read. Its size does not depend on position, except
     for layers of full attention, whose key/value cache grows by nature."""
 
     position_b: Tensor
@@ -25,41 +33,80 @@ class DecodingState:
     def batch_size(self) -> int:
         return self.position_b.shape[0]
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor by its path, such as `layers.0.ssm.conv`."""
+        found: dict[str, Tensor] = {}
+        self._map(found.setdefault)
+        return found
+
     def num_bytes(self) -> int:
-        return sum(x.numel() * x.element_size() for layer in self.layers for x in layer.values())
+        """Size of what the layers keep."""
+        tensors = self.tensors()
+        del tensors["position_b"]
+        return sum(x.numel() * x.element_size() for x in tensors.values())
 
     def clone(self) -> DecodingState:
-        """A fork: both go on independently."""
-        return DecodingState(self.position_b.clone(), [{k: v.clone() for k, v in s.items()} for s in self.layers])
+        """A fork: both continue independently."""
+        return self._map(lambda _, x: x.clone())
 
     def select(self, rows: Tensor) -> DecodingState:
         """A new state of the given rows, which may repeat: selecting [0, 0, 0] forks one document three ways."""
-        return DecodingState(self.position_b[rows], [{k: v[rows] for k, v in s.items()} for s in self.layers])
+        return self._map(lambda _, x: x[rows])
 
     @classmethod
     def join(cls, parts: list[DecodingState]) -> DecodingState:
         """The rows of all parts, one after the other. Full-attention caches are padded to the longest."""
-        layers: list[LayerState] = []
-        for states in zip(*(part.layers for part in parts), strict=True):
-            layers.append({name: _join([state[name] for state in states]) for name in states[0]})
-        return cls(torch.cat([part.position_b for part in parts]), layers)
+        tensors = [part.tensors() for part in parts]
+        return parts[0]._map(lambda path, _: _join([of_part[path] for of_part in tensors]))
 
-    def save(self, path: str | Path) -> None:
+    def save(self, file: str | Path) -> None:
         """Write to a safetensors file."""
-        tensors = {f"{i}.{k}": v.contiguous() for i, layer in enumerate(self.layers) for k, v in layer.items()}
-        save_file({"position": self.position_b, **tensors}, path, metadata={"num_layers": str(len(self.layers))})
+        save_file({path: x.contiguous() for path, x in self.tensors().items()}, file)
 
     @classmethod
-    def load(cls, path: str | Path, device: torch.device | str = "cpu") -> DecodingState:
-        tensors = load_file(path, device=str(device))
-        position_b = tensors.pop("position")
-        layers: list[LayerState] = []
-        for name in sorted(tensors, key=lambda name: int(name.split(".", 1)[0])):
-            index, key = name.split(".", 1)
-            while len(layers) <= int(index):
-                layers.append({})
-            layers[int(index)][key] = tensors[name]
-        return cls(position_b, layers)
+    def load(cls, file: str | Path, like: DecodingState) -> DecodingState:
+        """Read what `save` wrote.
+
+        Args: like: the state before the first token, model.init_state(1), of the model that is to continue.
+        Raises: ValueError: the file is damaged, or another model or another version of this program wrote it.
+        """
+        try:
+            found = load_file(file, device=str(like.position_b.device))
+        except SafetensorError as error:
+            raise ValueError(f"{file} is damaged, or no decoding state: {error}.") from error
+        expected = like.tensors()
+        for path in sorted(found.keys() ^ expected.keys()):
+            raise ValueError(
+                f"{file} {'holds' if path in found else 'lacks'} {path}: another model, or another version of this "
+                "program, wrote this state. Read the tokens again with prefill."
+            )
+        batch_size = len(found["position_b"])
+        for path, x in sorted(found.items()):
+            sizes = [batch_size, *expected[path].shape[1:]]
+            fits = len(sizes) == x.dim() and all(size in (0, x.shape[i]) for i, size in enumerate(sizes))
+            if not fits or x.dtype != expected[path].dtype:
+                raise ValueError(
+                    f"{file}: {path} is {x.dtype} {list(x.shape)}, expected {expected[path].dtype} {sizes}: another "
+                    "model wrote this state. Load it for that model, or read the tokens again with prefill."
+                )
+        return like._map(lambda path, _: found[path])
+
+    def _map(self, function: Callable[[str, Tensor], Tensor]) -> DecodingState:
+        """A state of the same structure, of function(path, tensor) of each tensor."""
+        mapped: DecodingState = _map(self, function, "")
+        return mapped
+
+
+def _map(value: Any, function: Callable[[str, Tensor], Tensor], path: str) -> Any:
+    if value is None:
+        return None
+    if isinstance(value, Tensor):
+        return function(path, value)
+    prefix = f"{path}." if path else ""
+    if isinstance(value, list):
+        return [_map(inner, function, f"{prefix}{i}") for i, inner in enumerate(value)]
+    inner = {field.name: getattr(value, field.name) for field in fields(value)}
+    return type(value)(**{name: _map(x, function, f"{prefix}{name}") for name, x in inner.items()})
 
 
 def _join(tensors: list[Tensor]) -> Tensor:

@@ -10,21 +10,26 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+from collections.abc import Iterable
 from pathlib import Path
 
+from bmojo.mixers import MIXERS
+
 PACKAGES = ("bmojo", "kernels")
+TABLE = "bmojo.mixers"
 OPTIONAL = ("triton",)  # imported only by what runs on a GPU
 ENTRIES = {"bmojo.hf.modeling": "modeling_bmojo", "bmojo.hf.configuration": "configuration_bmojo"}  # for auto_map
 
 
-def bundled_sources() -> dict[str, str]:
-    """File name -> source of the entries and of all modules of our packages that they import.
+def bundled_sources(mixers: Iterable[str]) -> dict[str, str]:
+    """File name -> source of the entries and of all modules of our packages that models of these mixers need.
 
     Raises: ValueError: a module imports another in a way that cannot be rewritten (`import bmojo.x`).
     """
+    modules = {MIXERS[name].__module__ for name in mixers}
     sources: dict[str, str] = {}
     for entry in ENTRIES:
-        reached = _reached_from(entry)
+        reached = _reached_from(entry, modules)
         others = sorted(_flat(module) for module in reached if module != entry)
         for module, source in reached.items():
             if module not in ENTRIES:
@@ -33,15 +38,30 @@ def bundled_sources() -> dict[str, str]:
     return dict(sorted(sources.items()))
 
 
-def _reached_from(entry: str) -> dict[str, str]:
-    """Module -> flattened source, of a module and all that it imports, directly or not."""
+def _reached_from(entry: str, mixers: set[str]) -> dict[str, str]:
+    """Module -> flattened source, of a module and all that it imports, directly or not; of mixers only those named.
+
+    Folders of other mixers differ in which files they hold, never in a file: transformers keeps the files of folders
+    of one name together, and imports each once.
+    """
     waiting, reached = [entry], dict[str, str]()
     while waiting:
         module = waiting.pop()
         if module not in reached:
             reached[module], needed = _flattened(module)
             waiting += needed
+            if module == TABLE:
+                reached[module] = _with_flat_names(reached[module])
+                waiting += mixers
     return reached
+
+
+def _with_flat_names(table: str) -> str:
+    """The table of mixers imports by name: in the flat folder `bmojo_mixers_x`."""
+    packaged = 'f"{__name__}.{module}"'
+    if table.count(packaged) != 1:
+        raise ValueError(f"{TABLE} no longer imports {packaged}, which is rewritten here.")
+    return table.replace(packaged, 'f"{__name__}_{module}"')
 
 
 def _flattened(module: str) -> tuple[str, list[str]]:

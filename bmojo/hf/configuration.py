@@ -30,7 +30,8 @@ class BMojoConfig(PretrainedConfig):
         tied = kwargs.pop("tie_word_embeddings", None)
         if tied is not None:
             given.setdefault("tie_embeddings", tied)
-        model = ModelConfig.model_validate(given)
+        # transformers asks for the defaults, whose mixer's file an exported folder may lack: nothing to check then.
+        model = ModelConfig.model_validate(given) if given else ModelConfig.model_construct()
         for name, value in model.model_dump().items():
             setattr(self, name, value)
         self.use_cache = kwargs.pop("use_cache", True)  # by generate(); forward() makes a cache if it is told to

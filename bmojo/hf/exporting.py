@@ -79,7 +79,7 @@ def export_to_hf(model: BMojoLM, tokenizer_json: str | Path, directory: str | Pa
     tensors = {PREFIX + name: x.detach().cpu().contiguous() for name, x in model.state_dict().items()}
     if model.config.tie_embeddings:
         tensors.pop(PREFIX + "head.weight")
-    for name, source in bundled_sources().items():
+    for name, source in bundled_sources(model.config.mixers).items():
         (directory / name).write_text(source, encoding="utf-8")
     num_params = sum(parameter.numel() for parameter in model.parameters())
     readme = README.format(pattern=model.config.pattern, num_params=num_params, vocab_size=model.config.vocab_size)

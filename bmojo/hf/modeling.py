@@ -17,7 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from bmojo.hf.cache import BMojoCache
 from bmojo.hf.configuration import BMojoConfig
 from bmojo.hf.documents import document_ids
-from bmojo.model import SSM_PARAMS, BMojoLM
+from bmojo.model import BMojoLM, float32_names
 
 IGNORED = -100
 CACHE = "cache" if "cache" in {field.name for field in fields(CausalLMOutputWithPast)} else "past_key_values"
@@ -42,8 +42,8 @@ class BMojoPreTrainedModel(PreTrainedModel):
         self.model = BMojoLM(config.to_model_config())
         self.gradient_checkpointing = False  # transformers sets it, and _gradient_checkpointing_func with it
         # Whatever dtype is loaded, these stay float32. transformers refuses names that a model does not have.
-        present = {name.rpartition(".")[2] for name, _ in self.model.named_parameters()}
-        self._keep_in_fp32_modules_strict = [name for name in SSM_PARAMS if name in present]
+        names = {name.rpartition(".")[2] for name in float32_names(self.model)}
+        self._keep_in_fp32_modules_strict = sorted(names)
         self.post_init()
 
     def get_input_embeddings(self) -> torch.nn.Module:

@@ -1,30 +1,42 @@
-"""Token mixers, by the names a layer pattern uses."""
+"""Token mixers by the names that a layer pattern uses. A mixer class owns all that is known about it: base.Mixer."""
 
 from __future__ import annotations
 
-from bmojo.config import ModelConfig
-from bmojo.mixers.attention import Attention
-from bmojo.mixers.base import LayerMemory, Mixer, MixerOutput, Sequence
-from bmojo.mixers.bmojo import BMojo
-from bmojo.mixers.mamba import Mamba
-from bmojo.mixers.mamba2 import Mamba2
-from bmojo.pattern import MixerName
+import importlib
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["LayerMemory", "Mixer", "MixerOutput", "Sequence", "build_mixer"]
+if TYPE_CHECKING:
+    from bmojo.mixers.base import Mixer
 
 
-def build_mixer(name: MixerName, config: ModelConfig) -> Mixer:
-    """The mixer of one layer."""
-    match name:
-        case "attention":
-            return Attention(config, window_size=None)
-        case "swa":
-            return Attention(config, window_size=config.window_size)
-        case "mamba":
-            return Mamba(config)
-        case "mamba2":
-            return Mamba2(config, config.ssm_expand)
-        case "bmojo_f":
-            return BMojo(config, num_eidetic=0)
-        case "bmojo":
-            return BMojo(config, config.num_eidetic)
+class MixerTable(Mapping[str, "type[Mixer[Any]]"]):
+    """Classes by name, each imported at the first look-up: names are read without torch, whose import takes seconds."""
+
+    def __init__(self, places: Mapping[str, str]) -> None:
+        """places: name -> module of this package and class, as `module:Class`."""
+        self._places = places
+
+    def __getitem__(self, name: str) -> type[Mixer[Any]]:
+        module, _, class_name = self._places[name].partition(":")
+        mixer: type[Mixer[Any]] = getattr(importlib.import_module(f"{__name__}.{module}"), class_name)
+        return mixer
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+MIXERS = MixerTable(
+    {
+        "attention": "attention:Attention",
+        "swa": "attention:SlidingWindowAttention",
+        "mamba": "mamba:Mamba",
+        "mamba2": "mamba2:Mamba2",
+        "bmojo_f": "bmojo:BMojoF",
+        "bmojo": "bmojo:BMojo",
+    }
+)
+"""The one list of mixers: config, model, counts, tests and the exported folder derive from it."""

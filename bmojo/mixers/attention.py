@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
-from bmojo.config import ModelConfig
-from bmojo.layers import Linear, RMSNorm, RotaryTable
+from bmojo.fields import ModelFields
+from bmojo.layers import KeysValues, Linear, RMSNorm, RotaryTable
 from bmojo.mixers import ring
-from bmojo.mixers.base import Mixer, MixerOutput, Sequence
+from bmojo.mixers.base import Mixer, MixerCounts, MixerOutput, Sequence
 from bmojo.state import LayerState
 from kernels.memory_attention import memory_attention, memory_attention_step
 
@@ -16,81 +19,180 @@ from kernels.memory_attention import memory_attention, memory_attention_step
 class Projections(nn.Module):
     """Queries from u, keys and values from whatever stands in memory; optional RMSNorm on queries and keys."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelFields) -> None:
         super().__init__()
         self.num_heads, self.kv_heads, self.head_dim = config.num_heads, config.kv_heads, config.attention_head_dim
-        self.q_proj = Linear(config.d_model, self.num_heads * self.head_dim)
-        self.kv_proj = Linear(config.d_model, 2 * self.kv_heads * self.head_dim)
+        self.q_proj = Linear(config.d_model, self.query_width(config), config.init_std)
+        self.kv_proj = Linear(config.d_model, self.kv_width(config), config.init_std)
         self.q_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
 
+    @staticmethod
+    def check(config: ModelFields) -> None:
+        """See Mixer.check."""
+        if config.head_dim is None and config.d_model % config.num_heads:
+            raise ValueError(
+                f"d_model={config.d_model} is not a multiple of num_heads={config.num_heads}; change one, "
+                "or set head_dim."
+            )
+        if config.num_heads % config.kv_heads:
+            raise ValueError(f"num_heads={config.num_heads} is not a multiple of num_kv_heads={config.num_kv_heads}.")
+        if config.attention_head_dim % 2:
+            raise ValueError(f"head_dim={config.attention_head_dim} is odd; RoPE rotates channels in pairs.")
+
+    @staticmethod
+    def query_width(config: ModelFields) -> int:
+        """Channels of all query heads."""
+        return config.num_heads * config.attention_head_dim
+
+    @staticmethod
+    def kv_width(config: ModelFields) -> int:
+        """Channels of all key and value heads together."""
+        return 2 * config.kv_heads * config.attention_head_dim
+
+    @classmethod
+    def num_params(cls, config: ModelFields) -> int:
+        norms = 2 * config.attention_head_dim if config.qk_norm else 0
+        return config.d_model * (cls.query_width(config) + cls.kv_width(config)) + norms
+
     def queries(self, u: Tensor) -> Tensor:
+        """Not rotated, [..., h, p]."""
         q = self.q_proj(u).unflatten(-1, (self.num_heads, self.head_dim))
         return q if self.q_norm is None else self.q_norm(q)
 
-    def keys_values(self, u: Tensor, rotary: RotaryTable, proj: Linear | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Keys rotated to their positions, keys as they are, and values."""
+    def keys_values(self, u: Tensor, rotary: RotaryTable, proj: Linear | None = None) -> tuple[KeysValues, Tensor]:
+        """Keys rotated to their positions and values; keys not rotated."""
         keys_values = (proj or self.kv_proj)(u).unflatten(-1, (2 * self.kv_heads, self.head_dim))
         if self.k_norm is None:
-            return rotary.rotate_keys(keys_values)
+            return rotary.rotated_keys(keys_values)
         k, v = keys_values.chunk(2, -2)
         k = self.k_norm(k)
-        return rotary.rotate(k), k, v
+        return KeysValues(rotary.rotate(k), v), k
 
 
-class Attention(Mixer):
-    """window_size None: full causal attention, whose decoding state grows with every token."""
+@dataclass
+class RingCache(LayerState):
+    """Keys (rotated) and values of the last r positions, in rings."""
 
-    def __init__(self, config: ModelConfig, window_size: int | None) -> None:
+    k: Tensor
+    v: Tensor
+
+    @classmethod
+    def empty(
+        cls, projections: Projections, batch_size: int, size: int, device: torch.device, dtype: torch.dtype
+    ) -> RingCache:
+        heads = (projections.kv_heads, projections.head_dim)
+        k, v = (ring.zeros(batch_size, size, *heads, dtype, device) for _ in range(2))
+        return cls(k, v)
+
+    def before(self, position: int) -> KeysValues:
+        """What is held of the positions before, in order."""
+        return KeysValues(ring.in_order(self.k, position), ring.in_order(self.v, position))
+
+    def refill(self, window: KeysValues, end: int) -> None:
+        """Hold the last of rows that end just before position `end`."""
+        ring.refill(self.k, window.k, end)
+        ring.refill(self.v, window.v, end)
+
+    def write(self, new: KeysValues, position_b: Tensor) -> None:
+        """Hold one more row."""
+        ring.write((self.k, self.v), new, position_b)
+
+
+@dataclass
+class GrowingCache(RingCache):
+    """Keys (rotated) and values of all positions: slots are positions."""
+
+    def before(self, position: int) -> KeysValues:
+        return KeysValues(self.k[:, :position], self.v[:, :position])
+
+    def refill(self, window: KeysValues, end: int) -> None:
+        self.k, self.v = window.k.to(self.k.dtype), window.v.to(self.v.dtype)
+
+    def write(self, new: KeysValues, position_b: Tensor) -> None:
+        self._grow(int(position_b.max()) + 1)
+        super().write(new, position_b)
+
+    def _grow(self, num_tokens: int) -> None:
+        """Double the room until it holds `num_tokens`."""
+        capacity = self.k.shape[1]
+        if num_tokens > capacity:
+            room = max(64, 2 * capacity, num_tokens) - capacity
+            self.k, self.v = (torch.cat([x, x.new_zeros(x.shape[0], room, *x.shape[2:])], 1) for x in (self.k, self.v))
+
+
+class Attention(Mixer[RingCache]):
+    """Full causal attention, whose decoding state grows with every token."""
+
+    CACHE: ClassVar[type[RingCache]] = GrowingCache
+
+    def __init__(self, config: ModelFields) -> None:
         super().__init__(config)
-        self.window_size = window_size
         self.projections = Projections(config)
-        self.out_proj = Linear(config.num_heads * config.attention_head_dim, config.d_model)
+        self.out_proj = Linear(Projections.query_width(config), config.d_model, config.residual_std)
 
-    def forward(self, u_btd: Tensor, sequence: Sequence, state: LayerState | None = None) -> MixerOutput:
-        assert sequence.rotary is not None
-        q = sequence.rotary.rotate(self.projections.queries(u_btd))
-        k, _, v = self.projections.keys_values(u_btd, sequence.rotary)
+    @staticmethod
+    def window_size(config: ModelFields, num_tokens: int) -> int:
+        """Number of last tokens, of `num_tokens`, that a query reads."""
+        return num_tokens
+
+    @classmethod
+    def check(cls, config: ModelFields) -> None:
+        Projections.check(config)
+
+    @classmethod
+    def counts(cls, config: ModelFields, seq_len: int) -> MixerCounts:
+        queries, keys_values = Projections.query_width(config), Projections.kv_width(config)
+        window_size = cls.window_size(config, seq_len)
+        projections = config.d_model * (2 * queries + keys_values)
+        flops = {
+            "attention_projections": 2.0 * projections,
+            "attention": 4.0 * queries * mean_keys(seq_len, window_size),
+        }
+        num_params = Projections.num_params(config) + queries * config.d_model
+        return MixerCounts({"attention": num_params}, flops, state_bytes=4 * window_size * keys_values)
+
+    def forward(self, u_btd: Tensor, sequence: Sequence, state: RingCache | None = None) -> MixerOutput:
+        q_bthp = sequence.rotary.rotate(self.projections.queries(u_btd))
+        window, _ = self.projections.keys_values(u_btd, sequence.rotary)
         num_past, end = 0, sequence.start + sequence.num_tokens
         if state is not None:
-            if self.window_size is None:
-                past = state["k"][:, : sequence.start], state["v"][:, : sequence.start]
-            else:
-                past = ring.in_order(state["k"], sequence.start), ring.in_order(state["v"], sequence.start)
-            k, v = (torch.cat([old.to(new.dtype), new], 1) for old, new in zip(past, (k, v), strict=True))
-            num_past = min(sequence.start, past[0].shape[1])
-            if self.window_size is None:
-                state["k"], state["v"] = k.to(state["k"].dtype), v.to(state["v"].dtype)
-            else:
-                ring.refill(state["k"], k, end)
-                ring.refill(state["v"], v, end)
+            past = state.before(sequence.start)
+            num_past = min(sequence.start, past.k.shape[1])
+            window = window.behind(past)
+            state.refill(window, end)
         out_bthp = memory_attention(
-            q, k, v, window_size=self.window_size or end, doc_ids_bt=sequence.doc_ids_bt, num_past=num_past
+            q_bthp,
+            *window,
+            window_size=self.window_size(self.config, end),
+            doc_ids_bt=sequence.doc_ids_bt,
+            num_past=num_past,
         )
         return MixerOutput(self.out_proj(out_bthp.flatten(-2)))
 
-    def step(self, u_bd: Tensor, position_b: Tensor, rotary: RotaryTable | None, state: LayerState) -> Tensor:
-        assert rotary is not None
-        q = rotary.rotate(self.projections.queries(u_bd))
-        k, _, v = self.projections.keys_values(u_bd, rotary)
-        if self.window_size is None:
-            _grow(state, int(position_b.max()) + 1)
-        ring.write(state, position_b, {"k": k, "v": v})
-        out_bhp = memory_attention_step(
-            q, state["k"], state["v"], window_size=state["k"].shape[1], position_b=position_b
-        )
+    def step(self, u_bd: Tensor, position_b: Tensor, rotary: RotaryTable, state: RingCache) -> Tensor:
+        q_bhp = rotary.rotate(self.projections.queries(u_bd))
+        new, _ = self.projections.keys_values(u_bd, rotary)
+        state.write(new, position_b)
+        out_bhp = memory_attention_step(q_bhp, state.k, state.v, window_size=state.k.shape[1], position_b=position_b)
         return self.out_proj(out_bhp.flatten(-2))
 
-    def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> LayerState:
-        kv = (self.projections.kv_heads, self.projections.head_dim)
-        return {name: ring.zeros(batch_size, self.window_size or 0, *kv, dtype, device) for name in ("k", "v")}
+    def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> RingCache:
+        size = self.window_size(self.config, num_tokens=0)
+        return self.CACHE.empty(self.projections, batch_size, size, device, dtype)
 
 
-def _grow(state: LayerState, num_tokens: int) -> None:
-    """Double the room of a full-attention cache until it holds `num_tokens`; slots are positions."""
-    capacity = state["k"].shape[1]
-    if num_tokens > capacity:
-        room = max(64, 2 * capacity, num_tokens) - capacity
-        for name in ("k", "v"):
-            old = state[name]
-            state[name] = torch.cat([old, old.new_zeros(old.shape[0], room, *old.shape[2:])], 1)
+class SlidingWindowAttention(Attention):
+    """Attention to the last window_size tokens, the current one included."""
+
+    CACHE = RingCache
+
+    @staticmethod
+    def window_size(config: ModelFields, num_tokens: int) -> int:
+        return config.window_size
+
+
+def mean_keys(seq_len: int, window_size: int) -> float:
+    """Keys in a causal window, averaged over positions."""
+    w = min(window_size, seq_len)
+    return (w * (w + 1) / 2 + (seq_len - w) * w) / seq_len

@@ -8,270 +8,296 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bmojo.config import ModelConfig
-from bmojo.layers import Linear, RotaryTable
+from bmojo.fields import ModelFields
+from bmojo.layers import Linear, RotaryTable, first, rows_for
 from bmojo.mixers import ring
-from bmojo.mixers.attention import Projections
-from bmojo.mixers.base import LayerMemory, Mixer, MixerOutput, Sequence
+from bmojo.mixers.attention import Projections, RingCache, mean_keys
+from bmojo.mixers.base import LayerMemory, LengthRule, Mixer, MixerCounts, MixerOutput, Sequence
+from bmojo.mixers.eidetic import Candidates, EideticState
 from bmojo.mixers.innovation import LOWEST, InnovationScore, position_in_document, random_rank
 from bmojo.mixers.mamba2 import Mamba2
+from bmojo.mixers.ssm import SSMState
 from bmojo.state import LayerState
-from kernels.innovation_select import innovation_select, keep_best
+from kernels.innovation_select import innovation_select
 from kernels.memory_attention import (
     AttentionInputs,
     Eidetic,
-    KeysValues,
     Slots,
     attention_mass,
     memory_attention,
     memory_attention_step,
 )
-from kernels.pointwise import branch
+from kernels.memory_attention import KeysValues as FadingRows
 
 INITIAL_GAIN = 0.35  # of y in the layer's output; y has the scale of u
 
 
-@dataclass(frozen=True)
-class Rows:
-    """What attention can read. The last t rows of each are the positions of the piece at hand (of the fading memory's
-    the first of them, where the last are not needed); earlier rows come from the decoding state: past positions and, in
-    front of `k`, `v`, `log_e` and `position`, the eidetic slots."""
+class FadingMemory(Mamba2):
+    """The SSM whose output y is the fading memory. y starts with the scale of u."""
 
-    k: Tensor  # before RoPE, for the eidetic set
-    v: Tensor
-    near_k: Tensor  # rotated to their positions, for the window
-    near_v: Tensor
-    fading_k: Tensor
-    fading_v: Tensor
-    log_e: Tensor | None = None  # innovation scores and positions, where there is an eidetic set
-    position: Tensor | None = None
-    num_slots: int = 0
+    @staticmethod
+    def expand(config: ModelFields) -> tuple[str, int]:
+        return "fading_expand", config.fading_expand
+
+    @classmethod
+    def out_std(cls, config: ModelFields) -> float:
+        return float(cls.widths(config).inner ** -0.5)
 
 
-class BMojo(Mixer):
-    """Without an eidetic set (num_eidetic 0) this is B'MOJO-F."""
+@dataclass
+class BMojoState(LayerState):
+    """What each of the three memories keeps, and the SSM."""
 
-    def __init__(self, config: ModelConfig, num_eidetic: int) -> None:
+    ssm: SSMState
+    window: RingCache  # of the last W tokens, or of W + C with an eidetic memory, which enter its slots when they leave
+    fading: RingCache  # of the last 2 W
+    eidetic: EideticState | None
+
+
+class BMojo(Mixer[BMojoState]):
+    """Without eidetic slots (num_eidetic 0) this is B'MOJO-F."""
+
+    IS_EIDETIC: ClassVar[bool] = True
+    """Whether there is an eidetic memory, of num_eidetic slots."""
+
+    def __init__(self, config: ModelFields) -> None:
         super().__init__(config)
-        self.num_eidetic = num_eidetic
+        self.num_slots = self.slots(config)
         self.projections = Projections(config)
         self.fading_kv_proj: Linear | None = None
         if config.fading_projections == "separate":
-            kv_proj = self.projections.kv_proj
-            self.fading_kv_proj = Linear(kv_proj.in_features, kv_proj.out_features)
-        self.ssm = Mamba2(config, config.fading_expand)
-        self.innovation = InnovationScore(config) if num_eidetic else None
-        self.out_proj = Linear(config.num_heads * config.attention_head_dim, config.d_model)
+            self.fading_kv_proj = Linear(config.d_model, Projections.kv_width(config), config.init_std)
+        self.ssm = FadingMemory(config)
+        self.innovation = InnovationScore(config) if self.num_slots else None
+        self.out_proj = Linear(Projections.query_width(config), config.d_model, config.residual_std)
         self.fading_gain = nn.Parameter(torch.empty(config.d_model)) if config.adds_fading_output else None
 
-    def init_gain(self) -> None:
-        """Set the gain of y; see the table in bmojo.model."""
+    @classmethod
+    def slots(cls, config: ModelFields) -> int:
+        """Number of eidetic slots [M]."""
+        return config.num_eidetic if cls.IS_EIDETIC else 0
+
+    @classmethod
+    def learns_predictor(cls, config: ModelFields) -> bool:
+        """Whether an innovation predictor takes its loss from y."""
+        return cls.slots(config) > 0 and config.innovation_predictor == "learned"
+
+    @classmethod
+    def readable_positions(cls, config: ModelFields, num_tokens: int) -> int:
+        """Positions of a whole sequence whose y makes fading keys, values and scores: queries read them beyond their
+        window, so not the last window_size; at least one, so that parameters have a gradient; all for a predictor."""
+        return num_tokens if cls.learns_predictor(config) else max(num_tokens - config.window_size, 1)
+
+    @classmethod
+    def check(cls, config: ModelFields) -> None:
+        Projections.check(config)
+        FadingMemory.check(config)
+        if cls.IS_EIDETIC and config.chunk_size > config.window_size:
+            raise ValueError(
+                f"chunk_size={config.chunk_size} exceeds window_size={config.window_size}: a token would leave the "
+                "window before the eidetic set is next updated. Set chunk_size to window_size or less."
+            )
+
+    @classmethod
+    def length_rule(cls, config: ModelFields) -> LengthRule | None:
+        return LengthRule("chunk_size", config.chunk_size) if cls.IS_EIDETIC else None
+
+    @classmethod
+    def counts(cls, config: ModelFields, seq_len: int) -> MixerCounts:
+        """The SSM counts as far as y is used."""
+        d, queries, keys_values = config.d_model, Projections.query_width(config), Projections.kv_width(config)
+        ssm = FadingMemory.counts(config, seq_len)
+        params = {"attention": Projections.num_params(config) + queries * d, **ssm.params}
+        if config.fading_projections == "separate":
+            params["attention"] += d * keys_values
+        if config.adds_fading_output:
+            params["fading_gain"] = d
+        if cls.learns_predictor(config):
+            params["innovation"] = config.innovation_taps * d
+        readable = cls.readable_positions(config, seq_len) / seq_len
+        scanned = 1.0 if config.adds_fading_output else readable
+        keys = mean_keys(seq_len, 2 * config.window_size)
+        if cls.IS_EIDETIC:
+            keys += mean_eidetic(config, seq_len)
+        flops = {
+            "attention_projections": 2.0 * (d * (2 * queries + keys_values) + readable * d * keys_values),
+            "attention": 4.0 * queries * keys,
+            **{part: scanned * amount for part, amount in ssm.flops.items()},
+        }
+        return MixerCounts(params, flops, ssm.state_bytes + cls._memory_bytes(config))
+
+    @classmethod
+    def _memory_bytes(cls, config: ModelFields) -> int:
+        keys_values, slots = Projections.kv_width(config), cls.slots(config)
+        fading = 4 * 2 * config.window_size * keys_values
+        if not slots:
+            return fading + 4 * config.window_size * keys_values
+        recent = config.window_size + config.chunk_size
+        scores = 4 * (slots + recent) + 8 * slots + 4 * config.innovation_taps * config.d_model
+        plain_keys = 4 * recent * keys_values // 2
+        return fading + 4 * (recent + slots) * keys_values + plain_keys + scores
+
+    def init_weights(self, generator: torch.Generator) -> None:
+        """See the table in bmojo.model."""
+        self.ssm.init_weights(generator)
         if self.fading_gain is not None:
             nn.init.constant_(self.fading_gain, INITIAL_GAIN)
-
-    def forward(self, u_btd: Tensor, sequence: Sequence, state: LayerState | None = None) -> MixerOutput:
-        assert sequence.rotary is not None
-        config, start, t = self.config, sequence.start, sequence.num_tokens
-        past = sequence.first(self._num_fading(sequence, state))  # later tokens stay in every query's window
-        assert past.rotary is not None
-        read_by_ssm = past if self.fading_gain is None else sequence
-        for_q_btd, for_kv_btd, for_ssm_btd = branch(u_btd, (t, t, read_by_ssm.num_tokens))
-        all_y_btd = self.ssm(for_ssm_btd, read_by_ssm, None if state is None else ssm_state(state)).out_btd
-        y_btd = first_rows(all_y_btd, past.num_tokens)
-        q_bthp = self.projections.queries(for_q_btd)
-        near_k, k, v = self.projections.keys_values(for_kv_btd, sequence.rotary)
-        fading_k, _, fading_v = self.projections.keys_values(y_btd, past.rotary, self.fading_kv_proj)
-        rows = Rows(k, v, near_k, v, fading_k, fading_v)
-        innovation_bt = predictor_loss = None
         if self.innovation is not None:
-            past_y = None if state is None else state["y"]
-            innovation_bt, errors_bt = self.innovation(y_btd, past_y, past.doc_ids_bt)
-            predictor_loss = errors_bt.mean() if errors_bt.requires_grad else None
-            position_bt = torch.arange(start, start + t, device=u_btd.device).expand(u_btd.shape[0], -1)
-            in_document = position_bt if sequence.doc_ids_bt is None else position_in_document(sequence.doc_ids_bt)
-            log_e = self._rank(innovation_bt, in_document[:, : past.num_tokens])
-            log_e = F.pad(log_e, (0, t - past.num_tokens))  # these do not leave the window of any query here
-            rows = replace(rows, log_e=log_e, position=position_bt)
-        if state is not None:
-            rows = self._behind_past(rows, state, start)
+            self.innovation.init_predictor()
 
-        eidetic, index_bjm = None, None
-        if rows.log_e is not None and rows.position is not None:
-            index_bjm = innovation_select(
-                rows.log_e, rows.position, num_queries=t, chunk_size=config.chunk_size, start=start,
-                window_size=config.window_size, num_eidetic=self.num_eidetic, tau=config.innovation_tau,
-                doc_ids_bs=sequence.doc_ids_bt, num_slots=rows.num_slots,
-            )  # fmt: skip
-            q_near, q_far = sequence.rotary.rotate_both(q_bthp, config.window_size)  # slots are seen at distance W
-            eidetic = Eidetic(q_far, rows.k, rows.v, index_bjm)
-        else:
+    def forward(self, u_btd: Tensor, sequence: Sequence, state: BMojoState | None = None) -> MixerOutput:
+        config, start, t = self.config, sequence.start, sequence.num_tokens
+        readable = sequence.first(self._num_readable(sequence, state))  # later tokens stay in every query's window
+        scanned = readable if self.fading_gain is None else sequence
+        u_for_q, u_for_kv, u_for_ssm = rows_for(u_btd, (t, t, scanned.num_tokens))
+        all_y_btd = self.ssm(u_for_ssm, scanned, None if state is None else state.ssm).out_btd
+        y_btd = first(all_y_btd, readable.num_tokens)
+        q_bthp = self.projections.queries(u_for_q)
+
+        # The window: keys and values of u
+        window, plain_k = self.projections.keys_values(u_for_kv, sequence.rotary)
+        # The fading memory: keys and values of y
+        fading, _ = self.projections.keys_values(y_btd, readable.rotary, self.fading_kv_proj)
+        # The eidetic memory: keys and values of u, kept for the innovation of their y
+        candidates = innovation_bt = predictor_loss = None
+        if self.innovation is not None:
+            past_y = None if state is None or state.eidetic is None else state.eidetic.y
+            innovation_bt, predictor_loss = self.innovation(y_btd, past_y, readable.doc_ids_bt)
+            candidates = self._candidates(plain_k, window.v, innovation_bt, sequence)
+
+        if state is not None:
+            past = state.window.before(start)
+            window, fading = window.behind(past), fading.behind(state.fading.before(start))
+            if candidates is not None and state.eidetic is not None:
+                candidates = candidates.behind(state.eidetic.before(start, past.v))
+        eidetic = kept_bjm = None
+        if candidates is None:
             q_near = sequence.rotary.rotate(q_bthp)
-        num_read = max(rows.fading_k.shape[1] + t - past.num_tokens - config.window_size, 1)
-        attended = AttentionInputs(
+        else:
+            kept_bjm = self._select(candidates, sequence, num_slots=0 if state is None else self.num_slots)
+            q_near, q_far = sequence.rotary.near_and_far(q_bthp, config.window_size)  # slots are seen at distance W
+            eidetic = Eidetic(q_far, candidates.k, candidates.v, kept_bjm)
+        num_fading = max(fading.k.shape[1] + t - readable.num_tokens - config.window_size, 1)
+        inputs = AttentionInputs(
             q_near,
-            rows.near_k,
-            rows.near_v,
-            KeysValues(first_rows(rows.fading_k, num_read), first_rows(rows.fading_v, num_read)),
+            *window,
+            FadingRows(*fading.first(num_fading)),
             eidetic,
             window_size=config.window_size,
             chunk_size=config.chunk_size,
             doc_ids_bt=sequence.doc_ids_bt,
             num_past=start,
         )
-        out_bthp = memory_attention(*attended)
+        out_btd = self._output(memory_attention(*inputs), all_y_btd)
+
         memory = None
         if sequence.return_memory:
-            mass_bt3 = attention_mass(attended)
-            memory = LayerMemory(innovation_bt, positions_of(index_bjm, rows.position), mass_bt3)
+            kept_position_bjm = None if candidates is None or kept_bjm is None else candidates.positions(kept_bjm)
+            memory = LayerMemory(innovation_bt, kept_position_bjm, attention_mass(inputs))
         if state is not None:
-            self._remember(rows, y_btd, index_bjm, state, start + t)
-        return MixerOutput(self._output(out_bthp, all_y_btd), predictor_loss, memory)
+            state.window.refill(window, start + t)
+            state.fading.refill(fading, start + t)
+            if candidates is not None and state.eidetic is not None and kept_bjm is not None:
+                state.eidetic.refill(candidates, y_btd, kept_bjm[:, -1], start + t)
+        return MixerOutput(out_btd, predictor_loss, memory)
 
-    def step(self, u_bd: Tensor, position_b: Tensor, rotary: RotaryTable | None, state: LayerState) -> Tensor:
-        assert rotary is not None
-        y_bd = self.ssm.step(u_bd, position_b, rotary, ssm_state(state))
+    def step(self, u_bd: Tensor, position_b: Tensor, rotary: RotaryTable, state: BMojoState) -> Tensor:
+        y_bd = self.ssm.step(u_bd, position_b, rotary, state.ssm)
         q_bhp = self.projections.queries(u_bd)
-        near_k, k, v = self.projections.keys_values(u_bd, rotary)
-        fading_k, _, fading_v = self.projections.keys_values(y_bd, rotary, self.fading_kv_proj)
-        new = {"k": near_k, "v": v, "fk": fading_k, "fv": fading_v}
-        if self.innovation is not None:
-            new["plain_k"] = k
-            innovation_b1, _ = self.innovation(y_bd[:, None], state["y"])
-            new["log_e"] = self._rank(innovation_b1[:, 0], position_b)
-            state["y"].copy_(torch.cat([state["y"][:, 1:], y_bd[:, None].to(state["y"].dtype)], 1))
-        ring.write(state, position_b, new)
+        window, plain_k = self.projections.keys_values(u_bd, rotary)
+        fading, _ = self.projections.keys_values(y_bd, rotary, self.fading_kv_proj)
+        rings = [state.window.k, state.window.v, state.fading.k, state.fading.v]
+        rows = [*window, *fading]
         eidetic = None
-        if self.innovation is None:
+        if self.innovation is None or state.eidetic is None:
+            ring.write(rings, rows, position_b)
             q_near = rotary.rotate(q_bhp)
         else:
+            innovation_b1, _ = self.innovation(y_bd[:, None], state.eidetic.y)
+            state.eidetic.push(y_bd[:, None])
+            rings += [state.eidetic.k, state.eidetic.log_e]
+            ring.write(rings, [*rows, plain_k, self._rank(innovation_b1[:, 0], position_b)], position_b)
             if bool((position_b % self.config.chunk_size == 0).any()):
-                self._update_slots(state, position_b)
-            q_near, q_far = rotary.rotate_both(q_bhp, self.config.window_size)
-            eidetic = Slots(q_far, state["slot_k"], state["slot_v"], state["slot_position"])
+                state.eidetic.update(state.window, position_b, self.config)
+            q_near, q_far = rotary.near_and_far(q_bhp, self.config.window_size)
+            slots = state.eidetic.slots
+            eidetic = Slots(q_far, slots.k, slots.v, slots.position)
         out_bhp = memory_attention_step(
             q_near,
-            state["k"],
-            state["v"],
+            state.window.k,
+            state.window.v,
             position_b,
-            KeysValues(state["fk"], state["fv"]),
+            FadingRows(state.fading.k, state.fading.v),
             eidetic,
             window_size=self.config.window_size,
         )
         return self._output(out_bhp, y_bd)
 
-    def _output(self, attention_hp: Tensor, y_d: Tensor) -> Tensor:
-        """out_proj(attention), and gain * y where y is added; leading dimensions alike."""
-        out_d = self.out_proj(attention_hp.flatten(-2))
-        return out_d if self.fading_gain is None else torch.addcmul(out_d, y_d, self.fading_gain.to(y_d.dtype))
-
-    def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> LayerState:
+    def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> BMojoState:
         config = self.config
-        kv = (self.projections.kv_heads, self.projections.head_dim)
-        precise = torch.promote_types(dtype, torch.float32)
+        chunk = config.chunk_size if self.num_slots else 0
+        window, fading = (
+            RingCache.empty(self.projections, batch_size, size, device, dtype)
+            for size in (config.window_size + chunk, 2 * config.window_size)
+        )
+        ssm = self.ssm.init_state(batch_size, device, dtype)
+        eidetic = None
+        if self.num_slots:
+            eidetic = EideticState.empty(window, self.num_slots, config.innovation_taps, config.d_model)
+        return BMojoState(ssm, window, fading, eidetic)
 
-        def zeros(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
-            return torch.zeros(batch_size, *shape, dtype=dtype, device=device)
-
-        recent = config.window_size + (config.chunk_size if self.innovation is not None else 0)
-        state = {f"ssm.{name}": x for name, x in self.ssm.init_state(batch_size, device, dtype).items()}
-        sizes = {"k": recent, "v": recent, "fk": 2 * config.window_size, "fv": 2 * config.window_size}
-        state |= {name: ring.zeros(batch_size, size, *kv, dtype, device) for name, size in sizes.items()}
-        if self.innovation is not None:
-            slots = self.num_eidetic
-            state["plain_k"] = ring.zeros(batch_size, recent, *kv, dtype, device)  # before RoPE, as slots hold them
-            state |= {name: ring.zeros(batch_size, slots, *kv, dtype, device) for name in ("slot_k", "slot_v")}
-            state |= {"slot_log_e": zeros(slots, dtype=precise), "log_e": zeros(recent, dtype=precise)}
-            state["slot_position"] = torch.full((batch_size, slots), -1, dtype=torch.long, device=device)
-            state["y"] = zeros(config.innovation_taps, config.d_model)
-        return state
-
-    def _num_fading(self, sequence: Sequence, state: LayerState | None) -> int:
-        """How many tokens need a y: all, where the state, an inspection or a predictor's loss has a use for them."""
+    def _num_readable(self, sequence: Sequence, state: BMojoState | None) -> int:
+        """How many tokens need a y: all, if the state or an inspection has a use for them."""
         if state is not None or sequence.return_memory:
             return sequence.num_tokens
-        learned = self.innovation is not None and self.innovation.predictor is not None
-        return self.config.fading_positions(sequence.num_tokens, learned)
+        return self.readable_positions(self.config, sequence.num_tokens)
+
+    def _candidates(self, k: Tensor, v: Tensor, innovation_bt: Tensor, sequence: Sequence) -> Candidates:
+        """The tokens at hand; the innovation is that of the first of them."""
+        (b, num_scored), t = innovation_bt.shape, sequence.num_tokens
+        position_bt = torch.arange(sequence.start, sequence.start + t, device=k.device).expand(b, -1)
+        in_document = position_bt if sequence.doc_ids_bt is None else position_in_document(sequence.doc_ids_bt)
+        log_e_bt = self._rank(innovation_bt, in_document[:, :num_scored])
+        log_e_bt = F.pad(log_e_bt, (0, t - num_scored))  # these do not leave the window of any query here
+        return Candidates(k, v, log_e_bt, position_bt)
 
     def _rank(self, innovation: Tensor, position: Tensor) -> Tensor:
         if self.config.selection == "random":
             return random_rank(position).to(innovation.dtype)
         return innovation.clamp_min(LOWEST).log()
 
-    def _behind_past(self, rows: Rows, state: LayerState, start: int) -> Rows:
-        """Put what the state holds in front of the new rows."""
-        past_k, past_v = ring.in_order(state["k"], start), ring.in_order(state["v"], start)
-        near_k, near_v = torch.cat([past_k, rows.near_k], 1), torch.cat([past_v, rows.near_v], 1)
-        fading_k = torch.cat([ring.in_order(state["fk"], start), rows.fading_k], 1)
-        fading_v = torch.cat([ring.in_order(state["fv"], start), rows.fading_v], 1)
-        rows = replace(rows, near_k=near_k, near_v=near_v, fading_k=fading_k, fading_v=fading_v)
-        if rows.log_e is None or rows.position is None:
-            return rows
-        past = torch.arange(start - past_k.shape[1], start, device=past_k.device)
-        return replace(
-            rows,
-            k=torch.cat([state["slot_k"], ring.in_order(state["plain_k"], start), rows.k], 1),
-            v=torch.cat([state["slot_v"], near_v], 1),
-            log_e=torch.cat([state["slot_log_e"], ring.in_order(state["log_e"], start), rows.log_e], 1),
-            position=torch.cat([state["slot_position"], past.expand(past_k.shape[0], -1), rows.position], 1),
-            num_slots=state["slot_k"].shape[1],
-        )
+    def _select(self, candidates: Candidates, sequence: Sequence, num_slots: int) -> Tensor:
+        """Rows of the candidates that each chunk's queries read, best first [b, j, m]; -1: none."""
+        config = self.config
+        return innovation_select(
+            candidates.log_e, candidates.position, num_queries=sequence.num_tokens, chunk_size=config.chunk_size,
+            start=sequence.start, window_size=config.window_size, num_eidetic=self.num_slots,
+            tau=config.innovation_tau, doc_ids_bs=sequence.doc_ids_bt, num_slots=num_slots,
+        )  # fmt: skip
 
-    def _remember(self, rows: Rows, y_btd: Tensor, index_bjm: Tensor | None, state: LayerState, end: int) -> None:
-        """Leave the state as after position end - 1."""
-        for name, value in (("k", rows.near_k), ("v", rows.near_v), ("fk", rows.fading_k), ("fv", rows.fading_v)):
-            ring.refill(state[name], value, end)
-        if index_bjm is None or rows.log_e is None or rows.position is None:
-            return
-        ring.refill(state["plain_k"], rows.k, end)
-        ring.refill(state["log_e"], rows.log_e, end)
-        state["y"].copy_(torch.cat([state["y"], y_btd.to(state["y"].dtype)], 1)[:, -state["y"].shape[1] :])
-        last_bm = index_bjm[:, -1]
-        self._set_slots(state, last_bm.clamp_min(0), last_bm >= 0, rows.k, rows.v, rows.log_e, rows.position)
-
-    def _update_slots(self, state: LayerState, position_b: Tensor) -> None:
-        """Merge what left the window since the last update into the slots of the rows that begin a chunk."""
-        size = state["k"].shape[1]
-        left_bc = position_b[:, None] - size + 1 + torch.arange(self.config.chunk_size, device=position_b.device)
-        batch = torch.arange(position_b.shape[0], device=position_b.device)[:, None]
-        at_bc = left_bc % size
-        k = torch.cat([state["slot_k"], state["plain_k"][batch, at_bc]], 1)
-        v = torch.cat([state["slot_v"], state["v"][batch, at_bc]], 1)
-        log_e = torch.cat([state["slot_log_e"], state["log_e"][batch, at_bc]], 1)
-        position = torch.cat([state["slot_position"], left_bc], 1)
-        begins_b1 = position_b[:, None] % self.config.chunk_size == 0
-        best_bm = keep_best(log_e, position, position >= 0, self.num_eidetic, self.config.innovation_tau)
-        kept_bm = torch.where(begins_b1, best_bm, torch.arange(self.num_eidetic, device=best_bm.device))
-        self._set_slots(state, kept_bm, position.gather(1, kept_bm) >= 0, k, v, log_e, position)
-
-    @staticmethod
-    def _set_slots(
-        state: LayerState, rows_bm: Tensor, full_bm: Tensor, k: Tensor, v: Tensor, log_e: Tensor, position: Tensor
-    ) -> None:
-        batch = torch.arange(rows_bm.shape[0], device=rows_bm.device)[:, None]
-        state["slot_k"].copy_(k[batch, rows_bm])
-        state["slot_v"].copy_(v[batch, rows_bm])
-        state["slot_log_e"].copy_(log_e[batch, rows_bm])
-        state["slot_position"].copy_(torch.where(full_bm, position[batch, rows_bm], -1))
+    def _output(self, attention_hp: Tensor, y_d: Tensor) -> Tensor:
+        """out_proj(attention), and gain * y if y is added; leading dimensions alike."""
+        out_d = self.out_proj(attention_hp.flatten(-2))
+        return out_d if self.fading_gain is None else torch.addcmul(out_d, y_d, self.fading_gain.to(y_d.dtype))
 
 
-def first_rows(x_bs: Tensor, num_rows: int) -> Tensor:
-    """A view; the tensor itself where it has no more, whose gradient then needs no copy."""
-    return x_bs if x_bs.shape[1] == num_rows else x_bs[:, :num_rows]
+class BMojoF(BMojo):
+    """B'MOJO without an eidetic memory."""
+
+    IS_EIDETIC = False
 
 
-def ssm_state(state: LayerState) -> LayerState:
-    """The part of the state that belongs to the SSM; the tensors are shared."""
-    return {name.removeprefix("ssm."): x for name, x in state.items() if name.startswith("ssm.")}
-
-
-def positions_of(index_bjm: Tensor | None, position_bs: Tensor | None) -> Tensor | None:
-    if index_bjm is None or position_bs is None:
-        return None
-    batch = torch.arange(index_bjm.shape[0], device=index_bjm.device)[:, None, None]
-    return torch.where(index_bjm >= 0, position_bs[batch, index_bjm.clamp_min(0)], -1)
+def mean_eidetic(config: ModelFields, seq_len: int) -> float:
+    """Filled eidetic slots, averaged over positions."""
+    total = 0
+    for start in range(0, seq_len, config.chunk_size):
+        filled = min(config.num_eidetic, max(0, start - config.window_size + 1))
+        total += filled * (min(start + config.chunk_size, seq_len) - start)
+    return total / seq_len

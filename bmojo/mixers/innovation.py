@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bmojo.config import ModelConfig
+from bmojo.fields import ModelFields
 from kernels.innovation_select import innovation_scores
 
 LOWEST = 1e-30  # keeps the logarithm finite where a prediction is perfect
@@ -18,7 +18,7 @@ class InnovationScore(nn.Module):
     reaches the SSM.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelFields) -> None:
         super().__init__()
         self.taps, self.decay = config.innovation_taps, config.innovation_decay
         weight_kd = self.exponential_average()[:, None].repeat(1, config.d_model)
@@ -39,12 +39,12 @@ class InnovationScore(nn.Module):
 
     def forward(
         self, y_btd: Tensor, past_bkd: Tensor | None = None, doc_ids_bt: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Scores e_bt (without gradient) of outputs that follow the K outputs `past_bkd`; and the predictor's errors
-        e_bt, the same numbers, through which only a learned predictor gets a gradient."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """Scores e_bt, without gradient, of outputs that follow the K outputs `past_bkd`; and their mean, the loss of a
+        learned predictor (None without gradients), which reaches nothing else."""
         weight_kd = self.exponential_average(y_btd.device)[:, None] if self.predictor is None else self.predictor
         errors_bt = innovation_scores(y_btd.detach(), weight_kd, past_bkd, doc_ids_bt)
-        return errors_bt.detach(), errors_bt
+        return errors_bt.detach(), errors_bt.mean() if errors_bt.requires_grad else None
 
 
 def random_rank(position: Tensor) -> Tensor:

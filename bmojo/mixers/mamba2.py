@@ -1,41 +1,94 @@
-"""Mamba-2 (arXiv:2405.21060): a selective state-space model, one decay a head. Also B'MOJO's fading memory."""
+"""Mamba-2 (arXiv:2405.21060): a selective state-space model with one decay per head."""
 
 from __future__ import annotations
 
-import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bmojo.config import ModelConfig
-from bmojo.layers import Linear, RMSNorm, RotaryTable
-from bmojo.mixers.base import Mixer, MixerOutput, Sequence
-from bmojo.state import LayerState
+from bmojo.fields import ModelFields
+from bmojo.layers import Linear, RMSNorm, RotaryTable, parts
+from bmojo.mixers.base import Mixer, MixerCounts, MixerOutput, Sequence
+from bmojo.mixers.ssm import SSMState, init_dt_bias
 from kernels.causal_conv1d import causal_conv1d, causal_conv1d_step
-from kernels.pointwise import split
+from kernels.cpp.constants import SSD_CHUNK
 from kernels.ssd_scan import ssd_scan, ssd_step
 
 
-class Mamba2(Mixer):
+class Widths(NamedTuple):
+    """Sizes of a layer that follow from the config."""
+
+    inner: int
+    num_heads: int
+    conv_channels: int  # x, B and C
+
+
+class Mamba2(Mixer[SSMState]):
     """u -> (z, x, B, C, dt); conv + SiLU on x, B, C; the scan; RMSNorm(y * SiLU(z)); out-projection."""
 
-    def __init__(self, config: ModelConfig, expand: int) -> None:
+    FLOAT32 = ("A_log", "D", "dt_bias")
+
+    def __init__(self, config: ModelFields) -> None:
         super().__init__(config)
         self.head_dim, self.d_state, self.num_groups = config.ssm_head_dim, config.d_state, config.ssm_num_groups
-        self.d_inner = config.ssm_inner_width(expand)
-        self.num_heads = self.d_inner // self.head_dim
-        self.conv_channels = self.d_inner + 2 * self.num_groups * self.d_state
-        self.in_proj = Linear(config.d_model, self.d_inner + self.conv_channels + self.num_heads)
+        self.d_inner, self.num_heads, self.conv_channels = self.widths(config)
+        in_features = self.d_inner + self.conv_channels + self.num_heads
+        self.in_proj = Linear(config.d_model, in_features, config.init_std)
         self.conv_weight = nn.Parameter(torch.empty(self.conv_channels, config.conv_width))
         self.dt_bias = nn.Parameter(torch.empty(self.num_heads))
         self.A_log = nn.Parameter(torch.empty(self.num_heads))
         self.D = nn.Parameter(torch.empty(self.num_heads))
         self.norm = RMSNorm(self.d_inner, config.norm_eps)
-        self.out_proj = Linear(self.d_inner, config.d_model)
+        self.out_proj = Linear(self.d_inner, config.d_model, self.out_std(config))
 
-    def init_ssm(self, generator: torch.Generator) -> None:
-        """Set the parameters that are no matrices; see the table in bmojo.model."""
+    @staticmethod
+    def expand(config: ModelFields) -> tuple[str, int]:
+        """Inner width in units of d_model: the field that sets it, and its value."""
+        return "ssm_expand", config.ssm_expand
+
+    @classmethod
+    def out_std(cls, config: ModelFields) -> float:
+        """Standard deviation of the out-projection at initialisation."""
+        return config.residual_std
+
+    @classmethod
+    def widths(cls, config: ModelFields) -> Widths:
+        inner = cls.expand(config)[1] * config.d_model
+        return Widths(inner, inner // config.ssm_head_dim, inner + 2 * config.ssm_num_groups * config.d_state)
+
+    @classmethod
+    def check(cls, config: ModelFields) -> None:
+        name = cls.expand(config)[0]
+        inner, num_heads, _ = cls.widths(config)
+        if inner % config.ssm_head_dim:
+            raise ValueError(
+                f"{name} * d_model = {inner} is not a multiple of ssm_head_dim={config.ssm_head_dim}; change one."
+            )
+        if num_heads % config.ssm_num_groups:
+            raise ValueError(
+                f"{num_heads} SSM heads ({name} * d_model / ssm_head_dim) are not a multiple of "
+                f"ssm_num_groups={config.ssm_num_groups}; change one."
+            )
+
+    @classmethod
+    def counts(cls, config: ModelFields, seq_len: int) -> MixerCounts:
+        """The scan counts what its chunked form needs."""
+        inner, num_heads, conv_channels = cls.widths(config)
+        d, n = config.d_model, config.d_state
+        projections = d * (inner + conv_channels + num_heads) + inner * d
+        within = SSD_CHUNK * (config.ssm_num_groups * n + inner)
+        across = 2 * inner * n
+        intervals = SSD_CHUNK * (SSD_CHUNK + 1) * num_heads
+        return MixerCounts(
+            params={"ssm": projections + conv_channels * config.conv_width + 3 * num_heads + inner},
+            flops={"ssm_projections": 2.0 * projections, "ssm_scan": 2.0 * (within + across + intervals)},
+            state_bytes=4 * ((config.conv_width - 1) * conv_channels + inner * n),
+        )
+
+    def init_weights(self, generator: torch.Generator) -> None:
+        """See the table in bmojo.model."""
         config = self.config
         bound = config.conv_width**-0.5
         nn.init.uniform_(self.conv_weight, -bound, bound, generator=generator)
@@ -45,52 +98,45 @@ class Mamba2(Mixer):
             self.A_log.log_()
         nn.init.ones_(self.D)
 
-    def forward(self, u_btd: Tensor, sequence: Sequence, state: LayerState | None = None) -> MixerOutput:
+    def forward(self, u_btd: Tensor, sequence: Sequence, state: SSMState | None = None) -> MixerOutput:
         z_bti, conv_in_btc, dt_bth = self._project(u_btd)
-        past = None if state is None else state["conv"]
+        past = None if state is None else state.conv
         conv_out_btc, tail = causal_conv1d(conv_in_btc, self.conv_weight, past, sequence.doc_ids_bt)
-        x_bthp, B_btgn, C_btgn = self._split(conv_out_btc)
-        initial = None if state is None else state["ssm"]
+        x_bthp, B_btgn, C_btgn = self._conv_parts(conv_out_btc)
+        initial = None if state is None else state.ssm
         A_h = -torch.exp(self.A_log)
         y_bthp, final = ssd_scan(x_bthp, dt_bth, A_h, B_btgn, C_btgn, self.D, initial, sequence.doc_ids_bt)
         if state is not None:
-            state["conv"].copy_(tail)
-            state["ssm"].copy_(final)
+            state.conv.copy_(tail)
+            state.ssm.copy_(final)
         return MixerOutput(self._gated_out(y_bthp.flatten(-2), z_bti))
 
-    def step(self, u_bd: Tensor, position_b: Tensor, rotary: RotaryTable | None, state: LayerState) -> Tensor:
+    def step(self, u_bd: Tensor, position_b: Tensor, rotary: RotaryTable, state: SSMState) -> Tensor:
         z_bi, conv_in_bc, dt_bh = self._project(u_bd)
-        conv_out_bc = causal_conv1d_step(conv_in_bc, self.conv_weight, state["conv"])
-        x_bhp, B_bgn, C_bgn = self._split(conv_out_bc)
-        y_bhp = ssd_step(x_bhp, dt_bh, -torch.exp(self.A_log), B_bgn, C_bgn, self.D, state["ssm"])
+        conv_out_bc = causal_conv1d_step(conv_in_bc, self.conv_weight, state.conv)
+        x_bhp, B_bgn, C_bgn = self._conv_parts(conv_out_bc)
+        y_bhp = ssd_step(x_bhp, dt_bh, -torch.exp(self.A_log), B_bgn, C_bgn, self.D, state.ssm)
         return self._gated_out(y_bhp.to(u_bd.dtype).flatten(-2), z_bi)
 
-    def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> LayerState:
+    def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> SSMState:
         width = self.config.conv_width
         precise = torch.promote_types(dtype, torch.float32)
-        return {
-            "conv": torch.zeros(batch_size, width - 1, self.conv_channels, dtype=dtype, device=device),
-            "ssm": torch.zeros(batch_size, self.num_heads, self.head_dim, self.d_state, dtype=precise, device=device),
-        }
+        heads = (self.num_heads, self.head_dim, self.d_state)
+        return SSMState(
+            conv=torch.zeros(batch_size, width - 1, self.conv_channels, dtype=dtype, device=device),
+            ssm=torch.zeros(batch_size, *heads, dtype=precise, device=device),
+        )
 
     def _project(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        z, conv_in, dt = split(self.in_proj(u), (self.d_inner, self.conv_channels, self.num_heads))
+        z, conv_in, dt = parts(self.in_proj(u), (self.d_inner, self.conv_channels, self.num_heads))
         precise = torch.promote_types(dt.dtype, self.dt_bias.dtype)
         return z, conv_in, F.softplus(dt.to(precise) + self.dt_bias)
 
-    def _split(self, conv_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _conv_parts(self, conv_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         maps = self.num_groups * self.d_state
-        x, B, C = split(conv_out, (self.d_inner, maps, maps))
+        x, B, C = parts(conv_out, (self.d_inner, maps, maps))
         by_group = (self.num_groups, self.d_state)
         return x.unflatten(-1, (self.num_heads, self.head_dim)), B.unflatten(-1, by_group), C.unflatten(-1, by_group)
 
     def _gated_out(self, y: Tensor, z: Tensor) -> Tensor:
         return self.out_proj(self.norm(y, gate=z))
-
-
-def init_dt_bias(dt_bias: nn.Parameter, config: ModelConfig, generator: torch.Generator) -> None:
-    """Choose the bias so that softplus(bias) is log-uniform in [dt_min, dt_max]."""
-    with torch.no_grad():
-        nn.init.uniform_(dt_bias, math.log(config.dt_min), math.log(config.dt_max), generator=generator)
-        dt = dt_bias.exp().clamp_min(1e-4)
-        dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
-
-from bmojo.state import LayerState
 
 
 def zeros(batch_size: int, size: int, heads: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -24,10 +24,9 @@ def refill(ring_br: Tensor, ordered_bs: Tensor, next_position: int) -> None:
     ring_br.copy_(ordered_bs[:, -size:].roll(next_position % size, 1))
 
 
-def write(state: LayerState, position_b: Tensor, new: dict[str, Tensor]) -> None:
-    """Put one row into each of the named rings, at each batch element's own position, in place."""
+def write(rings: Sequence[Tensor], new: Sequence[Tensor], position_b: Tensor) -> None:
+    """Put one row into each ring, at each batch element's own position, in place."""
     batch = torch.arange(position_b.shape[0], device=position_b.device)
-    slot_of_size = {size: position_b % size for size in {state[name].shape[1] for name in new}}
-    for name, value_b in new.items():
-        ring_br = state[name]
-        ring_br[batch, slot_of_size[ring_br.shape[1]]] = value_b.to(ring_br.dtype)
+    slot_of_size = {size: position_b % size for size in {ring_br.shape[1] for ring_br in rings}}
+    for ring_br, new_b in zip(rings, new, strict=True):
+        ring_br[batch, slot_of_size[ring_br.shape[1]]] = new_b.to(ring_br.dtype)

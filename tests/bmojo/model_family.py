@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bmojo import BMojoLM, ModelConfig
+from bmojo.mixers import MIXERS
 
 VOCAB_SIZE = 23
-PATTERNS = ("attention*2", "swa*2", "mamba*2", "mamba2*2", "bmojo_f*2", "bmojo*2", "mamba2,bmojo,swa")
-CONSTANT_STATE_PATTERNS = tuple(p for p in PATTERNS if not p.startswith("attention"))
+MIXED = "mamba2,bmojo,swa"
+PATTERNS = (*(f"{name}*2" for name in MIXERS), MIXED)
 
 
 def small_config(**fields: Any) -> ModelConfig:

@@ -42,7 +42,7 @@ def test_patterns_expand(pattern, layers):
 )
 def test_bad_patterns_are_refused(pattern, message):
     with pytest.raises(ValueError, match=message):
-        expand_pattern(pattern)
+        ModelConfig(pattern=pattern)
 
 
 @pytest.mark.parametrize(

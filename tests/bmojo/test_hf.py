@@ -15,6 +15,7 @@ from bmojo import BMojoLM, ModelConfig
 from bmojo.generation import generate
 from bmojo.hf import export_to_hf, import_from_hf
 from bmojo.hf.bundle import bundled_sources
+from bmojo.mixers import MIXERS
 from data.config import PythonStdlibSource, TokenizerFields
 from data.tokenizer import train_tokenizer
 
@@ -236,8 +237,26 @@ def test_an_exported_model_does_not_ask_for_triton(exported):
     assert not [file.name for file in files if "triton" in get_imports(file)]
 
 
+@pytest.mark.parametrize(
+    ("pattern", "absent"),
+    [
+        ("mamba2", ("attention", "innovation", "eidetic", "selective_scan")),
+        ("mamba,swa", ("ssd_scan", "mamba2", "innovation", "eidetic")),
+    ],
+)
+def test_a_folder_holds_only_what_its_pattern_needs_and_loads(pattern, absent, tokenizer_json, tmp_path, tokens):
+    from transformers import AutoModelForCausalLM
+
+    model = make_model(pattern)
+    export_to_hf(model, tokenizer_json, tmp_path / "folder")
+    for file in (tmp_path / "folder").glob("*.py"):
+        assert not any(part in file.name for part in absent)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "folder", trust_remote_code=True).eval()
+    torch.testing.assert_close(loaded(tokens).logits, model(tokens).logits_btv, rtol=1e-5, atol=1e-5)
+
+
 def test_bundle_imports_nothing_of_ours_by_its_package():
-    sources = bundled_sources()
+    sources = bundled_sources(MIXERS)
     assert {"modeling_bmojo.py", "configuration_bmojo.py", "bmojo_model.py", "kernels_ssd_scan.py"} <= set(sources)
     for name, source in sources.items():
         for line in source.splitlines():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bmojo import BMojoLM
-from bmojo.mixers import LayerMemory
+from bmojo.mixers.base import LayerMemory
 from kernels.causal_conv1d import causal_conv1d, causal_conv1d_step
 from kernels.operator import use
 from kernels.pointwise import rms_norm
@@ -85,8 +85,9 @@ def test_decoding_in_bfloat16_keeps_what_the_whole_sequence_does_but_for_near_ti
     for t in range(40, 120):
         _, state = model.step(tokens_bt[:, t], state)
     (layer,) = state.layers
-    assert layer["slot_log_e"].dtype == layer["log_e"].dtype == torch.float32
-    kept, kept_decoding = (sets(kept[:, None]) for kept in (memory.kept_position_bjm[:, -1], layer["slot_position"]))
+    slots = layer.eidetic.slots
+    assert slots.log_e.dtype == layer.eidetic.log_e.dtype == torch.float32
+    kept, kept_decoding = (sets(kept[:, None]) for kept in (memory.kept_position_bjm[:, -1], slots.position))
     assert widest_gap(kept, kept_decoding, memory.innovation_bt.log()) < NEAR
 
 
@@ -102,10 +103,11 @@ def test_slots_hold_keys_and_values_as_they_were_projected(prefilled: int) -> No
         _, state = model.step(tokens_bt[:, t], state)
     keys, values = torch.cat(projected).unbind(1)
     (layer,) = state.layers
-    position = layer["slot_position"][0]
+    slots = layer.eidetic.slots
+    position = slots.position[0]
     assert (position >= 0).all()
-    assert torch.equal(layer["slot_k"][0].flatten(1), keys[position])
-    assert torch.equal(layer["slot_v"][0].flatten(1), values[position])
+    assert torch.equal(slots.k[0].flatten(1), keys[position])
+    assert torch.equal(slots.v[0].flatten(1), values[position])
 
 
 def test_a_norm_in_bfloat16_is_rounded_once() -> None:

@@ -71,6 +71,6 @@ def test_eidetic_keys_are_seen_at_one_distance_wherever_they_are():
     q, k = (torch.randn(1, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(i)) for i in range(2))
     at = 1000
     at_query = RotaryTable(torch.tensor([at]), 4, config.rope_theta, torch.float64)
-    near_q, far_q = at_query.rotate_both(q, config.window_size)
+    near_q, far_q = at_query.near_and_far(q, config.window_size)
     key = RotaryTable(torch.tensor([at - config.window_size]), 4, config.rope_theta, torch.float64).rotate(k)
     torch.testing.assert_close((far_q * k).sum(-1), (near_q * key).sum(-1))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bmojo import BMojoLM, is_ssm_param
+from bmojo import BMojoLM, float32_names
 from tests.bmojo.model_family import PATTERNS, build, random_tokens, small_config
 
 
@@ -48,7 +48,7 @@ def test_param_groups_hold_every_parameter_once_and_spare_ssm_parameters_norms_a
     assert sorted(ids) == sorted(id(p) for p in model.parameters())
     spared = {id(p) for p in kept["params"]}
     for name, parameter in model.named_parameters():
-        if is_ssm_param(name) or "norm" in name or name.startswith("embedding"):
+        if name in float32_names(model) or "norm" in name or name.startswith("embedding"):
             assert id(parameter) in spared, name
 
 

@@ -25,9 +25,6 @@ class WsdSchedule(StrictConfig):
     decay_fraction: float = Field(0.2, gt=0, le=1, description="Share of all steps, at the end, over which lr decays.")
 
 
-# Mixers whose state changes only once a chunk, so that training sequences must be whole chunks.
-CHUNKED_MIXERS = frozenset({"bmojo"})
-
 Schedule = Annotated[CosineSchedule | WsdSchedule, Field(discriminator="kind")]
 
 
@@ -177,14 +174,14 @@ def check_seq_len(train: TrainStageConfig, seq_len: int, name: str, tokens_name:
     Args: name, tokens_name: of the two stages.
     Raises: FieldError: names both fields and the lengths that would do.
     """
-    chunk_size = train.model.chunk_size
-    if CHUNKED_MIXERS & set(train.model.mixers) and seq_len % chunk_size:
-        near = [n for n in (seq_len // chunk_size * chunk_size, -(-seq_len // chunk_size) * chunk_size) if n]
-        raise FieldError(
-            ("stages", tokens_name, "seq_len"),
-            f"seq_len={seq_len} is not a multiple of {name}.model.chunk_size={chunk_size}: the chunked layers need "
-            f"whole chunks. Set seq_len to {' or '.join(map(str, near))}, or chunk_size to a divisor of {seq_len}.",
-        )
+    for field, size in train.model.length_rules:
+        if seq_len % size:
+            near = [n for n in (seq_len // size * size, -(-seq_len // size) * size) if n]
+            raise FieldError(
+                ("stages", tokens_name, "seq_len"),
+                f"seq_len={seq_len} is not a multiple of {name}.model.{field}={size}: the chunked layers need whole "
+                f"chunks. Set seq_len to {' or '.join(map(str, near))}, or {field} to a divisor of {seq_len}.",
+            )
     if train.max_tokens is not None and train.warmup_steps >= train.num_steps(seq_len):
         steps = train.num_steps(seq_len)
         raise FieldError(

@@ -23,7 +23,7 @@ from deepspeed.utils import (
 )
 from torch import nn
 
-from bmojo import BMojoLM, is_ssm_param
+from bmojo import BMojoLM
 from data.shards import TokenBatch
 from pipelines.stages.train.backends.config import DeepSpeedConfig
 from pipelines.stages.train.config import TrainStageConfig
@@ -65,6 +65,7 @@ class DeepSpeedTrainer:
             fused=True,
         )
         self._params = dict(model.named_parameters())
+        self._float32 = float32_names(model)
         self._grad_clip = config.grad_clip
         self._zero_stage = backend.zero_stage
         self._engine, _, _, _ = deepspeed.initialize(
@@ -187,7 +188,7 @@ class DeepSpeedTrainer:
     def _check_dtypes(self) -> None:
         wrong = {name: p.dtype for name, p in self._params.items() if p.dtype != torch.float32}
         if wrong:
-            ssm = [name for name in wrong if is_ssm_param(name)]
+            ssm = [name for name in wrong if name in self._float32]
             raise RuntimeError(
                 f"parameters are not float32 after DeepSpeed started: {wrong}; among them of the SSM: {ssm}."
             )
