@@ -23,7 +23,7 @@ from deepspeed.utils import (
 )
 from torch import nn
 
-from bmojo import BMojoLM
+from bmojo import BMojoLM, float32_names
 from data.shards import TokenBatch
 from pipelines.stages.train.backends.config import DeepSpeedConfig
 from pipelines.stages.train.config import TrainStageConfig
