@@ -34,7 +34,7 @@ class ModelFields(BaseModel):
     norm_eps: float = Field(default=1e-5, gt=0, description="Added to the mean square in every RMSNorm.")
 
     # Attention, in the mixers attention, swa, bmojo_f and bmojo
-    num_heads: int = Field(default=12, gt=0, description="Attention query heads a layer [h].")
+    num_heads: int = Field(default=12, gt=0, description="Attention query heads per layer [h].")
     num_kv_heads: int | None = Field(default=None, gt=0, description="Key/value heads (GQA); null: num_heads.")
     head_dim: int | None = Field(
         default=None, gt=0, description="Channels of an attention head [p]; null: d_model / num_heads."

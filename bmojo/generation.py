@@ -66,7 +66,7 @@ def generate(
 def sample(
     logits_bv: Tensor, temperature: float, top_k: int | None, top_p: float | None, rngs: list[torch.Generator]
 ) -> Tensor:
-    """One token a row from softmax(logits / temperature), cut to the likeliest; each row draws from its generator."""
+    """One token per row from softmax(logits / temperature), cut to the likeliest; each row draws from its generator."""
     if temperature == 0:
         return logits_bv.argmax(-1)
     logits_bv, order_bv = (logits_bv.float() / temperature).sort(-1, descending=True)

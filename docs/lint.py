@@ -18,7 +18,7 @@ MAX_WIDTH = 120  # characters per line
 MAX_WORDS = 25  # per sentence
 GENERATED = ("benchmarks/kernel_report/report.md", "benchmarks/kernel_report/peers.md")
 CHECKED = {".md", ".py", ".yaml", ".yml", ".toml", ".j2", ".cpp", ".h"}
-_COUNTED = "bytes|[kMG]i?B|nats|[mu]s|times|lines?|files?|rows?|sums?|numbers?|one"
+_COUNTED = "bytes|[kMG]i?B|nats|[mu]s|tokens?|heads|times|lines?|files?|rows?|sums?|numbers?|one"
 _COUNTED_BY = (
     "token|step|layer|head|sequence|core|task|slice|stage|mixer|worker|group|row|chunk|second|run|thread|query|channel"
 )

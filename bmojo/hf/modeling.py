@@ -301,7 +301,7 @@ def _leading_padding(valid_bt: Tensor) -> Tensor:
     inside = bool(((columns < first_b[:, None]) | (columns >= end_b1) | valid_bt).all())
     if not inside or not bool(valid_bt.any(1).all()):
         raise ValueError(
-            "attention_mask: padding must be on the left or on the right of at least one token a row, "
+            "attention_mask: padding must be on the left or on the right of at least one token per row, "
             "not between tokens."
         )
     return first_b
