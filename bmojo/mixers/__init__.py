@@ -35,6 +35,7 @@ MIXERS = MixerTable(
         "swa": "attention:SlidingWindowAttention",
         "mamba": "mamba:Mamba",
         "mamba2": "mamba2:Mamba2",
+        "gated_deltanet": "gated_deltanet:GatedDeltaNet",
         "bmojo_f": "bmojo:BMojoF",
         "bmojo": "bmojo:BMojo",
     }
