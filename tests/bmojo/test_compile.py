@@ -6,10 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bmojo.mixers import MIXERS
 from kernels.operator import use
 from tests.bmojo.model_family import build, random_tokens, small_config
-
-MIXERS = "bmojo,bmojo_f,swa,mamba2,attention,mamba"
 
 
 def loss_and_gradients(call: nn.Module, model: nn.Module, tokens: Tensor, docs: Tensor) -> dict[str, Tensor]:
@@ -24,7 +23,7 @@ def loss_and_gradients(call: nn.Module, model: nn.Module, tokens: Tensor, docs: 
 )
 def test_the_whole_model_compiles_without_a_graph_break(path, dtype, tolerance):
     """Tolerances are relative to the largest gradient of a parameter: rounding grows with the terms that are added."""
-    config = small_config(pattern=MIXERS, window_size=4, innovation_predictor="learned", d_ff=8)
+    config = small_config(pattern=",".join(MIXERS), window_size=4, innovation_predictor="learned", d_ff=8)
     model = build(config, dtype=dtype)
     tokens, docs = random_tokens(2, 8), torch.tensor([[0] * 5 + [1] * 3, [0] * 8])
     with use(path):
