@@ -45,16 +45,16 @@ class ModelFields(BaseModel):
     rope_theta: float = Field(default=10000.0, gt=0, description="Base of the rotary position embedding.")
     qk_norm: bool = Field(default=False, description="RMSNorm on queries and keys, per head, before RoPE.")
 
-    # State-space models, in the mixers mamba, mamba2, bmojo_f and bmojo
-    d_state: int = Field(default=64, gt=0, description="State size of Mamba-2, per head and channel [n].")
-    ssm_head_dim: int = Field(default=64, gt=0, description="Channels of a Mamba-2 head [p].")
+    # Recurrent mixers; bmojo_f and bmojo contain one
+    d_state: int = Field(default=64, gt=0, description="State size per head and channel [n]; mamba has its own.")
+    ssm_head_dim: int = Field(default=64, gt=0, description="Channels of a recurrent head [p].")
     ssm_num_groups: int = Field(default=1, gt=0, description="Groups of heads that share B and C in Mamba-2.")
-    ssm_expand: int = Field(default=2, gt=0, description="Inner width of mamba and mamba2 layers, in units of d_model.")
+    ssm_expand: int = Field(default=2, gt=0, description="Inner width of recurrent layers, in units of d_model.")
     conv_width: int = Field(default=4, ge=2, le=4, description="Taps of the causal convolution before the SSM.")
     dt_min: float = Field(default=1e-3, gt=0, description="Lowest step size dt at initialisation.")
     dt_max: float = Field(default=1e-1, gt=0, description="Highest step size dt at initialisation.")
-    a_min: float = Field(default=1.0, gt=0, description="Lowest decay rate -A at initialisation (Mamba-2).")
-    a_max: float = Field(default=16.0, gt=0, description="Highest decay rate -A at initialisation (Mamba-2).")
+    a_min: float = Field(default=1.0, gt=0, description="Lowest decay rate -A at initialisation, except in mamba.")
+    a_max: float = Field(default=16.0, gt=0, description="Highest decay rate -A at initialisation, except in mamba.")
     mamba_d_state: int = Field(default=16, gt=0, description="State size of Mamba-1, per channel.")
     mamba_dt_rank: int | None = Field(
         default=None, gt=0, description="Rank of Mamba-1's step-size projection; null: d_model / 16, rounded up."

@@ -181,7 +181,7 @@ def test_ssm_parameters_stay_float32_in_bfloat16(exported, tokens):
     assert model.generate(tokens, max_new_tokens=3, do_sample=False, eos_token_id=None).shape[1] == 40
 
 
-@pytest.mark.parametrize("pattern", ["attention*2", "mamba2*2"])
+@pytest.mark.parametrize("pattern", [f"{name}*2" for name in MIXERS if name not in ("bmojo", "bmojo_f", "swa")])
 @pytest.mark.parametrize("tied", [True, False])
 def test_other_members_of_the_family_survive_the_round_trip(tmp_path, tokenizer_json, tokens, pattern, tied):
     from transformers import AutoModelForCausalLM
