@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from base.config import StrictConfig
 
 MIB = 1 << 20
 InvalidUtf8 = Literal["error", "replace", "skip_document"]
@@ -20,12 +22,6 @@ FORMAT_OF_SUFFIX: dict[str, FileFormat] = {
     ".parquet": "parquet",
 }
 """What a file's name says about it, in either case. A .json file holds JSON lines, as those of C4 and Dolma do."""
-
-
-class StrictConfig(BaseModel):
-    """Unknown keys are errors; nothing is written into a config after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 _InvalidUtf8Field = Annotated[

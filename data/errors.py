@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from base.errors import UserError
 
-class DataError(ValueError):
+
+class DataError(UserError, ValueError):
     """The text, the shards or a tokenizer's files are not as they should be.
 
-    The message names the file, the line or byte, the field, what was expected and the next step.
+    The message names the file, the line or byte, the field, what was expected and the next step. A ValueError, so that
+    pydantic's validators may raise it.
     """
-
-
-class DamagedDataError(DataError):
-    """A file's content is not what was written, as its digest says."""
 
 
 class SourceUnavailableError(Exception):

@@ -24,10 +24,10 @@ from typing import Any
 
 import numpy as np
 
+from base.sealed import dumps, seal
 from data.config import TokenizeFields
 from data.errors import DataError
 from data.records import NOTHING, SPLITS, PackingFormat, Reason, ShardsSummary, SliceRecord, Split, SplitCounts
-from data.sealed import dumps, seal
 from data.sources import Document, Slice, read_slice
 from data.tokenizer import Tokenizer
 

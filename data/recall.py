@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
-from data.config import StrictConfig
+from base.config import StrictConfig
 from data.shards import IGNORED_TARGET
 
 

@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
-from data.errors import DamagedDataError, DataError
+from base.errors import DamagedError
+from base.sealed import unseal
+from base.verified import check_file
+from data.errors import DataError
 from data.packing import DOC_STARTS_DTYPE, INDEX_FILE
 from data.records import PackingFormat, Split, SplitCounts
-from data.sealed import unseal
-from data.verified import check_file
 
 IGNORED_TARGET = -100
 PADDING_DOC = -1
@@ -54,7 +55,7 @@ class ShardIndex:
 def read_index(shards_dir: Path, split: Split) -> ShardIndex:
     """Read a split's index and check that its shards have their sizes; their content is checked when they are read.
 
-    Raises: DataError: the index is missing. DamagedDataError: it, or the size of a shard, is not as it was written.
+    Raises: DataError: the index is missing. DamagedError: it, or the size of a shard, is not as it was written.
     """
     folder = Path(shards_dir) / split
     file = folder / INDEX_FILE
@@ -74,16 +75,16 @@ def read_index(shards_dir: Path, split: Split) -> ShardIndex:
             "document (validation_fraction=0 leaves `valid` empty). Run the tokenize stage, if need be with a larger "
             "validation_fraction."
         ) from None
-    except (DamagedDataError, ValidationError, KeyError) as error:
-        what = str(error) if isinstance(error, DamagedDataError) else f"{file}: of another version"
-        raise DamagedDataError(f"{what}. {_REMEDY}") from error
+    except (DamagedError, ValidationError, KeyError) as error:
+        what = str(error) if isinstance(error, DamagedError) else f"{file}: of another version"
+        raise DamagedError(f"{what}. {_REMEDY}") from error
     for shard in result.shards:
         _check_shard(folder, shard, size_only=True)
     return result
 
 
 def check_shards(index: ShardIndex) -> None:
-    """Raises: DamagedDataError: a shard is missing or not as it was written."""
+    """Raises: DamagedError: a shard is missing or not as it was written."""
     for shard in index.shards:
         _check_shard(index.folder, shard)
 
@@ -92,8 +93,8 @@ def _check_shard(folder: Path, shard: dict[str, Any], size_only: bool = False) -
     raw = shard["raw_data"]
     try:
         check_file(folder / raw["basename"], raw["bytes"], None if size_only else raw["hashes"]["sha256"])
-    except DamagedDataError as error:
-        raise DamagedDataError(f"{error}. {_REMEDY}") from error
+    except DamagedError as error:
+        raise DamagedError(f"{error}. {_REMEDY}") from error
 
 
 def collate(samples: Sequence[dict[str, Any]], format_: PackingFormat) -> TokenBatch:

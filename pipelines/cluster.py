@@ -14,10 +14,11 @@ from typing import Any
 
 import psutil
 
+from base.errors import UserError
 from pipelines.config import ClusterConfig
 from pipelines.engine.interrupts import kept_handlers
 from pipelines.engine.stage import AnyNode, StageConfig
-from pipelines.errors import InfrastructureError, UserError
+from pipelines.errors import InfrastructureError
 from pipelines.faults import Fault, explain_disk, of_number
 from pipelines.ray_errors import explained_ray
 from pipelines.tracking.environment import TELEMETRY_OFF
@@ -28,7 +29,7 @@ LOOPBACK_ONLY = {  # for a cluster of this machine alone: nothing listens to the
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # in spite of its name, on every system: the node's address is 127.0.0.1
     "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",
 }
-PACKAGES = ("bmojo", "data", "kernels", "pipelines")
+PACKAGES = ("base", "bmojo", "data", "kernels", "pipelines")
 
 
 _REACH_S = 10.0  # for a machine to accept a connection

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, field_validator, model_validator
 
+from base.config import StrictConfig
 from pipelines.engine.graph import stage_graph
-from pipelines.engine.stage import AnyNode, StageConfig, StrictConfig
+from pipelines.engine.stage import AnyNode, StageConfig
 from pipelines.errors import FieldError
 from pipelines.stages import STAGES
 from pipelines.tracking.config import TrackingConfig

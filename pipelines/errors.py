@@ -1,7 +1,8 @@
 """The three kinds of errors: the user's, the infrastructure's, and bugs.
 
 Errors are classified where they arise: code that calls Ray, a store, MLflow or a parser turns what those raise into one
-of the first two. Anything else that reaches the top is a bug. pipelines.engine.failures derives status and exit code.
+of the first two (UserError is in base.errors). Anything else that reaches the top is a bug.
+pipelines.engine.failures derives status and exit code.
 
 | error               | status    | exit code | the command prints                                            |
 |---------------------|-----------|-----------|---------------------------------------------------------------|
@@ -14,9 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-
-class UserError(Exception):
-    """What was found, where, what was expected and the next step. A run that raises it is FAILED, not RESUMABLE."""
+from base.errors import UserError
 
 
 class ConfigError(UserError):
@@ -33,10 +32,6 @@ class FieldError(ConfigError, ValueError):
         super().__init__(f"{'.'.join(field)}: {problem}")
         self.field = tuple(field)
         self.problem = problem
-
-
-class DamagedError(UserError):
-    """A file's content does not match its digest. The message names the file and how to have it made again."""
 
 
 class InfrastructureError(Exception):

@@ -15,7 +15,8 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import InfrastructureError, UserError, causes
+from base.errors import UserError
+from pipelines.errors import InfrastructureError, causes
 
 
 class Fault(Enum):

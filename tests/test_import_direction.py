@@ -11,10 +11,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 MAY_IMPORT: dict[str, set[str]] = {
-    "kernels": set(),
-    "bmojo": {"kernels"},
-    "data": set(),
-    "pipelines": {"kernels", "bmojo", "data"},
+    "base": set(),
+    "kernels": {"base"},
+    "bmojo": {"base", "kernels"},
+    "data": {"base"},
+    "pipelines": {"base", "kernels", "bmojo", "data"},
 }
 ONLY_PIPELINES = {"ray", "mlflow", "deepspeed"}
 LAYERS = (

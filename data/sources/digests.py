@@ -5,20 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from base.cache import cache_dir
+from base.digest import digest_of, file_sha256
+
 _CACHED_FROM_BYTES = 64 << 20  # a smaller file is read again sooner than a cache is worth
-
-
-def digest_of(parts: Iterable[str]) -> str:
-    """One sha256 for a sequence of strings; where one ends and the next begins counts."""
-    digest = hashlib.sha256()
-    for part in parts:
-        encoded = part.encode("utf-8", "surrogateescape")
-        digest.update(len(encoded).to_bytes(8, "little") + encoded)
-    return digest.hexdigest()
 
 
 def stamp_of(paths: Iterable[Path]) -> str:
@@ -27,11 +20,11 @@ def stamp_of(paths: Iterable[Path]) -> str:
     return digest_of(entries) if entries else ""
 
 
-def file_sha256(path: Path) -> str:
+def remembered_sha256(path: Path) -> str:
     """sha256 of a file's content. For a big file it is remembered by path, size and time of change."""
     stat = path.stat()
     if stat.st_size < _CACHED_FROM_BYTES:
-        return _read_sha256(path)
+        return file_sha256(path)
     known = _cache_file(path)
     mark = _mark(path)
     try:
@@ -40,7 +33,7 @@ def file_sha256(path: Path) -> str:
             return str(entry["sha256"])
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not there or damaged: compute it
-    sha256 = _read_sha256(path)
+    sha256 = file_sha256(path)
     try:
         known.parent.mkdir(parents=True, exist_ok=True)
         temporary = known.with_suffix(f".{os.getpid()}.tmp")
@@ -56,24 +49,5 @@ def _mark(path: Path) -> list[int]:
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
 
-def cache_root() -> Path:
-    """Where things are remembered on this machine: $BMOJO_CACHE_DIR, else bmojo under the user's cache directory.
-
-    A user without home, as in many containers, has a temporary one.
-    """
-    configured = os.environ.get("BMOJO_CACHE_DIR")
-    if configured:
-        return Path(configured)
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bmojo"
-    except RuntimeError:
-        return Path(tempfile.gettempdir()) / f"bmojo-{os.getuid()}"
-
-
-def _read_sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _cache_file(path: Path) -> Path:
-    return cache_root() / "digests" / (hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32] + ".json")
+    return cache_dir() / "digests" / (hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32] + ".json")

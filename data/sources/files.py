@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from base.digest import digest_of
+from data.paths import expanded
 from data.config import FORMAT_OF_SUFFIX, FileFormat, FilesSource
 from data.errors import DataError
-from data.paths import expanded
 from data.sources import jsonl, parquet
-from data.sources.digests import digest_of, file_sha256
+from data.sources.digests import remembered_sha256
 from data.sources.document import Document, LeftOut, Part, check_beginning, decode_utf8, reading, without_bom
 
 _COMPRESSION_RATIO = 3  # bytes of text per compressed byte, for planning only
@@ -186,7 +187,7 @@ def _is_endless(path: Path) -> bool:
 
 def _sha256(path: Path) -> str:
     with reading(path):
-        return file_sha256(path)
+        return remembered_sha256(path)
 
 
 def _format(path: Path) -> FileFormat:

@@ -12,9 +12,10 @@ import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
+from base.digest import digest_of
 from data.config import PythonStdlibSource
 from data.errors import DataError
-from data.sources.digests import digest_of, file_sha256
+from data.sources.digests import remembered_sha256
 from data.sources.document import Document, LeftOut, Part
 
 _NEVER = {"__pycache__", "site-packages", "dist-packages"}
@@ -24,7 +25,7 @@ _TESTS = {"test", "tests", "idle_test"}
 def content_identity(source: PythonStdlibSource) -> str:
     """Digest of the names and contents of the files."""
     root = _root()
-    return digest_of(entry for name in _names(source) for entry in (name, file_sha256(root / name)))
+    return digest_of(entry for name in _names(source) for entry in (name, remembered_sha256(root / name)))
 
 
 def paths(source: PythonStdlibSource) -> list[Path]:

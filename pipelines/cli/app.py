@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from data.sources.digests import cache_root
+from base.cache import cache_dir
 from pipelines.cli import environment, export, inspect, models, running, runs
 from pipelines.cli.console import OverridableCommand, console, error_console, escape_unprintable
 from pipelines.engine.failures import EXIT_BUG, EXIT_CANCELLED, Failure, classify
@@ -105,7 +105,7 @@ def _say(failure: Failure) -> None:
 def _save(traceback: str) -> str:
     """Keep a traceback in the user's state directory, or the temporary one. Returns the file's path."""
     state = os.environ.get("XDG_STATE_HOME")
-    homes = [Path(state) / "bmojo" if state else cache_root(), Path(tempfile.gettempdir())]
+    homes = [Path(state) / "bmojo" if state else cache_dir(), Path(tempfile.gettempdir())]
     for home in homes:
         try:
             folder = home / "errors"

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from base.errors import UserError
 from pipelines.cli.console import StorageOption, console, error_console
 from pipelines.cli.models import StageOption
-from pipelines.errors import UserError
 
 HTML, PNG = "inspection.html", "inspection.png"
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from base.errors import UserError
 from pipelines.cli.console import RunArgument, StorageOption
-from pipelines.errors import UserError
 
 if TYPE_CHECKING:
     from bmojo import BMojoLM

@@ -11,10 +11,10 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from base.errors import UserError
 from pipelines.cli.console import RunArgument, StorageOption, console, error_console
 from pipelines.cli.progress import delivery_progress
 from pipelines.cli.running import STATUS_STYLES
-from pipelines.errors import UserError
 
 if TYPE_CHECKING:
     from pipelines.engine.lease import LeaseInfo

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
+from base.errors import UserError
 from pipelines.engine.failures import classify
 from pipelines.engine.fingerprint import flatten
 from pipelines.engine.plan import Action, PlannedStage
@@ -16,7 +17,7 @@ from pipelines.engine.provenance import git_commit, library_versions, user_name
 from pipelines.engine.records import FinishedStage, StageRecord, write_record
 from pipelines.engine.runs import Status, utc_now
 from pipelines.engine.stage import StageContext, StageInputs, StageOutput, StageResult
-from pipelines.errors import InfrastructureError, UserError
+from pipelines.errors import InfrastructureError
 from pipelines.faults import explained_disk
 from pipelines.redact import redact
 from pipelines.tracking.journal import Journal

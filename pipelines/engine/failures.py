@@ -5,9 +5,9 @@ from __future__ import annotations
 import traceback
 from dataclasses import dataclass
 
-from data.errors import DataError
+from base.errors import UserError
 from pipelines.engine.runs import Status
-from pipelines.errors import InfrastructureError, UserError, causes
+from pipelines.errors import InfrastructureError, causes
 from pipelines.redact import redact
 
 EXIT_USER = 1
@@ -35,7 +35,7 @@ def classify(error: BaseException) -> Failure:
     chain = list(causes(error))
     details = redact("".join(traceback.format_exception(error)))
     for cause in chain:
-        if isinstance(cause, UserError | DataError):
+        if isinstance(cause, UserError):
             return Failure(Status.FAILED, redact(str(cause)), None, EXIT_USER)
         if isinstance(cause, InfrastructureError):
             return Failure(Status.RESUMABLE, redact(str(cause)), details, EXIT_RESUMABLE)

@@ -22,8 +22,9 @@ from datetime import UTC, datetime
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from base.errors import UserError
 from pipelines.engine.process import ProcessIdentity
-from pipelines.errors import InfrastructureError, UserError
+from pipelines.errors import InfrastructureError
 from pipelines.storage import Storage
 
 DEFAULT_TTL_S = 60.0

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from base.errors import UserError
 from pipelines.engine.fingerprint import Fingerprint, InputIdentity, differences, fingerprint_stage
 from pipelines.engine.graph import nodes_by_role
 from pipelines.engine.records import Artifacts
 from pipelines.engine.stage import AnyNode, StageConfig
-from pipelines.errors import ConfigError, UserError
+from pipelines.errors import ConfigError
 from pipelines.storage import Storage
 from pipelines.storage.artifact import ArtifactDir
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from base.errors import DamagedError
 from pipelines.engine.fingerprint import Fingerprint, FingerprintParts
 from pipelines.engine.lease import LeaseLostError
 from pipelines.engine.stage import Config, Inputs, Output, Stage, StageResult
-from pipelines.errors import DamagedError
 from pipelines.storage import Storage
 from pipelines.storage.artifact import RECORD, ArtifactDir, FileEntry
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from base.errors import UserError
 from pipelines.engine.attempt import Attempt, note_reuse
 from pipelines.engine.failures import Failure, classify
 from pipelines.engine.graph import with_results
@@ -37,7 +38,6 @@ from pipelines.engine.records import Artifacts, FinishedStage
 from pipelines.engine.results import RunResult
 from pipelines.engine.runs import Run, RunInfo, RunState, StageState, Status, artifact_lease_relpath, run_id_of, utc_now
 from pipelines.engine.stage import AnyNode, StageNode, StageResult
-from pipelines.errors import UserError
 from pipelines.redact import redact
 from pipelines.storage import Storage
 from pipelines.tracking.replay import Backlog

@@ -11,9 +11,9 @@ from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from base.errors import DamagedError, UserError
 from pipelines.engine.fingerprint import SHORT_DIGITS, Fingerprint, digest_json
 from pipelines.engine.lease import Lease, LeaseHeldError, LeaseInfo, Watch, break_lease, last_holder, lease_holder
-from pipelines.errors import DamagedError, UserError
 from pipelines.storage import Storage
 from pipelines.storage.artifact import ArtifactDir
 

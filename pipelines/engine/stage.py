@@ -19,20 +19,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Generic, Self, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
+from base.config import StrictConfig
 from pipelines.storage.artifact import ArtifactDir
 from pipelines.tracking.journal import Journal
 
 NOT_IN_FINGERPRINT: dict[str, Any] = {"affects_result": False}
 """Pass as `json_schema_extra` to mark a field that cannot change a stage's result (resources, logging, ...)."""
-
-
-class StrictConfig(BaseModel):
-    """Unknown keys are errors; nothing is written into a config after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Resources(StrictConfig):

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
+from base.errors import UserError
 from bmojo import BMojoLM
 from bmojo.inspection import MEMORIES, LayerInspection, inspect_memory
 from data.tokenizer import Tokenizer
-from pipelines.errors import UserError
 from pipelines.inspection.page import Subject, inspection_html
 from pipelines.inspection.plots import overview_png
 from pipelines.inspection.text import shown_at, token_pieces

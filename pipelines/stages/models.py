@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipelines.errors import DamagedError
+from base.errors import DamagedError
 
 if TYPE_CHECKING:
     from bmojo import BMojoLM

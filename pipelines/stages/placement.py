@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from base.errors import UserError
 from pipelines.engine.stage import Resources
-from pipelines.errors import UserError
 
 NodeResources = Mapping[str, float]
 

@@ -8,9 +8,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from data.errors import DamagedDataError, DataError, SourceUnavailableError
+from base.errors import UserError
+from data.errors import SourceUnavailableError
 from pipelines.engine.stage import Resources, StageContext
-from pipelines.errors import DamagedError, InfrastructureError, UserError
+from pipelines.errors import InfrastructureError
 from pipelines.faults import explained_disk
 from pipelines.ray_errors import explained_ray
 from pipelines.stages.placement import num_places, worker_bundle
@@ -31,10 +32,6 @@ def user_errors(path: Path | None = None) -> Iterator[None]:
     try:
         with explained_disk(path):
             yield
-    except DamagedDataError as error:
-        raise DamagedError(str(error)) from error
-    except DataError as error:
-        raise UserError(str(error)) from error
     except SourceUnavailableError as error:
         raise InfrastructureError(str(error)) from error
 

@@ -11,12 +11,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from data.errors import DamagedDataError
-from data.sources.digests import cache_root
-from data.verified import check_file
-from pipelines.errors import DamagedError
+from base.cache import cache_dir
+from base.errors import DamagedError
+from base.files import fsync_tree
+from base.verified import check_file
 from pipelines.storage import LocalStorage, Storage, open_storage
-from pipelines.storage.files import fsync_tree
 from pipelines.storage.storage import encode_json
 
 RECORD = "record.json"
@@ -32,11 +31,6 @@ class FileEntry(BaseModel):
 
     size_bytes: int
     sha256: str
-
-
-def cache_dir() -> Path:
-    """Where local copies of remote files live: $BMOJO_CACHE_DIR, else bmojo under the user's cache directory."""
-    return cache_root()
 
 
 class ArtifactDir:
@@ -157,7 +151,7 @@ class ArtifactDir:
             if not wanted or name == wanted or name.startswith(f"{wanted}/"):
                 try:
                     check_file(self.local / name, **entry)
-                except DamagedDataError as error:
+                except DamagedError as error:
                     raise DamagedError(f"{error}. {self.remedy}") from error
 
     def exists(self, relpath: str = "") -> bool:

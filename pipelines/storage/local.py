@@ -6,11 +6,10 @@ import os
 import shutil
 from pathlib import Path
 
-from data.errors import DataError
+from base import files
+from base.errors import UserError
 from data.paths import expanded
-from pipelines.errors import UserError
 from pipelines.faults import Fault, Judgement
-from pipelines.storage import files
 from pipelines.storage.storage import RETRY_S, Storage
 
 
@@ -22,10 +21,7 @@ class LocalStorage(Storage):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Raises: UserError: the path names the home of a user that does not exist."""
-        try:
-            super().__init__(os.path.abspath(expanded(os.fspath(path), "storage")))
-        except DataError as error:
-            raise UserError(str(error)) from None
+        super().__init__(os.path.abspath(expanded(os.fspath(path), "storage")))
 
     def path(self, relpath: str = "") -> Path:
         """`relpath` as a path of this machine."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pipelines.errors import UserError
+from base.errors import UserError
+from base.files import is_temporary
 from pipelines.faults import CREDENTIAL_TYPES, Fault, Judgement, judge
-from pipelines.storage.files import is_temporary
 from pipelines.storage.storage import RETRY_S, Storage, brief
 
 FIRST_RETRY_S = 20.0  # patience of a process that the store has never answered: the address may be wrong

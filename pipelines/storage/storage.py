@@ -20,11 +20,11 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from data.errors import DamagedDataError
-from data.sealed import dumps, seal, unseal
-from pipelines.errors import DamagedError, InfrastructureError, UserError
+from base.errors import DamagedError, UserError
+from base.files import files_below, in_one_step, is_temporary
+from base.sealed import dumps, seal, unseal
+from pipelines.errors import InfrastructureError
 from pipelines.faults import Fault, Judgement, judge
-from pipelines.storage.files import files_below, in_one_step, is_temporary
 
 RETRY_S = 60.0  # how long a call is repeated
 _PAUSE_S = (0.25, 8.0)  # before the second try, and at most
@@ -83,7 +83,7 @@ class Storage(ABC):
         """The object in a file of write_json_atomic. Raises FileNotFoundError; DamagedError: it is not as written."""
         try:
             return unseal(self.read_bytes(relpath), self.url_of(relpath))
-        except DamagedDataError as error:
+        except DamagedError as error:
             raise DamagedError(f"{error}. Restore it, or delete it to have what it describes made again.") from error
 
     def exists(self, relpath: str = "") -> bool:
@@ -100,7 +100,7 @@ class Storage(ABC):
         self._call("write", relpath, lambda: self._write(relpath, data))
 
     def write_json_atomic(self, relpath: str, value: Mapping[str, Any]) -> None:
-        """As write_bytes_atomic, of an object as indented JSON with its digest in it (data.sealed)."""
+        """As write_bytes_atomic, of an object as indented JSON with its digest in it (base.sealed)."""
         self.write_bytes_atomic(relpath, encode_json(value))
 
     def create_exclusive(self, relpath: str, data: bytes) -> bool:

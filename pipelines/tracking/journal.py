@@ -19,8 +19,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from data.sealed import dumps
-from pipelines.errors import UserError
+from base.errors import UserError
+from base.sealed import dumps
 from pipelines.faults import explained_disk
 from pipelines.redact import redact
 

@@ -19,7 +19,8 @@ from typing import NoReturn
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipelines.errors import InfrastructureError, UserError
+from base.errors import UserError
+from pipelines.errors import InfrastructureError
 from pipelines.redact import redact
 from pipelines.storage import LocalStorage
 from pipelines.tracking.journal import DAMAGED, read_events

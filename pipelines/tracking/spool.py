@@ -7,8 +7,8 @@ import logging
 import threading
 from pathlib import Path
 
+from base.cache import cache_dir
 from pipelines.storage import LocalStorage, Storage
-from pipelines.storage.artifact import cache_dir
 
 _UPLOAD_EVERY_S = 20.0
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import psutil
 
-from pipelines.errors import InfrastructureError, UserError
+from base.errors import UserError
+from pipelines.errors import InfrastructureError
 from pipelines.tracking.journal import Journal
 
 DEFAULT_INTERVAL_S = 10.0

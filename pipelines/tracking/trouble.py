@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from pipelines.errors import InfrastructureError, UserError
+from base.errors import UserError
+from pipelines.errors import InfrastructureError
 from pipelines.redact import redact
 
 _SHOWN_CHARS = 300

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.config import FilesSource, TokenizeFields
+from base.errors import DamagedError
 from data.errors import DataError
 from data.packing import merge_slices, write_slice
 from data.records import SPLITS, ShardsSummary, Split
@@ -179,10 +180,10 @@ def test_a_missing_or_cut_off_shard_is_an_error(tokenizer: Tokenizer, tmp_path: 
         read_index(tmp_path, "valid")
     shard = next((tmp_path / "train").rglob("*.mds"))
     shard.write_bytes(shard.read_bytes()[:-1])
-    with pytest.raises(DataError, match=rf"{shard.name}: \d+ bytes long, expected \d+ bytes"):
+    with pytest.raises(DamagedError, match=rf"{shard.name}: \d+ bytes long, expected \d+ bytes"):
         read_index(tmp_path, "train")
     shard.unlink()
-    with pytest.raises(DataError, match="missing"):
+    with pytest.raises(DamagedError, match="missing"):
         read_index(tmp_path, "train")
 
 

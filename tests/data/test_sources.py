@@ -21,10 +21,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
+from base.cache import cache_dir
 from data.config import HuggingFaceSource, PythonStdlibSource, Source
 from data.errors import DataError, SourceUnavailableError
 from data.sources import content_identity, plan_slices, read_slice, with_absolute_paths
-from data.sources.digests import cache_root
 from tests.data.corpora import TEXTS, files, jsonl, texts_of, write
 
 
@@ -105,19 +105,19 @@ def test_the_digest_of_a_big_file_is_remembered_until_it_changes(
     monkeypatch.setattr(digests, "_CACHED_FROM_BYTES", 1)
     path = tmp_path / "big.txt"
     path.write_text("one")
-    first = digests.file_sha256(path)
+    first = digests.remembered_sha256(path)
     with monkeypatch.context() as patched:
-        patched.setattr(digests, "_read_sha256", lambda path: pytest.fail("read again"))
-        assert digests.file_sha256(path) == first
+        patched.setattr(digests, "file_sha256", lambda path: pytest.fail("read again"))
+        assert digests.remembered_sha256(path) == first
     path.write_text("other")
-    assert digests.file_sha256(path) != first
+    assert digests.remembered_sha256(path) != first
 
 
 def test_a_user_without_home_has_a_cache_too(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HOME", "XDG_CACHE_HOME", "BMOJO_CACHE_DIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("os.path.expanduser", lambda path: path)  # what it returns for a user id that is in no list
-    assert cache_root() == Path(tempfile.gettempdir(), f"bmojo-{os.getuid()}")
+    assert cache_dir() == Path(tempfile.gettempdir(), f"bmojo-{os.getuid()}")
 
 
 def test_relative_paths_can_be_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 from tests.docs.pages import ROOT, is_history, pages, read, without_code
 
 LINK = re.compile(r"\]\(<?([^)\s>]+)>?\)")
-PATH = re.compile(r"`((?:kernels|bmojo|data|pipelines|configs|docs|tests|benchmarks)/[\w./-]*)`")
+PATH = re.compile(r"`((?:base|kernels|bmojo|data|pipelines|configs|docs|tests|benchmarks)/[\w./-]*)`")
 
 
 def anchors(markdown: str) -> set[str]:

@@ -9,7 +9,7 @@ from kernels.operator import OPERATORS
 from kernels.overview import load_all
 from tests.docs.pages import ROOT, read
 
-PACKAGES = ("kernels", "bmojo", "data", "pipelines")
+PACKAGES = ("base", "kernels", "bmojo", "data", "pipelines")
 
 
 def test_every_variable_of_ours_is_in_the_table() -> None:

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from ray import exceptions
 
+from base.errors import UserError
 from data.errors import DataError
 from pipelines import cluster
 from pipelines.config import ClusterConfig
-from pipelines.errors import InfrastructureError, UserError
+from pipelines.errors import InfrastructureError
 from pipelines.ray_errors import explained_ray, is_lost_process
 from pipelines.stages.tasks import user_errors
 
@@ -144,7 +145,7 @@ def task_error(cause: Exception) -> Exception:
     [
         (lambda: task_error(UserError("u")), UserError),
         (lambda: task_error(InfrastructureError("i")), InfrastructureError),
-        (lambda: task_error(DataError("d")), UserError),
+        (lambda: task_error(DataError("d")), DataError),
         (lambda: task_error(OSError(errno.ENOSPC, "No space left on device")), InfrastructureError),
         (lambda: task_error(PermissionError(errno.EACCES, "Permission denied", "/x")), UserError),
         (lambda: task_error(ConnectionResetError("gone")), InfrastructureError),

@@ -13,7 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipelines.errors import InfrastructureError, UserError
+from base.errors import UserError
+from pipelines.errors import InfrastructureError
 from pipelines.stages.train.launch import _causes
 
 RAISING = """

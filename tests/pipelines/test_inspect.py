@@ -11,10 +11,10 @@ import torch
 import typer
 from typer.testing import CliRunner
 
+from base.errors import UserError
 from bmojo.inspection import inspect_memory, kept_tokens
 from pipelines.cli import models
 from pipelines.cli.inspect import inspect
-from pipelines.errors import UserError
 from pipelines.inspection.draw import draw_inspection
 from pipelines.inspection.plots import COLUMNS, strip_lines
 from pipelines.inspection.text import shown_at, token_pieces

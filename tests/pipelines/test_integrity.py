@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from base.errors import DamagedError
 from bmojo.checkpoint_io import DamagedModelError, load_pretrained, save_pretrained
 from data.config import FilesSource, TokenizeFields
 from data.errors import DataError
@@ -23,7 +24,6 @@ from data.streaming import open_stream
 from pipelines.engine.fingerprint import FingerprintParts
 from pipelines.engine.records import StageRecord, read_record, write_record
 from pipelines.engine.runs import Run, RunInfo, RunState, StageState
-from pipelines.errors import DamagedError
 from pipelines.stages.models import load_model, load_tokenizer_of
 from pipelines.stages.tokenize.stage import _finished_slices
 from pipelines.stages.train import checkpoint as checkpoints

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.errors import ConfigError, UserError
+from base.errors import UserError
+from pipelines.errors import ConfigError
 from pipelines.loading import load_pipeline
 from pipelines.session import open_pipeline
 from tests.pipelines.test_loading import PIPELINE

@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from pipelines.engine.stage import StageConfig, StrictConfig
+from base.config import StrictConfig
+from pipelines.engine.stage import StageConfig
 
 
 class SampleConfig(StrictConfig):

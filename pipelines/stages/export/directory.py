@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.errors import UserError
+from base.errors import UserError
 from pipelines.faults import explained_disk
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationError
 
+from base.errors import DamagedError, UserError
 from data.config import TokenizeFields
 from data.records import NOTHING, SPLITS, Reason, ShardsSummary, SliceRecord, reasons_in_words
 from data.sources import Slice, content_identity, duplicate_files, plan_slices, stamp, with_absolute_paths
@@ -26,7 +27,6 @@ from pipelines.engine.stage import (
     StageNode,
     StageOutput,
 )
-from pipelines.errors import DamagedError, UserError
 from pipelines.faults import explained_disk
 from pipelines.stages.tasks import require_planned_content, run_tasks, user_errors
 from pipelines.stages.tokenizer.stage import TOKENIZER_FOLDER, TokenizerStage, describe_source

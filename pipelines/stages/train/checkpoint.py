@@ -25,10 +25,11 @@ import torch.distributed as dist
 from pydantic import Field, ValidationError
 from safetensors import safe_open
 
+from base.config import StrictConfig
+from base.errors import DamagedError
+from base.sealed import unseal
 from bmojo.checkpoint_io import save_tensors
-from data.errors import DamagedDataError
-from data.sealed import unseal
-from pipelines.engine.stage import Facts, StrictConfig
+from pipelines.engine.stage import Facts
 from pipelines.stages.train import device
 from pipelines.stages.train.trainer import PARAM, Trainer
 from pipelines.storage.artifact import ArtifactDir
@@ -259,7 +260,7 @@ def _read_manifest(directory: Path) -> Manifest:
 def _read_sealed(path: Path, model: type[Content]) -> Content:
     try:
         return model.model_validate(unseal(path.read_bytes(), str(path)))
-    except DamagedDataError as error:
+    except DamagedError as error:
         raise BadCheckpointError(str(error)) from error
     except ValidationError as error:
         raise BadCheckpointError(f"{path} is of another version ({error.error_count()} problems)") from error

@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
+from base.config import StrictConfig
 from bmojo import ModelConfig
-from pipelines.engine.stage import NOT_IN_FINGERPRINT, StageConfig, StrictConfig
+from pipelines.engine.stage import NOT_IN_FINGERPRINT, StageConfig
 from pipelines.errors import FieldError
 from pipelines.stages.train.backends.config import AnyBackendConfig, DeepSpeedConfig
 

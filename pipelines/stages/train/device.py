@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from pipelines.errors import UserError
+from base.errors import UserError
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from pipelines.errors import UserError
+from base.errors import UserError
 from pipelines.stages.train.checkpoint import step_dir
 from pipelines.stages.train.job import TrainJob
 from pipelines.stages.train.trainer import PARAM, Trainer

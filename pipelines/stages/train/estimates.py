@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
+from base.cache import cache_dir
 from bmojo.counting import count
-from data.sources.digests import cache_root
 from pipelines.engine.stage import Estimate, StageNode
 from pipelines.stages.train.device import CPU, measure_peak
 from pipelines.stages.train.stage import TrainStage, padded_vocab_size
@@ -100,7 +100,7 @@ def core_peak() -> float:
     A busy machine measures too little, never too much. So the best is kept in the cache folder, and an estimate depends
     on the machine rather than on the moment.
     """
-    folder = cache_root()
+    folder = cache_dir()
     machine = re.sub(r"[^\w.-]+", "-", f"{platform.node()}-{platform.machine()}-torch-{torch.__version__}")
     file = folder / f"core-peak-{machine}.json"
     known = 0.0

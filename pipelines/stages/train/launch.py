@@ -20,9 +20,10 @@ from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
+from base.errors import DamagedError, UserError
 from pipelines.engine.interrupts import kept_handlers
 from pipelines.engine.stage import Resources
-from pipelines.errors import DamagedError, InfrastructureError, UserError
+from pipelines.errors import InfrastructureError
 from pipelines.ray_errors import explained_ray, is_lost_process
 from pipelines.stages.placement import too_small, wait_for_room, worker_bundle
 from pipelines.stages.train import checkpoint as checkpoints

@@ -9,6 +9,7 @@ from typing import Self
 
 from pydantic import Field
 
+from base.errors import UserError
 from bmojo import ModelConfig
 from pipelines.engine.stage import (
     Estimate,
@@ -19,7 +20,7 @@ from pipelines.engine.stage import (
     StageNode,
     StageOutput,
 )
-from pipelines.errors import FieldError, UserError
+from pipelines.errors import FieldError
 from pipelines.stages.numbers import optional
 from pipelines.stages.tokenize.stage import TokenizeStage
 from pipelines.stages.train.config import TrainStageConfig, check_seq_len

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 import torch
 import torch.distributed as dist
 
+from base.errors import UserError
 from bmojo import BMojoLM
 from bmojo.checkpoint_io import save_pretrained
-from pipelines.errors import UserError
 from pipelines.stages.models import load_model
 from pipelines.stages.train.checkpoint import Checkpoint
 from pipelines.stages.train.job import TrainJob

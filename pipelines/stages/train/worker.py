@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +11,8 @@ import torch
 import torch.distributed as dist
 
 from bmojo.allocator import keep_freed_memory
-from data.errors import DamagedDataError, DataError
 from data.shards import TokenBatch, read_token_batches
 from data.streaming import open_stream
-from pipelines.errors import DamagedError, UserError
 from pipelines.faults import explained_disk
 from pipelines.stages.train import device
 from pipelines.stages.train.checkpoint import Checkpoint, step_dir
@@ -39,20 +35,9 @@ def train_worker(loop_config: dict[str, Any]) -> dict[str, Any] | None:
     """
     job: TrainJob = loop_config["job"]
     remedy = f"Lower train.micro_batch_size, or use more GPUs or {job.config.backend.memory_advice}."
-    with explained_disk(job.artifact.local), explained_data(), device.explained_memory(remedy):
+    with explained_disk(job.artifact.local), device.explained_memory(remedy):
         facts = _train(job)
     return facts.model_dump() if facts is not None else None
-
-
-@contextmanager
-def explained_data() -> Iterator[None]:
-    """Turn the errors of our data package into those of a pipeline."""
-    try:
-        yield
-    except DamagedDataError as error:
-        raise DamagedError(str(error)) from error
-    except DataError as error:
-        raise UserError(str(error)) from error
 
 
 def _train(job: TrainJob) -> TrainFacts | None:

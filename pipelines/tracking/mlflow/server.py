@@ -16,7 +16,8 @@ import urllib.request
 from collections.abc import Callable
 from typing import IO
 
-from pipelines.errors import InfrastructureError, UserError
+from base.errors import UserError
+from pipelines.errors import InfrastructureError
 from pipelines.tracking.mlflow.target import MlflowTarget
 
 START_TIMEOUT_S = 180.0

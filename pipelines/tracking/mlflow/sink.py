@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pipelines.errors import UserError
+from base.errors import UserError
 from pipelines.redact import redact
 from pipelines.storage import LocalStorage
 from pipelines.storage.artifact import ArtifactDir

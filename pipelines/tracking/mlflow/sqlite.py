@@ -8,7 +8,8 @@ import sqlite3
 import tempfile
 from pathlib import Path
 
-from pipelines.errors import InfrastructureError, UserError
+from base.errors import UserError
+from pipelines.errors import InfrastructureError
 from pipelines.faults import explain_disk
 from pipelines.redact import redact
 from pipelines.tracking.mlflow.trouble import not_opened

@@ -9,11 +9,11 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from base.errors import UserError
 from bmojo.checkpoint_io import load_pretrained
 from bmojo.hf import import_from_hf
 from pipelines.cli.export import export
 from pipelines.cli.inspect import inspect
-from pipelines.errors import UserError
 from tests.pipelines.end_to_end.tiny_pipeline import Finished, TinyPipeline
 
 app = typer.Typer()

@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from base.errors import UserError
 from pipelines.engine.graph import stage_graph
 from pipelines.engine.lease import DEFAULT_RENEW_S, DEFAULT_TTL_S
 from pipelines.engine.process import ProcessIdentity
@@ -39,7 +40,6 @@ from pipelines.engine.stage import (
     StageNode,
     StageOutput,
 )
-from pipelines.errors import UserError
 from pipelines.storage import Storage, open_storage
 from pipelines.tracking.mlflow.target import MlflowTarget
 from pipelines.tracking.replay import Replay

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from pydantic import Field
 
+from base.config import StrictConfig
 from pipelines.engine.fingerprint import InputIdentity, differences, fingerprint_stage
-from pipelines.engine.stage import NOT_IN_FINGERPRINT, Resources, StageConfig, StrictConfig
+from pipelines.engine.stage import NOT_IN_FINGERPRINT, Resources, StageConfig
 
 
 class Model(StrictConfig):

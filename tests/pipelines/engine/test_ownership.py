@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
+from base.errors import UserError
 from pipelines.engine.lease import Lease, LeaseLostError
 from pipelines.engine.records import read_record, write_record
 from pipelines.engine.runner import run_pipeline
 from pipelines.engine.runs import Run, Status, list_runs
-from pipelines.errors import UserError
 from pipelines.storage import Storage, open_storage
 from pipelines.tracking.journal import journals_of, read_events
 from tests.pipelines.engine.counting_pipeline import counting_pipeline, nowhere, run_here

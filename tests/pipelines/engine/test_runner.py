@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from base.errors import UserError
 from pipelines.engine.graph import stage_graph
 from pipelines.engine.lease import LeaseHeldError, lease_holder
 from pipelines.engine.observer import Observer
@@ -17,7 +18,7 @@ from pipelines.engine.plan import Action
 from pipelines.engine.runner import Pipeline, run_pipeline
 from pipelines.engine.runs import Run, Status, delete_run, find_run, list_runs
 from pipelines.engine.stage import StageConfig
-from pipelines.errors import ConfigError, InfrastructureError, UserError
+from pipelines.errors import ConfigError, InfrastructureError
 from pipelines.storage import Storage, open_storage
 from pipelines.tracking.journal import Journal, journals_of, read_events
 from tests.pipelines.engine.counting_pipeline import (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from base.errors import UserError
 from pipelines.engine.stage import Resources
-from pipelines.errors import UserError
 from pipelines.stages.placement import num_places, wait_for_room
 
 

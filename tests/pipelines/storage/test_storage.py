@@ -11,7 +11,8 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from pipelines.errors import InfrastructureError, UserError
+from base.errors import UserError
+from pipelines.errors import InfrastructureError
 from pipelines.storage import Storage, open_storage
 from pipelines.storage.artifact import ArtifactDir
 

@@ -25,8 +25,9 @@ from botocore.exceptions import (
 )
 from s3fs.errors import ERROR_CODE_TO_EXCEPTION, translate_boto_error
 
+from base.errors import UserError
 from pipelines.engine.lease import Lease, lease_holder
-from pipelines.errors import InfrastructureError, UserError
+from pipelines.errors import InfrastructureError
 from pipelines.faults import FULL_NUMBERS, TRANSIENT_NUMBERS, USER_NUMBERS, Fault, explained_disk, judge
 from pipelines.stages.tasks import user_errors
 from pipelines.storage import Storage, objects, open_storage

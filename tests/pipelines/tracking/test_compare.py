@@ -13,6 +13,7 @@ from typing import Any, Literal
 import pytest
 from pydantic import Field
 
+from base.errors import UserError
 from pipelines.cli.running import ConsoleObserver
 from pipelines.engine.graph import stage_graph
 from pipelines.engine.headline import settings_of
@@ -29,7 +30,6 @@ from pipelines.engine.stage import (
     StageNode,
     StageOutput,
 )
-from pipelines.errors import UserError
 from pipelines.storage import Storage, open_storage
 from pipelines.tracking.mlflow.target import MlflowTarget
 from pipelines.tracking.replay import RUN_JOURNAL, Replay

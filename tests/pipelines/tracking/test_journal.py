@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.errors import InfrastructureError, UserError
+from base.errors import UserError
+from pipelines.errors import InfrastructureError
 from pipelines.tracking.journal import DAMAGED, Journal, encode_line, read_events
 
 WRITE = """

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from pipelines.engine.stage import StrictConfig
+from base.config import StrictConfig
 
 if TYPE_CHECKING:
     import torch

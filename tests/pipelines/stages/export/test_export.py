@@ -16,11 +16,12 @@ from mlflow.utils import validation
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
+from base.errors import UserError
 from bmojo.hf import import_from_hf
 from pipelines.cli import models
 from pipelines.cli.export import export
 from pipelines.engine.stage import StageContext, StageNode, StageResult
-from pipelines.errors import InfrastructureError, UserError
+from pipelines.errors import InfrastructureError
 from pipelines.stages.export.config import ExportStageConfig
 from pipelines.stages.export.directory import export_model
 from pipelines.stages.export.stage import ExportInputs, ExportStage

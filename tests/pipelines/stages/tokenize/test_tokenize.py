@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from base.errors import UserError
 from data.shards import read_token_documents
 from data.tokenizer import load_tokenizer
 from pipelines.engine.stage import Resources, StageContext, StageInputs, StageNode, StageResult
-from pipelines.errors import UserError
 from pipelines.stages import tasks
 from pipelines.stages.tokenize.stage import TokenizeInputs, TokenizeOutput, TokenizeStage, TokenizeStageConfig
 from pipelines.stages.tokenizer.stage import TokenizerStage, TokenizerStageConfig

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.sealed import dumps, seal
+from base.sealed import dumps, seal
 from pipelines.stages.train import checkpoint as checkpoints
 from pipelines.stages.train import device
 from pipelines.storage.artifact import ArtifactDir

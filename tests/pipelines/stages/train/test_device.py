@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.errors import UserError
+from base.errors import UserError
 from pipelines.stages.train import device
 
 PIPELINES = Path(device.__file__).resolve().parents[2]

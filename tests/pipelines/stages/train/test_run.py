@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from base.errors import UserError
 from bmojo.checkpoint_io import load_pretrained
 from pipelines.engine.stage import StageNode, StageResult
-from pipelines.errors import UserError
 from pipelines.stages.train import checkpoint as checkpoints
 from pipelines.stages.train.backends.config import DeepSpeedConfig
 from pipelines.stages.train.config import TrainStageConfig

@@ -11,8 +11,8 @@ import os
 import time
 from pathlib import Path
 
-from data.errors import DamagedDataError
-from data.sources.digests import cache_root
+from base.cache import cache_dir
+from base.errors import DamagedError
 
 _SETTLED_S = 2.0  # a file that changed later than this ago can change again within the clock's resolution
 
@@ -22,25 +22,25 @@ _verified: set[str] = set()
 def check_file(path: Path, size_bytes: int, sha256: str | None) -> None:
     """Compare a file with what was written; only its size where `sha256` is None.
 
-    Raises: DamagedDataError: the file is missing, or not as it was written.
+    Raises: DamagedError: the file is missing, or not as it was written.
     """
     try:
         stat = path.stat()
     except (FileNotFoundError, NotADirectoryError):
-        raise DamagedDataError(f"{path}: missing, expected {size_bytes} bytes") from None
+        raise DamagedError(f"{path}: missing, expected {size_bytes} bytes") from None
     if stat.st_size != size_bytes:
-        raise DamagedDataError(f"{path}: {stat.st_size} bytes long, expected {size_bytes} bytes")
+        raise DamagedError(f"{path}: {stat.st_size} bytes long, expected {size_bytes} bytes")
     if sha256 is None:
         return
     mark = _mark(path, stat, sha256)
     if mark in _verified:
         return
-    remembered = cache_root() / "verified" / mark[:2] / mark[2:]
+    remembered = cache_dir() / "verified" / mark[:2] / mark[2:]
     if not remembered.exists():
         with open(path, "rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != sha256:
-            raise DamagedDataError(f"{path}: damaged: its SHA-256 is {found[:16]}..., expected {sha256[:16]}...")
+            raise DamagedError(f"{path}: damaged: its SHA-256 is {found[:16]}..., expected {sha256[:16]}...")
         if time.time() - max(stat.st_mtime, stat.st_ctime) < _SETTLED_S:
             return
         try:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from data.errors import DamagedDataError
+from base.errors import DamagedError
 
 SEAL = "sha256"
 
@@ -43,19 +43,19 @@ def seal(value: Mapping[str, Any]) -> dict[str, Any]:
 def unseal(data: bytes, name: str) -> dict[str, Any]:
     """The object in the file `name`, whose content is `data`, without its digest.
 
-    Raises: DamagedDataError: it is not as it was written, or has no digest.
+    Raises: DamagedError: it is not as it was written, or has no digest.
     """
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise DamagedDataError(f"{name}: damaged: it should hold JSON ({error})") from error
+        raise DamagedError(f"{name}: damaged: it should hold JSON ({error})") from error
     if not isinstance(value, dict):
-        raise DamagedDataError(f"{name}: damaged: it should hold a JSON object")
+        raise DamagedError(f"{name}: damaged: it should hold a JSON object")
     found = value.pop(SEAL, None)
     if found is None:
-        raise DamagedDataError(f"{name}: has no digest: it is damaged, or an earlier version of this program wrote it")
+        raise DamagedError(f"{name}: has no digest: it is damaged, or an earlier version of this program wrote it")
     if found != _digest(value):
-        raise DamagedDataError(f"{name}: damaged: its content does not match the digest in it")
+        raise DamagedError(f"{name}: damaged: its content does not match the digest in it")
     return value
 
 

@@ -1,0 +1,1 @@
+"""What all packages share. A leaf: it imports none of them, and only pydantic beside the standard library."""
