@@ -20,10 +20,10 @@ import tiktoken
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from data.paths import expanded
 from data.config import TokenizerFields
 from data.errors import DataError
 from data.lossless import byte_of_char, check_name_is_no_text, check_parts, check_probes, pre_tokenizers_of
+from data.paths import expanded
 from data.sources.document import reading
 
 TOKENIZER_FILE = "tokenizer.json"

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from data.paths import expanded
 from data.config import FilesSource, HuggingFaceSource, PythonStdlibSource, Source
+from data.paths import expanded
 from data.records import Reason
 from data.sources.digests import stamp_of
 from data.sources.document import Document, LeftOut, Part, Slice

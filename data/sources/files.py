@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from base.digest import digest_of
-from data.paths import expanded
 from data.config import FORMAT_OF_SUFFIX, FileFormat, FilesSource
 from data.errors import DataError
+from data.paths import expanded
 from data.sources import jsonl, parquet
 from data.sources.digests import remembered_sha256
 from data.sources.document import Document, LeftOut, Part, check_beginning, decode_utf8, reading, without_bom

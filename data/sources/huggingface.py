@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from base.digest import digest_of
-from data.paths import expanded
 from data.config import FORMAT_OF_SUFFIX, HuggingFaceSource
 from data.errors import DataError, SourceUnavailableError
+from data.paths import expanded
 from data.sources.digests import remembered_sha256
 from data.sources.document import Document, LeftOut, Part, text_of
 from data.sources.parquet import is_text_type

@@ -14,8 +14,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.config import FilesSource, TokenizeFields
 from base.errors import DamagedError
+from data.config import FilesSource, TokenizeFields
 from data.errors import DataError
 from data.packing import merge_slices, write_slice
 from data.records import SPLITS, ShardsSummary, Split

@@ -7,8 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from data.paths import expanded
 from data.config import TokenizerFields
+from data.paths import expanded
 from data.sources import content_identity, with_absolute_paths
 from pipelines.engine.stage import Stage, StageConfig, StageContext, StageInputs, StageOutput
 from pipelines.stages.tasks import require_planned_content, run_tasks, user_errors
