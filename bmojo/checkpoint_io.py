@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -14,16 +13,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from base.digest import file_sha256
+from base.errors import DamagedError
 from bmojo.config import ModelConfig
 from bmojo.model import BMojoLM
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 DIGESTS_NAME = "digests.json"
-
-
-class DamagedModelError(ValueError):
-    """A file of a model is not as it was written; the message names it."""
 
 
 def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
@@ -49,15 +46,15 @@ def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
 def write_digests(directory: str | Path) -> None:
     """Write digests.json for the config and weights in a directory as they are now."""
     directory = Path(directory)
-    digests = {name: _digest(directory / name) for name in (CONFIG_NAME, WEIGHTS_NAME)}
+    digests = {name: file_sha256(directory / name) for name in (CONFIG_NAME, WEIGHTS_NAME)}
     (directory / DIGESTS_NAME).write_text(json.dumps(digests, indent=2) + "\n")
 
 
 def check_digests(directory: Path) -> None:
-    """Raises: DamagedModelError: config or weights are not those that digests.json was written for."""
+    """Raises: DamagedError: config or weights are not those that digests.json was written for."""
     file = directory / DIGESTS_NAME
     if not file.is_file():
-        raise DamagedModelError(
+        raise DamagedError(
             f"{file} is missing: an earlier version of this program wrote the model, or the file was lost. If the "
             f"model is sound, call bmojo.checkpoint_io.write_digests({str(directory)!r}) once."
         )
@@ -65,18 +62,13 @@ def check_digests(directory: Path) -> None:
         digests = json.loads(file.read_bytes())
         known = {name: digests[name] for name in (CONFIG_NAME, WEIGHTS_NAME)}
     except (ValueError, KeyError, TypeError) as error:
-        raise DamagedModelError(f"{file} is damaged: it should hold the digests of two files.") from error
+        raise DamagedError(f"{file} is damaged: it should hold the digests of two files.") from error
     for name, digest in known.items():
-        if _digest(directory / name) != digest:
-            raise DamagedModelError(
+        if file_sha256(directory / name) != digest:
+            raise DamagedError(
                 f"{directory / name} is damaged, or {DIGESTS_NAME} beside it is: its SHA-256 is not the one there. "
                 "Restore the file, or make the model again."
             )
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def save_pretrained(model: BMojoLM, directory: str | Path) -> None:
@@ -96,7 +88,7 @@ def load_pretrained(
 ) -> BMojoLM:
     """Read what save_pretrained wrote. num_eidetic: another number of eidetic slots than at training.
 
-    Raises: FileNotFoundError: not a model directory. DamagedModelError: a file is not as it was written.
+    Raises: FileNotFoundError: not a model directory. DamagedError: a file is not as it was written.
         ValueError: the weights are not those of the config.
     """
     directory = Path(directory)

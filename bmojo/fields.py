@@ -9,15 +9,14 @@ import math
 from functools import cached_property
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from base.config import StrictConfig
 from bmojo.pattern import expand_pattern
 
 
-class ModelFields(BaseModel):
+class ModelFields(StrictConfig):
     """Fields of bmojo.config.ModelConfig; what mixers and layers are built from."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # The stack
     pattern: str = "bmojo*12"

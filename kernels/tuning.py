@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from base.cache import cache_dir
 from kernels.launch import Launch
 
 logger = logging.getLogger(__name__)
@@ -134,9 +135,8 @@ def _write(known: Mapping[str, Config]) -> None:
 def _cache_file() -> Path:
     import triton
 
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "bmojo")
     device = re.sub(r"[^\w.-]+", "-", _device_name())
-    return folder / f"tuning-{device}-{triton.__version__}.json"
+    return cache_dir() / f"tuning-{device}-{triton.__version__}.json"
 
 
 def _device_name() -> str:

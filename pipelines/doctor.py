@@ -145,7 +145,7 @@ def _cpp_kernels() -> Check:
         advice = (
             "Without them operators run as plain torch, slower on the CPU. They need g++ (`apt install g++`) and a "
         )
-        advice += "cache folder to write to and load from: $XDG_CACHE_HOME, by default ~/.cache."
+        advice += "cache folder to write to and load from: $BMOJO_CACHE_DIR, by default ~/.cache/bmojo."
         return Check("C++ kernels", "warning", reason, "\n".join([*details, advice]))
 
 

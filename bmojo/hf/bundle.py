@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bmojo.mixers import MIXERS
 
-PACKAGES = ("bmojo", "kernels")
+PACKAGES = ("base", "bmojo", "kernels")
 TABLE = "bmojo.mixers"
 OPTIONAL = ("triton",)  # imported only by what runs on a GPU
 ENTRIES = {"bmojo.hf.modeling": "modeling_bmojo", "bmojo.hf.configuration": "configuration_bmojo"}  # for auto_map

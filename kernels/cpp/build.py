@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from base.cache import cache_dir
 from kernels.cpp import constants
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def built_library() -> Path:
     import fcntl  # not on Windows, where exported models run too: they carry no C++
 
     command = compiler()
-    folder, identity = _cache_folder(), _identity(command)
+    folder, identity = cache_dir() / "cpp", _identity(command)
     found = _intact(folder, identity)
     if found is None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -140,10 +141,3 @@ def _processor() -> str:
     except OSError:
         return platform.processor()
     return "\n".join(line for line in first.splitlines() if line.startswith(wanted))
-
-
-def _cache_folder() -> Path:
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "bmojo", "cpp")
-    except RuntimeError as error:
-        raise BuildError(f"no place for the compiled kernels: {error} Set XDG_CACHE_HOME to a folder") from None

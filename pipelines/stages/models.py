@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 def load_model(artifact: ArtifactDir, relpath: str) -> BMojoLM:
     """The model in a folder of a train stage's artifact, on the CPU. Raises DamagedError."""
-    from bmojo.checkpoint_io import DamagedModelError, load_pretrained
+    from bmojo.checkpoint_io import load_pretrained
 
     folder = artifact.fetch(relpath)
     try:
         return load_pretrained(folder)
-    except DamagedModelError as error:
+    except DamagedError as error:
         raise DamagedError(f"{error} {artifact.remedy}") from error
 
 

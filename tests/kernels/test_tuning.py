@@ -35,6 +35,7 @@ class Timer:
 def timer(monkeypatch, tmp_path):
     timer = Timer()
     monkeypatch.setenv("BMOJO_AUTOTUNE", "1")
+    monkeypatch.delenv("BMOJO_CACHE_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(tuning, "_time_ms", timer)
     monkeypatch.setattr(tuning, "_device_name", lambda: "NVIDIA H100 80GB/HBM3")

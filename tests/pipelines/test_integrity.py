@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from base.errors import DamagedError
-from bmojo.checkpoint_io import DamagedModelError, load_pretrained, save_pretrained
+from bmojo.checkpoint_io import load_pretrained, save_pretrained
 from data.config import FilesSource, TokenizeFields
 from data.errors import DataError
 from data.packing import merge_slices, write_slice
@@ -164,7 +164,7 @@ READERS: dict[str, tuple[str, list[Reader]]] = {
     "state": ("runs/tiny-00000000/state-000001.json", [lambda root: Run(open_storage(root), "tiny-00000000").state()]),
     "journal": ("train.000001.jsonl", [journal_events]),
 }  # fmt: skip
-ERRORS = (DamagedError, DataError, DamagedModelError)
+ERRORS = (DamagedError, DataError)
 
 
 def attempt(reader: Reader, root: Path) -> tuple[str | None, str | None]:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from kernels.pointwise import gated_product
 @pytest.fixture
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache of compiled libraries, and no memory of what was loaded before."""
+    monkeypatch.delenv("BMOJO_CACHE_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for remembered in (library.is_available, library.load, library._function):
         remembered.cache_clear()
@@ -129,14 +131,15 @@ def test_cxx_may_have_arguments(own_cache, small_sources, monkeypatch):
     assert build.built_library().exists()
 
 
-def test_no_place_for_the_cache_is_a_build_error(small_sources, monkeypatch):
+def test_a_user_without_home_compiles_in_the_temporary_folder(small_sources, monkeypatch, tmp_path):
     def no_home() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    for name in ("XDG_CACHE_HOME", "BMOJO_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(Path, "home", no_home)
-    with pytest.raises(build.BuildError, match="Set XDG_CACHE_HOME"):
-        build.built_library()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert tmp_path in build.built_library().parents
 
 
 def test_the_cpp_of_others_is_not_ours(small_sources):
