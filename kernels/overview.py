@@ -19,8 +19,9 @@ def load_all() -> None:
             importlib.import_module(f"kernels.{module.name}")
 
 
-def planned(device: torch.device) -> list[Choice]:
-    """The path that each operator would take for float32 tensors on a device, and why."""
+def planned(device: torch.device | None = None) -> list[Choice]:
+    """The path that each operator would take for float32 tensors on a device, and why. None: a GPU if there is one."""
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     load_all()
     choices = []
     for _, operator in sorted(OPERATORS.items()):
