@@ -99,6 +99,7 @@ def _backward(inputs: FlatInputs, out: Tensor, lse: Tensor, grad_out: Tensor) ->
 
 
 def _empty_gradients(inputs: FlatInputs) -> SetGradients:
+    # mypy cannot see that only the optional sets are None.
     return SetGradients(*(None if x is None else x.new_empty(x.shape) for x in inputs.sets))  # type: ignore[arg-type]
 
 

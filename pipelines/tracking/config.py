@@ -30,7 +30,7 @@ else:
             raise FieldError(("tracking",), "found an empty list, expected at least one tracker.")
         return trackers
 
-    _ANY = Annotated[Union[SINKS], Field(discriminator="kind")] if len(SINKS) > 1 else SINKS[0]  # noqa: UP007
+    _ANY = Annotated[Union[SINKS], Field(discriminator="kind")]  # noqa: UP007 (a union of a tuple has no `|` form)
     _LIST = Annotated[tuple[_ANY, ...], AfterValidator(_not_empty), Tag("tuple")]
     _ALONE = [Annotated[sink, Tag(sink.model_fields["kind"].default)] for sink in SINKS]
     TrackingConfig = Annotated[Union[(*_ALONE, _LIST)], Field(discriminator=Discriminator(_form))]
