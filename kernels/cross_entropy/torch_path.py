@@ -12,7 +12,6 @@ from torch import Tensor
 
 from kernels.cross_entropy.reference import IGNORED, LossInputs, LossOutputs
 from kernels.linear import product
-from kernels.linear.weight_gradient import weight_gradient_
 from kernels.operator import Path
 from kernels.pointwise import cross_entropy_
 
@@ -62,9 +61,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _add_weight_gradient(total: Tensor, grad_logits: Tensor, hidden: Tensor, add: bool) -> None:
-    """As weight_gradient_, with a total that may be of a higher precision."""
+    """Add grad_logits^T hidden to a total of the same or a higher precision; if not `add`, overwrite it unread."""
     if total.dtype == hidden.dtype:
-        weight_gradient_(total, grad_logits, hidden, add)
+        total.addmm_(grad_logits.t(), hidden, beta=int(add))  # with beta 0 the total may hold anything
     elif add:
         total += grad_logits.t() @ hidden
     else:

@@ -1,4 +1,4 @@
-"""Projections by oneDNN against torch's own, and when each is taken; the gradient of a weight."""
+"""Projections by oneDNN against torch's own, and when each is taken."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from kernels.linear import cpp_path, linear, product
-from kernels.linear.weight_gradient import weight_gradient_
 from kernels.operator import use
-from tests.kernels.helpers import normal, pairwise
+from tests.kernels.helpers import normal
 
 TOLERANCE = 2e-6
 
@@ -90,50 +89,3 @@ def test_a_product_alone_is_that_of_torch_and_has_no_gradient(products):
     assert_close(y, F.linear(x, weight.detach()))
     assert_close(product(x, normal(4, 3, seed=1).t()), F.linear(x, normal(4, 3, seed=1).t()))
     assert product(x.double(), weight.double()).dtype == torch.float64
-
-
-# Around the sizes at which the kernel cuts its work: 12 and 32 (float64: 16) columns, 48, 256; 64 and 512 rows.
-@pytest.mark.parametrize(
-    ("size", "add", "variant"),
-    pairwise(
-        [
-            (1, 1, 1),
-            (5, 12, 32),
-            (64, 13, 33),
-            (65, 48, 31),
-            (511, 257, 256),
-            (513, 256, 257),
-            (1025, 300, 20),
-            (700, 20, 300),
-            (513, 600, 289),
-            (513, 289, 600),
-        ],
-        [False, True],
-        [("cpp", torch.float64), ("cpp", torch.float32), ("torch", torch.float64)],
-    ),
-)
-def test_gradient_of_a_weight(size, add, variant):
-    (rows, outputs, width), (path, dtype) = size, variant
-    grad_y, x = normal(rows, outputs + 3, dtype=dtype)[:, 1:-2], normal(rows, width, seed=1, dtype=dtype)
-    before = normal(outputs, width, seed=2, dtype=dtype)
-    want = grad_y.double().t() @ x.double() + (before if add else 0)
-    out = before.clone() if add else torch.full_like(before, float("nan"))  # to be overwritten unread
-    with use(path):
-        weight_gradient_(out, grad_y, x, add)
-    tolerance = {torch.float64: 1e-13, torch.float32: TOLERANCE}[dtype]
-    assert (out - want).abs().max() <= tolerance * want.abs().max()
-
-
-def test_gradient_of_a_weight_is_the_same_bits_on_any_number_of_threads(each_number_of_threads):
-    grad_y, x, results = normal(600, 270), normal(600, 301, seed=1), []
-    for _ in each_number_of_threads:
-        results.append(torch.empty(270, 301))
-        weight_gradient_(results[-1], grad_y, x, add=False)
-    assert all(torch.equal(result, results[0]) for result in results)
-
-
-@pytest.mark.parametrize("shapes", [((3, 4), (5, 3), (5, 5)), ((3, 4), (5, 2), (5, 4)), ((3, 4), (5, 3), (6, 4))])
-def test_shapes_that_do_not_fit_a_weight_are_refused(shapes):
-    out, grad_y, x = (torch.zeros(shape) for shape in shapes)
-    with pytest.raises(ValueError, match="the other inputs' shapes ask for"):
-        weight_gradient_(out, grad_y, x, add=False)
