@@ -58,6 +58,7 @@ class Journal:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
         self._steps: dict[str, StepSet] = {}
+        self._tags: dict[str, str] = {}
         self._end = 0  # behind the last whole line; more in the file than this is a write that failed
         self._is_torn = False
         self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
@@ -90,6 +91,17 @@ class Journal:
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Record parameters by their dotted names; secrets among them are masked."""
         self.write("params", params=redact(dict(params)))
+
+    def log_tags(self, tags: Mapping[str, str]) -> None:
+        """Record texts by name, of which the latest counts; secrets among them are masked.
+
+        What the journal, or that of an earlier owner, already says is left out.
+        """
+        with self._lock:
+            fresh = {name: text for name, text in redact(dict(tags)).items() if self._tags.get(name) != text}
+            if fresh:
+                self._append({"event": "tags", "tags": fresh})
+                self._tags |= fresh
 
     def log_dataset(self, name: str, digest: str, source: str, context: str = "training") -> None:
         """Record that a data set was read: `digest` identifies its content, `source` says where it is."""
@@ -181,7 +193,7 @@ class Journal:
                 return
 
     def _recover(self) -> None:
-        """Cut off a torn last line and read which points are told, by this owner or one before it."""
+        """Cut off a torn last line and read which points and tags are told, by this owner or one before it."""
         stage, suffix = _key(self.path)
         for path in journals_of(self.path.parent, stage, suffix):
             if _owner(path) < _owner(self.path):
@@ -197,6 +209,8 @@ class Journal:
         for event, end in read_events(path):  # noqa: B007 (the last value is returned)
             if event["event"] == "metrics":
                 self._note_told(event["values"], event["step"])
+            elif event["event"] == "tags":
+                self._tags |= event["tags"]
             elif event["event"] == DAMAGED:
                 log.warning("%s", event["problem"])
         return end

@@ -26,12 +26,13 @@ log = logging.getLogger(__name__)
 class RemoteJournal:
     """What a worker holds. Picklable; no method of it raises: training does not die of tracking.
 
-    Points are kept until a flush confirms them, which sends them again; the journal skips what it has.
+    Points and tags are kept until a flush confirms them, which sends them again; the journal skips what it has.
     """
 
     def __init__(self, handle: Any) -> None:
         self._handle = handle
         self._unconfirmed: list[_Point] = []
+        self._unconfirmed_tags: dict[str, str] = {}
 
     def log_metrics(self, step: int, values: Mapping[str, float]) -> None:
         """As Journal.log_metrics, at once: the point is on its way when this returns, with the time of the call."""
@@ -42,19 +43,28 @@ class RemoteJournal:
         except Exception as error:
             log.warning("Metrics of step %d are kept for later: %s", step, error)
 
+    def log_tags(self, tags: Mapping[str, str]) -> None:
+        """As Journal.log_tags, at once."""
+        self._unconfirmed_tags |= tags
+        try:
+            self._handle.log_tags.remote(dict(tags))
+        except Exception as error:
+            log.warning("The tags %s are kept for later: %s", ", ".join(tags), error)
+
     def flush(self, timeout_s: float = _FLUSH_TIMEOUT_S) -> bool:
-        """Return once all points of this worker are on the disk, or False if they are not; they are kept then.
+        """Return once all points and tags of this worker are on the disk, or False if they are not, but kept.
 
         Call it before a checkpoint is made to count: the steps before a checkpoint are not done again after a crash.
         """
         import ray
 
         try:
-            ray.get(self._handle.flush.remote(self._unconfirmed), timeout=timeout_s)
+            ray.get(self._handle.flush.remote(self._unconfirmed, self._unconfirmed_tags), timeout=timeout_s)
         except Exception as error:
             log.warning("The journal did not confirm its points, which are kept: %s", error)
             return False
         self._unconfirmed.clear()
+        self._unconfirmed_tags.clear()
         return True
 
 
@@ -70,9 +80,16 @@ class _JournalActorBody:
         except (InfrastructureError, UserError) as error:  # nobody waits for this call; the flush brings the point
             log.warning("Metrics of step %d are not journalled yet: %s", step, error)
 
-    def flush(self, points: list[_Point]) -> None:
+    def log_tags(self, tags: dict[str, str]) -> None:
+        try:
+            self._journal.log_tags(tags)
+        except (InfrastructureError, UserError) as error:
+            log.warning("The tags %s are not journalled yet: %s", ", ".join(tags), error)
+
+    def flush(self, points: list[_Point], tags: dict[str, str]) -> None:
         for step, values, time_ms in points:
             self._journal.log_metrics(step, values, time_ms)
+        self._journal.log_tags(tags)
         self._journal.flush()
 
     def pid(self) -> int:

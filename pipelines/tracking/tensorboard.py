@@ -39,7 +39,7 @@ class TensorboardSink:
         return (self._folder / run).is_dir()
 
     def send(self, run: str, events: Sequence[Event], artifact_url: str | None) -> None:
-        """As Sink.send. TensorBoard has no place for parameters, data sets, files and models: they are left out."""
+        """As Sink.send. TensorBoard has no place for parameters, tags, data sets, files and models."""
         if not self.has_run(run):
             raise UnsendableError(f"{self._folder / run} was deleted")
         with explained_disk(self._folder):

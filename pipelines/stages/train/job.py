@@ -23,6 +23,9 @@ class MetricSink(Protocol):
     def log_metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Record values at a step; steps already recorded are skipped."""
 
+    def log_tags(self, tags: Mapping[str, str]) -> None:
+        """Record texts that may change in the course of a run; those already recorded are skipped."""
+
     def flush(self) -> bool:
         """Return True when everything recorded before is durable; False if that failed and it is kept for later."""
 

@@ -16,6 +16,7 @@ from pipelines.stages.train.curves import Curves
 from pipelines.stages.train.divergence import diverged, first_ruined_parameter, is_ruined
 from pipelines.stages.train.job import TrainFacts, TrainJob
 from pipelines.stages.train.meter import Meter
+from pipelines.stages.train.paths import OperatorPaths
 from pipelines.stages.train.schedule import learning_rate
 from pipelines.stages.train.trainer import StepResult, Trainer
 from pipelines.stages.train.validation import validation_loss
@@ -41,7 +42,8 @@ class TrainLoop:
         self.initial_valid_loss: float | None = None
         self.train_loss = math.nan
         self.saved_step: int | None = None
-        self.curves = Curves(job.metrics if self.rank == 0 else None)
+        journal = job.metrics if self.rank == 0 else None
+        self.curves, self.paths = Curves(journal), OperatorPaths(journal)
         self.counts = count(job.model, job.seq_len)
         peak_flops = device.peak_flops(trainer.device, job.config.autocast_bf16)
         self.meter = Meter(self.counts.train_flops_per_token, peak_flops, trainer.device)
@@ -59,6 +61,7 @@ class TrainLoop:
             final_valid_loss = self._validate()
         while self.step < self.job.num_steps:
             self._train_step(batches)
+            self.paths.report()
             last = self.step == self.job.num_steps
             save = last or self._is_due(self.config.checkpoint_every_steps)
             if save:

@@ -133,6 +133,9 @@ class MlflowSink:
         for start in range(0, len(params), _MAX_PARAMS):
             self._client.log_batch(mlflow_run, params=params[start : start + _MAX_PARAMS])
 
+    def _apply_tags(self, mlflow_run: str, event: Event, artifact_url: str | None) -> None:
+        self._set_tags(mlflow_run, event["tags"])
+
     def _apply_dataset(self, mlflow_run: str, event: Event, artifact_url: str | None) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 

@@ -161,12 +161,27 @@ def test_secrets_never_reach_the_file(tmp_path: Path, monkeypatch: pytest.Monkey
     with Journal(path) as journal:
         journal.log_params({"hub.api_key": "k1k1k1k1", "uri": "http://me:pw123456@host/x", "lr": 0.1})
         journal.log_params({"note": "uses correct-horse"})
+        journal.log_tags({"note": "uses correct-horse"})
         journal.log_dataset("d", "0", "s3://b/k?X-Amz-Signature=abc12345")
         journal.log_json("config.json", {"deep": [{"password": "pw123456"}]})
     text = path.read_text()
     for secret in ("k1k1k1k1", "pw123456", "correct-horse", "abc12345"):
         assert secret not in text
     assert "0.1" in text
+
+
+def test_a_tag_is_told_again_only_with_another_text_also_by_the_next_owner(tmp_path: Path) -> None:
+    def told(owner: int, *tags: dict[str, str]) -> list[dict[str, str]]:
+        path = tmp_path / f"train.{owner:06d}.jsonl"
+        with Journal(path) as journal:
+            for one in tags:
+                journal.log_tags(one)
+        return [event["tags"] for event, _ in read_events(path)]
+
+    assert told(1, {"a": "cpp", "b": "cpp"}, {"a": "cpp", "b": "torch"}) == [{"a": "cpp", "b": "cpp"}, {"b": "torch"}]
+    assert told(2, {"a": "triton", "b": "torch"}) == [{"a": "triton"}]
+    assert told(3, {"a": "cpp", "b": "torch"}) == [{"a": "cpp"}]
+    assert told(3, {"a": "cpp", "b": "torch"}) == [{"a": "cpp"}]
 
 
 def test_flushing_and_closing_twice_do_no_harm(tmp_path: Path) -> None:

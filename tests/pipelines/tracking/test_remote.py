@@ -66,6 +66,18 @@ def test_points_of_a_failed_flush_are_brought_by_the_next(tmp_path: Path, ray_cl
         assert [event["values"] for event, _ in read_events(workers_journal(driver))] == [{"x": 0.5}]
 
 
+def test_tags_are_written_once_also_after_a_failed_flush(tmp_path: Path, ray_cluster: None) -> None:
+    with Journal(tmp_path / "train.jsonl") as driver, remote_journal(driver) as journal:
+        journal.log_tags({"a": "cpp"})
+        handle, journal._handle = journal._handle, None
+        journal.log_tags({"b": "torch"})
+        assert not journal.flush()
+        journal._handle = handle
+        assert journal.flush()
+        assert journal._unconfirmed_tags == {}
+        assert [event["tags"] for event, _ in read_events(workers_journal(driver))] == [{"a": "cpp"}, {"b": "torch"}]
+
+
 def test_what_the_work_reports_fills_the_gaps_of_its_journal(tmp_path: Path) -> None:
     path = tmp_path / "train.workers.jsonl"
     with Journal(path) as journal:

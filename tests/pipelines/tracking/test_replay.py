@@ -144,6 +144,20 @@ def test_a_resumed_stage_stays_one_child_and_keeps_its_first_params(tmp_path: Pa
     assert [step for step, _ in history(target, run.info.run_id, "train/loss")] == list(range(6))
 
 
+def test_a_tag_has_the_latest_text_and_a_long_one_is_cut(tmp_path: Path, target: MlflowTarget) -> None:
+    run_dir, long = tmp_path / "run", "torch: " + "why " * 5000
+    for owner, path in (1, "cpp"), (2, "triton"):
+        with Journal(run_dir / f"journal/train.{owner:06d}.workers.jsonl") as journal:
+            journal.log_tags({f"bmojo.path.{number}": f"{path}: a reason" for number in range(150)})
+            journal.log_tags({"bmojo.path.long": long})
+        replay = Replay(run_dir / "journal", target, "tags-1")
+        deliver_all(replay)
+        assert replay.refused == []
+        tags = client(target).get_run(replay.runs["train"]).data.tags
+        assert [tags[f"bmojo.path.{number}"] for number in range(150)] == [f"{path}: a reason"] * 150
+        assert tags["bmojo.path.long"] == long[:8000]
+
+
 def test_a_run_deleted_in_mlflow_is_told_again(tmp_path: Path, target: MlflowTarget) -> None:
     write_run(tmp_path / "run", tmp_path / "artifact")
     replay = Replay(tmp_path / "run/journal", target, "deleted-1")

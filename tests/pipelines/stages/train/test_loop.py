@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -56,6 +57,17 @@ def test_it_trains_validates_and_writes_the_model(straight: Trained) -> None:
     assert isinstance(sink, FileSink)
     assert sink.points("train/loss") == facts.history["train/loss"]
     assert load_pretrained(straight.folder / "model").config == straight.job.model
+
+
+def test_the_paths_of_operators_are_told_after_the_first_step(straight: Trained) -> None:
+    sink = straight.job.metrics
+    assert isinstance(sink, FileSink)
+    lines = [json.loads(line) for line in sink.path.read_text().splitlines()]
+    told = ["tags" in line for line in lines if "tags" in line or "train/loss" in line]
+    assert told == [False, True] + [False] * 11
+    (tags,) = sink.tags()
+    for operator in ("linear", "memory_attention", "ssd_scan", "innovation_scores"):
+        assert "cpp: float32 or float64 on the CPU" in tags[f"bmojo.path.{operator}"]
 
 
 def test_its_checkpoints_hold_the_trainers_tensors_and_versions(straight: Trained) -> None:

@@ -23,6 +23,7 @@ from pipelines.stages.train.job import TrainFacts
 from pipelines.stages.train.launch import run_training
 from pipelines.stages.train.stage import TrainInputs, TrainOutput, TrainStage, _warn_if_worse, make_job
 from pipelines.storage.artifact import ArtifactDir
+from pipelines.tracking.journal import read_events
 from tests.pipelines.stages.train.plain_trainer import train_plainly
 from tests.pipelines.stages.train.training import SEQ_LEN, FileSink, Tokens, context_of, weights
 
@@ -81,6 +82,12 @@ def test_curves_reach_the_journal_and_the_history(straight: Straight) -> None:
         assert [step for step, _ in straight.series(name)] == list(range(1, 13))
     assert [step for step, _ in straight.series("valid/loss")] == [0, 12]
     assert straight.series("valid/loss")[-1][1] == straight.output.final_valid_loss
+
+
+def test_the_paths_that_operators_took_reach_the_journal(straight: Straight) -> None:
+    journal = straight.folder.with_suffix(".journal") / "train.workers.jsonl"
+    tags = {name: text for event, _ in read_events(journal) for name, text in event.get("tags", {}).items()}
+    assert "cpp: float32 or float64 on the CPU" in tags["bmojo.path.memory_attention"]
 
 
 def test_checkpoints_are_complete_and_hold_everything(straight: Straight) -> None:

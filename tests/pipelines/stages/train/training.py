@@ -44,12 +44,20 @@ class FileSink:
             killed.touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
+    def log_tags(self, tags: Mapping[str, str]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps({"tags": dict(tags)}) + "\n")
+
     def flush(self) -> bool:
         return True
 
     def points(self, name: str) -> list[tuple[int, float]]:
         lines = [json.loads(line) for line in self.path.read_text().splitlines()]
         return [(line["step"], line[name]) for line in lines if name in line]
+
+    def tags(self) -> list[dict[str, str]]:
+        """What each call of log_tags brought."""
+        return [line["tags"] for line in map(json.loads, self.path.read_text().splitlines()) if "tags" in line]
 
 
 def write_tokens(folder: Path) -> Tokens:
