@@ -123,11 +123,9 @@ def test_a_signal_during_the_imports_ends_the_command_at_once(number: int, code:
         time.sleep(0.001)
     time.sleep(delay_s)
     process.send_signal(number)
-    started = time.monotonic()
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate()
     assert process.returncode == code, output
-    assert "Traceback" not in output
-    assert time.monotonic() - started < 10
+    assert output == "", "it went on after the signal"
     assert not psutil.pid_exists(process.pid)
 
 
@@ -138,17 +136,17 @@ interrupts.handle_signals()
 interrupts.GRACE_S = float(sys.argv[1])
 try:
     print("ready", flush=True)
-    time.sleep(60)
+    time.sleep(3600)
 finally:
     print("unwinding", flush=True)
-    time.sleep(60)  # a cluster that does not answer
+    time.sleep(3600)  # a cluster that does not answer
 """
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("again", [True, False])
 def test_a_second_signal_or_the_end_of_the_grace_ends_what_will_not_end(number: int, code: int, again: bool) -> None:
-    command = [sys.executable, "-c", STUBBORN, "60" if again else "1"]
+    command = [sys.executable, "-c", STUBBORN, "3600" if again else "1"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
@@ -156,7 +154,7 @@ def test_a_second_signal_or_the_end_of_the_grace_ends_what_will_not_end(number: 
     assert process.stdout.readline() == "unwinding\n"
     if again:
         process.send_signal(number)
-    assert process.wait(timeout=20) == code
+    assert process.wait() == code
 
 
 # ---- errors of Ray

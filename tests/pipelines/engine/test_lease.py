@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from pipelines.engine.lease import Clock, Lease, LeaseHeldError, LeaseLostError, break_lease, lease_holder
 from pipelines.engine.process import ProcessIdentity
 from pipelines.storage import LocalStorage, Storage, open_storage
+from tests.pipelines.waiting import wait_until
 
 HOLD = """
 import sys, time
@@ -58,11 +59,10 @@ def test_a_killed_owner_on_this_machine_is_replaced_at_once(tmp_path: Path) -> N
     with pytest.raises(LeaseHeldError, match=f"process {process.pid} on"):
         Lease.acquire(storage, "lease", "Run x")
     process.send_signal(signal.SIGKILL)
-    while lease_holder(storage, "lease") is not None:  # a zombie, until it is waited for below, counts as dead
-        time.sleep(0.01)
-    started = time.monotonic()
-    Lease.acquire(storage, "lease", "Run x").release()
-    assert time.monotonic() - started < 2
+    wait_until(lambda: lease_holder(storage, "lease") is None)  # a zombie, as it is until wait() below, counts as dead
+    watched: list[float] = []
+    Lease.acquire(storage, "lease", "Run x", on_watch=lambda _, wait_s: watched.append(wait_s)).release()
+    assert not watched
     process.wait()
 
 
@@ -227,8 +227,7 @@ def test_an_owner_that_slept_too_long_learns_that_it_lost(tmp_path: Path) -> Non
     lease = Lease.acquire(storage, "lease", "Run x", renew_s=0.05)
     lease.on_lost(lambda: beats.append(lease.is_lost))
     storage.write_bytes_atomic("lease/000002.json", storage.read_bytes("lease/000001.json"))
-    while not lease.is_lost:
-        time.sleep(0.01)
+    wait_until(lambda: lease.is_lost)
     with pytest.raises(LeaseLostError, match="taken over"):
         lease.require()
     lease.release()
@@ -238,19 +237,20 @@ def test_an_owner_that_slept_too_long_learns_that_it_lost(tmp_path: Path) -> Non
 
 def test_a_callback_that_fails_does_not_end_the_renewals(tmp_path: Path) -> None:
     storage = open_storage(tmp_path)
-    lease = Lease.acquire(storage, "lease", "Run x", ttl_s=1.0, renew_s=0.05)
-    calls: list[int] = []
+    lease = Lease.acquire(storage, "lease", "Run x", renew_s=0.05)
+    renewed_at: list[float] = []
 
     def fail() -> None:
-        calls.append(1)
+        holder = lease_holder(storage, "lease")
+        assert holder is not None
+        renewed_at.append(holder.renewed_at)
         raise OSError("storage hiccup")
 
     lease.on_beat(fail)
-    time.sleep(1.5)
-    assert len(calls) > 5
-    assert lease_holder(storage, "lease") is not None
+    wait_until(lambda: len(renewed_at) > 5)
     lease.require()
     lease.release()
+    assert renewed_at == sorted(set(renewed_at)), "every beat renewed it"
 
 
 @pytest.mark.parametrize("kind", ["fails", "hangs"])
@@ -258,22 +258,24 @@ def test_an_owner_cut_off_stops_by_itself_before_others_may_take_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """Also if the storage hangs, so that the thread that renews can do nothing."""
-    storage = open_storage(tmp_path)
-    lost = threading.Event()
-    lease = Lease.acquire(storage, "lease", "Run x", ttl_s=0.6, renew_s=0.05)
+    storage, simulation = open_storage(tmp_path), Simulation()
+    lost, asked, release = threading.Event(), threading.Event(), threading.Event()
+    lease = Lease.acquire(storage, "lease", "Run x", renew_s=0.05, clock=simulation.clock)
     lease.on_lost(lost.set)
-    lease.require()
-    release = threading.Event()
 
     def away(*_: object) -> list[str]:
+        asked.set()
         if kind == "hangs":
-            release.wait(20)
+            release.wait()
         raise ConnectionError("away")
 
     with monkeypatch.context() as patch:
         patch.setattr(Storage, "list", away)
-        assert lost.wait(5)
-        with pytest.raises(LeaseLostError, match="did not renew it for"):
+        assert asked.wait(60)
+        lease.require()
+        simulation.sleep(60)
+        assert lost.wait(60)
+        with pytest.raises(LeaseLostError, match="did not renew it for 60 s"):
             lease.require()
         release.set()
     lease.renew()
@@ -287,15 +289,23 @@ def test_a_lease_is_renewed_and_survives_a_storage_that_fails_for_a_while(
 ) -> None:
     storage = open_storage(tmp_path)
     lease = Lease.acquire(storage, "lease", "Run x", renew_s=0.05)
+    tries: list[object] = []
+
+    def away(*arguments: object) -> list[str]:
+        tries.append(arguments)
+        raise ConnectionError("away")
+
     with monkeypatch.context() as patch:
-        patch.setattr(Storage, "list", lambda *_: (_ for _ in ()).throw(ConnectionError("away")))
-        time.sleep(0.2)
+        patch.setattr(Storage, "list", away)
+        wait_until(lambda: len(tries) > 2)
     before = lease_holder(storage, "lease")
-    time.sleep(0.2)
-    after = lease_holder(storage, "lease")
     assert before is not None
-    assert after is not None
-    assert after.renewed_at > before.renewed_at
+
+    def is_renewed() -> bool:
+        now = lease_holder(storage, "lease")
+        return now is not None and now.renewed_at > before.renewed_at
+
+    wait_until(is_renewed)
     lease.release()
 
 

@@ -11,19 +11,22 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from base.errors import UserError
-from pipelines.engine.lease import Lease, LeaseLostError
+from pipelines.engine.lease import Lease, LeaseInfo, LeaseLostError
+from pipelines.engine.observer import Observer
+from pipelines.engine.plan import PlannedStage
 from pipelines.engine.records import read_record, write_record
 from pipelines.engine.runner import run_pipeline
 from pipelines.engine.runs import Run, Status, list_runs
 from pipelines.storage import Storage, open_storage
 from pipelines.tracking.journal import journals_of, read_events
 from tests.pipelines.engine.counting_pipeline import counting_pipeline, nowhere, run_here
+from tests.pipelines.waiting import wait_until
 
 SCRIPT = str(Path(__file__).with_name("counting_pipeline.py"))
 SHORT = ("--ttl-s", "2", "--renew-s", "0.3")
@@ -49,13 +52,6 @@ def bmojo(*arguments: str, cwd: Path | None = None, answer: str = "") -> tuple[i
         timeout=120, env=os.environ | {"COLUMNS": "200"},
     )  # fmt: skip
     return done.returncode, done.stdout + done.stderr
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = 30) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
 
 
 def steps_told(run: Run) -> list[int]:
@@ -293,9 +289,18 @@ def test_a_dead_driver_of_another_machine_is_unlocked_by_hand(store: Path) -> No
     assert code == 0, said
     assert said.count("Unlocked.") == 2, "the run and the artifact it was making"
     assert "RESUMABLE" in bmojo("status", *at)[1]
-    started = time.monotonic()
-    assert run_here(open_storage(store), upto=100).status is Status.SUCCEEDED
-    assert time.monotonic() - started < 30, "nobody had to be waited for"
+    waits: list[str] = []
+
+    class Watching(Observer):
+        def on_notice(self, text: str) -> None:
+            waits.append(text)
+
+        def on_stage_wait(self, stage: PlannedStage, holder: LeaseInfo) -> None:
+            waits.append(stage.name)
+
+    pipeline = counting_pipeline(open_storage(store), upto=100)
+    assert run_pipeline(pipeline, nowhere(), observer=Watching()).status is Status.SUCCEEDED
+    assert not waits, "nobody had to be waited for"
 
 
 @pytest.mark.parametrize("offset_s", [-3600.0, 3600.0])

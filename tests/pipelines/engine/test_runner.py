@@ -95,7 +95,7 @@ def test_a_renamed_stage_is_reused(storage: Storage) -> None:
 def test_killed_before_any_change_of_any_file_the_same_command_goes_on(tmp_path: Path) -> None:
     """SIGKILL before every single write, rename, link and deletion of a run; no step is told twice, none is missing."""
     process = start(tmp_path, "--die-everywhere", "--upto", "2")
-    output = process.communicate(timeout=300)[0]
+    output = process.communicate()[0]
     results = re.findall(r"^(\d+) (died|lived) (\w+)$", output, re.MULTILINE)
     assert len(results) > 40, output
     assert results[-1][1] == "lived"
@@ -175,7 +175,7 @@ def test_sigterm_leaves_a_run_that_can_be_resumed(tmp_path: Path) -> None:
     assert process.stdout is not None
     process.stdout.readline()
     process.terminate()
-    assert process.wait(timeout=20) == 75
+    assert process.wait() == 75
     (run,) = list_runs(open_storage(tmp_path))
     assert run.state().status is Status.RESUMABLE
     assert run.state().stages["count"].error == "the process was told to end (SIGTERM)"
@@ -247,7 +247,7 @@ def test_two_runs_that_share_a_stage_make_it_once(storage: Storage) -> None:
     assert waited == ["count"]
     assert result.run.state().stages["count"].reused
     assert result.stages["sum"].output.total == 84
-    assert other.wait(timeout=20) == 0
+    assert other.wait() == 0
 
 
 def test_an_observer_hears_of_stages_and_metrics(storage: Storage) -> None:

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from botocore.exceptions import (
 from s3fs.errors import ERROR_CODE_TO_EXCEPTION, translate_boto_error
 
 from base.errors import UserError
-from pipelines.engine.lease import Lease, lease_holder
+from pipelines.engine.lease import Clock, Lease, lease_holder
 from pipelines.errors import InfrastructureError
 from pipelines.faults import FULL_NUMBERS, TRANSIENT_NUMBERS, USER_NUMBERS, Fault, explained_disk, judge
 from pipelines.stages.tasks import user_errors
@@ -45,6 +44,29 @@ def proxy(s3_storage: Storage, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch
     s3fs.S3FileSystem.clear_instance_cache()
     yield server
     server.close()
+
+
+class HandSetTime:
+    """A `time` module whose clock only its own sleep moves."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+        self.sleeps_s: list[float] = []
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.sleeps_s.append(seconds)
+        self.now_s += seconds
+
+
+@pytest.fixture
+def hand_set(monkeypatch: pytest.MonkeyPatch) -> HandSetTime:
+    """The time by which storages wait between two tries."""
+    hand_set = HandSetTime()
+    monkeypatch.setattr(storage_module, "time", hand_set)
+    return hand_set
 
 
 FAULTS = ["503 SlowDown", "500 InternalError", "400 RequestTimeout", "429 TooManyRequests"]
@@ -172,20 +194,36 @@ def test_a_creation_that_was_refused_is_not_taken_for_ones_own(s3_storage: Stora
     assert not s3_storage.create_exclusive("x", b"a third's")
 
 
-def test_an_interrupt_ends_the_trying(s3_storage: Storage, proxy: FaultyProxy) -> None:
-    import _thread
-
+@pytest.mark.parametrize(("pause_s", "num_requests", "delay_s"), [(0.02, 3, 0.0), (3600.0, 1, 0.5)])
+def test_an_interrupt_ends_the_trying(
+    s3_storage: Storage,
+    proxy: FaultyProxy,
+    monkeypatch: pytest.MonkeyPatch,
+    pause_s: float,
+    num_requests: int,
+    delay_s: float,
+) -> None:
+    """It comes while the store is asked, or in a pause of an hour; the trying itself would last for days."""
     s3_storage.write_bytes_atomic("x", b"1")
-    proxy.fault = lambda method, path: "503 SlowDown"
+    monkeypatch.setenv("BMOJO_STORAGE_RETRY_S", str(1e6))
+    monkeypatch.setattr(storage_module, "_PAUSE_S", (pause_s, pause_s))
+    proxy.requests.clear()
+
+    main = threading.main_thread().ident
+    assert main is not None
+
+    def slow_down(method: str, path: str) -> str:
+        if len(proxy.requests) == num_requests:
+            threading.Timer(delay_s, signal.pthread_kill, (main, signal.SIGINT)).start()
+        return "503 SlowDown"
+
+    proxy.fault = slow_down
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # Ray leaves a handler of its own behind
     try:
-        threading.Timer(1.0, _thread.interrupt_main).start()
-        started = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
             s3_storage.read_bytes("x")
     finally:
         signal.signal(signal.SIGINT, before or signal.default_int_handler)  # None: one that C code installed
-    assert time.monotonic() - started < storage_module.RETRY_S / 2
 
 
 # ---- a lease on a store with faults
@@ -212,15 +250,16 @@ def test_what_the_owner_must_know_or_tell_outlives_a_spell(s3_storage: Storage, 
 
 
 def test_a_check_of_the_lease_gives_up_before_the_lease_expires(
-    s3_storage: Storage, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+    s3_storage: Storage, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch, hand_set: HandSetTime
 ) -> None:
-    lease = Lease.acquire(s3_storage, "lease", "run x", ttl_s=12.0, start=False)
+    clock = Clock(monotonic=hand_set.monotonic)
+    lease = Lease.acquire(s3_storage, "lease", "run x", ttl_s=12.0, clock=clock, start=False)
     monkeypatch.setattr(storage_module, "_PAUSE_S", (0.1, 1.0))
     proxy.fault = lambda method, path: "503 SlowDown"
-    started = time.monotonic()
     with pytest.raises(InfrastructureError, match=r"Cannot list s3://.*lease"):
         lease.require_in_force()
-    assert 2.0 < time.monotonic() - started < 12.0
+    assert len(hand_set.sleeps_s) > 3, "it was tried again for a while"
+    lease.require()
     proxy.fault = lambda method, path: None
     lease.release()
 
@@ -349,7 +388,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-def test_a_full_disk_is_named_and_the_same_call_works_after_making_room(small_disk: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_named_and_the_same_call_works_after_making_room(
+    small_disk: Path, tmp_path: Path, hand_set: HandSetTime
+) -> None:
     storage = open_storage(small_disk)
     storage.write_bytes_atomic("old", b"1" * 600_000)
     big = tmp_path / "big"
@@ -360,10 +401,9 @@ def test_a_full_disk_is_named_and_the_same_call_works_after_making_room(small_di
         lambda: storage.put_tree(big, "new"),
         lambda: open_storage(tmp_path).get_file("big", small_disk / "new"),
     ):
-        started = time.monotonic()
         with pytest.raises(InfrastructureError, match=r"no space is left.*Make room, then the same command resumes"):
             call()
-        assert time.monotonic() - started < 10, "a full disk is not tried again"
+        assert not hand_set.sleeps_s, "a full disk is not tried again"
         assert os.listdir(small_disk) == ["old"]
     storage.delete("old")
     storage.put_tree(big, "new")

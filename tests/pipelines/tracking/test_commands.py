@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import sysconfig
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from pipelines.storage import Storage, open_storage
 from pipelines.tracking.mlflow.target import MlflowConfig, MlflowTarget
 from pipelines.tracking.replay import RUN_JOURNAL
 from pipelines.tracking.run_tracking import RunTracking, TrackingOptions
+from tests.pipelines.waiting import wait_until
 
 BMOJO = [sys.executable, "-m", "pipelines"]
 REPOSITORY = Path(__file__).parents[3]
@@ -161,7 +161,7 @@ def test_ui_answers_where_it_says_and_leaves_nothing_behind(
     assert ui.stdout is not None
     assert f"http://127.0.0.1:{port}" in ui.stdout.readline()
     assert "Model training" in ui.stdout.readline()  # communicate() may lose a line that is read ahead
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as page:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=60) as page:
         assert b"MLflow" in page.read()
     family = psutil.Process(ui.pid).children(recursive=True)
     assert len(family) <= 3
@@ -170,7 +170,7 @@ def test_ui_answers_where_it_says_and_leaves_nothing_behind(
     assert "cannot be listened on (Address already in use)" in taken.stderr
     assert "--port" in taken.stderr
     os.kill(ui.pid, signal.SIGINT)
-    _, err = ui.communicate(timeout=30)
+    _, err = ui.communicate()
     assert ui.returncode == 130
     assert err == ""
     assert not [process for process in family if process.is_running()]
@@ -185,18 +185,16 @@ def test_ui_told_to_end_or_killed_takes_its_server_along(
     family = psutil.Process(ui.pid).children(recursive=True)
     assert family
     os.kill(ui.pid, number)
-    assert ui.wait(timeout=30) == (75 if number is signal.SIGTERM else -9)
-    _, alive = psutil.wait_procs(family, timeout=20)
+    assert ui.wait() == (75 if number is signal.SIGTERM else -9)
+    _, alive = psutil.wait_procs(family, timeout=120)
     assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
 
 
 def test_ui_interrupted_while_it_starts_prints_no_traceback(ui: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 60
-    while not psutil.Process(ui.pid).children() and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_until(lambda: psutil.Process(ui.pid).children())
     family = psutil.Process(ui.pid).children(recursive=True)
     os.kill(ui.pid, signal.SIGINT)
-    out, err = ui.communicate(timeout=30)
+    out, err = ui.communicate()
     assert "Traceback" not in out + err
     assert not [process for process in family if process.is_running()]
 
@@ -221,10 +219,10 @@ def test_ui_answers_by_this_machines_names_or_those_that_are_given(
     for name in answers:
         request = urllib.request.Request(f"http://127.0.0.1:{port}/", headers={"Host": f"{name}:{port}"})
         try:
-            with urllib.request.urlopen(request, timeout=10) as page:
+            with urllib.request.urlopen(request, timeout=60) as page:
                 found[name] = page.status
         except urllib.error.HTTPError as error:
             found[name] = error.code
     assert found == answers
     ui.send_signal(signal.SIGINT)
-    ui.wait(timeout=30)
+    ui.wait()

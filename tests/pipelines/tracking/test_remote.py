@@ -1,27 +1,27 @@
 from __future__ import annotations
 
+import logging
 import os
 import signal
-import time
 from pathlib import Path
+
+import pytest
 
 from pipelines.tracking.journal import Journal, read_events
 from pipelines.tracking.remote import RemoteJournal, log_missing, remote_journal, workers_journal
 from pipelines.tracking.run_tracking import JournalWatch
 from pipelines.tracking.system_metrics import SystemMetrics
+from tests.pipelines.waiting import wait_until
 
 
 def test_workers_write_through_an_actor_and_a_flush_confirms(tmp_path: Path, ray_cluster: None) -> None:
     import ray
 
     @ray.remote(num_cpus=0)
-    def work(journal: RemoteJournal, first: int) -> float:
-        started = time.monotonic()
+    def work(journal: RemoteJournal, first: int) -> None:
         for step in range(first, first + 20):
             journal.log_metrics(step, {"train/loss": float(step)})
-        waited_s = time.monotonic() - started
         journal.flush()
-        return waited_s
 
     with Journal(tmp_path / "train.jsonl") as driver:
         for first in (0, 10):  # the second attempt repeats ten steps
@@ -89,16 +89,13 @@ def test_what_the_work_reports_fills_the_gaps_of_its_journal(tmp_path: Path) -> 
     assert told[-1] == (6, {"y": 0.5})
 
 
-def test_system_metrics_survive_a_disk_that_refuses(tmp_path: Path) -> None:
+def test_system_metrics_survive_a_disk_that_refuses(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with Journal(tmp_path / "j.jsonl") as journal:
         metrics = SystemMetrics(journal, tmp_path / "not there", interval_s=0.01)
-        with metrics:
-            time.sleep(0.1)
+        with caplog.at_level(logging.DEBUG, logger="pipelines.tracking.system_metrics"), metrics:
+            wait_until(lambda: "is left out" in caplog.text)
             (tmp_path / "not there").mkdir()
-            deadline = time.monotonic() + 10
-            while journal.last_step("system/cpu_utilization_percentage") is None and time.monotonic() < deadline:
-                time.sleep(0.01)
-    assert journal.last_step("system/cpu_utilization_percentage") is not None
+            wait_until(lambda: journal.last_step("system/cpu_utilization_percentage") is not None)
 
 
 def test_system_metrics_go_on_counting_after_a_resume(tmp_path: Path) -> None:
@@ -109,7 +106,6 @@ def test_system_metrics_go_on_counting_after_a_resume(tmp_path: Path) -> None:
             JournalWatch([journal.path], lambda step, values: seen.append(step), poll_s=0.01),
             SystemMetrics(journal, tmp_path, interval_s=0.02),
         ):
-            while journal.last_step("system/cpu_utilization_percentage") is None or len(seen) < 2:
-                time.sleep(0.01)
-            time.sleep(0.05)
+            before = len(seen)
+            wait_until(lambda before=before: len(seen) >= before + 2)
     assert seen == list(range(len(seen)))

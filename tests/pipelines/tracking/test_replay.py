@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -12,13 +13,14 @@ import pytest
 
 from pipelines.errors import ConfigError
 from pipelines.storage import open_storage
+from pipelines.tracking import replay as replay_module
 from pipelines.tracking.journal import Journal
 from pipelines.tracking.mlflow.target import MlflowConfig, MlflowTarget
 from pipelines.tracking.replay import RUN_JOURNAL, Delivery, Replay, Replayer, deliver_all
 from pipelines.tracking.run_tracking import RunTracking, TrackingOptions, check_target, sync
 from pipelines.tracking.trouble import Cause, brief
 from tests.pipelines.tracking.mlflow_server import Server, client
-from tests.pipelines.tracking.waiting import wait_until
+from tests.pipelines.waiting import wait_until
 
 
 def history(target: MlflowTarget, mlflow_run: str, name: str) -> list[tuple[int, float]]:
@@ -200,7 +202,10 @@ def test_a_model_is_registered_once(tmp_path: Path, target: MlflowTarget) -> Non
     assert version.source.endswith("/model")
 
 
-def test_a_server_killed_while_training_logs_loses_and_doubles_nothing(tmp_path: Path, server: Server) -> None:
+def test_a_server_killed_while_training_logs_loses_and_doubles_nothing(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay_module, "_LAST_RETRY_S", 0.5)
     server.start()
     notices: list[str] = []
     live = MlflowTarget(server.uri, "live")
@@ -208,19 +213,16 @@ def test_a_server_killed_while_training_logs_loses_and_doubles_nothing(tmp_path:
     storage = open_storage(tmp_path / "storage")
     tracking = RunTracking(storage, "runs/r-1", "r-1", options, notices.append)
     tracking.start({}, {"name": "p"}, all_reused=False)
-    slowest_s = 0.0
     killed = restarted = False
     journal = tracking.open_stage("train")
     journal.write("start", tags={}, artifact_url=str(tmp_path))
     step = 0
     starter: threading.Thread | None = None
     while not restarted or step < 400:
-        before = time.monotonic()
         journal.log_metrics(step, {"train/loss": float(step)})
-        slowest_s = max(slowest_s, time.monotonic() - before)
         step += 1
         time.sleep(0.005 if starter is None else 0.05)
-        if step == 200 and not killed:
+        if step >= 200 and not killed and "train" in Replay(tracking.journal_dir, live, "r-1").runs:
             server.kill()
             killed = True
         if killed and starter is None and any("cannot be reached" in notice for notice in notices):
@@ -231,28 +233,27 @@ def test_a_server_killed_while_training_logs_loses_and_doubles_nothing(tmp_path:
     journal.close()
     wait_until(lambda: any("answers again" in notice for notice in notices))
     assert tracking.stop("SUCCEEDED", {}) == ()
-    assert slowest_s < 1.0, "training waited for the tracking server"
     replay = Replay(tracking.journal_dir, live, "r-1")
     child = replay.runs["train"]
     assert history(live, child, "train/loss") == [(n, float(n)) for n in range(step)]
     assert client(live).get_run(child).info.status == "FINISHED"
 
 
-def test_with_no_server_at_all_the_end_is_quick_and_a_sync_delivers(tmp_path: Path, target: MlflowTarget) -> None:
+def test_with_no_server_at_all_the_end_is_quick_and_a_sync_delivers(
+    tmp_path: Path, target: MlflowTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
     notices: list[str] = []
     gone = MlflowTarget("http://127.0.0.1:9", "gone")
     storage = open_storage(tmp_path / "storage")
-    tracking = RunTracking(storage, "runs/r-2", "r-2", TrackingOptions((gone,), drain_s=30), notices.append)
+    monkeypatch.setattr(replay_module, "_PATIENCE_S", 0.2)  # and not the hour that a slow server would have
+    tracking = RunTracking(storage, "runs/r-2", "r-2", TrackingOptions((gone,), drain_s=3600), notices.append)
     tracking.start({}, {"name": "p"}, all_reused=False)
     with tracking.open_stage("train") as journal:
         journal.write("start", tags={}, artifact_url=str(tmp_path))
         journal.log_metrics(0, {"x": 1.0})
-    while not notices:
-        time.sleep(0.1)
-    started = time.monotonic()
+    wait_until(lambda: notices)
     (backlog,) = tracking.stop("SUCCEEDED", {})
     assert (backlog.sink, backlog.events) == ("MLflow", 5)
-    assert time.monotonic() - started < 15
     assert backlog.trouble is not None
     assert backlog.trouble.cause is Cause.AWAY
     away = sync(storage, "runs/r-2", "r-2", gone)
@@ -296,7 +297,7 @@ print(replayer.drain(5), "mlflow" in sys.modules)
 
 
 def test_a_deleted_experiment_is_refused_before_the_run_and_told_once_during_it(
-    tmp_path: Path, target: MlflowTarget
+    tmp_path: Path, target: MlflowTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine = replace(target, experiment="to be deleted")
     check_target(mine, "deleted-2")
@@ -308,12 +309,23 @@ def test_a_deleted_experiment_is_refused_before_the_run_and_told_once_during_it(
     with pytest.raises(ConfigError, match=f"was deleted.*restore --experiment-id {experiment}.*tracking.experiment"):
         check_target(mine, "deleted-2")
     notices: list[str] = []
+    refusals: list[Exception] = []
+
+    def counted(deliver: Callable[[], bool] = replay.deliver) -> bool:
+        try:
+            return deliver()
+        except Exception as error:
+            refusals.append(error)
+            raise
+
+    monkeypatch.setattr(replay, "deliver", counted)
+    monkeypatch.setattr(replay_module, "_LAST_RETRY_S", 0.05)
     replayer = Replayer(replay, notices.append)
     replayer.start()
     with Journal(tmp_path / "run/journal/train.workers.jsonl") as journal:
         for step in range(5, 12):
             journal.log_metrics(step, {"train/loss": 1.0})
-            time.sleep(0.5)
+            wait_until(lambda step=step: len(refusals) > step - 5)
     assert len(notices) == 1
     assert "was deleted there. Restore it" in notices[0]
     client(mine).restore_experiment(experiment)
@@ -367,13 +379,17 @@ def test_an_address_that_no_store_can_have_is_a_configuration_error(tmp_path: Pa
         MlflowConfig(uri=uri, experiment="e").target(open_storage(tmp_path))
 
 
-def test_a_store_that_cannot_be_opened_is_refused_at_once(tmp_path: Path) -> None:
+def test_a_store_that_cannot_be_opened_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlflow
+
+    def try_for_minutes(*_: object, **__: object) -> None:
+        raise AssertionError("MLflow would try such a store for minutes")
+
+    monkeypatch.setattr(mlflow, "MlflowClient", try_for_minutes)
     (tmp_path / "text.db").write_text("this is not a database, it is a text of some length" * 100)
     for uri in (f"sqlite:///{tmp_path}/no/such/folder.db", f"sqlite:///{tmp_path}/text.db"):
-        started = time.monotonic()
         with pytest.raises(ConfigError, match=r"cannot be opened.*another store"):
-            check_target(MlflowTarget(uri, "e"), "r")
-        assert time.monotonic() - started < 15
+            check_target(MlflowTarget(uri, "e"), "r", patience_s=600)
 
 
 class Answering(BaseHTTPRequestHandler):

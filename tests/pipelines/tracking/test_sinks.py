@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,8 +17,9 @@ from pipelines.tracking.config import targets_of
 from pipelines.tracking.mlflow.target import MlflowConfig
 from pipelines.tracking.replay import Replay, deliver_all
 from pipelines.tracking.run_tracking import RunTracking, TrackingOptions
-from tests.pipelines.tracking.file_sink import FileTarget, write
-from tests.pipelines.tracking.waiting import wait_until
+from pipelines.tracking.sink import Event
+from tests.pipelines.tracking.file_sink import FileSink, FileTarget, write
+from tests.pipelines.waiting import wait_until
 
 
 @pytest.fixture
@@ -55,6 +58,32 @@ def test_a_sink_that_is_down_neither_delays_nor_repeats_the_points_of_another(
     for target in pair:
         assert target.steps() == list(range(30))
         assert target.sent() == list(range(30))
+
+
+def test_nobody_waits_for_a_sink_that_hangs(
+    tmp_path: Path, pair: tuple[FileTarget, FileTarget], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, answer = threading.Event(), threading.Event()
+    send = FileSink.send
+    hung: list[bool] = []
+
+    def hanging(self: FileSink, run: str, events: Sequence[Event], artifact_url: str | None) -> None:
+        asked.set()
+        hung.append(answer.wait(300))
+        send(self, run, events, artifact_url)
+
+    monkeypatch.setattr(FileSink, "send", hanging)
+    options = TrackingOptions(pair[:1], system_metrics=False, drain_s=300)
+    tracking = RunTracking(LocalStorage(tmp_path), "runs/r-1", "r-1", options, [].append)
+    tracking.start({}, {}, all_reused=False)
+    assert asked.wait(60)
+    with tracking.open_stage("train") as journal:
+        for step in range(1000):
+            journal.log_metrics(step, {"loss": 1.0})
+    answer.set()
+    assert tracking.stop("SUCCEEDED", {}) == ()
+    assert all(hung), "the points were written only after the sink gave up"
+    assert pair[0].steps() == list(range(1000))
 
 
 def die_at(change: int) -> None:

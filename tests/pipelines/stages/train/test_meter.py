@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
+from pipelines.stages.train import meter as meter_module
 from pipelines.stages.train.device import CPU
 from pipelines.stages.train.meter import Meter
 
 
-def test_meter_counts_only_time_inside_steps() -> None:
+class HandSetClock:
+    """A `time` module whose clock stands still until the test moves it."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def perf_counter(self) -> float:
+        return self.now_s
+
+
+def test_meter_counts_only_time_inside_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = HandSetClock()
+    monkeypatch.setattr(meter_module, "time", clock)
     meter = Meter(flops_per_token=10.0, peak_flops=1e6, device=CPU)
     for _ in range(2):
         meter.start_step()
-        time.sleep(0.02)
+        clock.now_s += 0.25
         meter.end_step(100)
-        time.sleep(0.1)  # validation
-    tokens_per_s, mfu = meter.take()
-    assert 200 / 0.1 < tokens_per_s <= 200 / 0.04
-    assert mfu == pytest.approx(tokens_per_s * 10.0 / 1e6)
+        clock.now_s += 8.0  # validation
+    assert meter.take() == (400.0, pytest.approx(400.0 * 10.0 / 1e6))
     assert meter.take() == (0.0, 0.0)
-    assert meter.total_time_s >= 0.04
+    assert meter.total_time_s == 0.5
 
 
 def test_without_a_known_peak_there_is_no_mfu() -> None:
