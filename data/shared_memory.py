@@ -97,7 +97,7 @@ def remove_stale(registry: Path) -> list[int]:
 
 def _remove_segments(first: int) -> None:
     # What multiprocessing.shared_memory stands on; that itself cannot remove a segment without mapping it.
-    import _posixshmem  # type: ignore[import-not-found]
+    import _posixshmem  # type: ignore[import-not-found]  # without stubs
 
     from streaming.base import constant
 

@@ -97,7 +97,8 @@ def _parse_yaml(text: str) -> tuple[Any, yaml.Node | None]:
     for event in yaml.parse(text, Loader=_Loader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH:
-            raise yaml.composer.ComposerError(None, None, f"more than {MAX_DEPTH} levels deep", event.start_mark)  # type: ignore[arg-type]
+            mark: Any = event.start_mark  # the stubs have two classes for it
+            raise yaml.composer.ComposerError(None, None, f"more than {MAX_DEPTH} levels deep", mark)
     loader = _Loader(text)
     try:
         root = loader.get_single_node()

@@ -14,6 +14,7 @@ from pipelines.inspection.text import shown_at
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MEMORY_COLOURS = ("#56B4E9", "#E69F00", "#D55E00")  # window, fading, eidetic; told apart by colour-blind readers
 KEPT_COLOUR = "#0B3C6F"
@@ -153,9 +154,9 @@ def _plain(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _png(figure: object) -> bytes:
+def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # characters the font has not show as boxes
-        figure.savefig(buffer, format="png")  # type: ignore[attr-defined]
+        figure.savefig(buffer, format="png")
     return buffer.getvalue()

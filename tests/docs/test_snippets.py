@@ -15,7 +15,7 @@ from pipelines.loading import load_pipeline
 from tests.docs.pages import ROOT, commands, is_history, pages, read, snippets
 
 LIVING = [page for page in pages() if not is_history(page)]
-SUBCOMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+SUBCOMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # it is a group
 TARGETS = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.M))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,8 +86,8 @@ def _new_figure(title: str, x_label: str, y_label: str, height: float = 3.6) -> 
     return figure, axes
 
 
-def _line(axes: Axes, curve: Curve, **style: object) -> None:
-    axes.plot([x for x, _ in curve], [y for _, y in curve], **style)  # type: ignore[arg-type]
+def _line(axes: Axes, curve: Curve, **style: Any) -> None:
+    axes.plot([x for x, _ in curve], [y for _, y in curve], **style)
 
 
 def _png(figure: Figure, axes: Axes, legend: bool = True) -> bytes:

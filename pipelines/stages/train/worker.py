@@ -83,6 +83,6 @@ def prepare_process(config: TrainStageConfig, rank: int) -> torch.device:
         keep_freed_memory()
     torch.use_deterministic_algorithms(config.deterministic, warn_only=config.on_gpu)
     # A debugging aid that comes with it and costs a sixth of the time.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property of the module
     device.seed_everything(config.seed + rank)
     return device.pick_in_worker(config.on_gpu)

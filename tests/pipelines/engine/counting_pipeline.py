@@ -178,7 +178,7 @@ def main() -> int:
     if arguments.elsewhere:
         me = ProcessIdentity.of_this_process()
         other = me.model_copy(update={"host": arguments.elsewhere, "boot_id": arguments.elsewhere})
-        ProcessIdentity.of_this_process = classmethod(lambda cls: other)  # type: ignore[method-assign, assignment]
+        ProcessIdentity.of_this_process = classmethod(lambda cls: other)  # type: ignore[method-assign, assignment]  # here alone
     if arguments.die_everywhere:
         return die_everywhere(Path(arguments.storage), arguments.upto)
     try:

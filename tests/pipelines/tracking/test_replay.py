@@ -392,24 +392,26 @@ def test_a_store_that_cannot_be_opened_is_refused_at_once(tmp_path: Path, monkey
             check_target(MlflowTarget(uri, "e"), "r", patience_s=600)
 
 
-class Answering(BaseHTTPRequestHandler):
+def always(status: int) -> type[BaseHTTPRequestHandler]:
     """Answers everything with one status: a proxy, or a server that wants a password."""
 
-    def do_GET(self) -> None:
-        self.send_response(self.server.status)  # type: ignore[attr-defined]
-        self.end_headers()
-        self.wfile.write(b"no")
+    class Answering(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(b"no")
 
-    do_POST = do_GET  # noqa: N815 (the name that http.server calls)
+        do_POST = do_GET  # noqa: N815 (the name that http.server calls)
 
-    def log_message(self, *arguments: object) -> None:
-        pass
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    return Answering
 
 
 @pytest.mark.parametrize(("status", "refused"), [(401, True), (403, True), (404, True), (503, False)])
 def test_what_a_server_answers_decides_whether_the_run_may_begin(status: int, refused: bool) -> None:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Answering) as server:
-        server.status = status  # type: ignore[attr-defined]
+    with ThreadingHTTPServer(("127.0.0.1", 0), always(status)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         target = MlflowTarget(f"http://127.0.0.1:{server.server_port}", "e")
         if refused:

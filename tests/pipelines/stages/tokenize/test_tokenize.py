@@ -35,14 +35,15 @@ def context_at(folder: Path, name: str, content: str | None = None) -> StageCont
     )
 
 
-def write_corpus(folder: Path, texts: list[str]) -> dict[str, object]:
+def write_corpus(folder: Path, texts: list[str]) -> Any:
+    """Write a file of texts. Returns a source of it as a user writes one, for pydantic to read."""
     path = folder / "corpus.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     return {"kind": "files", "paths": [str(path)]}
 
 
-def run_tokenizer(folder: Path, source: dict[str, object]) -> StageNode[TokenizerStage]:
-    config = TokenizerStageConfig(kind="tokenizer", source=source, vocab_size=400)  # type: ignore[arg-type]
+def run_tokenizer(folder: Path, source: Any) -> StageNode[TokenizerStage]:
+    config = TokenizerStageConfig(kind="tokenizer", source=source, vocab_size=400)
     context = context_at(folder, "tokenizer")
     output = TokenizerStage().run(config, StageInputs(), context)
     context.journal.close()
@@ -50,11 +51,11 @@ def run_tokenizer(folder: Path, source: dict[str, object]) -> StageNode[Tokenize
     return StageNode("tokenizer", TokenizerStage(), config, StageInputs(), result)
 
 
-def tokenize_config(source: dict[str, object]) -> TokenizeStageConfig:
+def tokenize_config(source: Any) -> TokenizeStageConfig:
     return TokenizeStageConfig(
         kind="tokenize",
         needs=("tokenizer",),
-        source=source,  # type: ignore[arg-type]
+        source=source,
         seq_len=64,
         slice_bytes=8192,
         validation_fraction=0.2,
@@ -85,7 +86,8 @@ def test_stages_write_shards_and_a_crashed_run_redoes_only_unfinished_slices(tmp
     assert output.num_train_documents + output.num_valid_documents == len(TEXTS)
     loaded = load_tokenizer(shards / "tokenizer")
     assert loaded.sha256 == tokenizer.output.sha256
-    back = [loaded.decode(ids).decode() for split in ("train", "valid") for ids in read_token_documents(shards, split)]  # type: ignore[arg-type]
+    documents = [*read_token_documents(shards, "train"), *read_token_documents(shards, "valid")]
+    back = [loaded.decode(ids.tolist()).decode() for ids in documents]
     assert sorted(back) == sorted(TEXTS)
     assert metrics(tmp_path, "tokenize/slices_done")[-1] == (output.num_slices, output.num_slices)
     assert metrics(tmp_path, "tokenize/slices_total") == [(0, output.num_slices)]
@@ -167,7 +169,7 @@ def test_text_that_changed_since_the_plan_is_refused_and_nothing_is_written(tmp_
     with pytest.raises(UserError, match=r"stages\.tokens: the files it reads have changed"):
         run_tokenize(tmp_path, tokenizer, config, content)
     assert not list((tmp_path / "tokens").rglob("*.mds"))
-    training = TokenizerStageConfig(kind="tokenizer", source=source, vocab_size=400)  # type: ignore[arg-type]
+    training = TokenizerStageConfig(kind="tokenizer", source=source, vocab_size=400)
     context = context_at(tmp_path, "again", content)
     with context.journal, pytest.raises(UserError, match=r"stages\.again: the files it reads have changed"):
         TokenizerStage().run(training, StageInputs(), context)
