@@ -121,7 +121,7 @@ def test_half_an_answer_is_never_taken_for_the_whole(s3_storage: Storage, proxy:
 
 @pytest.mark.parametrize("fault", ["503 SlowDown", "reset", "500 InternalError"])
 def test_a_fault_that_stays_is_the_infrastructures_and_leaves_nothing_behind(
-    s3_storage: Storage, proxy: FaultyProxy, tmp_path: Path, fault: str
+    s3_storage: Storage, proxy: FaultyProxy, tmp_path: Path, hand_set: HandSetTime, fault: str
 ) -> None:
     s3_storage.write_bytes_atomic("x", b"old")
     proxy.fault = lambda method, path: fault
@@ -135,6 +135,7 @@ def test_a_fault_that_stays_is_the_infrastructures_and_leaves_nothing_behind(
     ):
         with pytest.raises(InfrastructureError, match=r"s3://.*the same command resumes"):
             call()
+    assert len(hand_set.sleeps_s) > 3 * 5, "each call was tried again for a while"
     assert os.listdir(tmp_path) in ([], ["cache"])
     proxy.fault = lambda method, path: None
     assert s3_storage.read_bytes("x") == b"old"

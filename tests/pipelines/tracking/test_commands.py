@@ -176,22 +176,8 @@ def test_ui_answers_where_it_says_and_leaves_nothing_behind(
     assert not [process for process in family if process.is_running()]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_ui_told_to_end_or_killed_takes_its_server_along(
-    port: int, ui: subprocess.Popen[str], number: signal.Signals
-) -> None:
-    assert ui.stdout is not None
-    ui.stdout.readline()
-    family = psutil.Process(ui.pid).children(recursive=True)
-    assert family
-    os.kill(ui.pid, number)
-    assert ui.wait() == (75 if number is signal.SIGTERM else -9)
-    _, alive = psutil.wait_procs(family, timeout=120)
-    assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
-
-
 def test_ui_interrupted_while_it_starts_prints_no_traceback(ui: subprocess.Popen[str]) -> None:
-    wait_until(lambda: psutil.Process(ui.pid).children())
+    wait_until(lambda: any("mlflow" in child.cmdline() for child in psutil.Process(ui.pid).children()))
     family = psutil.Process(ui.pid).children(recursive=True)
     os.kill(ui.pid, signal.SIGINT)
     out, err = ui.communicate()
@@ -200,18 +186,23 @@ def test_ui_interrupted_while_it_starts_prints_no_traceback(ui: subprocess.Popen
 
 
 @pytest.mark.parametrize(
-    ("ui", "answers"),
+    ("ui", "answers", "number"),
     [
         (
             ("--host", "0.0.0.0"),
             {socket.gethostname(): 200, "localhost": 200, "10.1.2.3": 200, "evil.example.org": 403},
+            signal.SIGTERM,
         ),
-        (("--host", "0.0.0.0", "--allowed-hosts", "gpu01.example.org*"), {"gpu01.example.org": 200, "localhost": 403}),
+        (
+            ("--host", "0.0.0.0", "--allowed-hosts", "gpu01.example.org*"),
+            {"gpu01.example.org": 200, "localhost": 403},
+            signal.SIGKILL,
+        ),
     ],
     indirect=["ui"],
 )
-def test_ui_answers_by_this_machines_names_or_those_that_are_given(
-    port: int, ui: subprocess.Popen[str], answers: dict[str, int]
+def test_ui_answers_by_this_machines_names_or_those_that_are_given_and_takes_its_server_along_when_it_ends(
+    port: int, ui: subprocess.Popen[str], answers: dict[str, int], number: signal.Signals
 ) -> None:
     assert ui.stdout is not None
     assert f"http://0.0.0.0:{port}" in ui.stdout.readline()
@@ -224,5 +215,9 @@ def test_ui_answers_by_this_machines_names_or_those_that_are_given(
         except urllib.error.HTTPError as error:
             found[name] = error.code
     assert found == answers
-    ui.send_signal(signal.SIGINT)
-    ui.wait()
+    family = psutil.Process(ui.pid).children(recursive=True)
+    assert family
+    os.kill(ui.pid, number)
+    assert ui.wait() == (75 if number is signal.SIGTERM else -9)
+    _, alive = psutil.wait_procs(family, timeout=120)
+    assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]

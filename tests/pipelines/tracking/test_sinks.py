@@ -13,6 +13,7 @@ import pytest
 
 from pipelines.errors import ConfigError
 from pipelines.storage import LocalStorage
+from pipelines.tracking import replay
 from pipelines.tracking.config import targets_of
 from pipelines.tracking.mlflow.target import MlflowConfig
 from pipelines.tracking.replay import Replay, deliver_all
@@ -31,8 +32,9 @@ def pair(tmp_path: Path) -> tuple[FileTarget, FileTarget]:
 
 
 def test_a_sink_that_is_down_neither_delays_nor_repeats_the_points_of_another(
-    tmp_path: Path, pair: tuple[FileTarget, FileTarget]
+    tmp_path: Path, pair: tuple[FileTarget, FileTarget], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(replay, "_PATIENCE_S", 0.2)
     up, down = pair
     (down.folder / "is down").touch()
     notices: list[str] = []

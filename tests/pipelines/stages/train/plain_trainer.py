@@ -65,13 +65,13 @@ class PlainTrainer:
             self._optimizer.state[param] = {"step": torch.tensor(float(num_steps)), **moments}
 
 
-def train_plainly(job: TrainJob) -> TrainFacts:
+def train_plainly(job: TrainJob, trainer: type[PlainTrainer] = PlainTrainer) -> TrainFacts:
     """Do what a worker does, without Ray and DeepSpeed, in a process group of one."""
     config, folder = job.config, job.shards.local
     sizes = {"micro_batch_size": config.micro_batch_size, "global_batch_size": config.global_batch_size}
     resumed = Checkpoint(job.artifact.local / step_dir(job.resume_step)) if job.resume_step is not None else None
     valid = list(read_token_batches(folder, "valid", config.micro_batch_size, max_samples=16))
     with open_stream(folder, "train", **sizes, seed=config.seed) as stream:
-        facts = TrainLoop(job, PlainTrainer(build_model(job, resumed), config), stream, valid, resumed).run()
+        facts = TrainLoop(job, trainer(build_model(job, resumed), config), stream, valid, resumed).run()
     assert facts is not None
     return facts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import torch
 
 from base.errors import UserError
 from bmojo.checkpoint_io import load_pretrained
+from data.shards import TokenBatch
 from pipelines.engine.stage import StageNode, StageResult
 from pipelines.stages.train import checkpoint as checkpoints
 from pipelines.stages.train.backends.config import DeepSpeedConfig
@@ -22,9 +23,10 @@ from pipelines.stages.train.divergence import is_ruined
 from pipelines.stages.train.job import TrainFacts
 from pipelines.stages.train.launch import run_training
 from pipelines.stages.train.stage import TrainInputs, TrainOutput, TrainStage, _warn_if_worse, make_job
+from pipelines.stages.train.trainer import StepResult
 from pipelines.storage.artifact import ArtifactDir
 from pipelines.tracking.journal import read_events
-from tests.pipelines.stages.train.plain_trainer import train_plainly
+from tests.pipelines.stages.train.plain_trainer import PlainTrainer, train_plainly
 from tests.pipelines.stages.train.training import SEQ_LEN, FileSink, Tokens, context_of, weights
 
 MakeConfig = Callable[..., TrainStageConfig]
@@ -209,26 +211,68 @@ def test_more_workers_than_the_cluster_holds_is_an_error_at_once(
         run_training(make_job(config, TrainInputs(tokens), context_of(tmp_path / "train-0"), FileSink(tmp_path / "m")))
 
 
-@pytest.mark.parametrize("lr", [1e3, 1e39], ids=["finite", "overflow"])
+def seven_steps(config: TrainStageConfig, lr: float) -> TrainStageConfig:
+    """As two_workers, with a seventh step, the last one, at this learning rate."""
+    return config.model_copy(update={"max_steps": 7, "warmup_steps": 0, "lr": lr, "min_lr_ratio": 1.0})
+
+
+def assert_diverges(train: Callable[[Path], object], straight: Straight, folder: Path, what: str) -> None:
+    """`train` in a folder that holds a checkpoint at step 6 says so, keeps that one and makes no model."""
+    shutil.copytree(straight.folder / checkpoints.step_dir(6), folder / checkpoints.step_dir(6))
+    with pytest.raises(
+        UserError, match=rf"Training diverged: {what} step 7 of 7.*last good checkpoint.*Try a lower lr"
+    ):
+        train(folder)
+    artifact = ArtifactDir.at(folder)
+    assert artifact.listdir(checkpoints.CHECKPOINTS) == ["step-00000006"]
+    assert not artifact.exists("model")
+
+
+class OverflowingTrainer(PlainTrainer):
+    """Every step leaves infinity in a weight."""
+
+    def step(self, micro_batches: Sequence[TokenBatch], lr: float) -> StepResult:
+        result = super().step(micro_batches, lr)
+        self.tensor(next(iter(self.shapes))).view(-1)[0] = math.inf
+        return result
+
+
+@pytest.mark.parametrize(
+    ("trainer", "lr", "what"),
+    [
+        pytest.param(PlainTrainer, 1e3, "the validation loss is .* after", id="finite"),
+        pytest.param(OverflowingTrainer, 1e-2, ".* is not finite after", id="overflow"),
+    ],
+)
 def test_a_last_step_that_ruins_the_weights_ends_as_diverged_and_keeps_the_checkpoint_before(
+    trainer: type[PlainTrainer],
     lr: float,
-    ray_cluster: None,
-    train_config: MakeConfig,
+    what: str,
+    two_workers: TrainStageConfig,
     tokens: Tokens,
     straight: Straight,
     tmp_path: Path,
+    single_process: None,
 ) -> None:
-    config = train_config(
-        max_steps=7, warmup_steps=0, lr=lr, min_lr_ratio=1.0, resources={"num_workers": 2}, checkpoint_every_steps=6,
-        validation_batches=2,
-    )  # fmt: skip
-    target = tmp_path / "train-0" / checkpoints.step_dir(6)
-    shutil.copytree(straight.folder / checkpoints.step_dir(6), target)
-    with pytest.raises(UserError, match=r"Training diverged: .* step 7 of 7.*last good checkpoint.*Try a lower lr"):
-        TrainStage().run(config, TrainInputs(tokens), context_of(tmp_path / "train-0"))
-    artifact = ArtifactDir.at(tmp_path / "train-0")
-    assert artifact.listdir(checkpoints.CHECKPOINTS) == ["step-00000006"]
-    assert not artifact.exists("model")
+    resources = two_workers.resources.model_copy(update={"num_workers": 1})
+    config = seven_steps(two_workers, lr).model_copy(update={"resources": resources})
+
+    def train(folder: Path) -> None:
+        job = make_job(config, TrainInputs(tokens), context_of(folder), FileSink(tmp_path / "metrics.jsonl"))
+        train_plainly(replace(job, resume_step=6), trainer)
+
+    assert_diverges(train, straight, tmp_path / "train-0", what)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lr", [1e3, 1e39], ids=["finite", "overflow"])
+def test_the_stage_ends_as_diverged_when_the_last_step_ruins_the_weights(
+    lr: float, two_workers: TrainStageConfig, tokens: Tokens, straight: Straight, tmp_path: Path
+) -> None:
+    def train(folder: Path) -> None:
+        TrainStage().run(seven_steps(two_workers, lr), TrainInputs(tokens), context_of(folder))
+
+    assert_diverges(train, straight, tmp_path / "train-0", ".*")
 
 
 @pytest.mark.parametrize(("loss", "expected"), [
