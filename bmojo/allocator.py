@@ -1,4 +1,4 @@
-"""Keep the memory that a training step frees for the next one, where tensors live in the C library's heap (CPU)."""
+"""Keep the memory that a training step frees for the next one, if tensors live in the C library's heap (CPU)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def keep_freed_memory() -> bool:
 
     By default every block over 32 MiB is mapped when it is asked for and unmapped when it is freed, and costs a page
     fault for each 4 KiB in between. A float32 activation of width 256 is that large from 32,768 tokens on: training
-    steps then took 1.9 times as long a token as at 4,096.
+    steps then took 1.9 times as long per token as at 4,096.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

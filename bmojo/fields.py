@@ -114,7 +114,7 @@ class ModelFields(StrictConfig):
 
     @property
     def ff_width(self) -> int:
-        """Hidden width of SwiGLU; 0 where blocks have none."""
+        """Hidden width of SwiGLU; 0 if blocks have none."""
         return 64 * -(-8 * self.d_model // (3 * 64)) if self.d_ff is None else self.d_ff
 
     @property

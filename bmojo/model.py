@@ -104,14 +104,14 @@ class BMojoLM(nn.Module):
 
         Args:
             tokens_bt: token ids.
-            targets_bt: the id each position should predict, -100 where none. None: return logits instead of a loss.
+            targets_bt: the id each position should predict, -100 for none. None: return logits instead of a loss.
             doc_ids_bt: integers, equal within a document and non-decreasing along t; -1 marks padding. None: each row
                 is one document. Nothing passes from one document to another.
             return_memory: also return a LayerMemory for every bmojo and bmojo_f layer (None for other layers).
-            token_losses: also return nll_bt, the float32 negative log-likelihood of each target, 0 where there is none.
+            token_losses: also return nll_bt, the float32 negative log-likelihood of each target, 0 if there is none.
             return_hidden: also return hidden_btd: the embeddings, then the residual stream after each layer, the last
                 one normed.
-        Returns: with targets: loss (mean over targets, with z-loss and a learned innovation predictor's loss where
+        Returns: with targets: loss (mean over targets, with z-loss and a learned innovation predictor's loss if
             configured) and num_targets; logits of the whole batch are never materialised. Without: logits_btv.
         """
         hidden: list[Tensor] | None = [] if return_hidden else None

@@ -64,7 +64,7 @@ def _rows(tokens_bt: Tensor, spans: list[tuple[int, int]], rows: list[int] | ran
 
 
 def _spans(valid_bt: Tensor) -> list[tuple[int, int]]:
-    """[first, last) of the tokens of each row. Raises ValueError where padding is inside a row, or all of it."""
+    """[first, last) of the tokens of each row. Raises ValueError if padding is inside a row, or all of it."""
     spans = []
     for row, valid in enumerate(valid_bt.bool().tolist()):
         count = sum(valid)

@@ -162,8 +162,8 @@ def ran() -> list[Choice]:
 def check_request(x: Tensor) -> str | None:
     """The path that BMOJO_KERNELS or `use` asks for, if any.
 
-    Raises: ValueError: BMOJO_KERNELS names no path. RuntimeError: it asks for triton where that cannot run on x, or for
-        cpp where it cannot be compiled (BuildError) or loaded (OSError).
+    Raises: ValueError: BMOJO_KERNELS names no path. RuntimeError: it asks for triton, which cannot run on x, or for
+        cpp, which cannot be compiled (BuildError) or loaded (OSError).
     """
     asked = _asked
     if asked is None:

@@ -98,7 +98,7 @@ def _import_nodes(tree: ast.AST) -> list[ast.Import | ast.ImportFrom]:
 
 
 def _is_optional(node: ast.Import | ast.ImportFrom) -> bool:
-    """transformers asks for every package that a file imports outside `try`, even in files that are not imported."""
+    """Whether an import belongs into a `try`: transformers asks for every other package, even of files not imported."""
     names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
     return any(name.partition(".")[0] in OPTIONAL for name in names)
 
@@ -120,7 +120,7 @@ def _relative(module: str, names: list[ast.alias]) -> tuple[list[str], list[str]
 
 
 def _imports_of_all(names: list[str]) -> str:
-    """transformers copies a local directory's files only where this one imports them; never run."""
+    """Imports, never run: transformers copies a local directory's files only if this one imports them."""
     listed = "".join(f"    from .{name} import __doc__ as _doc  # noqa: F401\n" for name in names)
     return f"\n\nif False:  # so that transformers takes every file along\n{listed}"
 

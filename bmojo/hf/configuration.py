@@ -1,4 +1,4 @@
-"""A ModelConfig as transformers wants it: one attribute a field, beside transformers' own."""
+"""A ModelConfig as transformers wants it: one attribute per field, beside transformers' own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bmojo.config import ModelConfig
 class BMojoConfig(PretrainedConfig):
     """Configuration of BMojoForCausalLM. The fields are those of bmojo.config.ModelConfig, which checks them.
 
-    Fields may be changed after loading where the weights still fit: num_eidetic, or window_size for another trade of
+    Fields may be changed after loading if the weights still fit: num_eidetic, or window_size for another trade of
     memory for speed.
     """
 
@@ -42,5 +42,5 @@ class BMojoConfig(PretrainedConfig):
         return self.to_model_config().num_layers
 
     def to_model_config(self) -> ModelConfig:
-        """The model these attributes describe. Raises pydantic.ValidationError where they do not fit together."""
+        """The model these attributes describe. Raises pydantic.ValidationError if they do not fit together."""
         return ModelConfig.model_validate({name: getattr(self, name) for name in ModelConfig.model_fields})

@@ -75,7 +75,7 @@ class BMojoPreTrainedModel(PreTrainedModel):
         return self.model.param_groups(weight_decay)
 
     def _init_weights(self, module: torch.nn.Module) -> None:
-        """BMojoLM has initialised its own weights."""
+        """Nothing: BMojoLM has initialised its own weights."""
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
@@ -294,7 +294,7 @@ def _kept(logits_btv: Tensor, logits_to_keep: int | Tensor) -> Tensor:
 
 
 def _leading_padding(valid_bt: Tensor) -> Tensor:
-    """Columns of padding before each row's tokens. Raises ValueError where padding is between tokens."""
+    """Columns of padding before each row's tokens. Raises ValueError if padding is between tokens."""
     first_b = valid_bt.int().argmax(1)
     columns = torch.arange(valid_bt.shape[1], device=valid_bt.device)
     end_b1 = (first_b + valid_bt.sum(1))[:, None]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from bmojo.fields import ModelFields
 from kernels.innovation_select import innovation_scores
 
-LOWEST = 1e-30  # keeps the logarithm finite where a prediction is perfect
+LOWEST = 1e-30  # keeps the logarithm finite if a prediction is perfect
 
 
 class InnovationScore(nn.Module):

@@ -25,7 +25,7 @@ struct Convolution {
     int64_t batch = x_btd.size[0], positions = x_btd.size[1], channels = x_btd.size[2], width = weight_dk.size[1];
     int64_t parts = (positions + kPositions - 1) / kPositions;  // of each batch element
 
-    // The row that position t meets `lag` positions earlier, or `zeros` where that is another document or nothing.
+    // The row that position t meets `lag` positions earlier, or `zeros` if that is another document or nothing.
     const T* tap(int64_t b, int64_t t, int64_t lag, int64_t channel, const T* zeros) const {
         if (!same_document(b, t, lag)) return zeros;
         return t >= lag ? x_btd.at(b, t - lag, channel) : initial_bkd.at(b, initial_bkd.size[1] + t - lag, channel);

@@ -74,7 +74,7 @@ causal_conv1d_step = Path(_run_step, tolerance=TOLERANCE)
 
 
 def shifted(x_btd: Tensor, lag: int, doc_ids_bt: Tensor | None) -> Tensor:
-    """x of `lag` positions earlier, zero where that is another document."""
+    """x of `lag` positions earlier, zero if that is another document."""
     earlier = x_btd[:, :-lag]
     return earlier if doc_ids_bt is None else earlier * same_document(doc_ids_bt, lag, x_btd.dtype)
 

@@ -130,7 +130,7 @@ def conv_backward_kernel(
 def conv_step_kernel(
     x_bd, weight_dk, state_bkd, y_bd, num_channels, x_stride_b, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr
 ):
-    """One row a batch element; the state moves up by one row, in place."""
+    """One row per batch element; the state moves up by one row, in place."""
     batch = tl.program_id(0).to(tl.int64)
     channel = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = channel < num_channels

@@ -33,7 +33,7 @@ class BuildError(RuntimeError):
 
 
 def sources() -> list[Path]:
-    """The C++ files, one or more an operator; none where the package was copied without them."""
+    """The C++ files, one or more per operator; none if the package was copied without them."""
     return sorted(KERNELS.glob("*/*.cpp")) if (KERNELS / "cpp" / "tensor.h").exists() else []
 
 
@@ -46,7 +46,7 @@ def compiler() -> list[str]:
 
 
 def built_library() -> Path:
-    """The path of the compiled library; compiles it (some ten seconds) where that has not been done yet.
+    """The path of the compiled library; compiles it (some ten seconds) if that has not been done yet.
 
     Processes that ask at the same time wait for one to compile. A file's name ends in a hash of its content, so what a
     killed process, a full disk or a power cut leaves behind is never loaded.

@@ -53,7 +53,7 @@ inline void multiply_columns(int64_t rows, int64_t depth, Matrix<T> a, const T* 
     if (i < rows) multiply_block<T, 1, Vectors>(depth, a.rows_from(i), b, b_row, c + i * c_row, c_row, add);
 }
 
-// C = A B, or C += A B where `add`. A [rows, depth] may have any strides. Rows of B [depth, columns] and C are
+// C = A B, or C += A B if `add`. A [rows, depth] may have any strides. Rows of B [depth, columns] and C are
 // contiguous, and `columns` is a multiple of kLanes<T>.
 template <typename T>
 inline void multiply(int64_t rows, int64_t columns, int64_t depth, Matrix<T> a, const T* b, int64_t b_row, T* c,

@@ -54,7 +54,7 @@ def refuses(x: Tensor) -> str | None:
 
 @functools.cache
 def is_available() -> bool:
-    """Whether there is a library; the first call compiles it where need be. Says once what is missing."""
+    """Whether there is a library; the first call compiles it if need be. Says once what is missing."""
     if not build.sources():
         return False
     try:
@@ -90,7 +90,7 @@ def call(kernel: str, dtype: torch.dtype, *arguments: Tensor | int | float | Non
 
 
 def rows_contiguous(x: Tensor) -> Tensor:
-    """x with its last dimension contiguous, as most kernels need it: x itself where it is."""
+    """x with its last dimension contiguous, as most kernels need it: x itself if it is."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
@@ -100,7 +100,7 @@ def whole_vectors(width: int) -> int:
 
 
 def require_shapes(**given: tuple[Tensor | None, tuple[int, ...]]) -> None:
-    """Kernels trust shapes, so a wrong one must not reach them. None fits any.
+    """Check shapes, which kernels trust. None fits any.
 
     Raises: ValueError: a tensor's shape is not the one beside it.
     """

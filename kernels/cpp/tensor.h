@@ -9,7 +9,7 @@ constexpr int kMaxDims = BMOJO_MAX_DIMS;
 
 template <typename T>
 struct Tensor {
-    T* data;  // null where the argument is None
+    T* data;  // null if the argument is None
     int64_t size[kMaxDims];
     int64_t stride[kMaxDims];  // in elements
 

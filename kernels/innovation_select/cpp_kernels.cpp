@@ -67,7 +67,7 @@ void innovation_scores(const Tensor<T>& y, const Tensor<T>& weight, const Tensor
 BMOJO_EXPORT(innovation_scores)
 
 // The rows kept at each chunk boundary, best first, then -1: index [b, chunks, M] is written. rank, position and,
-// where not null, docs are [b, rows]: `slots` kept before, the positions just before `start`, and the queries.
+// if not null, docs are [b, rows]: `slots` kept before, the positions just before `start`, and the queries.
 template <typename T>
 void innovation_select(const Tensor<T>& rank, const Tensor<int64_t>& position, const Tensor<int64_t>& docs,
                        const Tensor<int64_t>& index, int64_t queries, int64_t chunk_size, int64_t window_size,
@@ -76,7 +76,7 @@ void innovation_select(const Tensor<T>& rank, const Tensor<int64_t>& position, c
         T rank;
         int64_t row;
     };
-    const int64_t row_of_0 = rank.size[1] - queries - start;  // of position 0, where there is such a row
+    const int64_t row_of_0 = rank.size[1] - queries - start;  // of position 0, if there is such a row
     const int64_t first = slots - row_of_0;                            // position of the first row that is no slot
     parallel_for(rank.size[0], threads, [&](int64_t b) {
         std::vector<Candidate> candidates;

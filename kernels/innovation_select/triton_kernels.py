@@ -151,7 +151,7 @@ def merge_kernel(
     LOG_LANES: tl.constexpr,
     LEAVERS: tl.constexpr,
 ):
-    """One batch element: the kept set along the chunks. LEAVERS: rows sorted for each boundary; 0 where none leave.
+    """One batch element: the kept set along the chunks. LEAVERS: rows sorted for each boundary; 0 if none leave.
 
     Of a sorted list and a reversed one the better of each lane are the best of both, in bitonic order.
     """
@@ -268,7 +268,7 @@ def _document(doc_ids_bs, batch, row, num_rows):
 
 @triton.jit
 def _candidates(rank_bs, position_bs, doc_ids_bs, batch, row, wanted, boundary, num_rows):
-    """Ranks of the wanted rows; empty where a row holds none or is not of the boundary's document."""
+    """Ranks of the wanted rows; empty if a row holds none or is not of the boundary's document."""
     at = batch * num_rows + row
     position = tl.load(position_bs + at, mask=wanted, other=-1)
     valid = position >= 0

@@ -42,14 +42,14 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _refuses(inputs: LinearInputs) -> str | None:
-    """oneDNN prepares each new shape, so it is for training, where shapes come again."""
+    """The reason why not, if any. oneDNN prepares each new shape, so it is for training, which repeats them."""
     if not (torch.is_grad_enabled() and inputs.weight_oi.requires_grad):
         return "oneDNN is for training"
     return _product_refuses(inputs)
 
 
 def _product_refuses(inputs: LinearInputs) -> str | None:
-    """What does not fit together is torch's to complain about."""
+    """The reason why not, if any. What does not fit together is torch's to complain about."""
     x, weight_oi = inputs
     if not HAS_OPERATOR:
         return "this torch has no mkldnn::_linear_pointwise"

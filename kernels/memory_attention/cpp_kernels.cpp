@@ -127,7 +127,7 @@ void attend(const Problem<T>& problem, const Tensor<T>& out_bthp, const Tensor<T
 }
 
 // Where a span of queries adds up the gradients of the keys it reads. Spans have buffers of their own, so that they can
-// run at the same time and their sums be added in one order. Where nobody else adds to a gradient, it is the buffer.
+// run at the same time and their sums be added in one order. If nobody else adds to a gradient, it is the buffer.
 template <typename T>
 struct SpanGradients {
     using Set = typename Keys<T>::Set;
@@ -135,7 +135,7 @@ struct SpanGradients {
     Tensor<T> near_bhlxrp;   // l: spans, x: (window, fading) x (k, v) flattened with r: rows of the span
     Tensor<T> slots_bhjxmp;  // x: k, v
     Tensor<T> grads_bshp[4];  // of window keys and values, fading keys and values
-    int64_t window_size, span, reach, width;  // reach: window_size, or fewer where there are fewer rows
+    int64_t window_size, span, reach, width;  // reach: window_size, or fewer if there are fewer rows
     int64_t queries, group;
 
     bool in_place() const { return near_bhlxrp.size[2] == 1 && group == 1 && width == grads_bshp[0].size[3]; }
@@ -321,7 +321,7 @@ void memory_attention_forward(const Tensor<T>& q, const Tensor<T>& k, const Tens
     });
 }
 
-// near_bhlxrp and slots_bhjxmp are room for what the spans find, touched where it is needed. grad_slot_v may be grad_v itself.
+// near_bhlxrp and slots_bhjxmp are room for what the spans find, touched if it is needed. grad_slot_v may be grad_v itself.
 template <typename T>
 void memory_attention_backward(const Tensor<T>& q, const Tensor<T>& k, const Tensor<T>& v, const Tensor<T>& fading_k,
                                const Tensor<T>& fading_v, const Tensor<T>& far_q, const Tensor<T>& slot_k,

@@ -117,7 +117,7 @@ def _span(inputs: FlatInputs) -> int:
 
 
 def _check(inputs: FlatInputs) -> None:
-    """The kernels trust shapes and rows. Raises: ValueError: shapes, or IndexError: rows, that do not fit together."""
+    """Raise ValueError if shapes, IndexError if rows, which the kernels trust, do not fit together."""
     b, _, heads, p = inputs.q.shape
     kv_heads, index = inputs.k.shape[2], inputs.index_bjm
 

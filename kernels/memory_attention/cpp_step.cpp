@@ -1,4 +1,4 @@
-// Memory attention of one query a row on CPU, for decoding: the keys lie in ring buffers and slots.
+// Memory attention of one query per row on CPU, for decoding: the keys lie in ring buffers and slots.
 
 #include <algorithm>
 #include <cmath>

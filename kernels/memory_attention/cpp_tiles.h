@@ -28,7 +28,7 @@ struct Keys {
     int64_t count;
     int64_t first;               // position of the first key; for slots 0
     int64_t column, step, span;  // key i is read by `span` columns from column + i * step on
-    const int64_t* docs;         // document of the first key; null where there is one document only
+    const int64_t* docs;         // document of the first key; null if there is one document only
     int64_t docs_step;
 
     Matrix<T> keys_from(int64_t i) const { return {k + i * k_row, k_row, 1}; }

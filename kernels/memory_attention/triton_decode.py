@@ -1,4 +1,4 @@
-"""Device code of one decoding step of memory attention: one query a row, keys split over programs, then combined."""
+"""Device code of one decoding step of memory attention: one query per row, keys split over programs, then combined."""
 
 from __future__ import annotations
 

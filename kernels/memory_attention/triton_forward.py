@@ -22,7 +22,7 @@ def head_of(ptr, strides, batch, head):
 
 @triton.jit
 def load_rows(ptr, offset_r, exists_r, P: tl.constexpr):
-    """[r, P], rows starting at ptr + offset_r; zeros where they do not exist, which None says of none."""
+    """[r, P], rows starting at ptr + offset_r; zeros for those that do not exist (None: all do)."""
     ptr_rp = ptr + offset_r[:, None] + tl.arange(0, P)[None, :]
     if exists_r is None:
         x_rp = tl.load(ptr_rp)

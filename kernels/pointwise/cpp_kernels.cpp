@@ -78,8 +78,8 @@ void gated_row_backward(const T* x, const T* gate, const T* grad, T* grad_x, T* 
 
 }  // namespace
 
-// Of x [rows, width], or of total = x + delta where delta is not null. Rows of x and delta are contiguous, total and out
-// altogether. inverse [rows] is kept where it is not null.
+// Of x [rows, width], or of total = x + delta if delta is not null. Rows of x and delta are contiguous, total and out
+// altogether. inverse [rows] is kept if it is not null.
 template <typename T>
 void rms_norm(const Tensor<T>& x, const Tensor<T>& delta, const Tensor<T>& weight, const Tensor<T>& total,
               const Tensor<T>& out, const Tensor<T>& inverse, double eps, int64_t threads) {
@@ -105,7 +105,7 @@ void rms_norm(const Tensor<T>& x, const Tensor<T>& delta, const Tensor<T>& weigh
 }
 BMOJO_EXPORT(rms_norm)
 
-// x is what was normed. The gradient is added to `base` where that is not null.
+// x is what was normed. The gradient is added to `base` if that is not null.
 template <typename T>
 void rms_norm_backward(const Tensor<T>& x, const Tensor<T>& weight, const Tensor<T>& inverse, const Tensor<T>& grad,
                        const Tensor<T>& base, const Tensor<T>& grad_x, const Tensor<T>& grad_weight, int64_t threads) {
@@ -232,7 +232,7 @@ BMOJO_EXPORT(gated_rms_norm_backward)
 
 // Rotates the pairs (i, i + p/2) of x and out [..., h, p], of `dims` dimensions, by the angles of cos and sin
 // [..., p/2], of `table_dims` dimensions; the leading ones broadcast. The last dimension of each is contiguous. What
-// comes out is added to `base`, which may be out itself, where that is not null.
+// comes out is added to `base`, which may be out itself, if that is not null.
 template <typename T>
 void rotate(const Tensor<T>& x, const Tensor<T>& cos, const Tensor<T>& sin, const Tensor<T>& base, const Tensor<T>& out,
             int64_t dims, int64_t table_dims, int64_t inverse, int64_t threads) {
@@ -290,7 +290,7 @@ void add_rows(const Tensor<T>& a, const Tensor<T>& b, const Tensor<T>& c, const 
 }
 BMOJO_EXPORT(add_rows)
 
-// Rows of out are those of a, b and c one behind another, zeros where one is null; b and c begin at the given columns.
+// Rows of out are those of a, b and c one behind another, zeros if one is null; b and c begin at the given columns.
 template <typename T>
 void join_columns(const Tensor<T>& a, const Tensor<T>& b, const Tensor<T>& c, const Tensor<T>& out, int64_t begin_b,
                   int64_t begin_c, int64_t threads) {

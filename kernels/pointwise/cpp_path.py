@@ -250,7 +250,7 @@ def _without_gradient(inputs: BranchInputs | SplitInputs) -> str | None:
 
 
 def _require(fits: bool, *inputs: Tensor) -> None:
-    """Kernels trust shapes. Raise ValueError if these do not fit together."""
+    """Raise ValueError if shapes, which kernels trust, do not fit together."""
     if not fits:
         raise ValueError(f"these shapes do not go together: {', '.join(str(tuple(x.shape)) for x in inputs)}.")
 
@@ -266,7 +266,7 @@ def _inverses(x: Tensor, save: bool) -> Tensor | None:
 
 
 def _rows(x: Any) -> Tensor:
-    """x as [rows, width], rows contiguous: a view where it can be one."""
+    """x as [rows, width], rows contiguous: a view if it can be one."""
     return rows_contiguous(x if x.dim() == 2 else x.reshape(-1, x.shape[-1]))
 
 

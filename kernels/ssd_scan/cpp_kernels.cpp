@@ -33,7 +33,7 @@ struct Scan {
     Tensor<int64_t> docs_bt;
     int64_t batch = x_bthp.size[0], positions = x_bthp.size[1], heads = x_bthp.size[2], p = x_bthp.size[3];
     int64_t groups = B_btgn.size[2], n = B_btgn.size[3];
-    int64_t heads_a_group = heads / groups, chunks = (positions + kChunk - 1) / kChunk;
+    int64_t heads_per_group = heads / groups, chunks = (positions + kChunk - 1) / kChunk;
     int64_t P = round_up<T>(p), N = round_up<T>(n);
 
     bool continues(int64_t b, int64_t t) const {
@@ -100,7 +100,7 @@ void add_later(int64_t count, int64_t columns, const T* triangle, const T* rows,
                  rows + s * columns, columns, out + s * columns, columns, add);
 }
 
-// Rows padded with zeros to `padded`: out[i] = in[i] and scaled[i] = scale[i] in[i], where these are wanted.
+// Rows padded with zeros to `padded`: out[i] = in[i] and scaled[i] = scale[i] in[i], if these are wanted.
 template <typename T>
 void load_rows(int64_t rows, int64_t columns, int64_t padded, Matrix<T> in, T* out, const T* scale = nullptr,
                T* scaled = nullptr) {
@@ -188,7 +188,7 @@ struct Steps {
         for (int64_t s = 0; s < count; ++s) out[s] = exponential(out[s]);
     }
 
-    // [t, s] = exp(sum of a over (s, t]), times scores[t, s] where they are given, and 0 for s > t as far as row_width.
+    // [t, s] = exp(sum of a over (s, t]), times scores[t, s] if they are given, and 0 for s > t as far as row_width.
     // Each interval is summed by itself: a difference of two running sums would be inexact, and could exceed 0.
     void decay(const T* scores, T* out) const {
         const Vector<T> lane = lanes<T>();
@@ -245,7 +245,7 @@ void write_states(const Scan<T>& scan, T* states_bchpn, T* carry_bch, int64_t th
         scan.for_each_segment(b, c, [&](const Segment& segment) {
             if (!segment.writes) return;
             load_rows<T>(segment.count, scan.n, N, scan.rows(scan.B_btgn, b, segment.begin, g), B);
-            for (int64_t h = g * scan.heads_a_group; h < (g + 1) * scan.heads_a_group; ++h) {
+            for (int64_t h = g * scan.heads_per_group; h < (g + 1) * scan.heads_per_group; ++h) {
                 const Steps<T> steps(scan, segment, b, h);
                 steps.to_end(scale);
                 for (int64_t s = 0; s < segment.count; ++s) scale[s] *= steps.dt[s];
@@ -271,7 +271,7 @@ void write_outputs(const Scan<T>& scan, const T* states_bchpn, const Tensor<T>& 
             load_rows<T>(count, n, N, scan.rows(scan.B_btgn, b, segment.begin, g), B);
             transpose<T>(count, N, B, N, B_columns, kChunk);
             triangle_of_product<T>(count, n, C, B_columns, scores);
-            for (int64_t h = g * scan.heads_a_group; h < (g + 1) * scan.heads_a_group; ++h) {
+            for (int64_t h = g * scan.heads_per_group; h < (g + 1) * scan.heads_per_group; ++h) {
                 const Steps<T> steps(scan, segment, b, h);
                 const Matrix<T> x = scan.rows(scan.x_bthp, b, segment.begin, h);
                 load_rows<T>(count, p, P, x, nullptr, steps.dt, xdt);
@@ -307,7 +307,7 @@ void read_state_gradients(const Scan<T>& scan, const Tensor<T>& dy_bthp, T* dsta
             if (segment.begin != c * kChunk) return;
             if (segment.reads)
                 load_rows<T>(segment.count, scan.n, N, scan.rows(scan.C_btgn, b, segment.begin, g), C);
-            for (int64_t h = g * scan.heads_a_group; h < (g + 1) * scan.heads_a_group; ++h) {
+            for (int64_t h = g * scan.heads_per_group; h < (g + 1) * scan.heads_per_group; ++h) {
                 T *dstate = dstates_bchpn + scan.at(b, c, h, p * N), *carry = carry_bch + scan.at(b, c, h, 1);
                 *carry = T(0);
                 if (!segment.reads) {
@@ -499,7 +499,7 @@ void ssd_scan_backward(const Tensor<T>& x_bthp, const Tensor<T>& dt_bth, const T
         SegmentGradients<T> gradients(scan, dy_bthp);
         scan.for_each_segment(b, c, [&](const Segment& segment) {
             gradients.load_group(segment, b, g);
-            for (int64_t h = g * scan.heads_a_group; h < (g + 1) * scan.heads_a_group; ++h)
+            for (int64_t h = g * scan.heads_per_group; h < (g + 1) * scan.heads_per_group; ++h)
                 gradients.add_head(segment, b, h, states_bchpn.data + scan.at(b, c, h, size),
                                    dstates + scan.at(b, c, h, size), dx_bthp, ddt_bth, dA_dD + scan.at(b, c, h, 2));
             gradients.store_group(segment, b, g, dB_btgn, dC_btgn);
@@ -522,14 +522,14 @@ void ssd_step(const Tensor<T>& x_bhp, const Tensor<T>& dt_bh, const Tensor<T>& A
               const Tensor<T>& C_bgn, const Tensor<T>& D_h, const Tensor<T>& state_bhpn, const Tensor<T>& y_bhp,
               int64_t threads) {
     const int64_t heads = x_bhp.size[1], p = x_bhp.size[2], n = B_bgn.size[2], N = round_up<T>(n);
-    const int64_t heads_a_group = heads / B_bgn.size[1];
-    const int64_t heads_a_task = std::max<int64_t>(1, kStepElements / (p * N));
-    parallel_blocks(x_bhp.size[0] * heads, heads_a_task, threads, [&](int64_t begin, int64_t end) {
+    const int64_t heads_per_group = heads / B_bgn.size[1];
+    const int64_t heads_per_task = std::max<int64_t>(1, kStepElements / (p * N));
+    parallel_blocks(x_bhp.size[0] * heads, heads_per_task, threads, [&](int64_t begin, int64_t end) {
         Scratch<T> B(N), C(N), row(N);
         alignas(kVectorBytes) T parts[kChunk * kLanes<T>], sums[kChunk];
         std::fill_n(static_cast<T*>(row), N, T(0));
         for (int64_t bh = begin; bh < end; ++bh) {
-            const int64_t b = bh / heads, h = bh % heads, g = h / heads_a_group;
+            const int64_t b = bh / heads, h = bh % heads, g = h / heads_per_group;
             const T dt = dt_bh(b, h), decay = exponential(dt * A_h(h)), D = D_h(h);
             load_rows<T>(1, n, N, {B_bgn.at(b, g), 0, 1}, B);
             load_rows<T>(1, n, N, {C_bgn.at(b, g), 0, 1}, C);

@@ -1,6 +1,6 @@
 """Device code of the SSD scan. triton_plan.py plans its launches; README.md has the maths and the tiling.
 
-A chunk of CHUNK positions is one tile. Names as in chunked.py: cum is the sum of dt A from where the chunk or the
+A chunk of CHUNK positions is one tile. Names as in torch_path.py: cum is the sum of dt A from where the chunk or the
 document begins; decay[t, s] = exp(cum[t] - cum[s]), reach[t] = exp(cum[t]) and to_end[s] = exp(cum[last] - cum[s])
 are 0 between documents. cum, dt, reach and to_end are laid out [b, h, t], padded to whole chunks with dt = 0, so that
 only x, B, C and dy need masks. begin [b, t]: where in its chunk a position's document begins, -1: before the chunk.
@@ -61,7 +61,7 @@ def ssd_decays_kernel(
     """Every sum over one head and chunk that the other kernels read.
 
     Every position sums its own interval, terms outside it replaced by zeros: no number of another document enters, and
-    all sums round through one tree, so cum never grows with t where dt A <= 0.
+    all sums round through one tree, so cum never grows with t if dt A <= 0.
     """
     chunk, head = tl.program_id(0) // h, tl.program_id(0) % h
     batch, start = tl.program_id(1).to(tl.int64), chunk * CHUNK

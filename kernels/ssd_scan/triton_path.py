@@ -142,7 +142,7 @@ def _laid_out(inputs: ScanInputs) -> ScanInputs:
 
 
 def _dense_rows(x: Tensor) -> Tensor:
-    """x itself where its last two axes lie densely, as they do in parts of a wider projection; else a copy."""
+    """x itself if its last two axes lie densely, as they do in parts of a wider projection; else a copy."""
     return x if x.stride(3) == 1 and x.stride(2) == x.shape[3] else x.contiguous()
 
 

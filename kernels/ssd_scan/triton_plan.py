@@ -1,4 +1,4 @@
-"""Which launches make up a pass of the SSD scan: tile sizes, grids, arguments, bytes and FLOPs."""
+"""The launches of a pass of the SSD scan: tile sizes, grids, arguments, bytes and FLOPs."""
 
 from __future__ import annotations
 
