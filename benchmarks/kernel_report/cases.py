@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import kernels
-from kernels.launch import Launch
+from kernels.gpu.launch import Launch
 
 KERNELS = Path(kernels.__path__[0])
 

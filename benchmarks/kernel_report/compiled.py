@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.kernel_report.targets import Target
-from kernels.launch import Launch
+from kernels.gpu.launch import Launch
 
 # Instructions that multiply matrices, as they are written in PTX and in AMD's assembly.
 MATRIX_INSTRUCTIONS = {

@@ -30,7 +30,7 @@ from benchmarks.kernel_report.occupancy import occupancy
 from benchmarks.kernel_report.recorder import operand_bytes, pretended, recorded
 from benchmarks.kernel_report.rows import plain
 from benchmarks.kernel_report.targets import TARGETS, Target
-from kernels.launch import Launch
+from kernels.gpu.launch import Launch
 
 BATCH, TOKENS = 8, 4096  # as in the operators' report cases
 OPERATORS = ("causal_conv1d", "memory_attention", "ssd_scan")

@@ -15,7 +15,7 @@ from unittest import mock
 import torch
 
 from benchmarks.kernel_report.targets import Target
-from kernels.launch import Launch
+from kernels.gpu.launch import Launch
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from benchmarks.kernel_report.cases import Case
 from benchmarks.kernel_report.compiled import Code, compile_launch
 from benchmarks.kernel_report.occupancy import Occupancy, occupancy
 from benchmarks.kernel_report.targets import Target
-from kernels.launch import Launch
+from kernels.gpu.launch import Launch
 
 
 @dataclass(frozen=True)

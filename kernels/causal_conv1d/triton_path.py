@@ -9,9 +9,9 @@ from torch import Tensor
 
 from kernels.causal_conv1d import triton_kernels
 from kernels.causal_conv1d.reference import ConvInputs, ConvOutputs, StepInputs, tail
-from kernels.launch import Launch, num_bytes
+from kernels.gpu.launch import Launch, num_bytes
+from kernels.gpu.tuning import ARCHITECTURES, INTERPRETER, Config, architecture, choose
 from kernels.operator import Path, library_op
-from kernels.tuning import ARCHITECTURES, INTERPRETER, Config, architecture, choose
 
 # bfloat16: the interpreter cuts float32 to it (up to 2^-7), where a GPU rounds.
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kernels.gpu.launch import Launch
+from kernels.gpu.tuning import Config, architecture, choose
 from kernels.innovation_select.reference import BestInputs, ScoreInputs, SelectInputs, ranks
 from kernels.innovation_select.triton_plan import (
     CONFIGS,
@@ -16,9 +18,7 @@ from kernels.innovation_select.triton_plan import (
     plan_scores_backward,
     plan_select,
 )
-from kernels.launch import Launch
 from kernels.operator import Path, library_op
-from kernels.tuning import Config, architecture, choose
 
 TOLERANCE = dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), 2e-6)  # y is exact in float32
 MAX_TAPS = 16  # the loop over taps is unrolled

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kernels.gpu.launch import Launch, num_bytes
+from kernels.gpu.tuning import ARCHITECTURES, INTERPRETER, Config
 from kernels.innovation_select import triton_kernels
 from kernels.innovation_select.reference import EPS, ScoreInputs
-from kernels.launch import Launch, num_bytes
-from kernels.tuning import ARCHITECTURES, INTERPRETER, Config
 
 # A thread holds 8 channels of one row, 16 bytes per load of bf16: about 60 registers with the rows its taps meet
 # (twice as many channels spilled). Taller blocks read fewer rows of their neighbours again, from the L2 cache.

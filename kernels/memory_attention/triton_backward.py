@@ -9,6 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from kernels.gpu.triton_math import dot
 from kernels.memory_attention.triton_forward import (
     SIZES,
     band_of_queries,
@@ -22,7 +23,6 @@ from kernels.memory_attention.triton_forward import (
     split_span,
     store_rows,
 )
-from kernels.triton_math import dot
 
 
 @triton.jit

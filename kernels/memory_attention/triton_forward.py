@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.triton_math import dot
+from kernels.gpu.triton_math import dot
 
 UNSEEN = tl.constexpr(-1e30)  # a maximum over no scores; finite, because -inf - -inf is not 0
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernels.launch import Launch
+from kernels.gpu.launch import Launch
+from kernels.gpu.tuning import architecture
 from kernels.memory_attention.reference import AttentionInputs, FlatInputs, StepInputs
 from kernels.memory_attention.triton_plan import (
     Saved,
@@ -21,7 +22,6 @@ from kernels.memory_attention.triton_plan import (
 )
 from kernels.memory_attention.triton_step import MAX_ROWS, FlatStep, plan_step, step_case
 from kernels.operator import Path, library_op
-from kernels.tuning import architecture
 
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}  # products are summed tile by tile
 MIN_HEAD_DIM, MAX_HEAD_DIM = 16, 256  # the shortest side of a tensor core's product; what registers hold

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.launch import Launch, num_bytes
+from kernels.gpu.launch import Launch, num_bytes
+from kernels.gpu.tuning import INTERPRETER, Config, choose
 from kernels.memory_attention.reference import FlatInputs
 from kernels.memory_attention.triton_backward import (
     key_grad_kernel,
@@ -18,7 +19,6 @@ from kernels.memory_attention.triton_backward import (
     sum_slots_kernel,
 )
 from kernels.memory_attention.triton_forward import forward_kernel
-from kernels.tuning import INTERPRETER, Config, choose
 
 LOG2_E = math.log2(math.e)
 MAX_COLUMNS = 1024  # of sum_slots_kernel's programs

@@ -7,11 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.launch import Launch, num_bytes
+from kernels.gpu.launch import Launch, num_bytes
+from kernels.gpu.tuning import INTERPRETER, Config, choose
 from kernels.memory_attention.reference import StepInputs
 from kernels.memory_attention.triton_decode import combine_kernel, step_kernel
 from kernels.memory_attention.triton_plan import LOG2_E, strided
-from kernels.tuning import INTERPRETER, Config, choose
 
 MIN_ROWS, MAX_ROWS = 16, 128  # of a matrix product
 ENOUGH_PROGRAMS = 512  # a few for each multiprocessor of a large GPU

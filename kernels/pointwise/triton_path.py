@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels import liger
+from kernels.gpu import liger
 from kernels.operator import Path
 from kernels.pointwise import torch_path
 from kernels.pointwise.reference import (

@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.triton_math import dot
+from kernels.gpu.triton_math import dot
 
 
 @triton.jit

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.launch import Launch
+from kernels.gpu.launch import Launch
+from kernels.gpu.tuning import architecture, choose
 from kernels.operator import Path, library_op
 from kernels.ssd_scan.reference import ScanInputs, ScanOutputs, StepInputs
 from kernels.ssd_scan.triton_plan import (
@@ -17,7 +18,6 @@ from kernels.ssd_scan.triton_plan import (
     plan_step,
     representative_inputs,
 )
-from kernels.tuning import architecture, choose
 
 # bfloat16: the interpreter cuts float32 to it (up to 2^-7), where a GPU rounds.
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}

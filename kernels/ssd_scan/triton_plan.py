@@ -8,10 +8,10 @@ import torch
 import triton
 from torch import Tensor
 
-from kernels.launch import Launch, num_bytes
+from kernels.gpu.launch import Launch, num_bytes
+from kernels.gpu.tuning import INTERPRETER, Config
 from kernels.ssd_scan import triton_kernels as device
 from kernels.ssd_scan.reference import ScanInputs, StepInputs
-from kernels.tuning import INTERPRETER, Config
 
 # Tiles of a pass. CHUNK: positions a chunk; STATE_P, STATE_N: what one walk carries; BLOCK_N: state columns a step of
 # the kernels that take all of them; GROUP_N: those that one program leaves dB and dC of. Warps and stages are not the

@@ -32,12 +32,12 @@ ROW = Row(
 MATRIX_PRODUCT = """
 import json, sys
 import torch, triton, triton.language as tl
-from kernels.launch import Launch
+from kernels.gpu.launch import Launch
 from benchmarks.kernel_report.cases import Case
 from benchmarks.kernel_report.rows import compile_cases
 from benchmarks.kernel_report.table import as_json
 from benchmarks.kernel_report.targets import TARGETS
-from kernels.triton_math import dot
+from kernels.gpu.triton_math import dot
 
 @triton.jit
 def product(a, b, c, k, block: tl.constexpr):

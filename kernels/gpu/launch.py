@@ -19,7 +19,7 @@ class Launch:
     """A kernel, its grid and its arguments.
 
     kernel: what `triton.jit` returned.  grid: programs along x, y, z.
-    args: tensors (meta tensors where it is only compiled), integers, floats and None, by parameter name.
+    args: tensors (meta tensors if it is only compiled), integers, floats and None, by parameter name.
     constants: `tl.constexpr` parameters, by name.
     flops, bytes: what the call computes in matrix products, and must move to and from memory, by formula.
     """

@@ -8,9 +8,9 @@ import logging
 import pytest
 from triton.runtime.errors import OutOfResources
 
-from kernels import tuning
-from kernels.launch import Launch
-from kernels.tuning import Config, choose
+from kernels.gpu import tuning
+from kernels.gpu.launch import Launch
+from kernels.gpu.tuning import Config, choose
 
 SMALL, LARGE, HUGE = Config({"block": 32}), Config({"block": 128}, 8, 3), Config({"block": 512}, 16)
 TIMES_MS = {32: 2.0, 128: 1.0}

@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kernels import liger
 from kernels.cross_entropy import linear_cross_entropy
 from kernels.cross_entropy.triton_path import TOLERANCE
+from kernels.gpu import liger
 from kernels.operator import Operator, use
 from kernels.pointwise import add_rms_norm, gated_product, gated_rms_norm, rms_norm
 from tests.kernels.helpers import assert_close, normal, run

@@ -1,4 +1,4 @@
-"""Which tile sizes, warps and pipeline stages a Triton kernel is launched with.
+"""Tile sizes, warps and pipeline stages that a Triton kernel is launched with.
 
 The first of an operator's candidates, unless BMOJO_AUTOTUNE=1: then each is timed once on the GPU, and what was fastest
 is remembered, in memory and in a file of the user's cache folder, for that device and version of Triton.
@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from base.cache import cache_dir
-from kernels.launch import Launch
+from kernels.gpu.launch import Launch
 
 logger = logging.getLogger(__name__)
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
@@ -79,7 +79,7 @@ def require(condition: bool, message: str) -> None:
 
 
 def _fastest(candidates: Sequence[Config], plan: Callable[[Config], Sequence[Launch]]) -> Config:
-    """The candidate whose launches take least time; the first where none fits, whose own launch then says why."""
+    """The candidate whose launches take least time; the first if none fits, whose own launch then says why."""
     from triton.runtime.errors import OutOfResources
 
     times_ms: dict[int, float] = {}
