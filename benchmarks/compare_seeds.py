@@ -30,7 +30,7 @@ RECIPE = Path(__file__).parent.parent / "configs" / "compare.yaml"
 
 @dataclass(frozen=True)
 class Variant:
-    """A train stage of the recipe with one model field and the seed changed."""
+    """A copy of the recipe's train stage with one model field and the seed changed."""
 
     model: str
     field: str | None
@@ -47,7 +47,8 @@ class Variant:
         return f"{self.model}, {self.field}: {self.value}" if self.field else self.model
 
     def config(self, recipe: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
-        stage = copy.deepcopy(recipe["stages"][self.model])
+        stage = copy.deepcopy(recipe["stages"]["train"])
+        stage["model"] |= stage.pop("foreach")["model"][self.model]
         stage["seed"] = self.seed
         if self.field:
             stage["model"][self.field] = yaml.safe_load(str(self.value))
@@ -95,7 +96,7 @@ def main() -> int:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare_seeds", description=__doc__)
     models = ["bmojo", "bmojo_f", "mamba2", "swa", "attention"]
-    parser.add_argument("--models", nargs="+", default=models, choices=models, help="train stages of the recipe")
+    parser.add_argument("--models", nargs="+", default=models, choices=models, help="models of the recipe")
     parser.add_argument("--field", help="a field of the model and its values: NAME=VALUE,VALUE")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, help="optimizer steps, if not the recipe's")

@@ -24,10 +24,17 @@ from pipelines.stages import STAGES
 from pipelines.tracking.config import TrackingConfig
 from pipelines.tracking.mlflow.target import MlflowConfig
 
+STAGE_NAMES = "The name of a stage is the name of a folder: use at most 40 ASCII letters, digits, `-` and `_`."
+
 if TYPE_CHECKING:
     AnyStageConfig = StageConfig
 else:
     AnyStageConfig = Annotated[reduce(or_, (stage.config_type for stage in STAGES)), Field(discriminator="kind")]
+
+
+def is_stage_name(name: str) -> bool:
+    """Whether a stage may have this name."""
+    return name.replace("-", "").replace("_", "").isalnum() and name.isascii() and len(name) <= 40
 
 
 class ClusterConfig(StrictConfig):
@@ -78,11 +85,8 @@ class PipelineConfig(StrictConfig):
     @classmethod
     def _names_can_be_folders(cls, stages: dict[str, StageConfig]) -> dict[str, StageConfig]:
         for name in stages:
-            if not name.replace("-", "").replace("_", "").isalnum() or not name.isascii() or len(name) > 40:
-                raise FieldError(
-                    ("stages", name),
-                    "the name of a stage is the name of a folder: use at most 40 ASCII letters, digits, `-` and `_`.",
-                )
+            if not is_stage_name(name):
+                raise FieldError(("stages", name), STAGE_NAMES)
         return stages
 
     @model_validator(mode="after")

@@ -5,14 +5,15 @@ from __future__ import annotations
 import difflib
 import re
 import reprlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from pipelines.engine.stage import StageConfig
 from pipelines.errors import FieldError
 
 MAX_ERRORS_SHOWN = 6
@@ -50,21 +51,52 @@ _EXPECTED = {  # pydantic's type of an error -> what was expected; {} are fields
 }
 
 
+FieldPath = tuple[str | int, ...]
+
+
 class FieldOrigins:
-    """Where the fields of a pipeline come from: an override, or a line of the file."""
+    """Where the fields of a pipeline come from: an override, or a line of the file.
+
+    Its methods take paths as the file has them, and also those within copies of a stage (pipelines.foreach).
+    """
 
     def __init__(self, file: str, root: yaml.Node | None = None) -> None:
         self.file = file
         self._root = root
         self._overrides: list[tuple[tuple[str, ...], str]] = []
+        self._copies: dict[str, Callable[[FieldPath], FieldPath]] = {}
 
     def add_override(self, keys: Sequence[str], text: str) -> None:
         """Note that `text` set the field at `keys`."""
         self._overrides.append((tuple(keys), text))
 
+    def overridden(self, within: Sequence[str]) -> list[tuple[str, ...]]:
+        """The fields that overrides set, of those whose path begins so."""
+        return [keys for keys, _ in self._overrides if keys[: len(within)] == tuple(within)]
+
+    def add_copies(self, written: Mapping[str, Callable[[FieldPath], FieldPath]]) -> None:
+        """Note where copies of stages are written: for each copy's name, a path of the file for one within the copy."""
+        self._copies.update(written)
+
+    def written(self, field_path: Sequence[str | int]) -> FieldPath:
+        """The path of a field as the file has it."""
+        top, name, *inner = (*field_path, None, None)[: max(2, len(field_path))]
+        copy = self._copies.get(str(name)) if top == "stages" else None
+        return tuple(field_path) if copy is None else copy(tuple(part for part in inner if part is not None))
+
+    def copies_beside(self, name: str) -> list[str]:
+        """The copies of the stage of which `name` is one, that one too; none if it is no copy."""
+        written = {copy: path(()) for copy, path in self._copies.items()}
+        return [copy for copy, path in written.items() if path == written.get(name)]
+
+    def describe(self, field_path: Sequence[str | int], problem: str) -> str:
+        """One line: where the field comes from, its path, the problem."""
+        where = ".".join(map(str, self.written(field_path)))
+        return f"{self.of(field_path, problem)}: {where + ': ' if where else ''}{problem}"
+
     def of(self, field_path: Sequence[str | int], problem: str = "") -> str:
         """The override that set the field; else one that set a part of it which `problem` names; else file and line."""
-        path = tuple(str(part) for part in field_path)
+        path = tuple(str(part) for part in self.written(field_path))
         for keys, text in reversed(self._overrides):
             if path[: len(keys)] == keys:
                 return f"override {text!r}"
@@ -72,19 +104,19 @@ class FieldOrigins:
             named = keys[-1].isdecimal() or re.search(rf"(?<!\w){re.escape(keys[-1])}(?!\w)", problem)
             if named and keys[: len(path)] == path:
                 return f"override {text!r}"
-        line = self._line(field_path)
+        line = self._line(path)
         return f"{self.file}:{line}" if line else self.file
 
-    def _line(self, field_path: Sequence[str | int]) -> int | None:
+    def _line(self, field_path: Sequence[str]) -> int | None:
         """Line (from 1) of the deepest part of the path that is in the file."""
         node, line = self._root, None
         for part in field_path:
             if isinstance(node, yaml.MappingNode):
-                found = next((pair for pair in _pairs(node) if pair[0].value == str(part)), None)
+                found = next((pair for pair in _pairs(node) if pair[0].value == part), None)
                 if found is None:
                     break
                 line, node = found[0].start_mark.line + 1, found[1]
-            elif isinstance(node, yaml.SequenceNode) and str(part).isdecimal() and int(part) < len(node.value):
+            elif isinstance(node, yaml.SequenceNode) and part.isdecimal() and int(part) < len(node.value):
                 node = node.value[int(part)]
                 line = node.start_mark.line + 1
             else:
@@ -96,28 +128,52 @@ def _pairs(node: yaml.MappingNode) -> Iterator[tuple[yaml.Node, yaml.Node]]:
     return iter(node.value)
 
 
+class _Mistake(NamedTuple):
+    path: FieldPath
+    problem: str
+    known: Sequence[str] = ()  # the keys beside an unknown one, if it is like none of them
+
+
 def describe_errors(error: ValidationError, root: type[BaseModel], origins: FieldOrigins) -> str:
     """One line per mistake: override or file and line, field, what was found, what was expected."""
-    problems: list[str] = []
-    unguessed: dict[str, Sequence[str]] = {}  # where an unknown key is like none of the known ones: those
-    for item in error.errors()[:MAX_ERRORS_SHOWN]:
-        path, model, field = _resolve(root, item["loc"])
-        cause = item.get("ctx", {}).get("error")
-        if isinstance(cause, FieldError):
-            path, problem = list(cause.field), cause.problem
-        elif item["type"] == "extra_forbidden":
-            guesses = _similar_fields(str(path[-1]), model)
-            if not guesses and model is not None:
-                unguessed[".".join(map(str, path[:-1])) or "the pipeline"] = sorted(model.model_fields)
-            problem = f"unknown key.{_did_you_mean(guesses)}"
-        else:
-            problem = _explain(item, field)
-        where = ".".join(str(part) for part in path)
-        problems.append(f"{origins.of(path, problem)}: {where + ': ' if where else ''}{problem}")
-    if error.error_count() > MAX_ERRORS_SHOWN:
-        problems.append(f"... and {error.error_count() - MAX_ERRORS_SHOWN} more.")
-    problems += [f"Known keys of {where}: {', '.join(keys)}." for where, keys in unguessed.items()]
-    return "\n".join(problems)
+    found: dict[tuple[FieldPath, str], list[_Mistake]] = {}  # a mistake of the file, in each copy that has it
+    for item in error.errors():
+        mistake = _mistake(item, root)
+        path = origins.written(mistake.path)
+        if item["type"] == "extra_forbidden" and path[2:3] == ("foreach",) and len(path) == 5:
+            path = path[:-1]  # the field is unknown, whatever its value
+        found.setdefault((path, mistake.problem), []).append(mistake)
+    lines: list[str] = []
+    known: dict[str, Sequence[str]] = {}
+    for (path, problem), mistakes in list(found.items())[:MAX_ERRORS_SHOWN]:
+        lines.append(origins.describe(path, problem) + _some_copies(path, mistakes, origins))
+        if mistakes[0].known:
+            above = origins.written(mistakes[0].path[:-1])
+            known[".".join(map(str, above)) or "the pipeline"] = mistakes[0].known
+    if len(found) > MAX_ERRORS_SHOWN:
+        lines.append(f"... and {len(found) - MAX_ERRORS_SHOWN} more.")
+    lines += [f"Known keys of {where}: {', '.join(keys)}." for where, keys in known.items()]
+    return "\n".join(lines)
+
+
+def _mistake(item: Any, root: type[BaseModel]) -> _Mistake:
+    path, model, field = _resolve(root, item["loc"])
+    cause = item.get("ctx", {}).get("error")
+    if isinstance(cause, FieldError):
+        return _Mistake(cause.field, cause.problem)
+    if item["type"] == "extra_forbidden":
+        guesses = _similar_fields(str(path[-1]), model)
+        known = () if guesses or model is None else sorted(_keys(model))
+        return _Mistake(tuple(path), f"unknown key.{_did_you_mean(guesses)}", known)
+    return _Mistake(tuple(path), _explain(item, field))
+
+
+def _some_copies(path: FieldPath, mistakes: Sequence[_Mistake], origins: FieldOrigins) -> str:
+    """The copies of a stage that have a mistake, if others do not and the path does not tell."""
+    names = list(dict.fromkeys(str(mistake.path[1]) for mistake in mistakes if mistake.path != path))
+    if not names or path[2:3] == ("foreach",) or len(names) == len(origins.copies_beside(names[0])):
+        return ""
+    return f" (In {names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}.)"
 
 
 def _explain(item: Any, field: FieldInfo | None) -> str:
@@ -223,13 +279,18 @@ def _similar_fields(key: str, model: type[BaseModel] | None) -> list[str]:
         return []
     if inside := [f"{name}.{key}" for name, field in model.model_fields.items() if _has_field(field.annotation, key)]:
         return inside
-    if near := close_names(key, list(model.model_fields)):
+    if near := close_names(key, _keys(model)):
         return near
     words = [word for word in re.split(r"[_\W]+", key.lower()) if word]
     if sum(map(len, words)) < 4:
         return []
     pattern = re.compile(r"\b" + r"\W+".join(map(re.escape, words)) + r"s?\b")
     return [name for name, field in model.model_fields.items() if pattern.search((field.description or "").lower())][:3]
+
+
+def _keys(model: type[BaseModel]) -> list[str]:
+    """What a file may say of it: the fields, and of a stage `foreach`, which is gone when the fields are read."""
+    return [*model.model_fields, *(["foreach"] if issubclass(model, StageConfig) else ())]
 
 
 def _has_field(annotation: Any, key: str) -> bool:

@@ -1,8 +1,9 @@
-"""From a pipeline file to a validated PipelineConfig: YAML, model presets, overrides, readable errors."""
+"""From a pipeline file to a validated PipelineConfig: YAML, overrides, foreach, model presets, readable errors."""
 
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,13 @@ from pipelines.config import PipelineConfig
 from pipelines.config_errors import FieldOrigins, describe_errors, shown, suggest
 from pipelines.engine.graph import roles_of
 from pipelines.engine.stage import AnyStage
-from pipelines.errors import ConfigError
+from pipelines.errors import ConfigError, FieldError
+from pipelines.foreach.expansion import expand_foreach, template_of
+from pipelines.foreach.schema import allow_foreach, entry_of_needs
 from pipelines.stages import STAGES
 
 MAX_DEPTH = 40  # levels of a pipeline file; its fields need 8
+_GATHER = re.compile(r"[\w-]+\[(\*|[^\[\]]*=[^\[\]]*)\]")  # train[*], which YAML's [...] and {...} do not allow
 PRESETS_DIR = Path(__file__).resolve().parent.parent / "configs" / "models"
 
 
@@ -27,7 +31,8 @@ def load_pipeline(path: str | Path, overrides: Sequence[str] = ()) -> PipelineCo
     Args:
         overrides: `field.path=value` with YAML values. A path that begins with a stage's name is short for
             `stages.<that stage>...`: `train.lr=1e-3`; where a stage is named as a field at the top, the field is meant.
-            A number names an entry of a list: `train.betas.0=0.8`.
+            A number names an entry of a list: `train.betas.0=0.8`. Stages are meant as they are written, before
+            `foreach` makes copies of them.
     Raises: ConfigError: naming the override or the file and line, the field, what was found and what was expected.
     """
     path = Path(path)
@@ -37,6 +42,10 @@ def load_pipeline(path: str | Path, overrides: Sequence[str] = ()) -> PipelineCo
     for override in overrides:
         _apply_override(raw, override, origins)
     _check_text(raw, (), origins)
+    try:
+        raw = expand_foreach(raw, origins)
+    except FieldError as error:
+        raise ConfigError(origins.describe(error.field, error.problem)) from None
     _resolve_presets(raw, origins)
     return validate_pipeline(raw, str(path), origins)
 
@@ -115,7 +124,11 @@ def _yaml_problem(error: yaml.YAMLError, text: str) -> tuple[int | None, str]:
         return text.count("\n", 0, error.position) + 1, f"character {chr(int(error.character))!r} is not allowed"
     if isinstance(error, yaml.MarkedYAMLError):
         mark = error.problem_mark or error.context_mark
-        return mark.line + 1 if mark else None, error.problem or error.context or "cannot be read"
+        problem = error.problem or error.context or "cannot be read"
+        line = "".join(text.splitlines()[mark.line : mark.line + 1]) if mark else ""
+        if gather := _GATHER.search(line):
+            problem += f'. In a list or mapping with brackets, it needs quotes: "{gather[0]}"'
+        return mark.line + 1 if mark else None, problem
     return None, " ".join(str(error).split())
 
 
@@ -149,12 +162,16 @@ def _apply_override(raw: dict[str, Any], override: str, origins: FieldOrigins) -
     stages = raw.get("stages")
     if keys[0] not in PipelineConfig.model_fields:
         if not isinstance(stages, dict) or keys[0] not in stages:
+            _refuse_copy(stages, keys, override)
             known = [*(stages if isinstance(stages, dict) else ()), *PipelineConfig.model_fields]
             hint = " Overrides are written without dashes." if keys[0].startswith("-") else ""
             raise ConfigError(
                 f"override {override!r}: {keys[0]!r} is neither a stage nor a field.{hint or suggest(keys[0], known)}"
             )
         keys = ["stages", *keys]
+    if keys[0] == "stages" and len(keys) > 2:
+        _refuse_copy(stages, keys[1:], override)
+        keys = _foreach_keys(stages, keys)
     try:
         value, _ = _parse_yaml(value_text)
     except yaml.YAMLError as error:
@@ -168,6 +185,27 @@ def _apply_override(raw: dict[str, Any], override: str, origins: FieldOrigins) -
         node = node.setdefault(key, {}) if isinstance(node, dict) else node[at]
     node[_key_in(node, keys[-1], override, keys[:-1])] = value
     origins.add_override(keys, override)
+
+
+def _refuse_copy(stages: Any, keys: Sequence[str], override: str) -> None:
+    """Raises ConfigError: the override is of a copy that `foreach` makes."""
+    if (template := template_of(stages, keys[0])) not in (None, keys[0]):
+        raise ConfigError(
+            f"override {override!r}: {keys[0]!r} is a copy of stage {template!r}. Override the stage, and with it all "
+            f"of its copies: {'.'.join((str(template), *keys[1:]))}=...; or the values: {template}.foreach."
+        )
+
+
+def _foreach_keys(stages: Any, keys: list[str]) -> list[str]:
+    """The keys of an override with those that make up a field of `foreach` joined: model.window_size is one key."""
+    if keys[2:3] != ["foreach"]:
+        return keys
+    stage = stages.get(keys[1]) if isinstance(stages, dict) else None
+    foreach = stage.get("foreach") if isinstance(stage, dict) else None
+    there = foreach if isinstance(foreach, dict) else {}
+    ends = (end for end in range(len(keys), 3, -1) if ".".join(keys[3:end]) in there)
+    end = next(ends, len(keys))
+    return [*keys[:3], ".".join(keys[3:end]), *keys[end:]] if keys[3:] else keys
 
 
 def _key_in(node: Any, key: str, override: str, path: Sequence[str]) -> str | int:
@@ -191,9 +229,7 @@ def _check_text(value: Any, path: tuple[str | int, ...], origins: FieldOrigins, 
         return  # a list that contains itself; validation refuses it
     if isinstance(value, str) and (bad := next((char for char in value if _is_unusable(char)), None)) is not None:
         what = "a NUL character" if bad == "\0" else f"half of a character ({ascii(bad)[1:-1]}, a lone surrogate)"
-        raise ConfigError(
-            f"{origins.of(path)}: {'.'.join(map(str, path))}: holds {what}, which is not text. Remove it."
-        )
+        raise ConfigError(origins.describe(path, f"holds {what}, which is not text. Remove it."))
     entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in entries:
         if isinstance(key, str) and any(map(_is_unusable, key)):
@@ -219,15 +255,15 @@ def _resolve_presets(raw: dict[str, Any], origins: FieldOrigins) -> None:
 
 def _preset(name: Any, field: Sequence[str], origins: FieldOrigins) -> dict[str, Any]:
     if name not in model_presets():
+        near = suggest(str(name), model_presets())
         raise ConfigError(
-            f"{origins.of(field)}: {'.'.join(field)}: no model preset {shown(name)}."
-            f"{suggest(str(name), model_presets())} Presets are in {PRESETS_DIR}."
+            origins.describe(field, f"no model preset {shown(name)}.{near} Presets are in {PRESETS_DIR}.")
         )
     return dict(copy.deepcopy(_read_yaml(PRESETS_DIR / f"{name}.yaml")[0]))
 
 
 def pipeline_schema() -> dict[str, Any]:
-    """JSON schema of a pipeline file as users write it, with model presets and the roles of each kind's inputs.
+    """JSON schema of a pipeline file as users write it: with presets, roles of each kind's inputs, and `foreach`.
 
     `model` may be a preset's name, or a preset and changes.
     """
@@ -241,18 +277,22 @@ def pipeline_schema() -> dict[str, Any]:
             fields["model"] = {**fields["model"], "anyOf": [{"$ref": "#/$defs/ModelConfig"}, preset]}
             fields["model"].pop("$ref", None)
         fields["needs"] = _schema_of_needs(stage, fields["needs"])
+        allow_foreach(schema["$defs"][stage.config_type.__name__])
     return schema
 
 
 def _schema_of_needs(stage: AnyStage, needs: dict[str, Any]) -> dict[str, Any]:
-    names, by_role = needs["anyOf"]
-    one_or_more = by_role.pop("additionalProperties")
-    by_role["additionalProperties"] = False
-    by_role["properties"] = {
-        role.name: {
-            "description": f"{role.wanted.capitalize()} of kind {role.kind}.",
-            **(one_or_more if role.is_many else {"type": "string"}),
-        }
-        for role in roles_of(stage.inputs_type)
+    entry = entry_of_needs()
+    entries = {"type": "array", "items": entry}
+    by_role = {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {
+            role.name: {
+                "description": f"{role.wanted.capitalize()} of kind {role.kind}.",
+                **({"anyOf": [entry, entries]} if role.is_many else entry),
+            }
+            for role in roles_of(stage.inputs_type)
+        },
     }
-    return {**needs, "anyOf": [names, by_role]}
+    return {**needs, "anyOf": [entries, by_role]}

@@ -24,7 +24,7 @@ LAYERS = (
     ("tracking",),
     ("engine",),
     ("stages",),
-    ("config", "config_errors", "loading", "preflight", "cluster", "session", "doctor", "inspection"),
+    ("config", "config_errors", "foreach", "loading", "preflight", "cluster", "session", "doctor", "inspection"),
     ("cli",),
     ("__main__",),
 )

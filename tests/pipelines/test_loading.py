@@ -160,7 +160,7 @@ def test_a_missing_file_names_its_neighbours(tmp_path: Path, pipeline_file: Path
             ":2: stages.x: `kind` is missing. It is one of tokenizer, tokenize, train",
         ),
         ("name: a\nstages: {x: 3}\n", ":2: stages.x: found 3, expected a mapping of fields"),
-        ("name: a\nstages: {a/b: {kind: tokenizer, load: y}}\n", ":2: stages.a/b: the name of a stage"),
+        ("name: a\nstages: {a/b: {kind: tokenizer, load: y}}\n", ":2: stages.a/b: The name of a stage"),
     ],
 )
 def test_broken_files_are_explained(tmp_path: Path, text: str, expected: str) -> None:
