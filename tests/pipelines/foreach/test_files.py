@@ -300,6 +300,13 @@ def test_an_override_may_add_a_field(pipeline_file: Path) -> None:
     assert again["train-swa-1-3"].backend.zero_stage == 3
 
 
+def test_a_deeper_field_is_laid_over_a_shallower_one(pipeline_file: Path) -> None:
+    values = "{model.window_size: [16, 32], model: {a: {pattern: swa, window_size: 64}}}"
+    stages = load_pipeline(pipeline_file, [f"train.foreach={values}"]).stages
+    assert stages["train-16-a"].model.window_size == 16
+    assert stages["train-32-a"].model.window_size == 32
+
+
 def test_presets_are_values(pipeline_file: Path) -> None:
     overrides = ["tokens.seq_len=2048", "train.foreach.model=[bmojo-130m, swa-1.4b]", "train.model={qk_norm: true}"]
     stages = load_pipeline(pipeline_file, overrides).stages
