@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.engine.lease import Lease
+from pipelines.loading import load_pipeline
+from pipelines.session import open_pipeline, run_config
+from pipelines.tracking import replay
 from tests.pipelines.end_to_end.tiny_pipeline import Finished, TinyPipeline, write_pipeline
 
 Pipeline = tuple[TinyPipeline, Finished]
@@ -142,23 +146,42 @@ def test_mlflow_holds_a_parent_and_a_child_per_stage(finished_pipeline: Pipeline
     assert {"report.html", "report.md", "loss.png"} <= names
 
 
+def write_lines(pipeline: TinyPipeline, lines: list[str]) -> None:
+    (pipeline.folder / "corpus.jsonl").write_text("".join(line + "\n" for line in lines))
+
+
 @pytest.mark.parametrize(
-    ("lines", "expected"),
-    [
-        ([], "empty corpus"),
-        (['{"text": "a"}', "{nonsense"], "line 2"),
-        (['{"text": "a"}', '{"body": "b"}'], "'text'"),
-        (['{"text": 3}'], "text"),
-    ],
+    ("lines", "expected"), [([], "empty corpus"), (['{"text": "a"}', "{nonsense"], r"corpus\.jsonl.*line 2")]
 )
 def test_a_bad_corpus_is_one_clear_screen(tmp_path: Path, lines: list[str], expected: str) -> None:
     pipeline = write_pipeline(tmp_path)
-    (tmp_path / "corpus.jsonl").write_text("".join(line + "\n" for line in lines))
+    write_lines(pipeline, lines)
     finished = pipeline.run()
     assert finished.code == 1, finished.output
-    assert expected in finished.output
-    assert "corpus.jsonl" in finished.output or not lines
+    assert re.search(expected, finished.output, re.DOTALL)
     assert "Traceback" not in finished.output
+    assert not list(pipeline.storage.glob("artifacts/*/*/record.json"))
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (['{"text": "a"}', '{"body": "b"}'], r"corpus\.jsonl.*'text'"),
+        (['{"text": 3}'], r"corpus\.jsonl.*text"),
+    ],
+)
+def test_a_bad_corpus_ends_the_run_and_leaves_nothing(
+    tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch, lines: list[str], expected: str
+) -> None:
+    """In this process, on the cluster that the other tests share."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setattr(replay, "_PATIENCE_S", 0.1)
+    pipeline = write_pipeline(tmp_path)
+    write_lines(pipeline, lines)
+    failure = run_config(load_pipeline(pipeline.file)).failure
+    assert failure is not None
+    assert failure.exit_code == 1
+    assert re.search(expected, failure.text)
     assert not list(pipeline.storage.glob("artifacts/*/*/record.json"))
 
 
@@ -227,10 +250,6 @@ def test_a_storage_that_was_moved_still_generates(finished_pipeline: Pipeline, t
 
 def test_plan_and_generate_say_who_is_at_work(finished_pipeline: Pipeline) -> None:
     """While another process makes a stage, it is running, not interrupted."""
-    from pipelines.engine.lease import Lease
-    from pipelines.loading import load_pipeline
-    from pipelines.session import open_pipeline
-
     pipeline, _ = finished_pipeline
     override = "train.max_steps=24"
     planned = open_pipeline(load_pipeline(pipeline.file, [override]))
