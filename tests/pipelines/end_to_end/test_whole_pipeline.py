@@ -133,6 +133,7 @@ def test_mlflow_holds_a_parent_and_a_child_per_stage(finished_pipeline: Pipeline
     assert "train.lr" in settings
     assert not any("resources" in name for name in settings)
     assert parent.data.tags["bmojo.overrides"] == "none"
+    assert "cpp: float32 or float64 on the CPU" in children["train"].data.tags["bmojo.path.linear"]
     assert {child.info.run_name for child in children.values()} == {
         f"{parent.info.run_name}/{name}" for name in children
     }
