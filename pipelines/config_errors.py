@@ -80,9 +80,9 @@ class FieldOrigins:
 
     def written(self, field_path: Sequence[str | int]) -> FieldPath:
         """The path of a field as the file has it."""
-        top, name, *inner = (*field_path, None, None)[: max(2, len(field_path))]
-        copy = self._copies.get(str(name)) if top == "stages" else None
-        return tuple(field_path) if copy is None else copy(tuple(part for part in inner if part is not None))
+        path = tuple(field_path)
+        copy = self._copies.get(str(path[1])) if path[:1] == ("stages",) and path[1:] else None
+        return path if copy is None else copy(path[2:])
 
     def copies_beside(self, name: str) -> list[str]:
         """The copies of the stage of which `name` is one, that one too; none if it is no copy."""

@@ -216,6 +216,8 @@ def _names_read(copy: Copy, copies: Copies, need: Need) -> list[str]:
             f"Write {need.stage}.",
         )
     gathered = dict(_value_named(need, template, field, name) for field, name in need.gathered.items())
+    if len(gathered) < len(need.gathered):
+        raise FieldError(need.where, f"{need.text!r} names a field twice. Name each once.")
     found = [other.name for other in candidates if other.agrees(gathered)]
     if not found:
         raise FieldError(need.where, f"{need.text!r} has no copy with the values of {copy.name!r}. Leave these out.")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipelines.config import PipelineConfig
 from pipelines.errors import ConfigError
@@ -182,6 +186,11 @@ def test_plan_shows_the_copies(pipeline_file: Path) -> None:
         ("report.needs=['train[seed]']", "stages.report.needs: found 'train[seed]'. Expected STAGE for the copy"),
         ("report.needs=['train[seed=0,seed=1]']", "stages.report.needs: found 'train[seed=0,seed=1]'. Expected"),
         ("report.needs.trained='train[lr=1]'", "stages.report.needs.trained: 'train[lr=1]': 'lr' is no field of its"),
+        ("report.needs.trained='train[seed=0,train.seed=1]'", "'train[seed=0,train.seed=1]' names a field twice."),
+        (
+            "report.needs=[train, 'evaluate[seed=0]']",
+            "'evaluate[seed=0]' has no copy with the values of 'report-bmojo-1'",
+        ),
         ("report.needs.trained='train[seed=7]'", "'train[seed=7]': no value '7' of seed. Known: 0, 1."),
         ("report.needs.trained=train-swa-0", "'train-swa-0' is a copy of 'train'. Write train[model=swa, seed=0], or"),
         ("report.needs=['train[*]', 'train[seed=0]', 'evaluate[*]']", "names a stage twice"),
@@ -243,6 +252,12 @@ def test_a_mistake_of_the_file_has_its_line(pipeline_file: Path, old: str, new: 
     message = refusal(pipeline_file)
     assert message.startswith(f"{pipeline_file}:{number}: ")
     assert expected in message
+
+
+def test_a_field_that_two_stages_vary_is_ambiguous(pipeline_file: Path) -> None:
+    override = "report.needs.trained='train[seq_len=64]'"
+    message = refusal(pipeline_file, "tokens.foreach.seq_len=[64]", "train.foreach.seq_len=[64]", override)
+    assert "'train[seq_len=64]': 'seq_len' may be tokens.seq_len or train.seq_len." in message
 
 
 def test_all_copies_are_too_many_for_a_role_of_one(pipeline_file: Path) -> None:
@@ -319,6 +334,28 @@ def test_a_report_per_copy_and_one_of_a_subset(pipeline_file: Path) -> None:
     assert each["report-swa-1"].needed == ("train-swa-1", "evaluate-swa-1")
     some = load_pipeline(pipeline_file, ["report.needs=['train[seed=1]', 'evaluate[seed=1]']"]).stages
     assert some["report"].needed == ("train-bmojo-1", "train-swa-1", "evaluate-bmojo-1", "evaluate-swa-1")
+
+
+NAMES = st.sampled_from(
+    ["seed", "lr", "model", "model.d_ff", "needs", "x", "", "a.b", "train", "train[*]", "train[seed=0]"]
+)
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.dates() | NAMES
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3), max_leaves=6
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(["foreach", "needs", "model"]), VALUES, VALUES)
+def test_whatever_is_written_is_accepted_or_explained(field: str, train: Any, report: Any) -> None:
+    raw = yaml.safe_load(PIPELINE)
+    raw["stages"]["train"][field] = train
+    raw["stages"]["report"]["needs"] = report
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "tiny.yaml"
+        file.write_text(yaml.safe_dump(raw, allow_unicode=True), encoding="utf-8")
+        with contextlib.suppress(ConfigError):
+            load_pipeline(file)
 
 
 @pytest.mark.parametrize("file", [*sorted(CONFIGS.glob("*.yaml")), None], ids=str)
