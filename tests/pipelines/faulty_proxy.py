@@ -95,11 +95,6 @@ class FaultyProxy:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
-    def for_a_while(self, fault: str, seconds: float) -> None:
-        """Break everything so from now on for `seconds`."""
-        end = time.monotonic() + seconds
-        self.fault = lambda method, path: fault if time.monotonic() < end else None
-
     def first(self, count: int, fault: str, method: str | None = None) -> None:
         """Break so the next `count` requests (of one method)."""
         left = [count]
