@@ -9,9 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from base.cache import cache_dir
+from base.config import StrictConfig
 from base.errors import DamagedError
 from base.files import fsync_tree
 from base.verified import check_file
@@ -24,10 +23,8 @@ _FETCHED = ".bmojo-fetched.json"
 _VOUCHED_FOR = re.compile(r"\.mds$|^checkpoints/|^slices/|^record\.json$|(^|/)\.bmojo-fetched\.json$")
 
 
-class FileEntry(BaseModel):
+class FileEntry(StrictConfig):
     """What a file must be."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     size_bytes: int
     sha256: str

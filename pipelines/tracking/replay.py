@@ -17,8 +17,9 @@ from itertools import islice
 from pathlib import Path
 from typing import NoReturn
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field, ValidationError
 
+from base.config import StrictConfig
 from base.errors import UserError
 from pipelines.errors import InfrastructureError
 from pipelines.redact import redact
@@ -37,22 +38,18 @@ _PATIENCE_S = 5.0  # at the end of a run, with a sink that does not answer
 log = logging.getLogger(__name__)
 
 
-class _Position(BaseModel):
+class _Position(StrictConfig):
     """How far one journal has been delivered."""
-
-    model_config = ConfigDict(extra="forbid")
 
     offset: int = 0
     artifact_url: str | None = None
 
 
-class _Cursor(BaseModel):
+class _Cursor(StrictConfig):
     """How far a run has been delivered to one target."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    runs: dict[str, str] = {}  # stage or RUN_JOURNAL -> the sink's id of the run
-    journals: dict[str, _Position] = {}
+    runs: dict[str, str] = Field(default_factory=dict)  # stage or RUN_JOURNAL -> the sink's id of the run
+    journals: dict[str, _Position] = Field(default_factory=dict)
 
 
 class Replay:
@@ -120,7 +117,7 @@ class Replay:
             self._send(sink, run, metrics, position.artifact_url)
             metrics = []
             if event["event"] == "start":
-                position.artifact_url = event["artifact_url"]
+                position = position.model_copy(update={"artifact_url": event["artifact_url"]})
             if event["event"] == DAMAGED:
                 self._refuse(f"{DAMAGED}: {event['problem']}")
             else:
@@ -171,12 +168,11 @@ class Replay:
 
     def _advance(self, path: Path, position: _Position, offset: int, num_events: int) -> None:
         self.delivered += num_events
-        position.offset = offset
-        self._cursor.journals[path.name] = position
+        self._cursor.journals[path.name] = position.model_copy(update={"offset": offset})
         self._save_cursor()
 
     def _position(self, path: Path) -> _Position:
-        return self._cursor.journals.get(path.name, _Position()).model_copy()
+        return self._cursor.journals.get(path.name, _Position())
 
     def _journals(self) -> list[Path]:
         return sorted(self._dir.glob("*.jsonl"))  # "+run" sorts before every stage

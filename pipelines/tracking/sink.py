@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Protocol
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
+from base.config import StrictConfig
 from pipelines.storage import LocalStorage, Storage
 from pipelines.tracking.trouble import Cause, Trouble, brief, trouble_of
 
@@ -89,10 +90,9 @@ class Target(ABC):
         return None
 
 
-class SinkConfig(BaseModel):
+class SinkConfig(StrictConfig):
     """One tracker of a pipeline file. `kind` is narrowed to a Literal by each subclass."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     target_type: ClassVar[type[Target]]
 
     kind: str = Field(description="Program that shows the runs.")
