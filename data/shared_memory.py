@@ -7,6 +7,7 @@ number to start from, and its segments are registered by a lock file that the ke
 
 from __future__ import annotations
 
+import _posixshmem  # type: ignore[import-not-found]  # shared_memory itself must map a segment to remove it
 import atexit
 import contextlib
 import fcntl
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from streaming.base import constant
+from streaming.base.shared import prefix
 
 _PREFIX_DIGITS = 11  # with the library's longest name, 31 characters: the most that macOS allows
 _NODE_STRIDE = 16  # numbers kept for each node, since two nodes of a test cluster may be one machine
@@ -45,8 +48,6 @@ class Namespace:
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
         """Data sets made inside take their segments from this namespace."""
-        from streaming.base.shared import prefix
-
         original = prefix._each_prefix_int
         prefix._each_prefix_int = lambda: count(self.first)
         try:
@@ -96,18 +97,13 @@ def remove_stale(registry: Path) -> list[int]:
 
 
 def _remove_segments(first: int) -> None:
-    # What multiprocessing.shared_memory stands on; that itself cannot remove a segment without mapping it.
-    import _posixshmem  # type: ignore[import-not-found]  # without stubs
-
-    from streaming.base import constant
-
     lock_names = (constant.BARRIER_FILELOCK, constant.CACHE_FILELOCK)
-    for prefix in range(first, first + _NODE_STRIDE):
+    for number in range(first, first + _NODE_STRIDE):
         for name in constant.SHM_TO_CLEAN:
             with contextlib.suppress(FileNotFoundError):
-                _posixshmem.shm_unlink(f"/{prefix:06}_{name}")
+                _posixshmem.shm_unlink(f"/{number:06}_{name}")
         for name in lock_names:
-            Path(tempfile.gettempdir(), f"{prefix:06}_{name}").unlink(missing_ok=True)
+            Path(tempfile.gettempdir(), f"{number:06}_{name}").unlink(missing_ok=True)
 
 
 def _agreed_token(world_size: int) -> int:

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from streaming import StreamingDataLoader, StreamingDataset
+from streaming.base.world import World
 
 from data.errors import DataError
 from data.records import PackingFormat, Split
@@ -43,8 +45,6 @@ class TokenStream:
         identity: dict[str, Any],
         is_local_leader: bool,
     ) -> None:
-        from streaming import StreamingDataLoader
-
         self.format = format_
         self.samples_per_epoch = int(identity["samples_per_epoch"])
         self._dataset, self._namespace, self._identity = dataset, namespace, identity
@@ -150,9 +150,6 @@ def open_stream(
         ValueError: the workers do not divide the global batch, or the machines the canonical nodes.
         RuntimeError: there are several workers, but torch.distributed is not initialised.
     """
-    from streaming import StreamingDataset
-    from streaming.base.world import World
-
     index = read_index(shards_dir, split)
     check_shards(index)
     world = World.detect()

@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import platform
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -15,6 +16,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+import psutil
+
+import bmojo
+import data
+import kernels
 from pipelines.tracking.config import SINKS
 from pipelines.tracking.sink import Target
 
@@ -109,10 +115,6 @@ def _torch_works() -> Check:
 
 def _shadowed_packages() -> Check:
     """`kernels` and `data` are plain names: another distribution or folder so named may be imported."""
-    import bmojo
-    import data
-    import kernels
-
     root = Path(__file__).resolve().parent.parent
     strays = [
         f"{module.__name__} comes from {module.__file__}"
@@ -182,8 +184,6 @@ def _cores() -> Check:
 
 
 def _memory() -> Check:
-    import psutil
-
     memory = psutil.virtual_memory()
     found = f"{memory.available / GIB:.1f} GiB free of {memory.total / GIB:.1f}"
     if memory.available < 4 * GIB:
@@ -228,8 +228,6 @@ def _disk(storage: str) -> Check:
 
 
 def _loopback() -> Check:
-    import socket
-
     try:
         with socket.create_server(("127.0.0.1", 0)):
             return Check("loopback", "ok", "127.0.0.1 can be bound")
@@ -256,8 +254,6 @@ def _tracker_works(target: type[Target]) -> Check:
 
 def _ui_port(port: int = 5000) -> Check:
     """The port of `bmojo ui`."""
-    import socket
-
     try:
         with socket.create_server(("127.0.0.1", port)):
             return Check("port of bmojo ui", "ok", f"{port} is free")

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from data.config import FilesSource, HuggingFaceSource, PythonStdlibSource, Source
 from data.paths import expanded
 from data.records import Reason
+from data.sources import python_stdlib
 from data.sources.digests import stamp_of
 from data.sources.document import Document, LeftOut, Part, Slice
 
@@ -29,12 +30,10 @@ __all__ = [
 
 def with_absolute_paths(source: Source) -> Source:
     """The same source for a process that may have another working directory."""
-    from data.sources import huggingface
-
     match source:
         case FilesSource():
             return source.model_copy(update={"paths": tuple(_absolute(path) for path in source.paths)})
-        case HuggingFaceSource() if huggingface.local_folder(source):
+        case HuggingFaceSource() if _reader_of(source).local_folder(source):
             return source.model_copy(update={"dataset": _absolute(source.dataset)})
     return source
 
@@ -80,9 +79,7 @@ def duplicate_files(source: Source) -> list[str]:
     """Names in the source that lead to a file that another name leads to already; each file is read once."""
     if not isinstance(source, FilesSource):
         return []
-    from data.sources import files
-
-    return [str(path) for path in files.find(source).duplicates]
+    return [str(path) for path in _reader_of(source).find(source).duplicates]
 
 
 def read_slice(slice_: Slice, left_out: Counter[Reason] | None = None) -> Iterator[Document]:
@@ -105,7 +102,7 @@ def _absolute(path: str) -> str:
 
 
 def _reader_of(source: Source):  # type: ignore[no-untyped-def]  # a module with the three functions called above
-    from data.sources import files, huggingface, python_stdlib
+    from data.sources import files, huggingface
 
     match source:
         case FilesSource():

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+import zstandard
+
 from data.config import FilesSource
 from data.errors import DataError
 from data.sources.document import (
@@ -150,8 +152,6 @@ def _lines(path: Path, format_: Literal["jsonl.gz", "jsonl.zst"]) -> Iterator[by
 
 def _zstd_blocks(compressed: BinaryIO) -> Iterator[bytes]:
     """Decompressed blocks of all frames of a .zst file."""
-    import zstandard
-
     decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
     frame = None
     try:

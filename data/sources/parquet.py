@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+from pyarrow import parquet, types
+
 from data.config import FilesSource
 from data.errors import DataError
 from data.sources.document import Document, LeftOut, text_of
@@ -31,8 +34,6 @@ def read_row_groups(source: FilesSource, path: Path, groups: range) -> Iterator[
     the least and the greatest that the file notes for a row group. Damage that passes all three cannot be seen.
     Raises: DataError: the file is damaged, or a value is null or invalid.
     """
-    import pyarrow as pa
-
     file = _open(path, source.text_field)
     row = sum(file.metadata.row_group(group).num_rows for group in range(groups.start))
     try:
@@ -79,11 +80,8 @@ def _damaged(path: Path, row: int, problem: str) -> DataError:
 
 
 def _open(path: Path, text_field: str) -> Any:
-    import pyarrow as pa
-    import pyarrow.parquet
-
     try:
-        file = pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
+        file = parquet.ParquetFile(path, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         if getattr(error, "errno", None) is not None:  # the operating system's; Arrow's own OSErrors have none
             raise
@@ -106,8 +104,6 @@ def _open(path: Path, text_field: str) -> Any:
 
 def is_text_type(arrow_type: Any) -> bool:
     """Whether a column of this Arrow type holds text: strings or bytes in any layout, also behind a dictionary."""
-    from pyarrow import types
-
     if types.is_dictionary(arrow_type):
         arrow_type = arrow_type.value_type
     of_text = (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary)

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from triton import compiler
+from triton.runtime.jit import create_function_from_signature
 
 
 @dataclass(frozen=True)
@@ -46,15 +48,13 @@ class Launch:
 
     def compile(self, target: Any) -> Any:
         """Compile for a `GPUTarget` without a device, specialised on alignment just as the real call would be."""
-        from triton.compiler import ASTSource, compile, make_backend
-        from triton.runtime.jit import create_function_from_signature
-
-        backend = make_backend(target)
+        backend = compiler.make_backend(target)
         bind = create_function_from_signature(self.kernel.signature, self.kernel.params, backend)
         options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
         bound, specialization, _ = bind(**self.args, **self.constants, **options)
         parsed, signature, constexprs, attrs = self.kernel._pack_args(backend, options, bound, specialization, options)
-        return compile(ASTSource(self.kernel, signature, constexprs, attrs), target=target, options=parsed.__dict__)
+        source = compiler.ASTSource(self.kernel, signature, constexprs, attrs)
+        return compiler.compile(source, target=target, options=parsed.__dict__)
 
 
 def num_bytes(*tensors: Tensor | None) -> int:

@@ -19,6 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import triton
+from triton.runtime.errors import OutOfResources
+from triton.testing import do_bench
 
 from base.cache import cache_dir
 from kernels.gpu.launch import Launch
@@ -80,8 +83,6 @@ def require(condition: bool, message: str) -> None:
 
 def _fastest(candidates: Sequence[Config], plan: Callable[[Config], Sequence[Launch]]) -> Config:
     """The candidate whose launches take least time; the first if none fits, whose own launch then says why."""
-    from triton.runtime.errors import OutOfResources
-
     times_ms: dict[int, float] = {}
     for index, candidate in enumerate(candidates):
         try:
@@ -92,8 +93,6 @@ def _fastest(candidates: Sequence[Config], plan: Callable[[Config], Sequence[Lau
 
 
 def _time_ms(launches: Sequence[Launch]) -> float:
-    from triton.testing import do_bench
-
     def call() -> None:
         for launch in launches:
             launch.run()
@@ -133,8 +132,6 @@ def _write(known: Mapping[str, Config]) -> None:
 
 
 def _cache_file() -> Path:
-    import triton
-
     device = re.sub(r"[^\w.-]+", "-", _device_name())
     return cache_dir() / f"tuning-{device}-{triton.__version__}.json"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from pipelines.cli.console import OverridableCommand, console, error_console, es
 from pipelines.engine.failures import EXIT_BUG, EXIT_CANCELLED, Failure, classify
 from pipelines.engine.interrupts import exit_after_signal, handle_signals
 from pipelines.faults import explained_disk
+from pipelines.tracking.environment import quiet_environment
 
 app = typer.Typer(
     name="bmojo",
@@ -49,8 +51,6 @@ for panel, commands in COMMANDS.items():
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        import importlib.metadata
-
         console.print(f"bmojo {importlib.metadata.version('bmojo-pipeline')}")
         raise typer.Exit
 
@@ -67,8 +67,6 @@ def _options(
 def main() -> None:
     """Run the command, and turn whatever it raises into one screen and an exit code (pipelines.errors)."""
     handle_signals()
-    from pipelines.tracking.environment import quiet_environment
-
     quiet_environment()
     escape_unprintable()
     try:

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from pipelines.cli.console import StorageOption, console
-from pipelines.cli.models import StageOption
+from pipelines.cli.models import StageOption, load_trained
 from pipelines.stages.export.config import ExportFormat
+from pipelines.stages.export.directory import check_target, export_model
 
 
 def export(
@@ -24,9 +25,6 @@ def export(
     The directory needs no installation of this package: AutoModelForCausalLM.from_pretrained(DIR,
     trust_remote_code=True) loads it, and so does lm-eval's `hf` model type.
     """
-    from pipelines.cli.models import load_trained
-    from pipelines.stages.export.directory import check_target, export_model
-
     check_target(directory)
     with console.status("Exporting ..."):
         trained = load_trained(storage, run, stage)

@@ -12,11 +12,15 @@ import typer
 
 from base.errors import UserError
 from pipelines.cli.console import RunArgument, StorageOption
+from pipelines.engine.records import FinishedStage, read_record
+from pipelines.engine.runs import Run, find_run
+from pipelines.stages.models import load_model, load_tokenizer_of
+from pipelines.stages.train.stage import TrainStage
+from pipelines.storage import open_storage
 
 if TYPE_CHECKING:
     from bmojo import BMojoLM
     from data.tokenizer import Tokenizer
-    from pipelines.engine.runs import Run
 
 StageOption = Annotated[
     str | None, typer.Option(help="Train stage to take the model from; needed where a run has several.")
@@ -40,11 +44,6 @@ def load_trained(storage: str, run: str | None, stage: str | None) -> TrainedMod
         BMOJO_KERNELS asks for kernels that cannot run here.
     """
     from kernels.operator import check_request
-    from pipelines.engine.records import FinishedStage, read_record
-    from pipelines.engine.runs import find_run
-    from pipelines.stages.models import load_model, load_tokenizer_of
-    from pipelines.stages.train.stage import TrainStage
-    from pipelines.storage import open_storage
 
     found = find_run(open_storage(storage), run)
     trained = {name: state for name, state in found.state().stages.items() if state.kind == TrainStage.kind}

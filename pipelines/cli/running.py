@@ -17,7 +17,11 @@ from rich.table import Table
 from pipelines.cli.console import OverridesArgument, RunArgument, StorageOption, console, error_console
 from pipelines.cli.progress import StageProgress, progress_display
 from pipelines.engine.observer import Observer
+from pipelines.engine.runner import watch_notice
+from pipelines.engine.runs import find_run
 from pipelines.errors import ConfigError
+from pipelines.session import open_pipeline, run_config
+from pipelines.storage import open_storage
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -40,7 +44,6 @@ def plan(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     Changes nothing.
     """
     from pipelines.loading import load_pipeline
-    from pipelines.session import open_pipeline
 
     loaded = load_pipeline(config, overrides or ())
     pipeline = open_pipeline(loaded, config)
@@ -58,8 +61,6 @@ def plan(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
 
 
 def _watched(holder: LeaseInfo, wait_s: float) -> None:
-    from pipelines.engine.runner import watch_notice
-
     error_console.print(escape(watch_notice(holder, wait_s)), soft_wrap=True)
 
 
@@ -79,9 +80,7 @@ def resume(run: RunArgument = None, storage: StorageOption = "runs") -> None:
 
     Relative paths start where they did when the run was started.
     """
-    from pipelines.engine.runs import find_run
     from pipelines.loading import validate_pipeline
-    from pipelines.storage import open_storage
 
     found = find_run(open_storage(storage), run)
     info = found.info()
@@ -110,8 +109,6 @@ def _run(
     expected: Run | None = None,
     overrides: Sequence[str] | None = None,
 ) -> None:
-    from pipelines.session import run_config
-
     with progress_display(console) as progress:
         result = run_config(config, config_path, ConsoleObserver(progress), expected, overrides)
     if result.failure is not None:

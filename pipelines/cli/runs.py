@@ -15,6 +15,16 @@ from base.errors import UserError
 from pipelines.cli.console import RunArgument, StorageOption, console, error_console
 from pipelines.cli.progress import delivery_progress
 from pipelines.cli.running import STATUS_STYLES
+from pipelines.engine.failures import EXIT_RESUMABLE, EXIT_USER
+from pipelines.engine.records import FinishedStage, read_record
+from pipelines.engine.runs import dead_leases, delete_run, find_run, unlock_run
+from pipelines.engine.runs import list_runs as all_runs
+from pipelines.stages import STAGES
+from pipelines.storage import open_storage
+from pipelines.storage.artifact import ArtifactDir
+from pipelines.tracking import run_tracking
+from pipelines.tracking.config import stored_targets
+from pipelines.tracking.trouble import Cause
 
 if TYPE_CHECKING:
     from pipelines.engine.lease import LeaseInfo
@@ -59,9 +69,6 @@ def status(run: RunArgument = None, storage: StorageOption = "runs") -> None:
 
 def list_runs(storage: StorageOption = "runs") -> None:
     """List all runs of a storage, the latest last."""
-    from pipelines.engine.runs import list_runs as all_runs
-    from pipelines.storage import open_storage
-
     runs = all_runs(open_storage(storage))
     if not runs:
         console.print(f"There are no runs in {escape(storage)}. Start one: bmojo run CONFIG.")
@@ -111,8 +118,6 @@ def delete(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Delete a run's state and, with --artifacts, what it made. MLflow keeps its record of the run."""
-    from pipelines.engine.runs import delete_run
-
     found = _find(run, storage)
     holder = found.holder(_watched)
     if holder is not None:
@@ -133,8 +138,6 @@ def unlock(
 
     Not needed on the driver's own machine, where a dead process is seen. Refused while the driver renews its hold.
     """
-    from pipelines.engine.runs import dead_leases, unlock_run
-
     found = _find(run, storage)
     held = dead_leases(found)
     if not held:
@@ -158,10 +161,6 @@ def sync(run: RunArgument = None, storage: StorageOption = "runs") -> None:
 
     Exit codes: 0 all of it is there, 75 a server is away (try again), 1 one refuses; the message has the remedy.
     """
-    from pipelines.engine.failures import EXIT_RESUMABLE, EXIT_USER
-    from pipelines.storage import open_storage
-    from pipelines.tracking.config import stored_targets
-
     found = _find(run, storage)
     codes = {_sync(found, target) for target in stored_targets(found.info().config, open_storage(storage))}
     for code in (EXIT_USER, EXIT_RESUMABLE):
@@ -171,10 +170,6 @@ def sync(run: RunArgument = None, storage: StorageOption = "runs") -> None:
 
 def _sync(run: Run, target: Target) -> int:
     """Deliver to one tracker and say what was done. Returns the exit code."""
-    from pipelines.engine.failures import EXIT_RESUMABLE, EXIT_USER
-    from pipelines.tracking import run_tracking
-    from pipelines.tracking.trouble import Cause
-
     with delivery_progress(console, f"Delivering to {target.where}") as on_progress:
         delivery = run_tracking.sync(run.storage, run.relpath, run.run_id, target, on_progress)
     for refused in delivery.refused:
@@ -202,10 +197,6 @@ def _points(count: int) -> str:
 
 def _summary(run: Run, stage: StageState) -> str | None:
     """A finished stage's summary of its result. The next run reports a damaged record, not this view."""
-    from pipelines.engine.records import FinishedStage, read_record
-    from pipelines.stages import STAGES
-    from pipelines.storage.artifact import ArtifactDir
-
     kind = next((known for known in STAGES if known.kind == stage.kind), None)
     if stage.status != "SUCCEEDED" or stage.artifact is None or kind is None:
         return None
@@ -218,9 +209,6 @@ def _summary(run: Run, stage: StageState) -> str | None:
 
 
 def _find(run: str | None, storage: str) -> Run:
-    from pipelines.engine.runs import find_run
-    from pipelines.storage import open_storage
-
     return find_run(open_storage(storage), run)
 
 

@@ -20,8 +20,7 @@ from pipelines.engine.stage import StageContext, StageInputs, StageOutput, Stage
 from pipelines.errors import InfrastructureError
 from pipelines.faults import explained_disk
 from pipelines.redact import redact
-from pipelines.tracking.journal import Journal
-from pipelines.tracking.remote import WORKERS_SUFFIX
+from pipelines.tracking.journal import Journal, workers_journal
 from pipelines.tracking.run_tracking import JournalWatch, RunTracking
 from pipelines.tracking.system_metrics import SystemMetrics
 
@@ -66,7 +65,7 @@ class Attempt:
             journal=journal,
             content=self._planned.fingerprint.parts.content,
         )
-        paths = [journal.path, journal.path.with_name(journal.path.stem + WORKERS_SUFFIX)]
+        paths = [journal.path, workers_journal(journal)]
         with ExitStack() as stack:
             stack.enter_context(JournalWatch(paths, on_metrics))
             if self._tracking.options.system_metrics:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from bmojo.inspection import MEMORIES, LayerInspection
 from pipelines.inspection.text import shown_at
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 MEMORY_COLOURS = ("#56B4E9", "#E69F00", "#D55E00")  # window, fading, eidetic; told apart by colour-blind readers
 KEPT_COLOUR = "#0B3C6F"
@@ -23,8 +21,6 @@ COLUMNS, MAX_LINES = 104, 26  # of the strip of text
 
 def overview_png(layers: Sequence[LayerInspection], pieces: Sequence[str], window_size: int) -> bytes:
     """All in one picture, for MLflow and for slides."""
-    from matplotlib.figure import Figure
-
     scored = [layer for layer in layers if layer.innovation_t is not None]
     lines = strip_lines(pieces)[:MAX_LINES]
     heights = [1.25] * len(scored) + [0.5 + 0.28 * len(layers)] + ([0.55 + 0.2 * len(lines)] if scored else [])
@@ -40,8 +36,6 @@ def overview_png(layers: Sequence[LayerInspection], pieces: Sequence[str], windo
 
 def scores_png(layer: LayerInspection, window_size: int) -> bytes:
     """Score curve of one layer."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(11, 1.7), dpi=110, layout="constrained")
     draw_scores(figure.add_subplot(), layer, window_size)
     return _png(figure)
@@ -49,8 +43,6 @@ def scores_png(layer: LayerInspection, window_size: int) -> bytes:
 
 def mass_png(layers: Sequence[LayerInspection]) -> bytes:
     """Attention by layer."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(11, 0.9 + 0.3 * len(layers)), dpi=110, layout="constrained")
     draw_mass(figure.add_subplot(), layers)
     return _png(figure)
@@ -121,8 +113,6 @@ def draw_strip(
     axes: Axes, layer: LayerInspection, pieces: Sequence[str], lines: Sequence[Sequence[tuple[int, int, str]]]
 ) -> None:
     """The beginning of the text: the darker, the more surprising; blue is held at the end."""
-    from matplotlib.patches import Rectangle
-
     assert layer.innovation_t is not None
     rank = ranks(layer.innovation_t).tolist()
     places = shown_at(pieces)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from base.errors import DamagedError
+from data.errors import DataError
 
 if TYPE_CHECKING:
     from bmojo import BMojoLM
@@ -25,7 +26,6 @@ def load_model(artifact: ArtifactDir, relpath: str) -> BMojoLM:
 
 def load_tokenizer_of(trained: ArtifactDir, reference: str) -> Tokenizer:
     """The tokenizer in a folder of an artifact, as a train stage's output refers to it. Raises DamagedError."""
-    from data.errors import DataError
     from data.tokenizer import load_tokenizer
 
     parent, _, folder = reference.rstrip("/").rpartition("/")

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 
 from pipelines.storage.local import LocalStorage
-from pipelines.storage.objects import ObjectStorage
 from pipelines.storage.storage import Storage
 
-__all__ = ["LocalStorage", "ObjectStorage", "Storage", "open_storage"]
+__all__ = ["LocalStorage", "Storage", "open_storage"]
 
 
 def open_storage(url: str | os.PathLike[str]) -> Storage:
@@ -20,4 +19,6 @@ def open_storage(url: str | os.PathLike[str]) -> Storage:
     scheme, separator, rest = text.partition("://")
     if not separator or scheme in ("file", "local"):
         return LocalStorage(rest if separator else text)
+    from pipelines.storage.objects import ObjectStorage
+
     return ObjectStorage(text)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import fsspec
+
 from base.errors import UserError
 from base.files import is_temporary
 from pipelines.faults import CREDENTIAL_TYPES, Fault, Judgement, judge
@@ -106,8 +108,6 @@ class ObjectStorage(Storage):
 
     def _fs(self, large: bool = False) -> Any:
         """The client. Args: large: for files of many parts, of which the client repeats one, not we all of them."""
-        import fsspec
-
         once = {} if large else _TRY_ONCE.get(self._scheme, {})
         fs = fsspec.filesystem(self._scheme, use_listings_cache=False, **once)
         if once:
@@ -119,8 +119,6 @@ class ObjectStorage(Storage):
 
 
 def _check_driver(scheme: str, url: str) -> None:
-    import fsspec
-
     try:
         fsspec.get_filesystem_class(scheme)
     except ImportError as error:

@@ -216,6 +216,11 @@ class Journal:
         return end
 
 
+def workers_journal(journal: Journal) -> Path:
+    """The file that the workers of the stage of `journal` write (pipelines.tracking.remote)."""
+    return journal.path.with_name(f"{journal.path.stem}.workers.jsonl")
+
+
 class StepSet:
     """Steps of a metric, one bit each: a long run has millions."""
 

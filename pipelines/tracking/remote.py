@@ -10,11 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
 from base.errors import UserError
 from pipelines.errors import InfrastructureError
-from pipelines.tracking.journal import Journal
+from pipelines.tracking.journal import Journal, workers_journal
 
-WORKERS_SUFFIX = ".workers.jsonl"
 _FLUSH_TIMEOUT_S = 30.0
 _LOCK_TIMEOUT_S = 60.0  # the actor of a driver that was killed may take a while to follow it
 
@@ -56,8 +58,6 @@ class RemoteJournal:
 
         Call it before a checkpoint is made to count: the steps before a checkpoint are not done again after a crash.
         """
-        import ray
-
         try:
             ray.get(self._handle.flush.remote(self._unconfirmed, self._unconfirmed_tags), timeout=timeout_s)
         except Exception as error:
@@ -113,20 +113,12 @@ def log_missing(path: Path, history: Mapping[str, Sequence[tuple[int, float]]]) 
         log.warning("%s may lack points of the curves: %s", path, error)
 
 
-def workers_journal(journal: Journal) -> Path:
-    """The file that the workers of the stage of `journal` write."""
-    return journal.path.with_name(journal.path.stem + WORKERS_SUFFIX)
-
-
 @contextmanager
 def remote_journal(journal: Journal) -> Iterator[RemoteJournal]:
     """A journal for the workers of the stage that holds `journal`; it is a second file of the same stage.
 
     Use it on the driver, with Ray initialised, around the work: `with remote_journal(context.journal) as journal: ...`.
     """
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
     path = workers_journal(journal)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor_class: Any = ray.remote(

@@ -13,7 +13,6 @@ from typer.testing import CliRunner
 
 from base.errors import UserError
 from bmojo.inspection import inspect_memory, kept_tokens
-from pipelines.cli import models
 from pipelines.cli.inspect import inspect
 from pipelines.inspection.draw import draw_inspection
 from pipelines.inspection.plots import COLUMNS, strip_lines
@@ -27,7 +26,7 @@ app.command()(inspect)
 @pytest.fixture
 def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     found = trained_model(tmp_path)
-    monkeypatch.setattr(models, "load_trained", lambda storage, run, stage: found)
+    monkeypatch.setattr("pipelines.cli.inspect.load_trained", lambda storage, run, stage: found)
     (tmp_path / "text.py").write_text(TEXT, encoding="utf-8")
     return found
 

@@ -8,6 +8,8 @@ from pydantic import Field
 
 from pipelines.engine.stage import Stage, StageContext, StageInputs, StageNode, StageOutput
 from pipelines.stages.export.config import ExportFormat, ExportStageConfig
+from pipelines.stages.export.directory import export_model
+from pipelines.stages.models import load_model, load_tokenizer_of
 from pipelines.stages.tasks import run_tasks
 from pipelines.stages.train.stage import TrainStage
 from pipelines.storage.artifact import ArtifactDir
@@ -50,9 +52,6 @@ def export_trained(
     trained: ArtifactDir, model_path: str, tokenizer_reference: str, artifact: ArtifactDir, to: ExportFormat
 ) -> int:
     """Export a train stage's model into `artifact`, in a folder named after the format. Returns its bytes."""
-    from pipelines.stages.export.directory import export_model
-    from pipelines.stages.models import load_model, load_tokenizer_of
-
     artifact.delete(to)  # of an attempt that died
     model = load_model(trained, model_path)
     tokenizer = load_tokenizer_of(trained, tokenizer_reference)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure  # the object interface: no global state, no display, safe in threads
 
 Curve = Sequence[tuple[float, float]]
 
@@ -74,8 +73,6 @@ def _colours(number: int) -> list[str]:
 
 
 def _new_figure(title: str, x_label: str, y_label: str, height: float = 3.6) -> tuple[Figure, Axes]:
-    from matplotlib.figure import Figure  # the object interface: no global state, no display, safe in threads
-
     figure = Figure(figsize=(7.5, max(height, 1.6)), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title, fontsize=11, loc="left")

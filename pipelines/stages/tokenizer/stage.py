@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 
 from data.config import TokenizerFields
 from data.paths import expanded
+from data.sampling import sample_texts
 from data.sources import content_identity, with_absolute_paths
 from pipelines.engine.stage import Stage, StageConfig, StageContext, StageInputs, StageOutput
 from pipelines.stages.tasks import require_planned_content, run_tasks, user_errors
@@ -88,7 +89,6 @@ def describe_source(source: BaseModel) -> str:
 
 def _make_tokenizer(config: TokenizerStageConfig, artifact: ArtifactDir) -> TokenizerOutput:
     """Runs as a Ray task. Raises DataError."""
-    from data.sampling import sample_texts
     from data.tokenizer import load_tokenizer, train_tokenizer
 
     if config.source is not None:

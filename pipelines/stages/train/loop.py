@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 
 from bmojo.counting import count
 from data.shards import TokenBatch
-from data.streaming import TokenStream
 from pipelines.stages.train import checkpoint as checkpoints
 from pipelines.stages.train import device
 from pipelines.stages.train.curves import Curves
@@ -21,6 +21,9 @@ from pipelines.stages.train.schedule import learning_rate
 from pipelines.stages.train.trainer import StepResult, Trainer
 from pipelines.stages.train.validation import validation_loss
 from pipelines.stages.train.weights import save_model
+
+if TYPE_CHECKING:
+    from data.streaming import TokenStream
 
 
 class TrainLoop:

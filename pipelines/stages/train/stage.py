@@ -26,7 +26,7 @@ from pipelines.stages.tokenize.stage import TokenizeStage
 from pipelines.stages.train.config import TrainStageConfig, check_seq_len
 from pipelines.stages.train.job import History, MetricSink, TrainFigures, TrainJob
 from pipelines.storage.artifact import ArtifactDir
-from pipelines.tracking.remote import log_missing, remote_journal, workers_journal
+from pipelines.tracking.journal import workers_journal
 
 HISTORY = "history.json"
 _FAR_WORSE = 1.1  # times the validation loss before the first step
@@ -114,6 +114,7 @@ class TrainStage(Stage[TrainStageConfig, TrainInputs, TrainOutput]):
         Raises: UserError: settings that do not fit the data, training that diverges, workers without room.
         """
         from pipelines.stages.train.launch import run_training
+        from pipelines.tracking.remote import log_missing, remote_journal
 
         tokens = inputs.tokens
         context.journal.log_dataset(tokens.name, tokens.output.train_sha256, tokens.artifact.url, context="train")

@@ -12,7 +12,6 @@ import torch.distributed as dist
 
 from bmojo.allocator import keep_freed_memory
 from data.shards import TokenBatch, read_token_batches
-from data.streaming import open_stream
 from pipelines.faults import explained_disk
 from pipelines.stages.train import device
 from pipelines.stages.train.checkpoint import Checkpoint, step_dir
@@ -41,6 +40,8 @@ def train_worker(loop_config: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _train(job: TrainJob) -> TrainFacts | None:
+    from data.streaming import open_stream  # seconds, which the driver need not wait: it imports this module too
+
     worker_device = prepare_process(job.config, dist.get_rank())
     resumed = None
     if job.resume_step is not None:

@@ -13,11 +13,15 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+
 from base.errors import UserError
 from pipelines.redact import redact
 from pipelines.storage import LocalStorage
 from pipelines.storage.artifact import ArtifactDir
-from pipelines.tracking.mlflow.sqlite import check_store, prepare_store
+from pipelines.tracking.mlflow.store import check_store, prepare_store
 from pipelines.tracking.mlflow.trouble import deleted_experiment, is_unacceptable
 from pipelines.tracking.sink import Event, UnsendableError
 
@@ -37,11 +41,9 @@ class MlflowSink:
         """Connect, and make the experiment if there is none.
 
         Args: artifact_root: of a SQLite store of our own, which is made beside it; None if `uri` names another.
-        Raises: UserError: a SQLite file that cannot be opened, or a deleted experiment. ImportError: MLflow is missing.
-            Whatever MLflow or the network raises.
+        Raises: UserError: a SQLite file that cannot be opened, or a deleted experiment. Whatever MLflow or the
+            network raises.
         """
-        import mlflow
-
         for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.tracking", "mlflow.store.model_registry"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
         logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # the replayer reports it, once
@@ -49,7 +51,7 @@ class MlflowSink:
             prepare_store(artifact_root)
         check_store(uri)
         self._uri, self._run_id = uri, run_id
-        self._client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+        self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         self._experiment_id = self._find_experiment(experiment, artifact_root)
 
     def open_run(self, stage: str | None, time_ms: int) -> str:
@@ -73,8 +75,6 @@ class MlflowSink:
 
     def has_run(self, run: str) -> bool:
         """Whether the run exists in the store and was not deleted there."""
-        from mlflow.exceptions import MlflowException
-
         try:
             return bool(self._client.get_run(run).info.lifecycle_stage == "active")
         except MlflowException as error:
@@ -99,8 +99,6 @@ class MlflowSink:
             raise UnsendableError(str(error)) from error
 
     def _log_metrics(self, mlflow_run: str, events: Sequence[Event]) -> None:
-        from mlflow.entities import Metric
-
         points = [
             Metric(name[:_MAX_KEY], value, event["t"], event["step"])
             for event in events
@@ -122,8 +120,6 @@ class MlflowSink:
 
         The latest is in config.json.
         """
-        from mlflow.entities import Param
-
         known = self._client.get_run(mlflow_run).data.params
         params = [
             Param(name[:_MAX_KEY], _text(value)[:_MAX_PARAM_VALUE])
@@ -137,8 +133,6 @@ class MlflowSink:
         self._set_tags(mlflow_run, event["tags"])
 
     def _apply_dataset(self, mlflow_run: str, event: Event, artifact_url: str | None) -> None:
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
         source = event["source"]
         scheme = source.partition("://")[0] if "://" in source else "local"
         dataset = Dataset(
@@ -158,8 +152,6 @@ class MlflowSink:
 
     def _apply_model(self, mlflow_run: str, event: Event, artifact_url: str | None) -> None:
         """Register a model version for this run, once."""
-        from mlflow.exceptions import MlflowException
-
         self._upload(mlflow_run, event["path"], artifact_url)
         try:
             self._client.create_registered_model(event["name"])
@@ -196,15 +188,11 @@ class MlflowSink:
             self._client.log_artifact(mlflow_run, str(local), artifact_path=None if parent == "." else parent)
 
     def _set_tags(self, mlflow_run: str, tags: dict[str, str]) -> None:
-        from mlflow.entities import RunTag
-
         entities = [RunTag(name[:_MAX_KEY], value[:_MAX_TAG_VALUE]) for name, value in tags.items()]
         for start in range(0, len(entities), _MAX_PARAMS):
             self._client.log_batch(mlflow_run, tags=entities[start : start + _MAX_PARAMS])
 
     def _find_experiment(self, name: str, artifact_root: Path | None) -> str:
-        from mlflow.exceptions import MlflowException
-
         found = self._client.get_experiment_by_name(name)
         if found is not None and found.lifecycle_stage != "active":
             raise UserError(deleted_experiment(str(redact(self._uri)), name, str(found.experiment_id)))

@@ -7,7 +7,7 @@ import re
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field
@@ -15,11 +15,13 @@ from pydantic import Field
 from pipelines.errors import ConfigError
 from pipelines.redact import MASK, redact
 from pipelines.storage import LocalStorage, Storage
-from pipelines.tracking.mlflow.sink import MlflowSink
 from pipelines.tracking.mlflow.sqlite import SQLITE_FILE, sqlite_uri
 from pipelines.tracking.mlflow.trouble import explain
 from pipelines.tracking.sink import SinkConfig, Target, local_folder
 from pipelines.tracking.trouble import Trouble
+
+if TYPE_CHECKING:
+    from pipelines.tracking.mlflow.sink import MlflowSink
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks", "databricks-uc", "uc")
@@ -54,6 +56,8 @@ class MlflowTarget(Target):
 
     def open(self, run_id: str) -> MlflowSink:
         """As Target.open. Raises UserError: no SQLite file that can be opened, or a deleted experiment."""
+        from pipelines.tracking.mlflow.sink import MlflowSink
+
         return MlflowSink(self.uri, self.experiment, self.artifact_root, run_id)
 
     def has_store(self) -> bool:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.tracking.journal import Journal, read_events
-from pipelines.tracking.remote import RemoteJournal, log_missing, remote_journal, workers_journal
+from pipelines.tracking.journal import Journal, read_events, workers_journal
+from pipelines.tracking.remote import RemoteJournal, log_missing, remote_journal
 from pipelines.tracking.run_tracking import JournalWatch
 from pipelines.tracking.system_metrics import SystemMetrics
 from tests.pipelines.waiting import wait_until

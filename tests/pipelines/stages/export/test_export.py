@@ -18,7 +18,6 @@ from typer.testing import CliRunner
 
 from base.errors import UserError
 from bmojo.hf import import_from_hf
-from pipelines.cli import models
 from pipelines.cli.export import export
 from pipelines.engine.stage import StageContext, StageNode, StageResult
 from pipelines.errors import InfrastructureError
@@ -38,7 +37,7 @@ app.command()(export)
 @pytest.fixture
 def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     found = trained_model(tmp_path)
-    monkeypatch.setattr(models, "load_trained", lambda storage, run, stage: found)
+    monkeypatch.setattr("pipelines.cli.export.load_trained", lambda storage, run, stage: found)
     return found
 
 
@@ -55,7 +54,7 @@ def test_command_writes_a_model_that_comes_back_the_same(trained, tmp_path):
 
 
 def test_a_directory_that_holds_something_is_refused_before_the_model_is_loaded(tmp_path, monkeypatch):
-    monkeypatch.setattr(models, "load_trained", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("pipelines.cli.export.load_trained", lambda *_: pytest.fail("loaded"))
     (tmp_path / "mine.txt").write_text("keep")
     result = CliRunner().invoke(app, ["tiny", str(tmp_path)])
     assert isinstance(result.exception, UserError)
@@ -67,7 +66,7 @@ def test_a_directory_that_holds_something_is_refused_before_the_model_is_loaded(
 
 @pytest.mark.parametrize(("path", "message"), [("x" * 300, "File name too long"), ("a" * 5000, "File name too long")])
 def test_paths_that_cannot_be_are_refused_before_the_model_is_loaded(tmp_path, monkeypatch, path, message):
-    monkeypatch.setattr(models, "load_trained", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("pipelines.cli.export.load_trained", lambda *_: pytest.fail("loaded"))
     result = CliRunner().invoke(app, ["tiny", str(tmp_path / path)])
     assert isinstance(result.exception, UserError)
     assert f"{message}. Name another directory." in str(result.exception)

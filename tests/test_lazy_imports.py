@@ -1,0 +1,142 @@
+"""Imports stand at the top of a module, unless they would load what a quick command must not wait for."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("base", "kernels", "bmojo", "data", "pipelines")
+
+LATE = {
+    # Slow to import; seconds on two quiet cores of a Xeon at 2.1 GHz, Python 3.11, files in the cache.
+    "torch": "1.9 s",
+    "torchvision": "2 s, and doctor reports a pair of builds that do not match",
+    "ray": "0.5 s; reads its environment when it is imported",
+    "streaming": "4.8 s after torch",
+    "mlflow": "1.2 s",
+    "matplotlib": "0.5 s",
+    "sqlalchemy": "0.3 s",
+    "pyarrow": "0.2 s",
+    "fsspec": "0.2 s",
+    "deepspeed": "0.3 s after torch; its backend only",
+    "numpy": "0.2 s",
+    "yaml": "20 ms, of the 0.5 s that `bmojo --help` may take; so the next",
+    "tokenizers": "20 ms",
+    # Not installed everywhere.
+    "triton": "GPUs only; exported models run without it",
+    "tensorboard": "an extra",
+    "fcntl": "not on Windows, where exported models run",
+}
+"""Packages that may be imported inside a function, and why. So may our modules that need one of them."""
+
+FIRST = {("pipelines.__main__", "pipelines.cli.app"): "signals are handled before anything else is imported"}
+"""Imports of ours inside a function for another reason: (module, what it imports)."""
+
+
+class Import(NamedTuple):
+    """One imported module: the line of the statement, whether a function holds it, the module's full name."""
+
+    line: int
+    is_late: bool
+    name: str
+
+
+def path_of(module: str) -> Path | None:
+    """The file of a module of ours; None for others."""
+    folder = ROOT.joinpath(*module.split("."))
+    files = (folder / "__init__.py", folder.with_suffix(".py"))
+    return next((file for file in files if file.exists() and module.split(".")[0] in PACKAGES), None)
+
+
+def imports_in(tree: ast.AST, is_late: bool = False) -> Iterator[Import]:
+    """The imports that run, so none under TYPE_CHECKING."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from (Import(node.lineno, is_late, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield Import(node.lineno, is_late, whole if path_of(whole) else node.module)
+        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            yield from imports_in(ast.Module(node.orelse, []), is_late)
+        else:
+            yield from imports_in(
+                node, is_late or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            )
+
+
+@cache
+def imports_of(module: str) -> Sequence[Import]:
+    """The imports of a module of ours; none for others."""
+    path = path_of(module)
+    return [] if path is None else list(imports_in(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+@cache
+def loaded_by(module: str) -> frozenset[str]:
+    """All that importing a module loads, as far as our own modules tell: also the packages around each."""
+    loaded, waiting = set[str](), [module]
+    while waiting:
+        name = waiting.pop()
+        if name not in loaded:
+            loaded.add(name)
+            waiting += [found.name for found in imports_of(name) if not found.is_late]
+            waiting += [name.rpartition(".")[0]] if "." in name else []
+    return frozenset(loaded)
+
+
+def modules() -> list[str]:
+    files = [file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py"))]
+    return [".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for file in files]
+
+
+def late_imports() -> list[tuple[str, Import]]:
+    """Every import inside a function, with the module it is in."""
+    return [(module, found) for module in modules() for found in imports_of(module) if found.is_late]
+
+
+def needed_late(module: str, name: str) -> set[str]:
+    """The packages of LATE that `name` would load and the module that imports it has not loaded anyway."""
+    return (loaded_by(name) - loaded_by(module)) & set(LATE)
+
+
+def test_imports_inside_functions_load_what_is_slow_or_optional() -> None:
+    wrong = [
+        f"{module}, line {found.line}: {found.name} loads no package of LATE. Move it to the top."
+        for module, found in late_imports()
+        if not needed_late(module, found.name) and (module, found.name) not in FIRST
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_command_line_loads_none_of_them() -> None:
+    loaded = loaded_by("pipelines.cli.app")
+    assert {"pipelines.engine.runner", "pipelines.stages.train.stage"} <= loaded  # the walk reaches the far ends
+    assert not loaded & set(LATE) - {"fcntl"}
+
+
+@pytest.mark.parametrize("package", LATE)
+def test_each_exception_is_still_needed(package: str) -> None:
+    assert any(package in needed_late(module, found.name) for module, found in late_imports())
+
+
+@pytest.mark.parametrize(("module", "name"), FIRST)
+def test_each_import_for_another_reason_is_still_there(module: str, name: str) -> None:
+    assert (module, name) in [(where, found.name) for where, found in late_imports()]
+
+
+def test_imports_are_told_apart() -> None:
+    tree = ast.parse(
+        "import a\nif TYPE_CHECKING:\n    import b\nelse:\n    import c\n"
+        "class C:\n    import d\n    def f(self):\n        import e.x\n        from bmojo import model\n"
+        "        from bmojo.config import ModelConfig\n"
+    )
+    assert [(found.name, found.is_late) for found in imports_in(tree)] == [
+        ("a", False), ("c", False), ("d", False), ("e.x", True), ("bmojo.model", True), ("bmojo.config", True),
+    ]  # fmt: skip
