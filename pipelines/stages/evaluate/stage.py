@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 from pydantic import Field
 
 from pipelines.engine.stage import ProgressMetrics, Stage, StageContext, StageInputs, StageNode, StageOutput
 from pipelines.errors import FieldError
 from pipelines.stages.evaluate.config import EvaluateStageConfig
+from pipelines.stages.evaluate.section import EvaluatedModel
 from pipelines.stages.numbers import optional, perplexity
+from pipelines.stages.sections import Section
 from pipelines.stages.tokenize.stage import TokenizeStage
-from pipelines.stages.train.stage import TrainStage
+from pipelines.stages.train.stage import TrainStage, read_history
 from pipelines.storage.artifact import ArtifactDir
 
 
@@ -54,7 +57,7 @@ class EvaluateOutput(StageOutput):
         return {name: value for name, value in figures.items() if value is not None}
 
     def report_cells(self) -> dict[str, str]:
-        """Those of the whole validation split, and the baselines'."""
+        """Those of the whole validation split, and the baselines', for the table of a report."""
         return {
             "loss (nats/token)": f"{self.loss:.4f}",
             "perplexity": f"{self.perplexity:.2f}",
@@ -105,6 +108,18 @@ class EvaluateStage(Stage[EvaluateStageConfig, EvaluateInputs, EvaluateOutput]):
         context.journal.log_metrics(0, output.figures())
         context.journal.log_artifact("results.json")
         return output
+
+    def section(self, node: StageNode[Self]) -> Section:
+        """The model's figures, curves and samples."""
+        trained, tokens = node.inputs.trained, node.inputs.tokens
+        return EvaluatedModel(
+            name=trained.name,
+            pattern=trained.config.model.pattern,
+            training=trained.output,
+            evaluation=node.output,
+            history=read_history(trained.artifact),
+            data=[f"{tokens.name}: {tokens.output.summary()}."],
+        ).section()
 
     def headline(self, config: EvaluateStageConfig, output: EvaluateOutput, artifact: ArtifactDir) -> str:
         """The loss in its three units, beside the baselines."""

@@ -1,18 +1,21 @@
-"""The `report` stage: one page about the models that were trained and evaluated."""
+"""The `report` stage: one page with the sections of the stages that it needs, and of those that these read."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from pydantic import Field
 from rich.markup import escape
 
+from pipelines.engine.graph import nodes_by_role
 from pipelines.engine.stage import AnyNode, Stage, StageContext, StageInputs, StageNode, StageOutput
 from pipelines.errors import FieldError
 from pipelines.stages.evaluate.stage import EvaluateStage
 from pipelines.stages.report.config import ReportStageConfig
-from pipelines.stages.train.stage import TrainStage, read_history
+from pipelines.stages.sections import Reported
+from pipelines.stages.train.stage import TrainStage
 from pipelines.storage.artifact import ArtifactDir
 
 
@@ -50,33 +53,25 @@ class ReportStage(Stage[ReportStageConfig, ReportInputs, ReportOutput]):
 
     def run(self, config: ReportStageConfig, inputs: ReportInputs, context: StageContext) -> ReportOutput:
         """Write report.html, report.md and the plots."""
-        from pipelines.stages.report.page import ModelResults, StageSummary, build_report
+        from pipelines.stages.report.page import StageSummary, build_report
 
-        models = [
-            ModelResults(
-                name=trained.name,
-                pattern=trained.config.model.pattern,
-                training=trained.output,
-                evaluation=evaluated.output,
-                history=read_history(trained.artifact),
-            )
-            for evaluated in inputs.evaluated
-            for trained in [evaluated.inputs.trained]
-        ]
-        nodes: tuple[AnyNode, ...] = (*inputs.trained, *inputs.evaluated)
+        needed: tuple[AnyNode, ...] = (*inputs.trained, *inputs.evaluated)
         stages = [
-            StageSummary(node.name, node.stage.kind, node.fingerprint, node.config.model_dump(mode="json"))
-            for node in nodes
+            StageSummary(
+                node.name,
+                node.stage.kind,
+                node.fingerprint,
+                node.config.model_dump(mode="json"),
+                is_open=not isinstance(node.stage, Reported),  # the settings behind the results
+            )
+            for node in needed
         ]
-        tokens = [evaluated.inputs.tokens for evaluated in inputs.evaluated]
-        data = {node.name: node.output.summary() for node in tokens}
         report = build_report(
             title=config.title or context.name,
             about=f"Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by stage {context.name} "
             f"({context.fingerprint[:8]}).",
-            models=models,
+            sections=[node.stage.section(node) for node in with_inputs(needed) if isinstance(node.stage, Reported)],
             stages=stages,
-            data=[f"{name}: {summary}." for name, summary in data.items()],
         )
         output = ReportOutput(html="report.html", markdown="report.md")
         files = {output.html: report.html.encode(), output.markdown: report.markdown.encode(), **report.pictures}
@@ -89,3 +84,12 @@ class ReportStage(Stage[ReportStageConfig, ReportInputs, ReportOutput]):
     def headline(self, config: ReportStageConfig, output: ReportOutput, artifact: ArtifactDir) -> str:
         """The page's address."""
         return f"[bold]{escape(artifact.url)}/{output.html}[/]"
+
+
+def with_inputs(nodes: Iterable[AnyNode]) -> list[AnyNode]:
+    """The nodes, each once and after all that it reads."""
+    found: dict[str, AnyNode] = {}
+    for node in nodes:
+        read = (one for group in nodes_by_role(node).values() for one in group)
+        found |= {one.name: one for one in (*with_inputs(read), node) if one.name not in found}
+    return list(found.values())

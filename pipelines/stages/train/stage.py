@@ -60,14 +60,13 @@ class TrainOutput(StageOutput, TrainFigures):
         }
         return {name: value for name, value in figures.items() if value is not None}
 
-    def report_cells(self) -> dict[str, str]:
-        """Size, data and speed."""
-        return {
-            "parameters": f"{self.num_params / 1e6:.2f} M",
-            "tokens seen": f"{self.tokens_seen / 1e6:.2f} M",
-            "tokens/s": f"{self.tokens_per_s:,.0f}",
-            "MFU": optional(self.mfu, "{:.0%}"),
-        }
+    def size_cells(self) -> dict[str, str]:
+        """Size and data, for the table of a report."""
+        return {"parameters": f"{self.num_params / 1e6:.2f} M", "tokens seen": f"{self.tokens_seen / 1e6:.2f} M"}
+
+    def speed_cells(self) -> dict[str, str]:
+        """Speed, for the table of a report."""
+        return {"tokens/s": f"{self.tokens_per_s:,.0f}", "MFU": optional(self.mfu, "{:.0%}")}
 
 
 @dataclass(frozen=True)

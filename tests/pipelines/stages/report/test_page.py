@@ -6,8 +6,9 @@ import dataclasses
 
 import pytest
 
+from pipelines.stages.evaluate.section import EvaluatedModel
 from pipelines.stages.evaluate.stage import EvaluateOutput, SampleText
-from pipelines.stages.report.page import ModelResults, StageSummary, build_report
+from pipelines.stages.report.page import StageSummary, build_report
 from pipelines.stages.train.stage import TrainOutput
 
 TRAINING = TrainOutput(
@@ -21,7 +22,7 @@ EVALUATION = EvaluateOutput(
     position_bin_ends=(256, 512, 1024), position_loss=(3.4, 3.2, 3.1),
     samples=(SampleText(prompt="def ", text="f(x): return x < 1 & y"),),
 )  # fmt: skip
-MODEL = ModelResults(
+MODEL = EvaluatedModel(
     name="train",
     pattern="bmojo*4",
     training=TRAINING,
@@ -31,13 +32,13 @@ MODEL = ModelResults(
 STAGE = StageSummary("train", "train", "0123456789abcdef", {"kind": "train", "lr": 0.003})
 
 
-def with_sample(prompt: str, text: str) -> ModelResults:
+def with_sample(prompt: str, text: str) -> EvaluatedModel:
     evaluation = EVALUATION.model_copy(update={"samples": (SampleText(prompt=prompt, text=text),)})
     return dataclasses.replace(MODEL, evaluation=evaluation)
 
 
 def test_every_figure_is_in_both_formats() -> None:
-    report = build_report("Quickstart", "written today", [MODEL], [STAGE])
+    report = build_report("Quickstart", "written today", [MODEL.section()], [STAGE])
     for text in (report.html, report.markdown):
         for figure in (
             "4.20 M",
@@ -61,15 +62,16 @@ def test_every_figure_is_in_both_formats() -> None:
 
 
 def test_what_the_data_is_stands_on_the_page() -> None:
-    report = build_report("Quickstart", "", [MODEL], [STAGE], ["tokens: 12 documents; left out: 3 empty & 1 <other>."])
+    model = dataclasses.replace(MODEL, data=["tokens: 12 documents; left out: 3 empty & 1 <other>."])
+    report = build_report("Quickstart", "", [model.section()], [STAGE])
     assert "## Data\n\ntokens: 12 documents; left out: 3 empty & 1 <other>.\n" in report.markdown
     assert "<h2>Data</h2>\n<p>tokens: 12 documents; left out: 3 empty &amp; 1 &lt;other&gt;.</p>" in report.html
-    assert "Data" not in build_report("Quickstart", "", [MODEL], [STAGE]).markdown
+    assert "Data" not in build_report("Quickstart", "", [MODEL.section()], [STAGE]).markdown
 
 
 def test_generated_text_cannot_break_the_page() -> None:
     evil = with_sample("<b>", "</pre><script>alert(1)</script> ``` # not a heading")
-    report = build_report("Quickstart", "", [evil], [STAGE])
+    report = build_report("Quickstart", "", [evil.section()], [STAGE])
     assert "<script>" not in report.html
     assert "&lt;script&gt;" in report.html
     assert "````text\n" in report.markdown  # a longer fence than any inside
@@ -80,7 +82,7 @@ def test_models_without_baselines_or_long_documents_are_reported_too() -> None:
                                   "position_bin_ends": ()}  # fmt: skip
     evaluation = EVALUATION.model_copy(update=missing)
     bare = dataclasses.replace(MODEL, name="other", evaluation=evaluation, history={})
-    report = build_report("Two", "", [MODEL, bare], [STAGE])
+    report = build_report("Two", "", [MODEL.section(), bare.section()], [STAGE])
     assert "other" in report.html
     assert "perplexity_by_position.png" in report.pictures
 
@@ -92,7 +94,7 @@ def test_a_report_on_nothing_is_refused() -> None:
 
 def test_control_characters_of_generated_text_are_pictures() -> None:
     noisy = with_sample("a\0b", "c\x1b[31m\td\x7f\x85\ne")
-    report = build_report("Quickstart", "", [noisy], [STAGE])
+    report = build_report("Quickstart", "", [noisy.section()], [STAGE])
     for text in (report.html, report.markdown):
         assert "a\u2400b" in text
         assert "c\u241b[31m\td\u2421\ufffd\ne" in text
