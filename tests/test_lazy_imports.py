@@ -14,26 +14,30 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("base", "kernels", "bmojo", "data", "pipelines")
 
 LATE = {
-    # Slow to import; seconds on two quiet cores of a Xeon at 2.1 GHz, Python 3.11, files in the cache.
-    "torch": "1.9 s",
-    "torchvision": "2 s, and doctor reports a pair of builds that do not match",
+    # Slow to import: about how long it takes on two cores, by `python -X importtime`.
+    "torch": "seconds",
+    "torchvision": "seconds, and doctor reports a pair of builds that do not match",
     "ray": "0.5 s; reads its environment when it is imported",
-    "streaming": "4.8 s after torch",
-    "mlflow": "1.2 s",
+    "streaming": "5 s after torch",
+    "mlflow": "1 s",
     "matplotlib": "0.5 s",
     "sqlalchemy": "0.3 s",
     "pyarrow": "0.2 s",
     "fsspec": "0.2 s",
     "deepspeed": "0.3 s after torch; its backend only",
     "numpy": "0.2 s",
-    "yaml": "20 ms, of the 0.5 s that `bmojo --help` may take; so the next",
+    # Little, but `bmojo --help` may take 0.5 s in all.
+    "yaml": "20 ms",
     "tokenizers": "20 ms",
+    "pipelines.engine.runner": "15 ms",
+    "pipelines.tracking.run_tracking": "10 ms",
+    "pipelines.tracking.mlflow.target": "10 ms",
     # Not installed everywhere.
     "triton": "GPUs only; exported models run without it",
     "tensorboard": "an extra",
     "fcntl": "not on Windows, where exported models run",
 }
-"""Packages that may be imported inside a function, and why. So may our modules that need one of them."""
+"""What may be imported inside a function, and why. So may our modules that need one of them."""
 
 FIRST = {("pipelines.__main__", "pipelines.cli.app"): "signals are handled before anything else is imported"}
 """Imports of ours inside a function for another reason: (module, what it imports)."""
@@ -102,13 +106,13 @@ def late_imports() -> list[tuple[str, Import]]:
 
 
 def needed_late(module: str, name: str) -> set[str]:
-    """The packages of LATE that `name` would load and the module that imports it has not loaded anyway."""
+    """What of LATE `name` would load and the module that imports it has not loaded anyway."""
     return (loaded_by(name) - loaded_by(module)) & set(LATE)
 
 
 def test_imports_inside_functions_load_what_is_slow_or_optional() -> None:
     wrong = [
-        f"{module}, line {found.line}: {found.name} loads no package of LATE. Move it to the top."
+        f"{module}, line {found.line}: {found.name} loads nothing of LATE. Move it to the top."
         for module, found in late_imports()
         if not needed_late(module, found.name) and (module, found.name) not in FIRST
     ]
@@ -117,7 +121,7 @@ def test_imports_inside_functions_load_what_is_slow_or_optional() -> None:
 
 def test_the_command_line_loads_none_of_them() -> None:
     loaded = loaded_by("pipelines.cli.app")
-    assert {"pipelines.engine.runner", "pipelines.stages.train.stage"} <= loaded  # the walk reaches the far ends
+    assert {"pipelines.engine.observer", "pipelines.stages.train.stage"} <= loaded  # the walk reaches the far ends
     assert not loaded & set(LATE) - {"fcntl"}
 
 

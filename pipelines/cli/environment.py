@@ -13,11 +13,7 @@ from rich.table import Table
 
 from base.errors import UserError
 from pipelines.cli.console import StorageOption, console
-from pipelines.doctor import run_checks
 from pipelines.storage import open_storage
-from pipelines.tracking.config import default_targets
-from pipelines.tracking.mlflow.server import serve
-from pipelines.tracking.mlflow.target import MlflowConfig
 
 MARKS = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "error": "[red]error[/]"}
 
@@ -27,6 +23,8 @@ def doctor(storage: StorageOption = "runs") -> None:
 
     Exits with 1 when something a run cannot do without is missing.
     """
+    from pipelines.doctor import run_checks
+
     table = Table("check", "", "found", "what to do", box=None, pad_edge=False)
     worst_is_error = False
     with console.status("Looking at the environment ..."):
@@ -75,6 +73,10 @@ def ui(
     ] = None,
 ) -> None:
     """Open MLflow's UI on the storage's tracking store (Ctrl-C stops it)."""
+    from pipelines.tracking.config import default_targets
+    from pipelines.tracking.mlflow.server import serve
+    from pipelines.tracking.mlflow.target import MlflowConfig
+
     viewers = {target.name: target.viewer() for target in default_targets(open_storage(storage))}
     for name, command in viewers.items():
         if command:

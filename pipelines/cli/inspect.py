@@ -11,7 +11,6 @@ from rich.markup import escape
 from base.errors import UserError
 from pipelines.cli.console import StorageOption, console, error_console
 from pipelines.cli.models import StageOption, load_trained
-from pipelines.inspection.publish import publish_inspection
 
 HTML, PNG = "inspection.html", "inspection.png"
 
@@ -33,6 +32,7 @@ def inspect(
     """
     content = read_text(text)
     from pipelines.inspection.draw import draw_inspection
+    from pipelines.inspection.publish import publish_inspection
 
     with console.status("Reading the text ..."):
         trained = load_trained(storage, run, stage)

@@ -17,10 +17,8 @@ from rich.table import Table
 from pipelines.cli.console import OverridesArgument, RunArgument, StorageOption, console, error_console
 from pipelines.cli.progress import StageProgress, progress_display
 from pipelines.engine.observer import Observer
-from pipelines.engine.runner import watch_notice
 from pipelines.engine.runs import find_run
 from pipelines.errors import ConfigError
-from pipelines.session import open_pipeline, run_config
 from pipelines.storage import open_storage
 
 if TYPE_CHECKING:
@@ -44,6 +42,7 @@ def plan(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     Changes nothing.
     """
     from pipelines.loading import load_pipeline
+    from pipelines.session import open_pipeline
 
     loaded = load_pipeline(config, overrides or ())
     pipeline = open_pipeline(loaded, config)
@@ -61,6 +60,8 @@ def plan(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
 
 
 def _watched(holder: LeaseInfo, wait_s: float) -> None:
+    from pipelines.engine.runner import watch_notice
+
     error_console.print(escape(watch_notice(holder, wait_s)), soft_wrap=True)
 
 
@@ -109,6 +110,8 @@ def _run(
     expected: Run | None = None,
     overrides: Sequence[str] | None = None,
 ) -> None:
+    from pipelines.session import run_config
+
     with progress_display(console) as progress:
         result = run_config(config, config_path, ConsoleObserver(progress), expected, overrides)
     if result.failure is not None:

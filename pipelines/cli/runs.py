@@ -22,8 +22,6 @@ from pipelines.engine.runs import list_runs as all_runs
 from pipelines.stages import STAGES
 from pipelines.storage import open_storage
 from pipelines.storage.artifact import ArtifactDir
-from pipelines.tracking import run_tracking
-from pipelines.tracking.config import stored_targets
 from pipelines.tracking.trouble import Cause
 
 if TYPE_CHECKING:
@@ -161,6 +159,8 @@ def sync(run: RunArgument = None, storage: StorageOption = "runs") -> None:
 
     Exit codes: 0 all of it is there, 75 a server is away (try again), 1 one refuses; the message has the remedy.
     """
+    from pipelines.tracking.config import stored_targets
+
     found = _find(run, storage)
     codes = {_sync(found, target) for target in stored_targets(found.info().config, open_storage(storage))}
     for code in (EXIT_USER, EXIT_RESUMABLE):
@@ -170,6 +170,8 @@ def sync(run: RunArgument = None, storage: StorageOption = "runs") -> None:
 
 def _sync(run: Run, target: Target) -> int:
     """Deliver to one tracker and say what was done. Returns the exit code."""
+    from pipelines.tracking import run_tracking
+
     with delivery_progress(console, f"Delivering to {target.where}") as on_progress:
         delivery = run_tracking.sync(run.storage, run.relpath, run.run_id, target, on_progress)
     for refused in delivery.refused:
