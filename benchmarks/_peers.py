@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from bmojo import BMojoLM, ModelConfig
+from bmojo.mixers import MIXERS
 
-PATTERNS = {"bmojo": "bmojo", "bmojo_f": "bmojo_f", "swa": "swa", "attention": "attention", "mamba2": "mamba2"}
 PLAIN = "bmojo_plain_torch"  # bmojo itself, its operators as plain torch
 PEERS = ("llama", "falcon_h1", "bamba", "mamba2_hf")
 LONGEST = 131_072
@@ -33,8 +33,8 @@ def build(name: str, config: ModelConfig, target: int) -> nn.Module:
     torch.manual_seed(0)
     if name == PLAIN:
         return BMojoLM(config)
-    if name in PATTERNS:
-        pattern = f"{PATTERNS[name]}*{config.num_layers}"
+    if name in MIXERS:
+        pattern = f"{name}*{config.num_layers}"
         return _fit(lambda width: BMojoLM(config.replace(pattern=pattern, d_ff=width)), target, range(64, 4096, 8))
     if name == "mamba2_hf":
         return _fit(lambda depth: _transformers(name, config, depth, 0), target, range(1, 65))

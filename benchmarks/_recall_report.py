@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Iterable, Sequence
+from itertools import cycle
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -12,10 +13,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-COLOURS = {
-    "attention": "#000000", "swa": "#56B4E9", "mamba2": "#009E73", "bmojo_f": "#E69F00", "bmojo": "#D55E00",
-    "bmojo_random": "#CC79A7",
-}  # fmt: skip
+COLOURS = ("#000000", "#56B4E9", "#0072B2", "#009E73", "#999999", "#E69F00", "#D55E00", "#CC79A7", "#F0E442")
 Records = dict[str, list[dict[str, Any]]]
 
 
@@ -159,18 +157,18 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def _plot(by_model: Records) -> Figure:
     figure = Figure(figsize=(10, 4), dpi=120, layout="constrained")
     over_steps, by_distance = figure.subplots(1, 2, sharey=True)
-    for name, runs in by_model.items():
+    for (name, runs), colour in zip(by_model.items(), cycle(COLOURS)):
         for run in runs:
             points = [(point["step"], point["accuracy"]) for point in run["curve"]]
-            over_steps.plot(*zip(*points, strict=True), color=COLOURS[name], alpha=0.25, linewidth=0.8)
+            over_steps.plot(*zip(*points, strict=True), color=colour, alpha=0.25, linewidth=0.8)
         steps = [point["step"] for point in runs[0]["curve"]]
         middle = [mean(run["curve"][i]["accuracy"] for run in runs) for i in range(len(steps))]
-        over_steps.plot(steps, middle, color=COLOURS[name], label=name, linewidth=1.8)
+        over_steps.plot(steps, middle, color=colour, label=name, linewidth=1.8)
         last = [run["curve"][-1]["accuracy_by_distance"] for run in runs]
         distances = sorted(last[0], key=int)
         values = [mean(run[distance] for run in last) for distance in distances]
         positions = [int(distance) for distance in distances]
-        by_distance.plot(positions, values, color=COLOURS[name], marker="o", markersize=4)
+        by_distance.plot(positions, values, color=colour, marker="o", markersize=4)
     _finish(over_steps, "Accuracy at the queries (thin: each seed)", "step")
     _finish(by_distance, "By distance from the value, at the end", "distance (tokens, bins of 8)")
     over_steps.legend(fontsize=8, frameon=False)

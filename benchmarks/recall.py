@@ -24,17 +24,14 @@ import torch
 from benchmarks import _recall_report as recall_report
 from bmojo import BMojoLM, ModelConfig
 from bmojo.counting import count
+from bmojo.mixers import MIXERS
 from bmojo.mixers import bmojo as bmojo_mixer
 from bmojo.mixers.base import LayerMemory
 from data.recall import RecallBatch, RecallConfig, recall_batch, recall_batches
 from kernels.innovation_select import innovation_select
 
 MODELS: dict[str, dict[str, Any]] = {
-    "attention": {"pattern": "attention*2"},
-    "swa": {"pattern": "swa*2"},
-    "mamba2": {"pattern": "mamba2*2"},
-    "bmojo_f": {"pattern": "bmojo_f*2"},
-    "bmojo": {"pattern": "bmojo*2"},
+    **{name: {"pattern": f"{name}*2"} for name in MIXERS},
     "bmojo_random": {"pattern": "bmojo*2", "selection": "random"},
 }
 TEST_SEED = 1_000_003

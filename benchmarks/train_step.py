@@ -15,10 +15,11 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from benchmarks._peers import PATTERNS, PEERS, PLAIN, base_config, build, loss_of, num_params
+from benchmarks._peers import PEERS, PLAIN, base_config, build, loss_of, num_params
 from bmojo import BMojoLM
 from bmojo.allocator import keep_freed_memory
 from bmojo.counting import count
+from bmojo.mixers import MIXERS
 from kernels.operator import use
 
 
@@ -102,7 +103,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--peers",
         nargs="*",
-        choices=[*PATTERNS, *PEERS, PLAIN],
+        choices=[*MIXERS, *PEERS, PLAIN],
         default=["llama"],
         help=f"models to compare; {PLAIN}: without C++ kernels",
     )

@@ -17,12 +17,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from benchmarks._peers import PATTERNS, PLAIN, build, loss_of, num_params
+from benchmarks._peers import PLAIN, build, loss_of, num_params
 from bmojo import BMojoLM, ModelConfig
 from bmojo.counting import count
+from bmojo.mixers import MIXERS
 from kernels.operator import use
 
-MODELS = (*PATTERNS, PLAIN, "llama")
+MODELS = (*dict.fromkeys(("bmojo", *MIXERS)), PLAIN, "llama")
 HEADER = """\
 | model | parameters | seq_len | tokens/s | step, ms | lowest .. highest | peak memory, GiB | bmojo is x times as fast |
 | --- | --- | --- | --- | --- | --- | --- | --- |"""
