@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from pipelines.config import PipelineConfig
 from pipelines.config_errors import FieldOrigins, describe_errors, shown, suggest
 from pipelines.engine.graph import roles_of
-from pipelines.engine.stage import AnyStage
+from pipelines.engine.stage import AnyStage, NamedInputs
 from pipelines.errors import ConfigError, FieldError
 from pipelines.foreach.expansion import expand_foreach, template_of
 from pipelines.foreach.schema import allow_foreach, entry_of_needs
@@ -284,13 +284,16 @@ def pipeline_schema() -> dict[str, Any]:
 def _schema_of_needs(stage: AnyStage, needs: dict[str, Any]) -> dict[str, Any]:
     entry = entry_of_needs()
     entries = {"type": "array", "items": entry}
+    one_or_more = {"anyOf": [entry, entries]}
+    if issubclass(stage.inputs_type, NamedInputs):
+        return {**needs, "anyOf": [entries, {"type": "object", "additionalProperties": one_or_more}]}
     by_role = {
         "type": "object",
         "additionalProperties": False,
         "properties": {
             role.name: {
                 "description": f"{role.wanted.capitalize()} of kind {role.kind}.",
-                **({"anyOf": [entry, entries]} if role.is_many else entry),
+                **(one_or_more if role.is_many else entry),
             }
             for role in roles_of(stage.inputs_type)
         },

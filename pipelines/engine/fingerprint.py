@@ -10,20 +10,21 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 from pydantic_core import to_jsonable_python
 
-from pipelines.engine.stage import AnyStage, StageConfig
+from pipelines.engine.stage import AnyStage, Content, StageConfig
 from pipelines.redact import redact
 
 SHORT_DIGITS = 8
 
 
 class InputIdentity(BaseModel):
-    """One input of a stage: its name in this pipeline is kept for messages and is not hashed."""
+    """One input of a stage. Its name in this pipeline is kept for messages; only the stage's own name for it counts."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     kind: str
     fingerprint: str
+    named: str | None = None  # what the stage calls it, if its inputs are NamedInputs
 
 
 class FingerprintParts(BaseModel):
@@ -35,7 +36,7 @@ class FingerprintParts(BaseModel):
     code_version: int
     config: dict[str, Any]
     inputs: tuple[InputIdentity, ...]
-    content: str | None
+    content: Content | None
 
 
 class Fingerprint(BaseModel):
@@ -53,9 +54,9 @@ class Fingerprint(BaseModel):
 
 
 def fingerprint_stage(
-    stage: AnyStage, config: StageConfig, inputs: Mapping[str, Sequence[InputIdentity]], content: str | None
+    stage: AnyStage, config: StageConfig, inputs: Mapping[str, Sequence[InputIdentity]], content: Content | None
 ) -> Fingerprint:
-    """The fingerprint of a stage with this config, reading these inputs by kind, or by kind and role.
+    """The fingerprint of a stage with this config, reading these inputs by kind, by kind and role, or by name.
 
     The order of inputs counts within a kind, where a stage can see it; their names do not, so renaming a stage leaves
     what reads it as it is.
@@ -131,9 +132,16 @@ def differences(old: FingerprintParts, new: FingerprintParts) -> list[str]:
             changes.append(f"{name}: {_shown(before[name])} -> (not there)")
         elif before[name] != after[name]:
             changes.append(f"{name}: {_shown(before[name])} -> {_shown(after[name])}")
-    if old.content != new.content:
-        changes.append("the content of the raw input")
-    return changes + _input_differences(old.inputs, new.inputs)
+    return changes + _content_differences(old.content, new.content) + _input_differences(old.inputs, new.inputs)
+
+
+def _content_differences(old: Content | None, new: Content | None) -> list[str]:
+    if old == new:
+        return []
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return ["the content of the raw input"]
+    changes = [name if name in old else f"{name}: new" for name in new if old.get(name) != new[name]]
+    return changes + [f"{name}: gone" for name in old if name not in new]
 
 
 def _input_differences(old: Sequence[InputIdentity], new: Sequence[InputIdentity]) -> list[str]:
@@ -150,6 +158,8 @@ def _input_differences(old: Sequence[InputIdentity], new: Sequence[InputIdentity
     changes += [f"input {was.name}: gone" for was in old if not {was.name, was.fingerprint} & now_read]
     if not changes and _by_kind(old) != _by_kind(new):
         changes.append("the order of the inputs")
+    elif not changes and _named(old) != _named(new):
+        changes.append("the names of the inputs")
     return changes
 
 
@@ -158,6 +168,10 @@ def _by_kind(inputs: Sequence[InputIdentity]) -> dict[str, list[str]]:
     for one in inputs:
         by_kind.setdefault(one.kind, []).append(one.fingerprint)
     return by_kind
+
+
+def _named(inputs: Sequence[InputIdentity]) -> set[tuple[str | None, str]]:
+    return {(one.named, one.fingerprint) for one in inputs}
 
 
 def _shown(value: Any) -> str:

@@ -8,16 +8,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from pipelines.engine.stage import AnyNode, AnyStage, StageConfig, StageInputs, StageNode
+from pipelines.engine.stage import AnyNode, AnyStage, NamedInputs, Needs, StageConfig, StageInputs, StageNode
 from pipelines.errors import ConfigError, FieldError
 
 
 @dataclass(frozen=True)
 class Role:
-    """One field of a kind's StageInputs."""
+    """One field of a kind's StageInputs, or one name in the `needs` of a stage whose inputs are NamedInputs."""
 
     name: str
-    kind: str  # of the stages in this role
+    kind: str | None  # of the stages in this role; None: any
     is_many: bool  # the field is a tuple
     is_optional: bool
 
@@ -27,6 +27,11 @@ class Role:
         if self.is_many:
             return "any number" if self.is_optional else "at least 1"
         return "at most 1" if self.is_optional else "exactly 1"
+
+    @property
+    def stages(self) -> str:
+        """The stages it takes, in words."""
+        return "stages" if self.kind is None else f"stages of kind {self.kind}"
 
     def accepts(self, count: int) -> bool:
         """Return True if so many stages may have this role."""
@@ -47,6 +52,16 @@ def _role(field: dataclasses.Field[Any], annotation: Any) -> Role:
     if get_origin(node) is not StageNode:
         raise TypeError(f"{field.name}: found {annotation}, expected a type that StageInputs describes")
     return Role(field.name, get_args(node)[0].kind, is_many, is_optional=field.default is not MISSING)
+
+
+def _roles_in(stage: AnyStage, needs: Needs) -> tuple[Role, ...]:
+    """The roles of one stage: of its kind, or as it names them in `needs`."""
+    if not issubclass(stage.inputs_type, NamedInputs):
+        return roles_of(stage.inputs_type)
+    by_name = needs if isinstance(needs, dict) else {name: name for name in needs}
+    return tuple(
+        Role(name, None, is_many=not isinstance(names, str), is_optional=False) for name, names in by_name.items()
+    )
 
 
 def stage_graph(configs: Mapping[str, StageConfig], kinds: Iterable[AnyStage]) -> list[AnyNode]:
@@ -76,8 +91,9 @@ def stage_graph(configs: Mapping[str, StageConfig], kinds: Iterable[AnyStage]) -
 def nodes_by_role(node: AnyNode) -> dict[Role, tuple[AnyNode, ...]]:
     """The stages that a stage reads."""
     found = {}
-    for role in roles_of(node.stage.inputs_type):
-        read = getattr(node.inputs, role.name)
+    for role in _roles_in(node.stage, node.config.needs):
+        inputs = node.inputs
+        read = inputs.by_name[role.name] if isinstance(inputs, NamedInputs) else getattr(inputs, role.name)
         found[role] = read if role.is_many else () if read is None else (read,)
     return found
 
@@ -90,20 +106,26 @@ def with_results(node: AnyNode, finished: Mapping[str, AnyNode]) -> StageInputs:
 
 def pick_inputs(stage: AnyStage, names: Mapping[Role, Sequence[str]], nodes: Mapping[str, AnyNode]) -> StageInputs:
     """The inputs of a stage of this kind, made of the named nodes."""
-    read = {role: tuple(nodes[name] for name in names[role]) for role in names}
-    return stage.inputs_type(
-        **{role.name: found if role.is_many else next(iter(found), None) for role, found in read.items()}
-    )
+    found = {role: tuple(nodes[name] for name in names[role]) for role in names}
+    read: dict[str, Any] = {
+        role.name: several if role.is_many else next(iter(several), None) for role, several in found.items()
+    }
+    return stage.inputs_type(by_name=read) if issubclass(stage.inputs_type, NamedInputs) else stage.inputs_type(**read)
 
 
 def names_by_role(name: str, stage: AnyStage, configs: Mapping[str, StageConfig]) -> dict[Role, tuple[str, ...]]:
-    """Names in the `needs` of a stage by role: as said there, or as the kinds of the named stages say.
+    """Names in the `needs` of a stage by role: as said there, or as the kinds of the listed stages say.
 
     Raises: FieldError: a role is unknown, ambiguous, or has too few, too many or the wrong stages.
     """
     needs = configs[name].needs
-    roles = roles_of(stage.inputs_type)
-    found = _as_said(name, stage, needs, configs) if isinstance(needs, dict) else _by_kind(name, stage, configs)
+    roles = _roles_in(stage, needs)
+    if isinstance(needs, dict):
+        found = _as_said(name, stage, needs, configs)
+    elif issubclass(stage.inputs_type, NamedInputs):
+        found = {role: (role.name,) for role in roles}
+    else:
+        found = _by_kind(name, stage, configs)
     for role in roles:
         count = len(found.setdefault(role, ()))
         if not role.accepts(count):
@@ -111,8 +133,7 @@ def names_by_role(name: str, stage: AnyStage, configs: Mapping[str, StageConfig]
             where = "" if said or not isinstance(needs, dict) else f"role {role.name}: "
             raise FieldError(
                 ("stages", name, "needs", role.name) if said else ("stages", name, "needs"),
-                f"{where}found {count} stages of kind {role.kind}, expected {role.wanted}. "
-                f"{_those_there(role.kind, name, configs)}",
+                f"{where}found {count} {role.stages}, expected {role.wanted}. {_those_there(role.kind, name, configs)}",
             )
     return {role: found[role] for role in roles}
 
@@ -120,7 +141,7 @@ def names_by_role(name: str, stage: AnyStage, configs: Mapping[str, StageConfig]
 def _as_said(
     name: str, stage: AnyStage, needs: Mapping[str, str | tuple[str, ...]], configs: Mapping[str, StageConfig]
 ) -> dict[Role, tuple[str, ...]]:
-    roles = {role.name: role for role in roles_of(stage.inputs_type)}
+    roles = {role.name: role for role in _roles_in(stage, dict(needs))}
     found = {}
     for said, names in needs.items():
         field = ("stages", name, "needs", said)
@@ -131,7 +152,7 @@ def _as_said(
         role = roles[said]
         found[role] = (names,) if isinstance(names, str) else names
         for needed in found[role]:
-            if configs[needed].kind != role.kind:
+            if role.kind not in (None, configs[needed].kind):
                 raise FieldError(
                     field,
                     f"{needed!r} is a {configs[needed].kind} stage, expected {role.wanted} of kind {role.kind}. "
@@ -162,9 +183,9 @@ def _by_kind(name: str, stage: AnyStage, configs: Mapping[str, StageConfig]) -> 
     return found
 
 
-def _those_there(kind: str, name: str, configs: Mapping[str, StageConfig]) -> str:
-    there = [other for other, config in configs.items() if config.kind == kind and other != name]
-    return f"This pipeline's {kind} stages: {', '.join(there) or 'none'}."
+def _those_there(kind: str | None, name: str, configs: Mapping[str, StageConfig]) -> str:
+    there = [other for other, config in configs.items() if kind in (None, config.kind) and other != name]
+    return f"This pipeline's {kind or 'other'} stages: {', '.join(there) or 'none'}."
 
 
 def topological_order(needs: Mapping[str, Sequence[str]]) -> list[str]:

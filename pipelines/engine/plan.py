@@ -8,9 +8,9 @@ from enum import StrEnum
 
 from base.errors import UserError
 from pipelines.engine.fingerprint import Fingerprint, InputIdentity, differences, fingerprint_stage
-from pipelines.engine.graph import nodes_by_role
+from pipelines.engine.graph import Role, nodes_by_role
 from pipelines.engine.records import Artifacts
-from pipelines.engine.stage import AnyNode, StageConfig
+from pipelines.engine.stage import AnyNode, Content, StageConfig
 from pipelines.errors import ConfigError
 from pipelines.storage import Storage
 from pipelines.storage.artifact import ArtifactDir
@@ -65,12 +65,23 @@ def plan(graph: Sequence[AnyNode], storage: Storage) -> list[PlannedStage]:
 
 
 def _identities(node: AnyNode, planned: Mapping[str, PlannedStage]) -> dict[str, list[InputIdentity]]:
-    """Inputs of a stage by kind; by kind and role, if several roles read one kind."""
+    """Inputs of a stage by kind; by kind and role, if several roles read one kind; by name, if any kind will do."""
     by_role = nodes_by_role(node)
     kinds = [role.kind for role in by_role]
+
+    def key(role: Role) -> str:
+        if role.kind is None:
+            return f"named {role.name}"
+        return role.kind if kinds.count(role.kind) == 1 else f"{role.kind} {role.name}"
+
     return {
-        role.kind if kinds.count(role.kind) == 1 else f"{role.kind} {role.name}": [
-            InputIdentity(name=read.name, kind=role.kind, fingerprint=planned[read.name].fingerprint.digest)
+        key(role): [
+            InputIdentity(
+                name=read.name,
+                kind=read.stage.kind,
+                fingerprint=planned[read.name].fingerprint.digest,
+                named=role.name if role.kind is None else None,
+            )
             for read in nodes
         ]
         for role, nodes in by_role.items()
@@ -78,7 +89,7 @@ def _identities(node: AnyNode, planned: Mapping[str, PlannedStage]) -> dict[str,
     }
 
 
-def _content(node: AnyNode) -> str | None:
+def _content(node: AnyNode) -> Content | None:
     try:
         return node.stage.content_identity(node.config)
     except FileNotFoundError as error:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Generic, Self, TypeVar, get_args, get_origin
 
 from pydantic import BeforeValidator, ConfigDict, Field
@@ -121,6 +121,20 @@ class StageInputs:
 
 
 @dataclass(frozen=True)
+class NamedInputs(StageInputs):
+    """Inputs of a kind that reads stages of any kind, under names that each pipeline file chooses.
+
+    `needs: {name: stage}` gives one stage, `needs: {name: [stage, ...]}` a tuple. In a list each goes by its own name.
+    """
+
+    by_name: Mapping[str, AnyNode | tuple[AnyNode, ...]] = field(default_factory=dict)
+
+
+Content = str | dict[str, str]
+"""Digest of what a stage reads outside the storage; or digests by what they are of, so that a plan names the change."""
+
+
+@dataclass(frozen=True)
 class StageContext:
     """Output directory and journal of a running stage."""
 
@@ -128,7 +142,7 @@ class StageContext:
     fingerprint: str
     artifact: ArtifactDir
     journal: Journal
-    content: str | None = None  # the content_identity of the raw inputs that the fingerprint was computed with
+    content: Content | None = None  # the content_identity that the fingerprint was computed with
 
 
 @dataclass(frozen=True)
@@ -172,8 +186,8 @@ class Stage(ABC, Generic[Config, Inputs, Output]):
                 cls.config_type, cls.inputs_type, cls.output_type = get_args(base)
                 (cls.kind,) = get_args(cls.config_type.model_fields["kind"].annotation)
 
-    def content_identity(self, config: Config) -> str | None:
-        """Digest of the raw inputs outside the storage that the config names (text files); None if there are none.
+    def content_identity(self, config: Config) -> Content | None:
+        """Digest of what the config names outside the storage (text files, source code); None if there is nothing.
 
         Raises ConfigError/FileNotFoundError early, before anything is written, when such an input is missing.
         """

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from base.errors import UserError
 from data.errors import SourceUnavailableError
-from pipelines.engine.stage import Resources, StageContext
+from pipelines.engine.stage import Content, Resources, StageContext
 from pipelines.errors import InfrastructureError
 from pipelines.faults import explained_disk
 from pipelines.ray_errors import explained_ray
@@ -36,7 +36,7 @@ def user_errors(path: Path | None = None) -> Iterator[None]:
         raise InfrastructureError(str(error)) from error
 
 
-def require_planned_content(context: StageContext, found: str) -> None:
+def require_planned_content(context: StageContext, found: Content) -> None:
     """Raises: UserError: the raw input is not the one that the stage's fingerprint was computed with."""
     if context.content not in (None, found):
         raise UserError(

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from base.config import StrictConfig
 from pipelines.engine.fingerprint import InputIdentity, differences, fingerprint_stage
-from pipelines.engine.stage import NOT_IN_FINGERPRINT, Resources, StageConfig
+from pipelines.engine.stage import NOT_IN_FINGERPRINT, Content, Resources, StageConfig
 
 
 class Model(StrictConfig):
@@ -30,7 +30,7 @@ def identity(name: str, fingerprint: str, kind: str = "tokenize") -> InputIdenti
 
 
 def fingerprint(
-    config: Config | None = None, *inputs: InputIdentity, version: int = 1, content: str | None = None
+    config: Config | None = None, *inputs: InputIdentity, version: int = 1, content: Content | None = None
 ) -> Any:
     stage: Any = SimpleNamespace(kind="train", code_version=version)
     by_kind = {one.kind: [other for other in inputs if other.kind == one.kind] for one in inputs}
@@ -89,6 +89,13 @@ def test_differences_name_the_field_with_old_and_new_value() -> None:
         "input tokens: aaaaaaaa -> bbbbbbbb",
     ]
     assert differences(old, old) == []
+
+
+def test_differences_name_what_has_a_digest_of_its_own() -> None:
+    old = fingerprint(content={"source of a": "1", "source of b": "2", "source of c": "3"})
+    new = fingerprint(content={"source of a": "1", "source of b": "9", "source of d": "4"})
+    assert differences(old.parts, new.parts) == ["source of b", "source of d: new", "source of c: gone"]
+    assert old.digest != new.digest
 
 
 def test_differences_tell_of_inputs_that_come_go_and_swap() -> None:

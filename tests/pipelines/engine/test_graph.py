@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelines.engine.fingerprint import differences
 from pipelines.engine.graph import Role, roles_of, stage_graph
 from pipelines.engine.plan import plan
 from pipelines.engine.stage import (
     AnyNode,
+    NamedInputs,
     Stage,
     StageConfig,
     StageContext,
@@ -89,7 +91,20 @@ class Duel(Stage[DuelConfig, DuelInputs, StageOutput]):
         raise NotImplementedError
 
 
-KINDS = (Leaf(), Chain(), Bunch(), Duel())
+class FreeConfig(StageConfig):
+    kind: Literal["free"] = "free"
+
+
+class Free(Stage[FreeConfig, NamedInputs, StageOutput]):
+    """Reads stages of any kind under names of its own."""
+
+    code_version = 1
+
+    def run(self, config: FreeConfig, inputs: NamedInputs, context: StageContext) -> StageOutput:
+        raise NotImplementedError
+
+
+KINDS = (Leaf(), Chain(), Bunch(), Duel(), Free())
 LEAVES: dict[str, StageConfig] = {"a": LeafConfig(number=1), "b": LeafConfig(number=2)}
 
 
@@ -172,6 +187,32 @@ def test_roles_of_one_kind_are_told_apart() -> None:
     assert (inputs.champion.name, inputs.challenger.name) == ("b", "a")
 
 
+def test_a_stage_may_read_any_kind_under_names_of_its_own() -> None:
+    chain = ChainConfig(needs=("a",))
+    graph = graph_of(chain=chain, free=FreeConfig(needs={"one": "chain", "several": ("a", "b")}))
+    by_name = graph["free"].inputs.by_name
+    assert (by_name["one"].name, by_name["one"].inputs.leaf.name) == ("chain", "a")
+    assert [node.name for node in by_name["several"]] == ["a", "b"]
+    assert list(graph_of(chain=chain, free=FreeConfig(needs=("b", "chain")))["free"].inputs.by_name) == ["b", "chain"]
+    assert graph_of(free=FreeConfig())["free"].inputs.by_name == {}
+
+
+def test_the_names_that_a_stage_gives_its_inputs_count_and_those_of_the_stages_do_not() -> None:
+    def digest(needs: Any, name: str = "chain") -> str:
+        return digests_of({name: ChainConfig(needs=("a",)), "free": FreeConfig(needs=needs)})["free"]
+
+    first = digest({"x": "a", "y": "chain"})
+    assert digest({"x": "a", "y": "renamed"}, "renamed") == digest({"y": "chain", "x": "a"}) == first
+    assert digest(("a", "chain")) == digest({"a": "a", "chain": "chain"})
+    others = [digest({"y": "a", "x": "chain"}), digest({"z": "a", "y": "chain"}), digest(("a", "chain"))]
+    assert len({first, *others}) == 4
+    parts = {
+        name: plan(stage_graph(LEAVES | {"free": FreeConfig(needs={name: "a"})}, KINDS), open_storage("/nowhere"))[-1]
+        for name in ("x", "z")
+    }
+    assert differences(parts["x"].fingerprint.parts, parts["z"].fingerprint.parts) == ["the names of the inputs"]
+
+
 @pytest.mark.parametrize(
     ("config", "field", "problem"),
     [
@@ -196,6 +237,11 @@ def test_roles_of_one_kind_are_told_apart() -> None:
             BunchConfig(needs={"chains": "a"}),
             "needs.chains",
             "'a' is a leaf stage, expected at least 1 of kind chain. This pipeline's chain stages: none.",
+        ),
+        (
+            FreeConfig(needs={"several": ()}),
+            "needs.several",
+            "found 0 stages, expected at least 1. This pipeline's other stages: a, b.",
         ),
         (LeafConfig(needs={"x": "a"}), "needs.x", "a leaf stage has no role 'x'. Its roles: none, it reads no other"),
         (LeafConfig(needs=("a",)), "needs", "'a' is a leaf stage; a leaf stage reads no other stage. Take it out of"),
