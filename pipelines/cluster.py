@@ -20,17 +20,15 @@ from pipelines.engine.interrupts import kept_handlers
 from pipelines.engine.stage import AnyNode, StageConfig
 from pipelines.errors import InfrastructureError
 from pipelines.faults import Fault, explain_disk, of_number
+from pipelines.packages import PACKAGES, REPOSITORY
 from pipelines.ray_errors import explained_ray
 from pipelines.tracking.environment import TELEMETRY_OFF
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 OBJECT_STORE_BYTES = 256 * 2**20  # stages pass paths, never data, so little is needed
 LOOPBACK_ONLY = {  # for a cluster of this machine alone: nothing listens to the network
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # in spite of its name, on every system: the node's address is 127.0.0.1
     "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",
 }
-PACKAGES = ("base", "bmojo", "data", "kernels", "pipelines")
-
 
 _REACH_S = 10.0  # for a machine to accept a connection
 _MAX_TEMP_DIR = 107 - len("/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store")  # AF_UNIX paths have 107

@@ -47,13 +47,21 @@ def load_pipeline(path: str | Path, overrides: Sequence[str] = ()) -> PipelineCo
     except FieldError as error:
         raise ConfigError(origins.describe(error.field, error.problem)) from None
     _resolve_presets(raw, origins)
-    return validate_pipeline(raw, str(path), origins)
+    return validate_pipeline(raw, str(path), origins, path.parent)
 
 
-def validate_pipeline(raw: dict[str, Any], origin: str, origins: FieldOrigins | None = None) -> PipelineConfig:
-    """Validate an already parsed pipeline; `origin` is its file, `origins` say in errors where a field comes from."""
+def validate_pipeline(
+    raw: dict[str, Any], origin: str, origins: FieldOrigins | None = None, folder: Path | None = None
+) -> PipelineConfig:
+    """Validate an already parsed pipeline.
+
+    Args:
+        origin: its file. origins: say in errors where a field comes from.
+        folder: where it lies, if modules of the user's may lie beside it.
+    Raises: ConfigError: as load_pipeline.
+    """
     try:
-        return PipelineConfig.model_validate(raw)
+        return PipelineConfig.model_validate(raw, context={"pipeline_folder": str(folder)} if folder else None)
     except ValidationError as error:
         raise ConfigError(describe_errors(error, PipelineConfig, origins or FieldOrigins(origin))) from None
 

@@ -19,7 +19,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 ONLY_PIPELINES = {"ray", "mlflow", "deepspeed"}
 LAYERS = (
-    ("errors", "faults", "ray_errors", "redact"),
+    ("errors", "faults", "packages", "ray_errors", "redact"),
     ("storage",),
     ("tracking",),
     ("engine",),

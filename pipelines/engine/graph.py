@@ -90,10 +90,11 @@ def stage_graph(configs: Mapping[str, StageConfig], kinds: Iterable[AnyStage]) -
 
 def nodes_by_role(node: AnyNode) -> dict[Role, tuple[AnyNode, ...]]:
     """The stages that a stage reads."""
+    inputs = node.inputs
+    read_as = inputs.by_name if isinstance(inputs, NamedInputs) else vars(inputs)
     found = {}
     for role in _roles_in(node.stage, node.config.needs):
-        inputs = node.inputs
-        read = inputs.by_name[role.name] if isinstance(inputs, NamedInputs) else getattr(inputs, role.name)
+        read: Any = read_as[role.name]
         found[role] = read if role.is_many else () if read is None else (read,)
     return found
 
@@ -168,7 +169,7 @@ def _by_kind(name: str, stage: AnyStage, configs: Mapping[str, StageConfig]) -> 
         kind = configs[needed].kind
         fitting = [role for role in roles if role.kind == kind]
         if not fitting:
-            read = " and ".join(dict.fromkeys(role.kind for role in roles)) or "no other stage"
+            read = " and ".join(dict.fromkeys(str(role.kind) for role in roles)) or "no other stage"
             raise FieldError(
                 ("stages", name, "needs"),
                 f"{needed!r} is a {kind} stage; a {stage.kind} stage reads {read}. Take it out of `needs`.",

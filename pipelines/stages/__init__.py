@@ -8,6 +8,7 @@ from __future__ import annotations
 from pipelines.engine.stage import AnyStage
 from pipelines.stages.evaluate.stage import EvaluateStage
 from pipelines.stages.export.stage import ExportStage
+from pipelines.stages.python.stage import PythonStage
 from pipelines.stages.report.stage import ReportStage
 from pipelines.stages.tokenize.stage import TokenizeStage
 from pipelines.stages.tokenizer.stage import TokenizerStage
@@ -20,4 +21,5 @@ STAGES: tuple[AnyStage, ...] = (
     EvaluateStage(),
     ReportStage(),
     ExportStage(),
+    PythonStage(),
 )

@@ -12,7 +12,7 @@ from typing import Any
 from base.cache import cache_dir
 from base.config import StrictConfig
 from base.errors import DamagedError
-from base.files import fsync_tree
+from base.files import files_below, fsync_tree
 from base.verified import check_file
 from pipelines.storage import LocalStorage, Storage, open_storage
 from pipelines.storage.storage import encode_json
@@ -124,6 +124,28 @@ class ArtifactDir:
             self.storage.get_file(self._key(name), path)
             known[name] = [version, _local_mark(path)]
         LocalStorage(self.local).write_json_atomic(_FETCHED, known)
+        return target
+
+    def publish_exactly(self, relpath: str) -> None:
+        """As publish, of a directory; what is durable in it and no longer there locally is removed."""
+        self.publish(relpath)
+        if not isinstance(self.storage, LocalStorage):
+            local = {name for _, name in files_below(self.local / relpath)}
+            for name in self.storage.files_under(self._key(relpath)):
+                if name not in local:
+                    self.delete(f"{relpath}/{name}")
+
+    def restore(self, relpath: str) -> Path:
+        """The local directory `relpath` as it was last published, empty if it never was.
+
+        On file storage it is as it was left, published or not.
+        """
+        target = self.local / relpath
+        if not isinstance(self.storage, LocalStorage):
+            LocalStorage(self.local).delete(relpath)
+            if self.exists(relpath):
+                self._fetch(relpath)
+        target.mkdir(parents=True, exist_ok=True)
         return target
 
     def describe_files(self) -> dict[str, FileEntry]:

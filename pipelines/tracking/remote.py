@@ -53,6 +53,15 @@ class RemoteJournal:
         except Exception as error:
             log.warning("The tags %s are kept for later: %s", ", ".join(tags), error)
 
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """As Journal.log_params, before it returns."""
+        import ray
+
+        try:
+            ray.get(self._handle.log_params.remote(dict(params)), timeout=_FLUSH_TIMEOUT_S)
+        except Exception as error:
+            log.warning("The journal did not take %s: %s", ", ".join(params), error)
+
     def flush(self, timeout_s: float = _FLUSH_TIMEOUT_S) -> bool:
         """Return once all points and tags of this worker are on the disk, or False if they are not, but kept.
 
@@ -87,6 +96,11 @@ class _JournalActorBody:
             log.warning("The tags %s are not journalled yet: %s", ", ".join(tags), error)
 
     def flush(self, points: list[_Point], tags: dict[str, str]) -> None:
+
+    def log_params(self, params: dict[str, Any]) -> None:
+        self._journal.log_params(params)
+
+    def flush(self, points: list[_Point]) -> None:
         for step, values, time_ms in points:
             self._journal.log_metrics(step, values, time_ms)
         self._journal.log_tags(tags)
