@@ -95,12 +95,10 @@ class _JournalActorBody:
         except (InfrastructureError, UserError) as error:
             log.warning("The tags %s are not journalled yet: %s", ", ".join(tags), error)
 
-    def flush(self, points: list[_Point], tags: dict[str, str]) -> None:
-
     def log_params(self, params: dict[str, Any]) -> None:
         self._journal.log_params(params)
 
-    def flush(self, points: list[_Point]) -> None:
+    def flush(self, points: list[_Point], tags: dict[str, str]) -> None:
         for step, values, time_ms in points:
             self._journal.log_metrics(step, values, time_ms)
         self._journal.log_tags(tags)

@@ -1,7 +1,7 @@
 """The Ray task of a `python` stage: it imports the user's function from the shipped source, and calls it.
 
-Whose fault is what the function raises? Errors of disks, networks and stores that may pass, and InfrastructureError,
-are the infrastructure's: the stage is RESUMABLE. All else is the function's: FAILED, exit code 1, with the lines of the
+What the function raises: errors of disks, networks and stores that may pass, and InfrastructureError, are the
+infrastructure's, so the stage is RESUMABLE. All else is the function's: FAILED, exit code 1, with the lines of the
 user's own code. A bug in it is not one of this program.
 """
 
