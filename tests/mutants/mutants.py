@@ -117,7 +117,7 @@ MUTANTS: tuple[Mutant, ...] = (
                  "key=lambda field: -len(field.parts))")),
     _mutant("a python stage is blind to what its module imports", "tests/pipelines/stages/python/test_sources.py",
             Edit("pipelines/stages/python/sources.py", "            waiting += _imports(", "            _imports(")),
-    _mutant("a changed module of a python stage is not imported anew", "tests/pipelines/stages/python/test_task.py",
+    _mutant("a changed module of a python stage is not imported again", "tests/pipelines/stages/python/test_task.py",
             Edit("pipelines/stages/python/task.py", "                del sys.modules[name]", "                pass")),
     _mutant("the names that a python stage gives its inputs do not count", "tests/pipelines/engine/test_graph.py",
             Edit("pipelines/engine/plan.py", 'return f"named {role.name}"', 'return "named"')),
