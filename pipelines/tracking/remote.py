@@ -55,8 +55,6 @@ class RemoteJournal:
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """As Journal.log_params, before it returns."""
-        import ray
-
         try:
             ray.get(self._handle.log_params.remote(dict(params)), timeout=_FLUSH_TIMEOUT_S)
         except Exception as error:

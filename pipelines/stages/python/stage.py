@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from rich.markup import escape
+
 from pipelines.engine.stage import AnyNode, NamedInputs, ProgressMetrics, Stage, StageContext
 from pipelines.stages.python.config import PythonStageConfig
 from pipelines.stages.python.output import PythonOutput
@@ -53,8 +55,6 @@ class PythonStage(Stage[PythonStageConfig, NamedInputs, PythonOutput]):
 
     def headline(self, config: PythonStageConfig, output: PythonOutput, artifact: ArtifactDir) -> str | None:
         """What the function returned."""
-        from rich.markup import escape
-
         summary = output.summary()
         return escape(summary) if summary else None
 
