@@ -74,14 +74,10 @@ def call_function(call: Call, journal: PointJournal) -> PythonOutput:
         except SystemExit as error:
             if hasattr(error, "ray_terminate_msg"):  # Ray's way to end this process
                 raise
-            raise UserError(f"{_where(call)} called sys.exit({error.code!r}). Return, or raise an error.") from None
+            raise UserError(f"{call.call} called sys.exit({error.code!r}). Return, or raise an error.") from None
         journal.log_metrics(stage.last_step, output.figures())
         stage.save()
     return output
-
-
-def _where(call: Call) -> str:
-    return f"stages.{call.stage}: {call.call}"
 
 
 def _function(call: Call) -> Callable[[RunningStage], Any]:
@@ -89,18 +85,18 @@ def _function(call: Call) -> Callable[[RunningStage], Any]:
     found: Any = importlib.import_module(module)
     for name in path.split("."):
         if not hasattr(found, name):
-            raise UserError(f"{_where(call)}: {getattr(found, '__name__', found)} has no {name!r}. Correct `call`.")
+            raise UserError(f"{call.call}: {getattr(found, '__name__', found)} has no {name!r}. Correct `call`.")
         found = getattr(found, name)
     if not callable(found):
         raise UserError(
-            f"{_where(call)} is of type {type(found).__name__} ({found!r:.80}), expected a function that takes the "
+            f"{call.call} is of type {type(found).__name__} ({found!r:.80}), expected a function that takes the "
             "running stage. Correct `call`."
         )
     try:
         inspect.signature(found).bind(None)
     except TypeError as error:
         raise UserError(
-            f"{_where(call)} cannot be called with one argument, the running stage ({error}). Write "
+            f"{call.call} cannot be called with one argument, the running stage ({error}). Write "
             f"`def {path}(stage)`; your settings are in stage.args."
         ) from None
     except ValueError:  # a function without a signature, of a C extension
@@ -113,7 +109,7 @@ def _returned(call: Call, returned: Any) -> PythonOutput:
     try:
         return PythonOutput.of(returned)
     except ValueError as error:
-        raise UserError(f"{_where(call)} returned something else than facts: {error}.") from None
+        raise UserError(f"{call.call} returned something else than facts: {error}.") from None
 
 
 def _explained(error: Exception, call: Call, source: Path) -> UserError | InfrastructureError:
@@ -121,9 +117,9 @@ def _explained(error: Exception, call: Call, source: Path) -> UserError | Infras
     ours = next((cause for cause in causes(error) if isinstance(cause, UserError | InfrastructureError)), None)
     if isinstance(ours, UserError):
         text = str(ours)
-        return UserError(text if text.startswith("stages.") else f"{_where(call)}: {text}")
+        return UserError(text if text.startswith(call.call) else f"{call.call}: {text}")
     lines = _own_lines(error, call, source)
-    what = f"{_where(call)} raised {type(error).__name__}: {str(error).strip()[-_MAX_TEXT:] or 'no message'}"
+    what = f"{call.call} raised {type(error).__name__}: {str(error).strip()[-_MAX_TEXT:] or 'no message'}"
     text = "\n".join([what, *lines, f"The whole traceback is in {call.artifact.url}/{LOG_FILE}."])
     if ours is not None or judge(error).fault in (Fault.TRANSIENT, Fault.FULL):
         return InfrastructureError(f"{text} The same command resumes: the stage's files are kept.")

@@ -24,6 +24,7 @@ from helper import square
 
 def count(stage):
     resumed_after = len(list(stage.folder.iterdir()))
+    stage.log_params({"steps wanted": stage.args["steps"]})
     for step in range(resumed_after, stage.args["steps"]):
         time.sleep(stage.args.get("step_s", 0))
         (stage.folder / f"{step:02}.txt").write_text(str(square(step)))
@@ -86,8 +87,9 @@ def test_stages_run_in_ray_tasks_and_read_each_other(ray_cluster: None, tmp_path
     assert finished["add"].output["total"] == 0 + 1 + 4 + 0 + 1
     assert finished["add"].output["kinds"] == "python python"
     points = [event for event, _ in read_events(tmp_path / "journal" / "a.000001.workers.jsonl")]
-    squares = [(point["step"], point["values"]["square"]) for point in points if "square" in point["values"]]
-    assert squares == [(0, 0), (1, 1), (2, 4)]
+    values = [(point["step"], point["values"]) for point in points if point["event"] == "metrics"]
+    assert [(step, value["square"]) for step, value in values if "square" in value] == [(0, 0), (1, 1), (2, 4)]
+    assert [point["params"] for point in points if point["event"] == "params"] == [{"steps wanted": 3}]
     (tmp_path / "helper.py").write_text(HELPER + "# changed\n")
     with pytest.raises(UserError, match="the files it reads have changed since the run was planned"):
         node.stage.run(node.config, inputs, context)

@@ -147,7 +147,7 @@ def test_what_the_function_raises_shows_the_lines_that_the_user_wrote(
     text = "import json\ndef work(stage):\n    parse('{')\ndef parse(text):\n    return json.loads(text)\n"
     message = refusal(run, text)
     assert message == (
-        "stages.mystage: mine:work raised JSONDecodeError: Expecting property name enclosed in double quotes: line 1 "
+        "mine:work raised JSONDecodeError: Expecting property name enclosed in double quotes: line 1 "
         "column 2 (char 1)\n"
         f"  {tmp_path}/mine.py:3 in work: parse('{{')\n"
         f"  {tmp_path}/mine.py:5 in parse: return json.loads(text)\n"
@@ -183,7 +183,7 @@ def test_a_module_that_cannot_be_imported_shows_where_and_why(run: Run, tmp_path
 )
 def test_mistakes_of_the_function_are_the_users(run: Run, body: str, problem: str) -> None:
     message = refusal(run, f"def work(stage):\n{body}\n")
-    assert message.startswith("stages.mystage: mine:work")
+    assert message.startswith("mine:work")
     assert problem in message
 
 
