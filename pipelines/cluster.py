@@ -18,7 +18,7 @@ from base.errors import UserError
 from pipelines.config import ClusterConfig
 from pipelines.engine.interrupts import kept_handlers
 from pipelines.engine.stage import AnyNode, StageConfig
-from pipelines.errors import InfrastructureError
+from pipelines.errors import InfrastructureError, LostError
 from pipelines.faults import Fault, explain_disk, of_number
 from pipelines.packages import PACKAGES, REPOSITORY
 from pipelines.ray_errors import explained_ray
@@ -36,8 +36,10 @@ _MAX_TEMP_DIR = 107 - len("/session_2026-01-01_00-00-00_000000_0000000/sockets/p
 log = logging.getLogger(__name__)
 
 
-def ensure_cluster(config: ClusterConfig, stages: Iterable[StageConfig]) -> None:
-    """Start or join the Ray cluster, once a process. Inside a Ray job, `local` means the cluster that runs the job.
+def ensure_cluster(config: ClusterConfig, num_cpus: int) -> None:
+    """Start or join the Ray cluster, once per process. Inside a Ray job, `local` means the cluster that runs the job.
+
+    Args: num_cpus: slots of a cluster that is started.
 
     Raises:
         UserError: the address, a setting or the token is wrong.
@@ -54,9 +56,9 @@ def ensure_cluster(config: ClusterConfig, stages: Iterable[StageConfig]) -> None
     logging.getLogger("ray").setLevel(logging.WARNING)
     with kept_handlers():
         if address == "local":
-            _start_local(config.num_cpus or _cpus_for(stages))
+            _start_local(num_cpus)
         else:
-            _join(address)
+            join(address)
 
 
 def cluster_address(config: ClusterConfig) -> str:
@@ -66,17 +68,17 @@ def cluster_address(config: ClusterConfig) -> str:
 
 def check_address(config: ClusterConfig, graph: Iterable[AnyNode]) -> None:
     """Refuse stages that cannot run through Ray Client. Raises: UserError."""
-    kinds = [node.stage.kind for node in graph if node.stage.uses_ray_train]
+    kinds = [node.stage.kind for node in graph if node.stage.uses_cluster]
     if kinds and config.address.startswith("ray://"):
+        host = config.address.removeprefix("ray://").partition(":")[0]
         raise UserError(
-            f"cluster.address={config.address}: {kinds[0]} stages cannot run through Ray Client (ray://). Run this "
-            "command on a machine of the cluster with cluster.address=auto, for example as a job: ray job submit "
-            "--address http://HEAD:8265 -- bmojo run CONFIG cluster.address=auto. Or give the address of the head "
-            "itself (HEAD:6379)."
+            f"cluster.address={config.address}: {kinds[0]} stages cannot run through Ray Client (ray://). Submit the "
+            f"pipeline to the cluster instead: bmojo submit CONFIG --address http://{host}:8265. Or, on a machine of "
+            "the cluster, run it with cluster.address=auto, or with the address of the head itself (HEAD:6379)."
         )
 
 
-def _cpus_for(stages: Iterable[StageConfig]) -> int:
+def cpus_for(stages: Iterable[StageConfig]) -> int:
     """CPU slots so that the largest stage fits; slots are Ray's bookkeeping, the system shares the cores."""
     asked = [stage.resources.num_workers * stage.resources.cpus_per_worker for stage in stages]
     return max(os.cpu_count() or 1, *(math.ceil(cpus) for cpus in asked))
@@ -147,7 +149,23 @@ def _short_temp_dir() -> str | None:
     return str(short)
 
 
-def _join(address: str) -> None:
+def join_local(address: str) -> None:
+    """Join the cluster that the run started on this machine, from the process of a stage."""
+    import ray
+
+    logging.getLogger("ray").setLevel(logging.WARNING)
+    with kept_handlers(), explained_ray("Joining the local Ray cluster"):
+        try:
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=True)
+        except ConnectionError as error:
+            raise LostError(f"The local Ray cluster does not answer ({_brief(error)}).") from error
+
+
+def join(address: str) -> None:
+    """Join the cluster at a configured address.
+
+    Raises: UserError: the address or the token is wrong. InfrastructureError: it does not answer.
+    """
     import ray
 
     log.warning("Connecting to the Ray cluster at %s ...", address)
@@ -157,7 +175,7 @@ def _join(address: str) -> None:
         runtime_env |= {"working_dir": str(REPOSITORY), "excludes": _not_shipped()}
     try:
         with explained_ray(f"cluster.address={address}"):
-            ray.init(address=address, runtime_env=runtime_env, logging_level=logging.ERROR, log_to_driver=False)
+            ray.init(address=address, runtime_env=runtime_env, logging_level=logging.ERROR, log_to_driver=True)
     except (UserError, InfrastructureError) as error:
         if not isinstance(error.__cause__, ConnectionError):
             raise

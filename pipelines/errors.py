@@ -38,6 +38,10 @@ class InfrastructureError(Exception):
     """The cluster, the storage, the network or a disk failed. The same command resumes; a script may retry it."""
 
 
+class LostError(InfrastructureError):
+    """A process, a machine or the connection to the cluster was lost; what it did is done again, from where it was."""
+
+
 def causes(error: BaseException) -> Iterator[BaseException]:
     """An error and what caused it, the outermost first."""
     seen: set[int] = set()

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
-from pipelines.cluster import check_address, ensure_cluster
+from pipelines.cluster import check_address
 from pipelines.config import PipelineConfig
 from pipelines.engine.observer import Observer
 from pipelines.engine.results import RunResult
-from pipelines.engine.runner import Pipeline, run_pipeline
 from pipelines.engine.runs import Run
+from pipelines.engine.scheduler import Pipeline, run_pipeline
 from pipelines.preflight import check_pipeline
+from pipelines.ray_cluster import RayCluster
 from pipelines.storage import open_storage
 from pipelines.tracking.config import targets_of, trackers_of
 from pipelines.tracking.run_tracking import TrackingOptions
@@ -42,7 +42,7 @@ def run_config(
     expected: Run | None = None,
     overrides: Sequence[str] | None = None,
 ) -> RunResult:
-    """Run or resume the pipeline, in this process. Errors of stages are in the result; see run_pipeline.
+    """Run or resume the pipeline, scheduled by this process. Errors of stages are in the result; see run_pipeline.
 
     Args: overrides: what the config was loaded with, to be shown with the run; None: not known.
     """
@@ -54,7 +54,7 @@ def run_config(
     return run_pipeline(
         pipeline,
         tracking,
-        ensure_cluster=partial(ensure_cluster, config.cluster, config.stages.values()),
+        RayCluster(config.cluster, config.stages.values()),
         observer=observer,
         expected=expected,
     )

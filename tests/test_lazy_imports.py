@@ -29,7 +29,7 @@ LATE = {
     # Little, but `bmojo --help` may take 0.5 s in all.
     "yaml": "20 ms",
     "tokenizers": "20 ms",
-    "pipelines.engine.runner": "15 ms",
+    "pipelines.engine.scheduler": "15 ms",
     "pipelines.tracking.run_tracking": "10 ms",
     "pipelines.tracking.mlflow.target": "10 ms",
     # Not installed everywhere.

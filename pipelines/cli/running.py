@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from pipelines.engine.lease import LeaseInfo
     from pipelines.engine.plan import PlannedStage
     from pipelines.engine.results import RunResult
-    from pipelines.engine.runs import Run, StageState
+    from pipelines.engine.runs import Run
     from pipelines.engine.stage import AnyNode
+    from pipelines.engine.state import StageState
 
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="The pipeline's YAML file.", show_default=False)]
 SYSTEM_METRICS = "system/"  # sampled by the clock; their steps say nothing of the stage's progress
@@ -60,7 +61,7 @@ def plan(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
 
 
 def _watched(holder: LeaseInfo, wait_s: float) -> None:
-    from pipelines.engine.runner import watch_notice
+    from pipelines.engine.scheduler import watch_notice
 
     error_console.print(escape(watch_notice(holder, wait_s)), soft_wrap=True)
 
@@ -86,7 +87,7 @@ def resume(run: RunArgument = None, storage: StorageOption = "runs") -> None:
     found = find_run(open_storage(storage), run)
     info = found.info()
     try:
-        config = validate_pipeline({**info.config, "storage": found.storage.url}, f"{found.url}/run.json")
+        config = validate_pipeline({**info.config, "storage": found.storage.url}, found.url)
     except ConfigError as error:
         file = info.config_path or "FILE"
         raise ConfigError(
@@ -123,38 +124,42 @@ class ConsoleObserver(Observer):
 
     def __init__(self, progress: Progress | None) -> None:
         self._progress = progress
-        self._stage: StageProgress | None = None
+        self._stages: dict[str, StageProgress] = {}
         self._started_at = time.monotonic()
-        self._stage_started_at = self._started_at
+        self._stage_started_at: dict[str, float] = {}
 
     def on_run_start(self, run: Run, plan: Sequence[PlannedStage]) -> None:
         """Name the run."""
         console.print(f"[bold]{run.run_id}[/] in {escape(run.storage.url)}")
 
-    def on_stage_wait(self, stage: PlannedStage, holder: LeaseInfo) -> None:
-        """Say whom we wait for."""
-        console.print(f"  {stage.name}: waiting for {escape(str(holder))}, who is making the same artifact")
+    def on_stage_queued(self, stage: PlannedStage, reason: str) -> None:
+        """Say what we wait for."""
+        console.print(f"  {stage.name}: {escape(reason)}", soft_wrap=True)
 
     def on_stage_start(self, stage: PlannedStage) -> None:
         """Open the stage's bar."""
-        self._stage_started_at = time.monotonic()
-        self._stage = StageProgress(self._progress, console, stage.name, stage.node.stage.progress)
-        console.print(f"  {stage.name}: {'resuming' if stage.action == 'resume' else 'running'} ...")
+        again = stage.name in self._stages
+        if again:
+            self._stages[stage.name].close()
+        self._stage_started_at.setdefault(stage.name, time.monotonic())
+        self._stages[stage.name] = StageProgress(self._progress, console, stage.name, stage.node.stage.progress)
+        console.print(f"  {stage.name}: {'resuming' if again or stage.action == 'resume' else 'running'} ...")
 
     def on_metrics(self, stage: PlannedStage, step: int, values: Mapping[str, float]) -> None:
         """Move the bar."""
-        if self._stage is not None and not all(name.startswith(SYSTEM_METRICS) for name in values):
-            self._stage.update(step, values)
+        bar = self._stages.get(stage.name)
+        if bar is not None and not all(name.startswith(SYSTEM_METRICS) for name in values):
+            bar.update(step, values)
 
     def on_stage_end(self, stage: PlannedStage, state: StageState) -> None:
         """Close the bar and say how it went."""
-        if self._stage is not None:
-            self._stage.close()
-            self._stage = None
+        bar = self._stages.pop(stage.name, None)
+        if bar is not None:
+            bar.close()
         if state.reused:
             console.print(f"  {stage.name}: [green]reused[/] {escape(state.artifact or '')}")
         elif state.status == "SUCCEEDED":
-            elapsed_s = time.monotonic() - self._stage_started_at
+            elapsed_s = time.monotonic() - self._stage_started_at.get(stage.name, self._started_at)
             console.print(f"  {stage.name}: [green]done[/] in {elapsed_s:.0f} s")
         else:
             console.print(f"  {stage.name}: [{STATUS_STYLES.get(state.status, 'red')}]{state.status}[/]")
@@ -174,11 +179,17 @@ class ConsoleObserver(Observer):
                 f"Deliver them: bmojo sync {result.run.run_id} --storage {escape(quote(result.run.storage.url))}",
                 soft_wrap=True,
             )
+        failures = {f"stage {name}: ": failure for name, failure in result.failures.items()}
+        if result.failure is not None and result.failure not in failures.values():
+            failures[""] = result.failure
+        for where, failure in failures.items():
+            error_console.print(f"[bold red]error:[/] {escape(where + failure.text)}", soft_wrap=True)
         if result.failure is not None:
-            stage = f"stage {result.failed_stage}: " if result.failed_stage else ""
-            error_console.print(f"[bold red]error:[/] {escape(stage + result.failure.text)}", soft_wrap=True)
-            if result.failure.details:
-                error_console.print(f"The traceback is in {escape(result.run.url)}/errors/.", soft_wrap=True)
+            kept = [f"{result.run.url}/logs/"] if result.failures else []
+            if any(failure.details for failure in failures.values()):
+                kept.append(f"{result.run.url}/errors/ (tracebacks)")
+            if kept:
+                error_console.print(f"What the stages printed is in {escape(', '.join(kept))}.", soft_wrap=True)
             if result.status != "FAILED":
                 error_console.print("The same command resumes from what is finished.")
             return

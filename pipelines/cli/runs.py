@@ -26,7 +26,8 @@ from pipelines.tracking.trouble import Cause
 
 if TYPE_CHECKING:
     from pipelines.engine.lease import LeaseInfo
-    from pipelines.engine.runs import Run, RunState, StageState
+    from pipelines.engine.runs import Run
+    from pipelines.engine.state import RunState, StageState
     from pipelines.tracking.sink import Target
 
 RequiredRun = Annotated[str, typer.Argument(metavar="RUN", help="Run id, the beginning of one, or a pipeline's name.")]

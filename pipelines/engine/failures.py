@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import traceback
 from dataclasses import dataclass
+from typing import Literal
 
 from base.errors import UserError
-from pipelines.engine.runs import Status
-from pipelines.errors import InfrastructureError, causes
+from pipelines.engine.events import Status
+from pipelines.errors import InfrastructureError, LostError, causes
 from pipelines.redact import redact
 
 EXIT_USER = 1
@@ -18,12 +19,15 @@ EXIT_CANCELLED = 130
 
 @dataclass(frozen=True)
 class Failure:
-    """How a run ended. `text` is one screen at most; `details` is the traceback, None where it would not help."""
+    """How a run or an attempt ended. `text` is one screen at most; `details` is the traceback, None where it would not
+    help."""
 
-    status: Status
+    status: Literal[Status.FAILED, Status.RESUMABLE, Status.CANCELLED]
     text: str
     details: str | None
     exit_code: int
+    may_pass: bool = False  # another attempt may succeed
+    is_loss: bool = False  # a process, a machine or a connection was lost: nobody's error
 
 
 def classify(error: BaseException) -> Failure:
@@ -38,8 +42,15 @@ def classify(error: BaseException) -> Failure:
         if isinstance(cause, UserError):
             return Failure(Status.FAILED, redact(str(cause)), None, EXIT_USER)
         if isinstance(cause, InfrastructureError):
-            return Failure(Status.RESUMABLE, redact(str(cause)), details, EXIT_RESUMABLE)
-    return Failure(Status.FAILED, _line(chain[-1]), details, EXIT_BUG)
+            return Failure(
+                Status.RESUMABLE,
+                redact(str(cause)),
+                details,
+                EXIT_RESUMABLE,
+                may_pass=True,
+                is_loss=isinstance(cause, LostError),
+            )
+    return Failure(Status.FAILED, _line(chain[-1]), details, EXIT_BUG, may_pass=True)
 
 
 def _line(error: BaseException) -> str:

@@ -99,6 +99,11 @@ def nodes_by_role(node: AnyNode) -> dict[Role, tuple[AnyNode, ...]]:
     return found
 
 
+def inputs_of(node: AnyNode) -> tuple[str, ...]:
+    """Names of the stages that a stage reads."""
+    return tuple(read.name for nodes in nodes_by_role(node).values() for read in nodes)
+
+
 def with_results(node: AnyNode, finished: Mapping[str, AnyNode]) -> StageInputs:
     """The inputs of a stage with the results of `finished`, which has all of them by name."""
     names = {role: [read.name for read in nodes] for role, nodes in nodes_by_role(node).items()}

@@ -172,6 +172,11 @@ class Lease:
         return lease
 
     @property
+    def owner(self) -> ProcessIdentity:
+        """Who holds it."""
+        return self._info.owner
+
+    @property
     def is_lost(self) -> bool:
         """Whether another process has taken over, or may: this one has not renewed in time."""
         return self._lost_by is not None or self._left_s() <= 0

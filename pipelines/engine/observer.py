@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pipelines.engine.lease import LeaseInfo
 from pipelines.engine.plan import PlannedStage
 from pipelines.engine.results import RunResult
-from pipelines.engine.runs import Run, StageState
+from pipelines.engine.runs import Run
+from pipelines.engine.state import StageState
 
 
 class Observer:
-    """Override what is of interest. on_metrics and on_notice come from other threads than the rest."""
+    """Override what is of interest. on_metrics and on_notice come from other threads than the rest.
+
+    Several stages run at once, so calls about them are mixed.
+    """
 
     def on_run_start(self, run: Run, plan: Sequence[PlannedStage]) -> None:
         """The run is ours; its stages follow."""
 
-    def on_stage_wait(self, stage: PlannedStage, holder: LeaseInfo) -> None:
-        """Another run is making the same artifact; this one waits to reuse it."""
+    def on_stage_queued(self, stage: PlannedStage, reason: str) -> None:
+        """The stage could start but for `reason`: no room, or another run is making the same artifact."""
 
     def on_stage_start(self, stage: PlannedStage) -> None:
         """The stage is about to run or resume."""

@@ -1,19 +1,17 @@
-"""Run state: <storage>/runs/<run_id>/ holds what was asked (run-*.json) and how far it got (state-*.json)."""
+"""Runs in a storage: <storage>/runs/<run_id>/ holds the event log, journals, logs and tracebacks of one run."""
 
 from __future__ import annotations
 
 import re
 import shlex
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from enum import StrEnum
-from typing import Any, cast
-
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from base.errors import DamagedError, UserError
+from pipelines.engine.event_log import EventLog, positions, read_event, read_events
+from pipelines.engine.events import RunInfo, Status, utc_now
 from pipelines.engine.fingerprint import SHORT_DIGITS, Fingerprint, digest_json
 from pipelines.engine.lease import Lease, LeaseHeldError, LeaseInfo, Watch, break_lease, last_holder, lease_holder
+from pipelines.engine.state import UNFINISHED, RunState, StageState, fold
 from pipelines.storage import Storage
 from pipelines.storage.artifact import ArtifactDir
 
@@ -21,72 +19,8 @@ RUNS = "runs"
 ARTIFACTS = "artifacts"
 
 
-class Status(StrEnum):
-    """How far a run or a stage is. FAILED is the user's error, RESUMABLE the cluster's fault or an interruption."""
-
-    PENDING = "PENDING"
-    RUNNING = "RUNNING"
-    SUCCEEDED = "SUCCEEDED"
-    FAILED = "FAILED"
-    RESUMABLE = "RESUMABLE"
-    CANCELLED = "CANCELLED"
-
-
-class RunInfo(BaseModel):
-    """What a run is."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    run_id: str
-    name: str
-    config: dict[str, Any]  # the whole pipeline file as resolved, secrets masked
-    config_path: str | None
-    base_dir: str | None = None  # the directory that relative paths in the config start from
-    created_at: str
-    git_commit: str | None
-    fingerprints: dict[str, str]
-
-
-class StageState(BaseModel):
-    """How far one stage of a run is. Times are ISO 8601 in UTC."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: str
-    status: Status = Status.PENDING
-    fingerprint: str
-    artifact: str | None = None  # path in the run's storage, once there is one
-    reused: bool = False  # another run made it
-    started_at: str | None = None  # of the last attempt that did any of its work
-    finished_at: str | None = None
-    error: str | None = None
-
-
-class RunState(BaseModel):
-    """How far a run is. A drive that only checks a finished run leaves the times as they were."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    status: Status = Status.PENDING
-    started_at: str | None = None
-    finished_at: str | None = None
-    checked_at: str | None = None  # when a later drive last found all of it finished
-    error: str | None = None
-    stages: dict[str, StageState]
-
-    def with_stage(self, name: str, **changes: Any) -> RunState:
-        """A copy in which one stage has changed."""
-        stage = self.stages[name].model_copy(update=changes)
-        return self.model_copy(update={"stages": {**self.stages, name: stage}})
-
-
 class Run:
-    """One run directory.
-
-    Each owner of the run's lease writes files of its own, named by the number of its lease (run-000002.json,
-    state-000002.json); those of the highest number count. So a driver that lost its lease can never overwrite what its
-    successor says, however late it writes, on any storage.
-    """
+    """One run directory. What the run is and how far it got is folded from its event log (event_log.py)."""
 
     def __init__(self, storage: Storage, run_id: str) -> None:
         self.storage = storage
@@ -112,27 +46,48 @@ class Run:
         at = f"{self.run_id} --storage {shlex.quote(self.storage.url)}"
         return f"To stop it: bmojo cancel {at}. If that process is gone for good: bmojo unlock {at}."
 
+    @property
+    def events_relpath(self) -> str:
+        """The event log."""
+        return f"{self.relpath}/events"
+
     def info(self) -> RunInfo:
-        """What the run is. Raises UserError where its file is damaged or missing."""
-        info: RunInfo = self._read("run", RunInfo)[1]
-        return info
+        """What the run is. Raises UserError where the log is damaged or missing."""
+        return self.stored_state().info
 
     def state(self, on_watch: Watch | None = None) -> RunState:
-        """How far it is: a RUNNING one whose driver is gone is RESUMABLE, as are its RUNNING stages.
+        """How far it is: a RUNNING one whose driver is gone is RESUMABLE, as are its unfinished stages.
 
         Args: on_watch: called if the driver is on another machine and must be watched for some seconds.
         """
-        number, state = self._read("state", RunState)
+        state = self.stored_state()
         while state.status is Status.RUNNING and self.holder(on_watch) is None:
-            before, (number, state) = (number, state), self._read("state", RunState)
-            if before == (number, state):  # it did not end, and no successor came, while we looked
+            before, state = state, self.stored_state()
+            if before == state:  # it did not end, and no successor came, while we looked
                 return self._abandoned(state)
-        return cast(RunState, state)
+        return state
 
     def stored_state(self) -> RunState:
-        """What the last owner wrote, whether it still lives or not."""
-        state: RunState = self._read("state", RunState)[1]
+        """How far the last owner got, whether it still lives or not. Raises as info."""
+        try:
+            state = fold(read_events(self.storage, self.events_relpath))
+        except DamagedError as error:
+            raise DamagedError(f"{error} Delete {self.url} and run again: finished stages are kept.") from error
+        if state is None:
+            raise UserError(
+                f"Run {self.run_id} has no history: {self.storage.url_of(self.events_relpath)} is missing. It was "
+                "deleted, or an earlier version of this program made the run. Run the pipeline file again: finished "
+                "stages are reused."
+            )
         return state
+
+    def started_at(self) -> str:
+        """When the run was first started, "" where its log does not tell."""
+        first = positions(self.storage, self.events_relpath)[:1]
+        try:
+            return "".join(read_event(self.storage, self.events_relpath, position).at for position in first)
+        except (UserError, FileNotFoundError):
+            return ""
 
     def holder(self, on_watch: Watch | None = None) -> LeaseInfo | None:
         """The driver of this run, if one is running; see lease_holder."""
@@ -140,18 +95,14 @@ class Run:
 
     def exists(self) -> bool:
         """Whether the run was ever started."""
-        return bool(self._numbers("run"))
+        return bool(self.storage.list(self.events_relpath))
 
-    def write_info(self, info: RunInfo, number: int) -> None:
-        """Say what the run is, as the owner with lease `number` (a resumed run may have other resources)."""
-        self.storage.write_json_atomic(self._file("run", number), info.model_dump(mode="json"))
-
-    def write_state(self, state: RunState, number: int) -> None:
-        """Say how far it is, as the owner with lease `number`."""
-        self.storage.write_json_atomic(self._file("state", number), state.model_dump(mode="json"))
+    def log(self, number: int) -> EventLog:
+        """The event log for the owner with lease `number` to append to; those before it are sealed."""
+        return EventLog(self.storage, self.events_relpath, number)
 
     def write_text(self, name: str, text: str) -> str:
-        """Keep a file beside the state, such as a traceback. Returns its path or URL."""
+        """Keep a file beside the log, such as a traceback. Returns its path or URL."""
         self.storage.write_bytes_atomic(f"{self.relpath}/{name}", text.encode())
         return self.storage.url_of(f"{self.relpath}/{name}")
 
@@ -164,12 +115,12 @@ class Run:
         if holder is None:
             raise UserError(f"Run {self.run_id} is not running ({self.state().status}): there is nothing to cancel.")
         number, _ = last_holder(self.storage, self.lease_relpath)
-        self.storage.write_json_atomic(self._file("cancel", number), {"requested_at": utc_now()})
+        self.storage.write_json_atomic(self._cancel_file(number), {"requested_at": utc_now()})
         return holder
 
     def cancel_requested(self, number: int) -> bool:
         """Whether somebody asked the owner with lease `number` to stop."""
-        return self.storage.exists(self._file("cancel", number))
+        return self.storage.exists(self._cancel_file(number))
 
     def artifact_of(self, stage: StageState) -> ArtifactDir | None:
         """Where a stage's result is; None where there is none yet."""
@@ -181,7 +132,9 @@ class Run:
 
     def _abandoned(self, state: RunState) -> RunState:
         stages = {
-            name: stage.model_copy(update={"status": Status.RESUMABLE}) if stage.status is Status.RUNNING else stage
+            name: stage.model_copy(update={"status": Status.RESUMABLE})
+            if stage.status in UNFINISHED and stage.status is not Status.PENDING
+            else stage
             for name, stage in state.stages.items()
         }
         _, last = last_holder(self.storage, self.lease_relpath)
@@ -189,28 +142,8 @@ class Run:
         error = state.error or f"its driver is gone{who}"
         return state.model_copy(update={"status": Status.RESUMABLE, "stages": stages, "error": error})
 
-    def _numbers(self, what: str) -> list[int]:
-        found = (re.fullmatch(rf"{what}(?:-(\d+))?\.json", name) for name in self.storage.list(self.relpath))
-        return sorted(int(match[1] or 0) for match in found if match)
-
-    def _file(self, what: str, number: int) -> str:
-        return f"{self.relpath}/{what}-{number:06d}.json" if number else f"{self.relpath}/{what}.json"
-
-    def _read(self, what: str, model: type[Any]) -> tuple[int, Any]:
-        number = max(self._numbers(what), default=1)
-        relpath = self._file(what, number)
-        try:
-            return number, model.model_validate(self.storage.read_json(relpath))
-        except FileNotFoundError as error:
-            missing = self.storage.url_of(relpath)
-            raise UserError(f"Run {self.run_id} has no {what}: {missing} is missing.") from error
-        except ValidationError as error:
-            problem = error.errors()[0]
-            raise DamagedError(
-                f"{self.storage.url_of(relpath)} is damaged, or another version of this program wrote it: "
-                f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}. Delete {self.url} and run again: finished "
-                "stages are kept."
-            ) from error
+    def _cancel_file(self, number: int) -> str:
+        return f"{self.relpath}/cancel-{number:06d}.json"
 
 
 def run_id_of(name: str, fingerprints: Mapping[str, Fingerprint]) -> str:
@@ -221,7 +154,7 @@ def run_id_of(name: str, fingerprints: Mapping[str, Fingerprint]) -> str:
 def list_runs(storage: Storage) -> list[Run]:
     """All runs of a storage, the latest started last."""
     runs = [Run(storage, run_id) for run_id in storage.list(RUNS)]
-    return sorted((run for run in runs if run.exists()), key=_started_at)
+    return sorted((run for run in runs if run.exists()), key=Run.started_at)
 
 
 def find_run(storage: Storage, wanted: str | None = None) -> Run:
@@ -314,21 +247,9 @@ def artifact_lease_relpath(kind: str, name: str, fingerprint: str) -> str:
     return f"leases/{kind}-{name}-{fingerprint[:SHORT_DIGITS]}"
 
 
-def utc_now() -> str:
-    """Now, as stored: ISO 8601 in UTC, to the millisecond."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
 def _artifacts(run: Run) -> set[str]:
     """Paths in the run's storage."""
     artifacts = (run.artifact_of(stage) for stage in run.stored_state().stages.values())
     urls = {artifact.url for artifact in artifacts if artifact is not None}
     inside = run.storage.url + "/"
     return {url.removeprefix(inside) for url in urls if url.startswith(inside)}
-
-
-def _started_at(run: Run) -> str:
-    try:
-        return run.stored_state().started_at or run.info().created_at
-    except UserError:
-        return ""

@@ -14,12 +14,13 @@ A stage is a pure function of (its settings, its inputs' results, an output dire
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Generic, Self, TypeVar, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar, get_args, get_origin
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field, PositiveFloat
 from pydantic_core import PydanticCustomError
 
 from base.config import StrictConfig
@@ -38,9 +39,27 @@ class Resources(StrictConfig):
     )
     cpus_per_worker: float = Field(1, gt=0, description="CPU cores each worker reserves.")
     gpus_per_worker: float = Field(0, ge=0, description="GPUs each worker reserves; 0 runs on the CPU.")
+    neuron_cores_per_worker: float = Field(0, ge=0, description="AWS NeuronCores each worker reserves.")
+    custom_per_worker: dict[str, PositiveFloat] = Field(
+        default_factory=dict, description="Custom resources of the cluster each worker reserves, by name."
+    )
+    node_labels: dict[str, str] = Field(
+        default_factory=dict,
+        description="Labels that a worker's node must have, as in `ray start --labels`: {market-type: on-demand}.",
+    )
     placement_timeout_s: float = Field(
         300, gt=0, description="Seconds to wait for the cluster to grant the above before giving up with an error."
     )
+
+    def bundle(self) -> dict[str, float]:
+        """Resources that one worker reserves, as Ray names them."""
+        asked = {
+            "CPU": self.cpus_per_worker,
+            "GPU": self.gpus_per_worker,
+            "neuron_cores": self.neuron_cores_per_worker,
+            **self.custom_per_worker,
+        }
+        return {name: float(amount) for name, amount in asked.items() if amount}
 
 
 def _check_form(needs: Any) -> Any:
@@ -75,6 +94,36 @@ class StageConfig(StrictConfig):
     )
     resources: Resources = Field(
         default_factory=Resources, description="What it asks of the cluster.", json_schema_extra=NOT_IN_FINGERPRINT
+    )
+    retries: int = Field(
+        0,
+        ge=0,
+        description="Times that the stage is started again after an error or a time-out, counted anew whenever it got "
+        "further. Errors in your input or configuration are never retried.",
+        json_schema_extra=NOT_IN_FINGERPRINT,
+    )
+    lost_retries: int = Field(
+        10,
+        ge=0,
+        description="The same for lost processes, machines and connections to the cluster, which are nobody's error.",
+        json_schema_extra=NOT_IN_FINGERPRINT,
+    )
+    backoff_s: float = Field(
+        1.0,
+        ge=0,
+        description="Seconds before the first of these attempts; doubled for each one more, up to 5 minutes.",
+        json_schema_extra=NOT_IN_FINGERPRINT,
+    )
+    timeout_s: float | None = Field(
+        None,
+        gt=0,
+        description="Seconds that one attempt may take; then it is stopped, which counts as an error. null: no limit.",
+        json_schema_extra=NOT_IN_FINGERPRINT,
+    )
+    on_failure: Literal["continue", "stop"] = Field(
+        "continue",
+        description="If it fails for good: continue with the stages that do not need it, or stop the whole run.",
+        json_schema_extra=NOT_IN_FINGERPRINT,
     )
 
     @property
@@ -143,6 +192,9 @@ class StageContext:
     artifact: ArtifactDir
     journal: Journal
     content: Content | None = None  # the content_identity that the fingerprint was computed with
+    attempt: int = 1  # of this owner of the run
+    stop: threading.Event = field(default_factory=threading.Event)
+    """Set when the attempt must end soon. Only stages with `stops_in_order` have to look."""
 
 
 @dataclass(frozen=True)
@@ -177,8 +229,9 @@ class Stage(ABC, Generic[Config, Inputs, Output]):
 
     code_version: ClassVar[int]  # raise it when the same config would give another result
     progress: ClassVar[ProgressMetrics | None] = None
-    uses_cluster: ClassVar[bool] = True  # False: all work is done in the driver
-    uses_ray_train: ClassVar[bool] = False  # all workers run at once; impossible through Ray Client
+    uses_cluster: ClassVar[bool] = True  # False: all work is done in the stage's own process
+    uses_ray_train: ClassVar[bool] = False  # all workers run at once
+    stops_in_order: ClassVar[bool] = False  # `run` looks at context.stop, and saves its work before it ends
 
     def __init_subclass__(cls) -> None:
         for base in vars(cls).get("__orig_bases__", ()):
@@ -202,7 +255,18 @@ class Stage(ABC, Generic[Config, Inputs, Output]):
 
     @abstractmethod
     def run(self, config: Config, inputs: Inputs, context: StageContext) -> Output:
-        """Do the work under `context.artifact`; called again after a crash, it resumes from what is there."""
+        """Do the work under `context.artifact`; called again after a crash, it resumes from what is there.
+
+        It runs in the main thread of a process of its own. There SIGTERM raises Terminated; if `stops_in_order`, the
+        first one sets `context.stop` instead.
+        """
+
+    def mark(self, config: Config, artifact: ArtifactDir) -> int:
+        """A number that has grown if the stage got further, as seen by an attempt that resumes it.
+
+        Attempts that get further have their retries counted anew.
+        """
+        return 0
 
     def headline(self, config: Config, output: Output, artifact: ArtifactDir) -> str | None:
         """The result in one line of console markup, for the end of a run; None if there is nothing to say."""

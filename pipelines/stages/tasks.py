@@ -10,11 +10,12 @@ from typing import Any, TypeVar
 
 from base.errors import UserError
 from data.errors import SourceUnavailableError
+from pipelines.engine.placement import asked, described, num_places
 from pipelines.engine.stage import Content, Resources, StageContext
 from pipelines.errors import InfrastructureError
 from pipelines.faults import explained_disk
 from pipelines.ray_errors import explained_ray
-from pipelines.stages.placement import num_places, worker_bundle
+from pipelines.stages.ray_resources import alive_nodes, task_options
 
 Result = TypeVar("Result")
 
@@ -59,10 +60,7 @@ def run_tasks(
 
     with explained_ray("Looking for room in the cluster"):
         _wait_for_room(resources)
-    options: dict[str, Any] = {"num_cpus": resources.cpus_per_worker, "max_retries": _MAX_RETRIES}
-    if resources.gpus_per_worker:
-        options["num_gpus"] = resources.gpus_per_worker
-    task = ray.remote(**options)(function)
+    task = ray.remote(max_retries=_MAX_RETRIES, **task_options(resources))(function)
     waiting = list(reversed(calls))
     running: list[Any] = []
     try:
@@ -84,19 +82,13 @@ def run_tasks(
 
 def _wait_for_room(resources: Resources) -> None:
     """Return when some machine could hold one task. Raises UserError after placement_timeout_s."""
-    import ray
-
     one = resources.model_copy(update={"num_workers": 1})
     deadline = time.monotonic() + resources.placement_timeout_s
-    while True:
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        if num_places(one, nodes):
-            return
+    while not num_places(one, nodes := alive_nodes()):
         if time.monotonic() >= deadline:
-            asked = " and ".join(f"{amount:g} {kind}" for kind, amount in worker_bundle(resources).items())
-            there = "; ".join(f"{node.get('CPU', 0):g} CPU, {node.get('GPU', 0):g} GPU" for node in nodes) or "none"
             raise UserError(
-                f"resources: one task asks for {asked}, and no machine of the cluster has that much (nodes: {there}). "
-                "Lower resources.cpus_per_worker or gpus_per_worker, or add a larger machine."
+                f"resources: one task asks for {asked(resources)}, and no machine of the cluster has that much "
+                f"(nodes: {described(nodes)}). Lower resources.cpus_per_worker or gpus_per_worker, or add a larger "
+                "machine."
             )
         time.sleep(_POLL_S)

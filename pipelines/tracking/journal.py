@@ -216,9 +216,9 @@ class Journal:
         return end
 
 
-def workers_journal(journal: Journal) -> Path:
+def workers_journal(journal: Path) -> Path:
     """The file that the workers of the stage of `journal` write (pipelines.tracking.remote)."""
-    return journal.path.with_name(f"{journal.path.stem}.workers.jsonl")
+    return journal.with_name(f"{journal.stem}.workers.jsonl")
 
 
 class StepSet:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from pipelines.errors import InfrastructureError
 from pipelines.tracking.journal import Journal, workers_journal
 
 _FLUSH_TIMEOUT_S = 30.0
+_STOP_POLL_S = 0.5
 _LOCK_TIMEOUT_S = 60.0  # the actor of a driver that was killed may take a while to follow it
 
 _Point = tuple[int, dict[str, float], int]  # step, values, milliseconds since the epoch
@@ -35,6 +37,8 @@ class RemoteJournal:
         self._handle = handle
         self._unconfirmed: list[_Point] = []
         self._unconfirmed_tags: dict[str, str] = {}
+        self._question: Any = None  # the pending answer to whether the stage was asked to stop
+        self._was_asked = False
 
     def log_metrics(self, step: int, values: Mapping[str, float]) -> None:
         """As Journal.log_metrics, at once: the point is on its way when this returns, with the time of the call."""
@@ -60,6 +64,19 @@ class RemoteJournal:
         except Exception as error:
             log.warning("The journal did not take %s: %s", ", ".join(params), error)
 
+    def stop_requested(self) -> bool:
+        """Whether the stage was asked to stop, as the actor last answered. Does not wait."""
+        try:
+            if self._question is not None and ray.wait([self._question], timeout=0)[0]:
+                self._was_asked = self._was_asked or bool(ray.get(self._question))
+                self._question = None
+            if self._question is None:
+                self._question = self._handle.stop_requested.remote()
+        except Exception as error:
+            log.warning("Could not ask whether to stop: %s", error)
+            self._question = None
+        return self._was_asked
+
     def flush(self, timeout_s: float = _FLUSH_TIMEOUT_S) -> bool:
         """Return once all points and tags of this worker are on the disk, or False if they are not, but kept.
 
@@ -76,10 +93,11 @@ class RemoteJournal:
 
 
 class _JournalActorBody:
-    """The actor: a Journal of its own in the driver's file system."""
+    """The actor: a Journal of its own in the file system of the stage's process."""
 
     def __init__(self, path: str) -> None:
         self._journal = Journal(path, lock_timeout_s=_LOCK_TIMEOUT_S)
+        self._stop_requested = False
 
     def log_metrics(self, step: int, values: dict[str, float], time_ms: int) -> None:
         try:
@@ -101,6 +119,12 @@ class _JournalActorBody:
             self._journal.log_metrics(step, values, time_ms)
         self._journal.log_tags(tags)
         self._journal.flush()
+
+    def request_stop(self) -> None:
+        self._stop_requested = True
+
+    def stop_requested(self) -> bool:
+        return self._stop_requested
 
     def pid(self) -> int:
         return os.getpid()
@@ -124,12 +148,12 @@ def log_missing(path: Path, history: Mapping[str, Sequence[tuple[int, float]]]) 
 
 
 @contextmanager
-def remote_journal(journal: Journal) -> Iterator[RemoteJournal]:
+def remote_journal(journal: Journal, stop: threading.Event | None = None) -> Iterator[RemoteJournal]:
     """A journal for the workers of the stage that holds `journal`; it is a second file of the same stage.
 
-    Use it on the driver, with Ray initialised, around the work: `with remote_journal(context.journal) as journal: ...`.
+    Use it in the stage's process, with Ray initialised, around the work. The workers can ask it whether `stop` is set.
     """
-    path = workers_journal(journal)
+    path = workers_journal(journal.path)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor_class: Any = ray.remote(
         num_cpus=0,
@@ -138,9 +162,20 @@ def remote_journal(journal: Journal) -> Iterator[RemoteJournal]:
         scheduling_strategy=here,
     )(_JournalActorBody)
     handle = actor_class.remote(str(path))
+    is_over = threading.Event()
+
+    def pass_on() -> None:
+        while stop is not None and not is_over.is_set():
+            if stop.wait(_STOP_POLL_S):
+                with suppress(Exception):  # a lost actor; the scheduler ends the work in another way
+                    ray.get(handle.request_stop.remote(), timeout=_FLUSH_TIMEOUT_S)
+                return
+
+    threading.Thread(target=pass_on, name="pass on stop", daemon=True).start()
     try:
         yield RemoteJournal(handle)
     finally:
+        is_over.set()
         try:
             ray.get(handle.close.remote(), timeout=_FLUSH_TIMEOUT_S)
         except Exception as error:

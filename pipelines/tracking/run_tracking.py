@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -19,6 +21,9 @@ from pipelines.tracking.trouble import Cause
 
 DRAIN_S = 30.0
 _CHECK_S = 15.0
+_LIVE_EVERY_S = 5.0
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,9 @@ class RunTracking:
         """`owner_number` is that of the driver's lease: it names the journals (journal.journal_name)."""
         self.options = options
         self._owner_number = owner_number
+        self._storage, self._run_relpath = storage.with_retry_s(0), run_relpath
+        self._live: dict[str, Mapping[str, Any]] = {}
+        self._live_at = 0.0
         self._spool = Spool(storage, run_relpath)
         self._run_id, self._notify = run_id, notify
         self._run_journal: Journal | None = None
@@ -54,6 +62,15 @@ class RunTracking:
     def journal_dir(self) -> Path:
         """Where the journals are on this machine."""
         return self._spool.journal_dir
+
+    @property
+    def log_dir(self) -> Path:
+        """Where the output of the stages' processes is kept on this machine."""
+        return self._spool.log_dir
+
+    def journal_path(self, name: str) -> Path:
+        """The journal of a stage under this owner."""
+        return self.journal_dir / journal_name(name, self._owner_number)
 
     def start(self, tags: Mapping[str, str], config: Mapping[str, Any], all_reused: bool) -> None:
         """Begin: journal the pipeline run's own facts and deliver from now on.
@@ -76,7 +93,18 @@ class RunTracking:
 
     def open_stage(self, name: str) -> Journal:
         """The journal of a stage, for the driver to write."""
-        return Journal(self.journal_dir / journal_name(name, self._owner_number))
+        return Journal(self.journal_path(name))
+
+    def note_live(self, samples: Mapping[str, Mapping[str, Any]]) -> None:
+        """Keep a fresh picture of how far the running stages are, for `bmojo status --watch`; at most every 5 s."""
+        now = time.monotonic()
+        if now < self._live_at + _LIVE_EVERY_S or samples == self._live:
+            return
+        self._live_at, self._live = now, dict(samples)
+        try:
+            self._storage.write_json_atomic(live_relpath(self._run_relpath, self._owner_number), {"stages": samples})
+        except Exception as error:  # the log has samples too
+            log.warning("Could not note how far the run is: %s", error)
 
     def last_lifecycle_event(self, name: str) -> dict[str, Any] | None:
         """The last `start` or `end` event of a stage's journals."""
@@ -162,6 +190,11 @@ def check_target(target: Target, run_id: str, patience_s: float = _CHECK_S) -> N
     thread.join(patience_s)
     if found and (trouble := target.diagnose(found[0])).cause is Cause.REFUSED:
         raise ConfigError(trouble.text) from found[0]
+
+
+def live_relpath(run_relpath: str, owner_number: int) -> str:
+    """The file of RunTracking.note_live."""
+    return f"{run_relpath}/live-{owner_number:06d}.json"
 
 
 class JournalWatch:

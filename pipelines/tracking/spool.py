@@ -1,4 +1,4 @@
-"""Where a run's journals are while they are written: beside the run's state, or on this machine if that is far away."""
+"""Where a run's journals and logs are while they are written: in its directory, or here if that is far away."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 class Spool:
-    """The directory `dir` holding a run's `journal/` and delivery cursors.
+    """The directory `dir` holding a run's `journal/`, the `logs/` of its processes, and delivery cursors.
 
     On file storage it is the run directory. Else it is a local one: download() brings what an earlier driver elsewhere
     left, upload() makes what is new durable, and between start() and stop() a thread uploads now and then.
@@ -30,6 +30,7 @@ class Spool:
             digest = hashlib.sha256(storage.url_of(run_relpath).encode()).hexdigest()[:16]
             self.dir = cache_dir() / "spool" / f"{Path(run_relpath).name}-{digest}"
         self.journal_dir = self.dir / "journal"
+        self.log_dir = self.dir / "logs"
         self._uploaded: dict[str, int] = {}
         self._upload_lock = threading.Lock()
         self._stopped = threading.Event()
@@ -66,7 +67,13 @@ class Spool:
         if isinstance(self._storage, LocalStorage):
             return
         with self._upload_lock:
-            for path in [*sorted(self.journal_dir.glob("*.jsonl")), *sorted(self.dir.glob("delivered-*.json"))]:
+            for path in sorted(
+                [
+                    *self.journal_dir.glob("*.jsonl"),
+                    *self.log_dir.glob("*.log"),
+                    *self.dir.glob("delivered-*.json"),
+                ]
+            ):
                 data = path.read_bytes()
                 if self._uploaded.get(path.name) != hash(data):
                     relative = path.relative_to(self.dir).as_posix()

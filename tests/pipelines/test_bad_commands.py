@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from pipelines.cli.app import main
-from pipelines.engine.runs import Run, RunInfo
 from pipelines.loading import load_pipeline
 from pipelines.storage import open_storage
+from tests.pipelines.made_runs import made_run
 from tests.pipelines.test_loading import PIPELINE
 
 MAX_LINES = 15
@@ -101,11 +101,7 @@ def test_the_version_is_shown(monkeypatch, capsys) -> None:
 def test_a_run_that_another_version_started_says_how_to_resume_it(folder: Path, monkeypatch, capsys) -> None:
     config = load_pipeline("tiny.yaml").model_dump(mode="json")
     config["stages"]["train"]["zero_stage"] = config["stages"]["train"].pop("backend")["zero_stage"]
-    info = RunInfo(
-        run_id="tiny-1", name="tiny", config=config, config_path="tiny.yaml", created_at="", git_commit=None,
-        fingerprints={},
-    )  # fmt: skip
-    Run(open_storage("runs"), "tiny-1").write_info(info, 1)
+    made_run(open_storage("runs"), "tiny-1", config, config_path="tiny.yaml")
     printed = failure(["resume", "tiny-1"], monkeypatch, capsys)
     assert "stages.train.zero_stage: unknown key. Did you mean 'backend.zero_stage'?" in printed
     assert "bmojo run tiny.yaml" in printed

@@ -23,7 +23,7 @@ from data.sources import plan_slices
 from data.streaming import open_stream
 from pipelines.engine.fingerprint import FingerprintParts
 from pipelines.engine.records import StageRecord, read_record, write_record
-from pipelines.engine.runs import Run, RunInfo, RunState, StageState
+from pipelines.engine.runs import Run
 from pipelines.stages.models import load_model, load_tokenizer_of
 from pipelines.stages.tokenize.stage import _finished_slices
 from pipelines.stages.train import checkpoint as checkpoints
@@ -31,6 +31,7 @@ from pipelines.stages.train.checkpoint import TrainingState
 from pipelines.storage import open_storage
 from pipelines.storage.artifact import ArtifactDir
 from pipelines.tracking.journal import DAMAGED, Journal, read_events
+from tests.pipelines.made_runs import made_run
 from tests.pipelines.stages.trained_run import TEXT, tiny_model, tiny_tokenizer
 
 HISTORY = {"valid/loss": [[0, 6.25], [1, math.inf], [2, math.nan]]}
@@ -84,15 +85,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoints.complete(train, state_of(2), entries)
     record("train", train)
 
-    run = Run(open_storage(folder), "tiny-00000000")
-    run.write_info(
-        RunInfo(
-            run_id=run.run_id, name="tiny", config={"a": 1}, config_path=None,
-            created_at="2026-01-01T00:00:00.000+00:00", git_commit=None, fingerprints={"train": "f" * 64},
-        ),
-        1,
-    )  # fmt: skip
-    run.write_state(RunState(stages={"train": StageState(kind="train", fingerprint="f" * 64)}), 1)
+    made_run(open_storage(folder), "tiny-00000000", {"a": 1}, {"train": "train"})
     with Journal(folder / "train.000001.jsonl") as journal:
         journal.log_metrics(1, {"train/loss": 2.5})
     return folder

@@ -35,7 +35,7 @@ class ReportInputs(StageInputs):
 
 
 class ReportStage(Stage[ReportStageConfig, ReportInputs, ReportOutput]):
-    """Reads records and training histories only, so it runs in the driver in a second or two."""
+    """Reads records and training histories only, so it takes a second or two."""
 
     code_version = 2
     uses_cluster = False

@@ -98,6 +98,10 @@ class TokenizeStage(Stage[TokenizeStageConfig, TokenizeInputs, TokenizeOutput]):
     code_version = 2
     progress = ProgressMetrics("tokenize/slices_total", {"tokenize/tokens_per_s": "{:,.0f} tokens/s"})
 
+    def mark(self, config: TokenizeStageConfig, artifact: ArtifactDir) -> int:
+        """Number of slices written."""
+        return len(artifact.listdir(_RECORDS_FOLDER))
+
     def content_identity(self, config: TokenizeStageConfig) -> str:
         """Digest of the text. Raises UserError where it is missing."""
         with user_errors():

@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,14 +30,12 @@ from base.sealed import unseal
 from bmojo.checkpoint_io import save_tensors
 from pipelines.engine.stage import Facts
 from pipelines.stages.train import device
+from pipelines.stages.train.layout import MANIFEST, complete_steps, step_dir, steps_of
 from pipelines.stages.train.trainer import PARAM, Trainer
 from pipelines.storage.artifact import ArtifactDir
 
-CHECKPOINTS = "checkpoints"
-MANIFEST = "manifest.json"
 STATE = "state.json"
 FORMAT_VERSION = 1
-_STEP_DIR = re.compile(r"step-(\d{8,})")
 
 logger = logging.getLogger(__name__)
 
@@ -78,11 +75,6 @@ class TrainingState(Facts):
 
 class BadCheckpointError(Exception):
     """A checkpoint is incomplete or damaged; the message says which file and how."""
-
-
-def step_dir(step: int) -> str:
-    """Where in the artifact the checkpoint of a step lives."""
-    return f"{CHECKPOINTS}/step-{step:08d}"
 
 
 class Checkpoint:
@@ -173,13 +165,13 @@ def complete(artifact: ArtifactDir, state: TrainingState, entries: Mapping[str, 
 
 def clear(artifact: ArtifactDir, step: int) -> None:
     """Remove what an interrupted or damaged checkpoint of this step left behind."""
-    if step in _steps(artifact):
+    if step in steps_of(artifact):
         artifact.delete(step_dir(step))
 
 
 def prune(artifact: ArtifactDir, newest_step: int, keep: int) -> None:
     """Delete checkpoints older than the `keep` newest complete ones up to `newest_step`, which must be complete."""
-    older = sorted((step for step in _steps(artifact) if step <= newest_step), reverse=True)
+    older = sorted((step for step in steps_of(artifact) if step <= newest_step), reverse=True)
     finished = [step for step in older if artifact.exists(f"{step_dir(step)}/{MANIFEST}")]
     for step in older:
         if step not in finished[:keep]:
@@ -191,7 +183,7 @@ def prune(artifact: ArtifactDir, newest_step: int, keep: int) -> None:
 
 def newest_complete(artifact: ArtifactDir) -> Checkpoint | None:
     """The newest checkpoint whose every byte is as the manifest says; damaged ones are passed over with a warning."""
-    for step in sorted(_steps(artifact), reverse=True):
+    for step in sorted(steps_of(artifact), reverse=True):
         relative = step_dir(step)
         if not artifact.exists(f"{relative}/{MANIFEST}"):
             logger.info("%s/%s has no manifest: its writing was cut short; passed over.", artifact.url, relative)
@@ -211,7 +203,7 @@ def newest_complete(artifact: ArtifactDir) -> Checkpoint | None:
 
 def any_complete(artifact: ArtifactDir) -> bool:
     """Whether a checkpoint was ever completed here, damaged or not."""
-    return any(artifact.exists(f"{step_dir(step)}/{MANIFEST}") for step in _steps(artifact))
+    return bool(complete_steps(artifact))
 
 
 def verify(directory: Path) -> None:
@@ -236,13 +228,6 @@ def assign_owners(sizes: Sequence[int], num_workers: int) -> list[int]:
         owners[index] = min(range(num_workers), key=lambda rank: (loads[rank], rank))
         loads[owners[index]] += sizes[index]
     return owners
-
-
-def _steps(artifact: ArtifactDir) -> list[int]:
-    if not artifact.exists(CHECKPOINTS):
-        return []
-    matches = (_STEP_DIR.fullmatch(name.rstrip("/")) for name in artifact.listdir(CHECKPOINTS))
-    return [int(match[1]) for match in matches if match]
 
 
 def _rng_file(rank: int, num_workers: int) -> str:

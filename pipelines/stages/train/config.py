@@ -33,6 +33,13 @@ class TrainStageConfig(StageConfig):
     """Train a model on a `tokenize` stage's shards, from scratch or from another `train` stage's weights."""
 
     kind: Literal["train"]
+    retries: int = Field(
+        3,
+        ge=0,
+        description="Times that training goes on from its newest checkpoint after a worker's own error (a GPU that "
+        "fails, say) or a time-out, counted anew whenever it got further.",
+        json_schema_extra=NOT_IN_FINGERPRINT,
+    )
     model: ModelConfig = Field(description="The model. Its vocab_size is taken from the tokenizer where left out.")
 
     global_batch_size: PositiveInt = Field(description="Sequences per optimizer step, over all workers.")
@@ -88,12 +95,6 @@ class TrainStageConfig(StageConfig):
     )
     keep_checkpoints: PositiveInt = Field(
         2, description="Newest checkpoints kept; older ones are deleted.", json_schema_extra=NOT_IN_FINGERPRINT
-    )
-    max_failures: int = Field(
-        3,
-        ge=0,
-        description="Times training goes on from its newest checkpoint after losing a worker.",
-        json_schema_extra=NOT_IN_FINGERPRINT,
     )
     collective_timeout_s: float = Field(
         600,

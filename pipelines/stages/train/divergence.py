@@ -7,8 +7,8 @@ import math
 import torch
 
 from base.errors import UserError
-from pipelines.stages.train.checkpoint import step_dir
 from pipelines.stages.train.job import TrainJob
+from pipelines.stages.train.layout import step_dir
 from pipelines.stages.train.trainer import PARAM, Trainer
 
 _RUINED = 2.0  # times the loss of guessing among all ids alike

@@ -29,6 +29,9 @@ class MetricSink(Protocol):
     def flush(self) -> bool:
         """Return True when everything recorded before is durable; False if that failed and it is kept for later."""
 
+    def stop_requested(self) -> bool:
+        """Whether training was asked to stop. Does not wait."""
+
 
 @dataclass(frozen=True)
 class TrainJob:

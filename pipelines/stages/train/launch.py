@@ -1,19 +1,17 @@
-"""The driver's side: start the workers with Ray Train, and after losing one go on from the newest checkpoint.
+"""One attempt at training: start the workers with Ray Train, and say what their end means.
 
 Ray Train restarts workers by itself, but it cannot tell the user's error from the cluster's and would retry both, and
-it takes a node that never comes for a reason to wait forever. So each attempt is one `fit` without retries, and the
-decision to go on is made here (docs/design/0020).
+it takes a node that never comes for a reason to wait forever. So each attempt is one `fit` without retries; the
+scheduler decides whether another one follows, which resumes from the newest checkpoint (docs/design/0020).
 """
 
 from __future__ import annotations
 
-import logging
 import shutil
 import tempfile
 from dataclasses import replace
 from typing import Any
 
-import ray
 from ray._private.state import available_resources_per_node, state
 from ray._private.worker import get_dashboard_url
 from ray.exceptions import RayError, RayTaskError
@@ -24,21 +22,17 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 
 from base.errors import DamagedError, UserError
 from pipelines.engine.interrupts import kept_handlers
+from pipelines.engine.placement import ClusterNode, too_small, wait_for_room
 from pipelines.engine.stage import Resources
-from pipelines.errors import InfrastructureError
+from pipelines.errors import InfrastructureError, LostError
 from pipelines.ray_errors import explained_ray, is_lost_process
-from pipelines.stages.placement import too_small, wait_for_room, worker_bundle
+from pipelines.stages.ray_resources import alive_nodes
 from pipelines.stages.train import checkpoint as checkpoints
 from pipelines.stages.train.environment import ray_train_settings
 from pipelines.stages.train.job import TrainFacts, TrainJob
+from pipelines.stages.train.layout import CHECKPOINTS
 from pipelines.stages.train.worker import train_worker
 from pipelines.storage.artifact import ArtifactDir
-
-logger = logging.getLogger(__name__)
-
-
-class TrainingLostError(InfrastructureError):
-    """The cluster failed more often than max_failures allows; the checkpoints are there to go on from."""
 
 
 class _Trainer(TorchTrainer):
@@ -59,47 +53,31 @@ class _Trainer(TorchTrainer):
         return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
 
 
-def run_training(job: TrainJob) -> TrainFacts:
-    """Train to the end, through lost workers and lost controllers of Ray Train.
+def run_training(job: TrainJob, attempt: int = 1) -> TrainFacts:
+    """Train to the end, from the newest checkpoint if there is one.
 
+    Args: attempt: from 1, in this run.
     Raises:
         DamagedError: there are checkpoints, and none is whole.
         UserError: the configuration, the data or the course of training is at fault; or no machines are that large.
-        InfrastructureError: a disk or the storage failed, or the room for the workers is gone or taken.
-        TrainingLostError: workers were lost more than config.max_failures times.
-        KeyboardInterrupt: interrupted by SIGINT.
-        Exception: a worker's own error, where it came back config.max_failures times: a bug.
+        InfrastructureError: a disk or the storage failed, or the room for the workers is taken.
+        LostError: a worker, the controller, a machine or the room for the workers is gone.
+        Exception: a worker's own error: a bug, or a fault of its machine.
     """
-    with explained_ray("Training"):
-        wait_for_room(job.config.resources, _nodes, can_grow=_has_autoscaler())
-    failures = 0
-    while True:
-        resume_step = resume_point(job.artifact)
-        try:
-            return _attempt(replace(job, resume_step=resume_step))
-        except (UserError, InfrastructureError):
-            raise
-        except (TrainingFailedError, RayError) as error:
-            causes = _causes(error)
-            of_ours = next((cause for cause in causes if isinstance(cause, UserError | InfrastructureError)), None)
-            if of_ours is not None:  # another attempt would meet the same
-                raise of_ours from None
-            failures += 1
-            if failures > job.config.max_failures:
-                bug = next((cause for cause in causes if not is_lost_process(cause)), None)
-                if bug is not None:
-                    raise bug from error
-                raise TrainingLostError(
-                    f"Training workers failed {failures} times, more than max_failures={job.config.max_failures}. "
-                    f"The last failure: {error}"
-                ) from error
-            logger.warning(
-                "Training lost a worker (%d of at most %d failures) and goes on from its newest checkpoint: %s",
-                failures,
-                job.config.max_failures,
-                _first_line(error),
-            )
-        _wait_for_lost_room(job.config.resources)
+    _wait_for_room(job.config.resources, had_room=attempt > 1)
+    try:
+        return _fit(replace(job, resume_step=resume_point(job.artifact)))
+    except (UserError, InfrastructureError):
+        raise
+    except (TrainingFailedError, RayError) as error:
+        causes = _causes(error)
+        of_ours = next((cause for cause in causes if isinstance(cause, UserError | InfrastructureError)), None)
+        if of_ours is not None:
+            raise of_ours from None
+        own = next((cause for cause in causes if not is_lost_process(cause)), None)
+        if own is not None:
+            raise own from error
+        raise LostError(f"Training lost a worker: {_first_line(error)}") from error
 
 
 def _causes(error: BaseException) -> list[BaseException]:
@@ -113,13 +91,15 @@ def _causes(error: BaseException) -> list[BaseException]:
     return [error]
 
 
-def _wait_for_lost_room(resources: Resources) -> None:
-    """As wait_for_room in a run that had its room: a lost machine may come back."""
+def _wait_for_room(resources: Resources, had_room: bool) -> None:
+    """Wait until the cluster could hold the workers; where it did before, a lost machine may come back."""
     with explained_ray("Training"):
         try:
-            wait_for_room(resources, _nodes, can_grow=True)
+            wait_for_room(resources, alive_nodes, can_grow=had_room or _has_autoscaler())
         except UserError as error:
-            raise InfrastructureError(
+            if not had_room:
+                raise
+            raise LostError(
                 f"The cluster lost the room that training had, for placement_timeout_s="
                 f"{resources.placement_timeout_s:g} s. {error} The same command resumes from the newest checkpoint."
             ) from error
@@ -132,13 +112,13 @@ def resume_point(artifact: ArtifactDir) -> int | None:
         return newest.state.step
     if checkpoints.any_complete(artifact):
         raise DamagedError(
-            f"Every checkpoint in {artifact.url}/{checkpoints.CHECKPOINTS} is damaged; the warnings above name the "
+            f"Every checkpoint in {artifact.url}/{CHECKPOINTS} is damaged; the warnings above name the "
             "files. Restore one, or delete that folder to train from step 0."
         )
     return None
 
 
-def _attempt(job: TrainJob) -> TrainFacts:
+def _fit(job: TrainJob) -> TrainFacts:
     """One worker group from start to end or failure."""
     resources = job.config.resources
     ray_dir = tempfile.mkdtemp(prefix="bmojo-ray-train-")
@@ -149,7 +129,8 @@ def _attempt(job: TrainJob) -> TrainFacts:
         scaling_config=ScalingConfig(
             num_workers=resources.num_workers,
             use_gpu=resources.gpus_per_worker > 0,
-            resources_per_worker=worker_bundle(resources),
+            resources_per_worker=resources.bundle(),
+            label_selector=dict(resources.node_labels) or None,
         ),
         run_config=RunConfig(
             name=f"{job.artifact.local.name}",
@@ -171,17 +152,12 @@ def _attempt(job: TrainJob) -> TrainFacts:
     finally:
         shutil.rmtree(ray_dir, ignore_errors=True)
     if result.return_value is None:
-        raise KeyboardInterrupt  # aborted from elsewhere: a quiet end without a result
+        raise LostError("Training was aborted from outside, without a result.")
     return TrainFacts.model_validate(result.return_value)
 
 
-def _nodes() -> list[dict[str, float]]:
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
-def _free_nodes() -> list[dict[str, float]]:
-    per_node: dict[Any, dict[str, float]] = available_resources_per_node()
-    return list(per_node.values())
+def _free_nodes() -> list[ClusterNode]:
+    return [ClusterNode(free) for free in available_resources_per_node().values()]
 
 
 def _has_autoscaler() -> bool:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import torch.distributed as dist
 
 from bmojo.counting import count
 from data.shards import TokenBatch
+from pipelines.errors import LostError
 from pipelines.stages.train import checkpoint as checkpoints
 from pipelines.stages.train import device
 from pipelines.stages.train.curves import Curves
@@ -18,6 +19,7 @@ from pipelines.stages.train.job import TrainFacts, TrainJob
 from pipelines.stages.train.meter import Meter
 from pipelines.stages.train.paths import OperatorPaths
 from pipelines.stages.train.schedule import learning_rate
+from pipelines.stages.train.stopping import StopAgreement
 from pipelines.stages.train.trainer import StepResult, Trainer
 from pipelines.stages.train.validation import validation_loss
 from pipelines.stages.train.weights import save_model
@@ -44,6 +46,8 @@ class TrainLoop:
         self.num_tokens = 0
         self.initial_valid_loss: float | None = None
         self.train_loss = math.nan
+        self._unread: StepResult | None = None  # of the last step, until its loss is read
+        self._stopping = StopAgreement(job.metrics.stop_requested, trainer.device)
         self.saved_step: int | None = None
         journal = job.metrics if self.rank == 0 else None
         self.curves, self.paths = Curves(journal), OperatorPaths(journal)
@@ -73,9 +77,20 @@ class TrainLoop:
                 final_valid_loss = self._validate()
             if save:
                 self._save_checkpoint()
+            if not last and self._stopping.reached():
+                self._stop(saved=save)
         save_model(self.job, self.trainer)
         self.curves.flush()
         return self._facts(final_valid_loss) if self.rank == 0 else None
+
+    def _stop(self, saved: bool) -> NoReturn:
+        """Save what there is, and end."""
+        if not saved:
+            self._refuse_ruined_weights()
+            if self._unread is not None:
+                self._read_loss(self._unread)
+            self._save_checkpoint()
+        raise LostError(f"Training was asked to stop, and stopped after step {self.step}, with a checkpoint.")
 
     def _is_due(self, every_steps: int | None) -> bool:
         return every_steps is not None and self.step % every_steps == 0
@@ -90,6 +105,7 @@ class TrainLoop:
             raise self._diverged(f"loss or gradients are not finite at {at}, which was not applied")
         self.step += 1
         self.num_tokens += result.num_targets
+        self._unread = result
         log = self.step in (1, self.job.num_steps) or self._is_due(self.config.log_every_steps)
         if log or self._is_due(self.config.checkpoint_every_steps):
             self._read_loss(result)
@@ -97,6 +113,7 @@ class TrainLoop:
             self._log(lr, result.grad_norm)
 
     def _read_loss(self, result: StepResult) -> None:
+        self._unread = None
         dist.all_reduce(result.loss_sum)
         self.train_loss = float(result.loss_sum) / result.num_targets
         if not math.isfinite(self.train_loss):

@@ -25,6 +25,7 @@ from pipelines.stages.numbers import optional
 from pipelines.stages.tokenize.stage import TokenizeStage
 from pipelines.stages.train.config import TrainStageConfig, check_seq_len
 from pipelines.stages.train.job import History, MetricSink, TrainFigures, TrainJob
+from pipelines.stages.train.layout import complete_steps
 from pipelines.storage.artifact import ArtifactDir
 from pipelines.tracking.journal import workers_journal
 
@@ -86,6 +87,11 @@ class TrainStage(Stage[TrainStageConfig, TrainInputs, TrainOutput]):
         {"train/loss": "loss {:.3f}", "valid/loss": "valid {:.3f}", "train/tokens_per_s": "{:,.0f} tokens/s"},
     )
     uses_ray_train = True
+    stops_in_order = True
+
+    def mark(self, config: TrainStageConfig, artifact: ArtifactDir) -> int:
+        """The step of the newest checkpoint."""
+        return max(complete_steps(artifact), default=0)
 
     def check(self, name: str, config: TrainStageConfig, inputs: TrainInputs) -> None:
         """Refuse a model that cannot read such sequences, or has no room for the ids of a tokenizer to be trained."""
@@ -117,10 +123,10 @@ class TrainStage(Stage[TrainStageConfig, TrainInputs, TrainOutput]):
 
         tokens = inputs.tokens
         context.journal.log_dataset(tokens.name, tokens.output.train_sha256, tokens.artifact.url, context="train")
-        with remote_journal(context.journal) as metrics:
+        with remote_journal(context.journal, context.stop) as metrics:
             job = make_job(config, inputs, context, metrics)
-            facts = run_training(job)
-        log_missing(workers_journal(context.journal), facts.history)
+            facts = run_training(job, context.attempt)
+        log_missing(workers_journal(context.journal.path), facts.history)
         _warn_if_worse(facts, config, context.name)
         context.artifact.write_json(HISTORY, facts.history)
         for path in (HISTORY, "model/config.json"):

@@ -14,10 +14,11 @@ from bmojo.allocator import keep_freed_memory
 from data.shards import TokenBatch, read_token_batches
 from pipelines.faults import explained_disk
 from pipelines.stages.train import device
-from pipelines.stages.train.checkpoint import Checkpoint, step_dir
+from pipelines.stages.train.checkpoint import Checkpoint
 from pipelines.stages.train.config import TrainStageConfig
 from pipelines.stages.train.environment import set_worker_environment
 from pipelines.stages.train.job import TrainFacts, TrainJob
+from pipelines.stages.train.layout import step_dir
 from pipelines.stages.train.loop import TrainLoop
 from pipelines.stages.train.weights import build_model
 from pipelines.storage.artifact import ArtifactDir

@@ -17,23 +17,23 @@ from pathlib import Path
 import pytest
 
 from base.errors import UserError
-from pipelines.engine.lease import Lease, LeaseInfo, LeaseLostError
+from pipelines.engine.events import Ended, Planned, Status
+from pipelines.engine.lease import Lease, LeaseLostError
 from pipelines.engine.observer import Observer
 from pipelines.engine.plan import PlannedStage
 from pipelines.engine.records import read_record, write_record
-from pipelines.engine.runner import run_pipeline
-from pipelines.engine.runs import Run, Status, list_runs
+from pipelines.engine.runs import Run, list_runs
+from pipelines.engine.scheduler import run_pipeline
 from pipelines.storage import Storage, open_storage
 from pipelines.tracking.journal import journals_of, read_events
-from tests.pipelines.engine.counting_pipeline import counting_pipeline, nowhere, run_here
+from tests.pipelines.engine.counting_pipeline import SCRIPT, NoCluster, counting_pipeline, nowhere, run_here
 from tests.pipelines.waiting import wait_until
 
-SCRIPT = str(Path(__file__).with_name("counting_pipeline.py"))
 SHORT = ("--ttl-s", "2", "--renew-s", "0.3")
 
 
 def start(storage: str | Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-    command = [sys.executable, SCRIPT, str(storage), *arguments]
+    command = [*SCRIPT, str(storage), *arguments]
     environ = os.environ | environment
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environ)
     assert process.stdout is not None
@@ -59,6 +59,14 @@ def steps_told(run: Run) -> list[int]:
     return [event["step"] for path in journals for event, _ in read_events(path) if event["event"] == "metrics"]
 
 
+def stage_of(run: Run) -> int:
+    """The process that works on the stage `count`."""
+    wait_until(lambda: run.stored_state().stages["count"].pid is not None)
+    pid = run.stored_state().stages["count"].pid
+    assert pid is not None
+    return pid
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
     return tmp_path / "store"
@@ -69,20 +77,22 @@ def test_a_stopped_driver_is_replaced_and_its_heir_alone_succeeds(store: Path, w
     arguments = ("--step-s", "0.25", "--upto", "16", *SHORT)
     stopped = start(store, *arguments)
     try:
-        stopped.send_signal(signal.SIGSTOP)
-        time.sleep(2.5)
         (run,) = list_runs(open_storage(store))
-        successor = subprocess.Popen(
-            [sys.executable, SCRIPT, str(store), *arguments], stdout=subprocess.PIPE, text=True
-        )
+        both = (stopped.pid, stage_of(run))
+        for pid in both:
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(2.5)
+        successor = subprocess.Popen([*SCRIPT, str(store), *arguments], stdout=subprocess.PIPE, text=True)
         assert successor.stdout is not None
         assert successor.stdout.readline().startswith("step"), "it works, though the other holds its journal open"
         if wakes == "while its successor works":
-            stopped.send_signal(signal.SIGCONT)
+            for pid in both:
+                os.kill(pid, signal.SIGCONT)
             code, said = finish(stopped)
         successor_code, successor_said = finish(successor)
         if wakes == "after its successor is done":
-            stopped.send_signal(signal.SIGCONT)
+            for pid in both:
+                os.kill(pid, signal.SIGCONT)
             code, said = finish(stopped)
     finally:
         stopped.kill()
@@ -102,19 +112,41 @@ def test_a_stopped_driver_is_replaced_and_its_heir_alone_succeeds(store: Path, w
     assert run_here(open_storage(store), upto=16).status is Status.SUCCEEDED
 
 
+def test_what_the_stage_of_a_stopped_scheduler_finishes_is_used(store: Path) -> None:
+    """The scheduler is stopped, the process of its stage works on: its successor waits for that, and wakes nobody."""
+    arguments = ("--step-s", "0.4", "--upto", "16", *SHORT)
+    stopped = start(store, *arguments)
+    try:
+        stopped.send_signal(signal.SIGSTOP)
+        time.sleep(2.5)
+        successor = subprocess.run([*SCRIPT, str(store), *arguments], capture_output=True, text=True, timeout=120)
+        assert successor.returncode == 0, successor.stdout + successor.stderr
+        stopped.send_signal(signal.SIGCONT)
+        assert finish(stopped)[0] == 75
+    finally:
+        stopped.kill()
+    (run,) = list_runs(open_storage(store))
+    assert run.state().status is Status.SUCCEEDED
+    assert steps_told(run) == list(range(16)), "each once, by the one process"
+
+
 def test_an_owner_that_lost_cannot_write_over_its_heirs_state_or_record(store: Path) -> None:
     storage = open_storage(store)
     result = run_here(storage)
     run, artifact = result.run, result.stages["count"].artifact
-    state, info = run.state(), run.info()
     record = read_record(artifact)
     assert record is not None
-    run.write_state(state.model_copy(update={"status": Status.FAILED}), number=2)
-    run.write_info(info.model_copy(update={"created_at": "later"}), number=2)
-    run.write_state(state, number=1)  # the owner before, late
-    run.write_info(info, number=1)
+    owner = run.log(2)
+    owner.append(Planned(event="resumed", info=run.info()))
+    successor = run.log(3)
+    with pytest.raises(LeaseLostError, match="took over"):
+        owner.append(Ended(status=Status.SUCCEEDED))
+    successor.append(Planned(event="resumed", info=run.info()))
+    successor.append(Ended(status=Status.FAILED, error="no"))
+    for _ in range(3):
+        with pytest.raises(LeaseLostError, match="took over"):
+            owner.append(Ended(status=Status.SUCCEEDED))
     assert run.state().status is Status.FAILED
-    assert run.info().created_at == "later"
     successors = record.model_copy(update={"lease_number": 7, "git_commit": "successor"})
     write_record(artifact, successors)
     for number in (1, 6):
@@ -203,7 +235,7 @@ def test_an_s3_outage_ends_with_one_owner(
         time.sleep(outage_s)
         if outage_s > ttl_s:
             successor = subprocess.run(
-                [sys.executable, SCRIPT, s3_storage.url, *arguments, "--elsewhere", "machine-b"],
+                [*SCRIPT, s3_storage.url, *arguments, "--elsewhere", "machine-b"],
                 env=os.environ | {"BMOJO_CACHE_DIR": str(tmp_path / "b")}, timeout=90, capture_output=True, text=True,
             )  # fmt: skip
             assert successor.returncode == 0, successor.stdout + successor.stderr
@@ -282,8 +314,11 @@ def test_a_dead_driver_of_another_machine_is_unlocked_by_hand(store: Path) -> No
         assert "on far-away" in said
         assert "on far-away" in bmojo("status", *at)[1]
     finally:
+        stage = stage_of(list_runs(open_storage(store))[0])
+        os.kill(stage, signal.SIGSTOP)  # else it lets go in order once its scheduler is gone
         driver.kill()
         driver.wait()
+        os.kill(stage, signal.SIGKILL)
     assert bmojo("unlock", "counting", *at, answer="n\n")[0] == 1
     code, said = bmojo("unlock", "counting", "--yes", *at)
     assert code == 0, said
@@ -295,11 +330,11 @@ def test_a_dead_driver_of_another_machine_is_unlocked_by_hand(store: Path) -> No
         def on_notice(self, text: str) -> None:
             waits.append(text)
 
-        def on_stage_wait(self, stage: PlannedStage, holder: LeaseInfo) -> None:
+        def on_stage_queued(self, stage: PlannedStage, reason: str) -> None:
             waits.append(stage.name)
 
     pipeline = counting_pipeline(open_storage(store), upto=100)
-    assert run_pipeline(pipeline, nowhere(), observer=Watching()).status is Status.SUCCEEDED
+    assert run_pipeline(pipeline, nowhere(), NoCluster(), observer=Watching()).status is Status.SUCCEEDED
     assert not waits, "nobody had to be waited for"
 
 
@@ -320,7 +355,7 @@ def test_a_driver_with_a_wrong_clock_is_shown_as_what_it_is(store: Path, offset_
             storage.write_bytes_atomic(relpath, json.dumps(info).encode())
 
     run_here(storage, upto=400)
-    run.write_state(run.state().model_copy(update={"status": Status.RUNNING, "finished_at": None}), number=9)
+    run.log(9).append(Planned(event="resumed", info=run.info()))
     thread = threading.Thread(target=skew)
     thread.start()
     try:
@@ -328,7 +363,7 @@ def test_a_driver_with_a_wrong_clock_is_shown_as_what_it_is(store: Path, offset_
         assert run.state().status is Status.RUNNING
         assert "RUNNING" in bmojo("list", "--storage", str(store))[1]
         with pytest.raises(UserError, match="held by process 1 on far-away"):
-            run_pipeline(pipeline, nowhere())
+            run_pipeline(pipeline, nowhere(), NoCluster())
     finally:
         stop.set()
         thread.join()
@@ -338,12 +373,12 @@ def test_a_driver_with_a_wrong_clock_is_shown_as_what_it_is(store: Path, offset_
     assert "far-away, last seen at 20" in state.error
 
 
-@pytest.mark.parametrize("what", ["state", "run"])
+@pytest.mark.parametrize("event", ["000001-000001.json", "000001-000003.json"])
 @pytest.mark.parametrize("content", ["{", "[]", '{"status": "RUNNING"}', "\x00\x01"])
-def test_one_damaged_file_hides_no_other_run(store: Path, what: str, content: str) -> None:
+def test_one_damaged_file_hides_no_other_run(store: Path, event: str, content: str) -> None:
     storage = open_storage(store)
     bad, good = run_here(storage).run, run_here(storage, scale=2.0).run
-    (file,) = Path(bad.url).glob(f"{what}-*.json")
+    file = Path(bad.url) / "events" / event
     file.write_text(content)
     code, said = bmojo("list", "--storage", str(store))
     assert code == 0

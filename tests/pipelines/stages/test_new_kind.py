@@ -30,10 +30,12 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def bmojo(*arguments: str | Path) -> tuple[int, str]:
     """The command with the kind `words`. Returns the exit code and the output."""
-    script = Path(__file__).with_name("words_kind.py")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
     done = subprocess.run(
-        [sys.executable, script, *arguments], capture_output=True, text=True, env=environment | {"COLUMNS": "200"}
+        [sys.executable, "-m", "tests.pipelines.stages.words_kind", *arguments],
+        capture_output=True,
+        text=True,
+        env=environment | {"COLUMNS": "200"},
     )
     return done.returncode, done.stdout + done.stderr
 

@@ -9,8 +9,8 @@ from bmojo.checkpoint_io import save_pretrained
 from data.config import PythonStdlibSource, TokenizerFields
 from data.tokenizer import Tokenizer, train_tokenizer
 from pipelines.cli.models import TrainedModel
-from pipelines.engine.runs import Run, RunInfo
 from pipelines.storage import open_storage
+from tests.pipelines.made_runs import made_run
 
 TEXT = "".join(f"def function_{n}(x):\n    return x + {n * n}  # naïve ☕\n" for n in range(12))
 
@@ -30,14 +30,8 @@ def tiny_tokenizer() -> Tokenizer:
 
 def trained_model(folder: Path, pattern: str = "bmojo,mamba2,bmojo_f") -> TrainedModel:
     """What load_trained gives, with a run directory in `folder`, and the files of its train stage."""
-    run = Run(open_storage(folder / "runs"), "tiny-00000000")
-    run.write_info(
-        RunInfo(
-            run_id=run.run_id, name="tiny", config={"tracking": {"uri": None, "experiment": "tests"}},
-            config_path=None, created_at="2026-01-01T00:00:00.000+00:00", git_commit=None, fingerprints={},
-        ),
-        number=1,
-    )  # fmt: skip
+    config = {"tracking": {"uri": None, "experiment": "tests"}}
+    run = made_run(open_storage(folder / "runs"), "tiny-00000000", config)
     model, tokenizer = tiny_model(pattern), tiny_tokenizer()
     save_pretrained(model, folder / "train" / "model")
     tokenizer.save(folder / "tokens" / "tokenizer")

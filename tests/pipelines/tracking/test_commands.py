@@ -16,11 +16,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipelines.engine.runs import Run, RunInfo
+from pipelines.engine.runs import Run
 from pipelines.storage import Storage, open_storage
 from pipelines.tracking.mlflow.target import MlflowConfig, MlflowTarget
 from pipelines.tracking.replay import RUN_JOURNAL
 from pipelines.tracking.run_tracking import RunTracking, TrackingOptions
+from tests.pipelines.made_runs import made_run
 from tests.pipelines.waiting import wait_until
 
 BMOJO = [sys.executable, "-m", "pipelines"]
@@ -48,21 +49,8 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def a_run(store: Storage) -> Run:
     """What a driver writes first of a run."""
-    run = Run(store, "p-0123abcd")
     config = {"tracking": {"uri": None, "experiment": "e", "system_metrics": False}}
-    run.write_info(
-        RunInfo(
-            run_id=run.run_id,
-            name="p",
-            config=config,
-            config_path=None,
-            created_at="2026-01-01T00:00:00+00:00",
-            git_commit=None,
-            fingerprints={},
-        ),
-        1,
-    )
-    return run
+    return made_run(store, "p-0123abcd", config)
 
 
 def bmojo(*arguments: str, tracking_uri: str | None = None) -> subprocess.CompletedProcess[str]:

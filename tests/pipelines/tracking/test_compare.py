@@ -19,8 +19,8 @@ from pipelines.engine.graph import stage_graph
 from pipelines.engine.headline import settings_of
 from pipelines.engine.provenance import machine, user_name
 from pipelines.engine.results import RunResult
-from pipelines.engine.runner import Pipeline, run_pipeline
 from pipelines.engine.runs import Status
+from pipelines.engine.scheduler import Pipeline, run_pipeline
 from pipelines.engine.stage import (
     NOT_IN_FINGERPRINT,
     Stage,
@@ -34,6 +34,7 @@ from pipelines.storage import Storage, open_storage
 from pipelines.tracking.mlflow.target import MlflowTarget
 from pipelines.tracking.replay import RUN_JOURNAL, Replay
 from pipelines.tracking.run_tracking import RunTracking, TrackingOptions, sync
+from tests.pipelines.engine.counting_pipeline import NoCluster
 from tests.pipelines.tracking.mlflow_server import client
 
 
@@ -95,7 +96,7 @@ def run_fits(
     stages = {**fits, "show": ShowConfig(needs=tuple(fits), fail=fail)}
     pipeline = Pipeline("p", stage_graph(stages, (fit_stage or FitStage(), ShowStage())), storage, overrides=overrides)
     options = TrackingOptions((target,), system_metrics=False, drain_s=drain_s)
-    return run_pipeline(pipeline, options, observer=ConsoleObserver(None))
+    return run_pipeline(pipeline, options, NoCluster(), observer=ConsoleObserver(None))
 
 
 def parents(target: MlflowTarget, order: str = "attributes.start_time ASC") -> list[Any]:

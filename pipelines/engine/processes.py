@@ -1,0 +1,237 @@
+"""Attempts at stages run in processes of their own: what the scheduler hands over, hears back, and can do to them.
+
+A process is started before it is needed and imports meanwhile, so that an attempt begins at once. It is a session of
+its own, out of reach of the terminal's Ctrl-C; it ends by itself if the scheduler is gone (stage_process.py).
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from pydantic import Field
+
+from base.config import StrictConfig
+from pipelines.engine.events import Status
+from pipelines.engine.failures import EXIT_RESUMABLE, Failure
+from pipelines.engine.lease import LeaseInfo
+from pipelines.engine.placement import ClusterNode
+from pipelines.engine.plan import PlannedStage
+from pipelines.engine.stage import StageInputs
+
+_SPARE_ENDS_S = 5.0
+
+
+@dataclass(frozen=True)
+class StageJob:
+    """One attempt, as handed to its process."""
+
+    planned: PlannedStage
+    inputs: StageInputs  # with results
+    attempt: int  # from 1
+    journal: Path
+    log: Path  # takes the output of the process, and what its workers print
+    system_metrics: bool
+    lease_ttl_s: float  # of the artifact's lease
+    lease_renew_s: float
+    connect: Callable[[], None] | None  # joins the cluster; None: the stage does not use it
+
+
+class Outcome(StrictConfig):
+    """How an attempt ended: its record is there, another run holds the artifact, or a failure."""
+
+    held_by: LeaseInfo | None = None
+    failure: Failure | None = Field(None)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the stage's record is there."""
+        return self.held_by is None and self.failure is None
+
+
+class Cluster(Protocol):
+    """The cluster that stages work on, as the scheduler knows it. It never connects to the cluster itself."""
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """Variables that every process of a stage needs before it imports anything."""
+
+    def prepare(self) -> None:
+        """Begin to start or find the cluster, without waiting."""
+
+    def start(self) -> Callable[[], None]:
+        """Wait until the cluster is there, again if it was lost.
+
+        Returns: what a stage's process calls to join it; picklable.
+
+        Raises: UserError, InfrastructureError.
+        """
+
+    def nodes(self) -> Sequence[ClusterNode]:
+        """The machines there are; none if that is not known."""
+
+    def is_lost(self) -> bool:
+        """Whether the cluster was started and has ended since."""
+
+    def close(self) -> None:
+        """Let go of the cluster, or end it if it was started for this run."""
+
+
+class Attempt(Protocol):
+    """An attempt under way."""
+
+    @property
+    def pid(self) -> int:
+        """The number of its process."""
+
+    def stop(self) -> None:
+        """Ask it to end; asked again, it ends without saving more."""
+
+    def kill(self) -> None:
+        """End it at once."""
+
+
+class Launcher(Protocol):
+    """Starts attempts."""
+
+    def prepare(self) -> None:
+        """Have a process ready for the next attempt."""
+
+    def start(self, job: StageJob, on_end: Callable[[Outcome], None]) -> Attempt:
+        """Begin an attempt. `on_end` is called once, from another thread."""
+
+    def close(self) -> None:
+        """End what was only prepared."""
+
+
+class StageProcess:
+    """A process that waits for a job, does it, and ends."""
+
+    def __init__(self, environment: Mapping[str, str], log_dir: Path, imports: Sequence[str]) -> None:
+        log_dir.mkdir(parents=True, exist_ok=True)
+        read_end, write_end = os.pipe()
+        search_path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+        try:
+            with open(log_dir / "processes.log", "ab") as log:  # only until the job names its own
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "pipelines.engine.stage_process", str(write_end), *imports],
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=log,
+                    pass_fds=(write_end,),
+                    env={**os.environ, **environment, "PYTHONPATH": search_path},
+                    start_new_session=True,
+                )
+        finally:
+            os.close(write_end)
+        self._answers = read_end
+        self._reaped = threading.Lock()
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+        return self._process.pid
+
+    def is_alive(self) -> bool:
+        """Whether it still waits or works."""
+        return self._process.poll() is None
+
+    def begin(self, job: StageJob, on_end: Callable[[Outcome], None]) -> None:
+        """Hand it its job."""
+        threading.Thread(target=self._wait, args=(on_end,), name=f"stage {job.planned.name}", daemon=True).start()
+        data = pickle.dumps(job)
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # it has died: _wait says so
+            self._process.stdin.write(len(data).to_bytes(8, "big") + data)
+            self._process.stdin.flush()  # and stays open: its end tells the process that we are gone
+
+    def stop(self) -> None:
+        """SIGTERM."""
+        self._signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """SIGKILL, also for what it started in its session."""
+        self._signal(signal.SIGKILL, group=True)
+
+    def end(self) -> None:
+        """Take back a process that got no job."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(_SPARE_ENDS_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            self._process.wait()
+        os.close(self._answers)
+
+    def _signal(self, number: int, group: bool = False) -> None:
+        with self._reaped:
+            if self._process.poll() is None:
+                with suppress(ProcessLookupError):
+                    (os.killpg if group else os.kill)(self.pid, number)
+
+    def _wait(self, on_end: Callable[[Outcome], None]) -> None:
+        with os.fdopen(self._answers, "rb") as answers:
+            said = answers.read()
+        if said:
+            on_end(Outcome.model_validate_json(said))
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(_SPARE_ENDS_S)
+            self.kill()
+        code = self._process.wait()
+        if self._process.stdin is not None:
+            with suppress(BrokenPipeError):
+                self._process.stdin.close()
+        if not said:
+            on_end(Outcome(failure=lost_process(self.pid, code)))
+
+
+class ProcessLauncher:
+    """Keeps one process ready, and starts the next as soon as that one is used."""
+
+    def __init__(self, environment: Mapping[str, str], log_dir: Path, imports: Sequence[str] = ()) -> None:
+        """`imports`: modules that a waiting process imports."""
+        self._environment, self._log_dir, self._imports = environment, log_dir, imports
+        self._spare: StageProcess | None = None
+
+    def prepare(self) -> None:
+        """Start the spare process, unless there is one."""
+        if self._spare is None or not self._spare.is_alive():
+            self._spare = StageProcess(self._environment, self._log_dir, self._imports)
+
+    def start(self, job: StageJob, on_end: Callable[[Outcome], None]) -> Attempt:
+        """Hand the job to the spare process."""
+        self.prepare()
+        process, self._spare = self._spare, None
+        assert process is not None
+        process.begin(job, on_end)
+        return process
+
+    def close(self) -> None:
+        """End the spare process."""
+        if self._spare is not None:
+            self._spare.end()
+            self._spare = None
+
+
+def lost_process(pid: int, code: int) -> Failure:
+    """The failure of an attempt whose process ended without a word."""
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    hint = " (out of memory? see `dmesg`)" if code == -signal.SIGKILL else ""
+    return Failure(
+        Status.RESUMABLE,
+        f"its process {pid} {how}{hint}; the same command resumes",
+        None,
+        EXIT_RESUMABLE,
+        may_pass=True,
+        is_loss=code < 0,
+    )

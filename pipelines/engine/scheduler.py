@@ -1,0 +1,619 @@
+"""The scheduler of a pipeline run: starts each stage as soon as what it reads is there and the cluster has room.
+
+It writes what happens into the run's event log before it acts on it, and the record of a stage is the last thing its
+process writes. So wherever the scheduler or an attempt dies, the same call resumes from there (docs/design/0006).
+
+The scheduler only starts processes, waits, and writes: it never imports Ray, sets no signal handler and no variable.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from base.errors import UserError
+from pipelines.engine.attempt import note_reuse
+from pipelines.engine.event_log import EventLog
+from pipelines.engine.events import (
+    AttemptLost,
+    Ended,
+    EndStatus,
+    Event,
+    Failed,
+    Finished,
+    Planned,
+    Progress,
+    Queued,
+    RunInfo,
+    Started,
+    Status,
+    utc_now,
+)
+from pipelines.engine.failures import EXIT_CANCELLED, EXIT_RESUMABLE, Failure, classify
+from pipelines.engine.graph import inputs_of, with_results
+from pipelines.engine.headline import figures_of, identity_tags, settings_of
+from pipelines.engine.lease import (
+    DEFAULT_RENEW_S,
+    DEFAULT_TTL_S,
+    Lease,
+    LeaseInfo,
+    Watch,
+    lease_holder,
+)
+from pipelines.engine.observer import Observer
+from pipelines.engine.placement import Demand, why_no_room
+from pipelines.engine.plan import Action, PlannedStage, plan
+from pipelines.engine.policy import next_attempt, worst
+from pipelines.engine.processes import Cluster, Launcher, Outcome, ProcessLauncher, StageJob
+from pipelines.engine.provenance import git_commit
+from pipelines.engine.records import Artifacts, FinishedStage
+from pipelines.engine.results import RunResult
+from pipelines.engine.runs import Run, artifact_lease_relpath, run_id_of
+from pipelines.engine.stage import AnyNode, StageNode, StageResult
+from pipelines.engine.state import RunState, after
+from pipelines.engine.under_way import StageRun
+from pipelines.errors import InfrastructureError
+from pipelines.redact import redact
+from pipelines.storage import Storage
+from pipelines.tracking.replay import Backlog
+from pipelines.tracking.run_tracking import RunTracking, TrackingOptions, check_target
+
+_POLL_S = 1.0  # for room, and for artifacts that other runs make
+_TERMINATED_GRACE_S = 12.0  # for attempts to end when this process was told to: it has 30 s itself, at least
+_CANCELLED_GRACE_S = 120.0  # the same on `bmojo cancel`: training writes a checkpoint first
+_KILLED_S = 10.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Input of run_pipeline: the graph of its stages (pipelines.engine.graph.stage_graph), and the storage."""
+
+    name: str
+    graph: Sequence[AnyNode]
+    storage: Storage
+    config: Mapping[str, Any] = field(default_factory=dict)  # the whole pipeline file as resolved, for the log
+    config_path: str | None = None
+    overrides: Sequence[str] | None = None  # `field=value` given beside the file; None: not known, as on a resume
+
+    def plan(self) -> list[PlannedStage]:
+        """Plan each stage as of now. Raises as pipelines.engine.plan.plan."""
+        return plan(self.graph, self.storage)
+
+    def holders(self, planned: Sequence[PlannedStage], on_watch: Watch | None = None) -> dict[str, LeaseInfo]:
+        """Owners of the planned stages that are being made now, by stage."""
+        found = {
+            stage.name: lease_holder(self.storage, _lease_of(stage), on_watch)
+            for stage in planned
+            if stage.action is not Action.REUSE
+        }
+        return {name: holder for name, holder in found.items() if holder is not None}
+
+    def run_of(self, planned: Sequence[PlannedStage]) -> Run:
+        """The run that a plan of this pipeline belongs to, started or not."""
+        return Run(self.storage, run_id_of(self.name, {stage.name: stage.fingerprint for stage in planned}))
+
+
+def run_pipeline(
+    pipeline: Pipeline,
+    tracking: TrackingOptions,
+    cluster: Cluster,
+    observer: Observer | None = None,
+    lease_ttl_s: float = DEFAULT_TTL_S,
+    lease_renew_s: float = DEFAULT_RENEW_S,
+    expected: Run | None = None,
+    launcher: Launcher | None = None,
+) -> RunResult:
+    """Run the pipeline, or resume the run of the same stages.
+
+    Args:
+        expected: the run that this must be; any other is refused.
+        launcher: starts the attempts; by default each in a process of its own.
+    Returns: the result, whatever happened in the stages; errors of theirs are in `failure`.
+    Raises: ConfigError, UserError: before anything is written, where the graph, an input or the storage is not in
+            order. LeaseHeldError: another driver is running this run. SystemExit: on SIGTERM, after the log says so.
+    """
+    observer = observer or Observer()
+    planned = pipeline.plan()
+    run = pipeline.run_of(planned)
+    if expected is not None:
+        _require_same_run(expected, run, planned)
+    pipeline.storage.check_writable()
+    if any(stage.action is not Action.REUSE for stage in planned):
+        for target in tracking.targets:
+            check_target(target, run.run_id)
+    with Lease.acquire(
+        pipeline.storage,
+        run.lease_relpath,
+        f"Run {run.run_id}",
+        lease_ttl_s,
+        lease_renew_s,
+        remedy=run.remedy,
+        on_watch=lambda holder, wait_s: observer.on_notice(watch_notice(holder, wait_s)),
+    ) as lease:
+        return _Scheduler(
+            pipeline, planned, run, lease, tracking, cluster, observer, lease_ttl_s, lease_renew_s, launcher
+        ).drive()
+
+
+def watch_notice(holder: LeaseInfo, wait_s: float) -> str:
+    """Text for the user while an owner of another machine is watched."""
+    return f"watching for up to {wait_s:.0f} s whether {holder.owner} still works on it ({holder.last_seen}) ..."
+
+
+def _require_same_run(expected: Run, run: Run, planned: list[PlannedStage]) -> None:
+    """Raises UserError where what was asked to be resumed would now be another run."""
+    if expected.run_id == run.run_id:
+        return
+    before = expected.info().fingerprints
+    changed = [stage for stage in planned if before.get(stage.name) != stage.fingerprint.digest]
+    reasons = [f"  {stage.name}: {'; '.join(stage.changes) or stage.reason}" for stage in changed]
+    raise UserError(
+        f"Run {expected.run_id} cannot be resumed as it was: its input files or this program's code changed since. "
+        "These stages would give another result now:\n"
+        + "\n".join(reasons)
+        + f"\nRestore what they read to go on with {expected.run_id}; or run the pipeline file (bmojo run CONFIG): "
+        f"that starts {run.run_id}, which reuses what has not changed."
+    )
+
+
+@dataclass(frozen=True)
+class _AttemptEnded:
+    stage: str
+    attempt: int
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class _LeaseLost:
+    pass
+
+
+@dataclass(frozen=True)
+class _CancelAsked:
+    pass
+
+
+class _Scheduler:
+    """One drive of one run by the owner of its lease. All but the callbacks of other threads runs in one thread."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        planned: list[PlannedStage],
+        run: Run,
+        lease: Lease,
+        tracking: TrackingOptions,
+        cluster: Cluster,
+        observer: Observer,
+        ttl_s: float,
+        renew_s: float,
+        launcher: Launcher | None,
+    ) -> None:
+        self._pipeline, self._planned, self._run, self._lease = pipeline, planned, run, lease
+        self._cluster, self._observer, self._ttl_s, self._renew_s = cluster, observer, ttl_s, renew_s
+        self._tracking = RunTracking(
+            pipeline.storage, run.relpath, run.run_id, tracking, observer.on_notice, lease.number
+        )
+        self._launcher = launcher or ProcessLauncher(
+            cluster.environment, self._tracking.log_dir, ("ray",) if _any_on_cluster(planned) else ()
+        )
+        self._log: EventLog
+        self._state: RunState
+        self._stages = {stage.name: StageRun(stage) for stage in planned}
+        self._finished: dict[str, AnyNode] = {}
+        self._failures: dict[str, Failure] = {}
+        self._stopping: Failure | None = None  # why nothing is started any more
+        self._messages: queue.SimpleQueue[_AttemptEnded | _LeaseLost | _CancelAsked] = queue.SimpleQueue()
+
+    # ---- the drive
+
+    def drive(self) -> RunResult:
+        """All stages; then the end, in good order."""
+        failure: Failure | None = None
+        leaving: SystemExit | None = None
+        try:
+            self._begin()
+            self._loop()
+            self._lease.require_in_force()
+        except BaseException as error:
+            failure = classify(error)
+            leaving = error if isinstance(error, SystemExit) else None
+            self._wind_up(failure)
+        result = self._end(failure)
+        if leaving is not None:
+            raise leaving
+        return result
+
+    def _begin(self) -> None:
+        if self._work_left():
+            self._launcher.prepare()  # it imports while we go on
+        if _any_on_cluster(self._planned):
+            self._cluster.prepare()
+        self._log = self._run.log(self._lease.number)
+        before = _state_before(self._run)
+        reused = tuple(stage.name for stage in self._planned if stage.action is Action.REUSE)
+        planned = Planned(event="resumed" if before else "planned", info=self._info(), reused=reused)
+        self._log.append(planned)
+        state = after(before, planned)
+        assert state is not None
+        self._state = state
+        self._lease.on_beat(self._heartbeat)
+        self._lease.on_lost(lambda: self._messages.put(_LeaseLost()))
+        self._observer.on_run_start(self._run, self._planned)
+        tags = {
+            "bmojo.pipeline": self._pipeline.name,
+            "bmojo.storage": self._pipeline.storage.url,
+            "mlflow.source.name": self._pipeline.config_path or self._pipeline.name,
+            **identity_tags(self._pipeline.overrides),
+        }
+        self._tracking.start(redact(tags), redact(dict(self._pipeline.config)), not self._work_left())
+        self._tracking.log_settings(settings_of(self._planned))
+
+    def _info(self) -> RunInfo:
+        return RunInfo(
+            run_id=self._run.run_id,
+            name=self._pipeline.name,
+            config=redact(dict(self._pipeline.config)),
+            config_path=self._pipeline.config_path,
+            base_dir=os.getcwd(),
+            created_at=utc_now(),
+            git_commit=git_commit(),
+            fingerprints={stage.name: stage.fingerprint.digest for stage in self._planned},
+            kinds={stage.name: stage.kind for stage in self._planned},
+        )
+
+    def _work_left(self) -> bool:
+        return any(stage.action is not Action.REUSE for stage in self._planned)
+
+    def _loop(self) -> None:
+        while True:
+            self._lease.require()
+            if self._stopping is None:
+                self._start_what_is_ready()
+            self._note_progress()
+            running = [stage for stage in self._stages.values() if stage.is_running]
+            if not running and (self._stopping is not None or not self._ready()):
+                return
+            self._stop_what_is_late(running)
+            try:
+                self._handle(self._messages.get(timeout=_POLL_S if running else self._shortest_wait_s()))
+            except queue.Empty:
+                continue
+
+    def _shortest_wait_s(self) -> float:
+        pauses = [stage.not_before - time.monotonic() for stage in self._ready()]
+        return max(0.01, min([_POLL_S, *pauses]))
+
+    def _handle(self, message: _AttemptEnded | _LeaseLost | _CancelAsked) -> None:
+        match message:
+            case _AttemptEnded():
+                self._attempt_ended(message)
+            case _LeaseLost():
+                self._lease.require()
+            case _CancelAsked():
+                if self._stopping is None:
+                    self._stop(Failure(Status.CANCELLED, "cancelled", None, EXIT_CANCELLED), _CANCELLED_GRACE_S)
+
+    # ---- starting
+
+    def _ready(self) -> list[StageRun]:
+        """Stages that could start but for room and pauses."""
+        return [
+            stage
+            for stage in self._stages.values()
+            if not stage.is_settled
+            and not stage.is_running
+            and all(name in self._finished for name in inputs_of(stage.planned.node))
+        ]
+
+    def _start_what_is_ready(self) -> None:
+        progressed = True
+        while progressed:  # reusing one may make others ready
+            progressed = False
+            for stage in self._ready():
+                if stage.not_before <= time.monotonic():
+                    progressed |= self._reuse_or_start(stage)
+
+    def _reuse_or_start(self, stage: StageRun) -> bool:
+        """Return True if the stage is finished by that."""
+        if stage.may_be_finished:
+            stage.may_be_finished = False
+            finished = self._find(stage.planned)
+            if finished is not None:
+                self._reuse(stage, finished)
+                return True
+        self._start(stage)
+        return False
+
+    def _reuse(self, stage: StageRun, finished: FinishedStage) -> None:
+        planned = stage.planned
+        result = finished.result(planned.node.stage)
+        last = self._tracking.last_lifecycle_event(planned.name)
+        with self._tracking.open_stage(planned.name) as journal:
+            note_reuse(journal, planned, finished, last)
+        self._append(
+            Finished(stage=planned.name, artifact=finished.artifact.relpath, recorded_at=finished.record.created_at)
+        )
+        self._settle(stage, result, reused=True)
+
+    def _start(self, stage: StageRun) -> None:
+        planned = stage.planned
+        holder = lease_holder(self._pipeline.storage, _lease_of(planned))
+        if holder is not None:
+            stage.may_be_finished = True
+            self._queue(stage, f"waits for {holder.owner}, who is making the same artifact", 2 * _POLL_S)
+            return
+        demand = Demand.of(planned.node)
+        connect = None
+        if demand is not None:
+            held = {
+                other.name: found
+                for other in self._stages.values()
+                if other.is_running and (found := Demand.of(other.planned.node)) is not None
+            }
+            reason = why_no_room(demand, held, self._cluster.nodes())
+            if reason is not None:
+                self._queue(stage, reason, _POLL_S)
+                return
+        stage.attempt += 1
+        attempt = stage.attempt
+        if demand is not None:
+            try:
+                connect = self._cluster.start()
+            except (UserError, InfrastructureError) as error:
+                self._attempt_failed(stage, classify(error))
+                return
+        log_name = f"{planned.name}.{self._lease.number:06d}-{attempt}.log"
+        journal = self._tracking.journal_path(planned.name)
+        job = StageJob(
+            planned=planned,
+            inputs=with_results(planned.node, self._finished),
+            attempt=attempt,
+            journal=journal,
+            log=self._tracking.log_dir / log_name,
+            system_metrics=self._tracking.options.system_metrics,
+            lease_ttl_s=self._ttl_s,
+            lease_renew_s=self._renew_s,
+            connect=connect,
+        )
+        process = self._launcher.start(
+            job, lambda outcome: self._messages.put(_AttemptEnded(planned.name, attempt, outcome))
+        )
+        stage.begin(process, journal, lambda step, values: self._observer.on_metrics(planned, step, values))
+        self._append(
+            Started(
+                stage=planned.name,
+                attempt=attempt,
+                resumed=planned.action is Action.RESUME or attempt > 1,
+                artifact=planned.artifact.relpath,
+                log=f"logs/{log_name}",
+                pid=process.pid,
+                host=self._lease.owner.host,
+            )
+        )
+        self._observer.on_stage_start(planned)
+        if any(not other.is_settled and not other.is_running for other in self._stages.values()):
+            self._launcher.prepare()
+
+    def _queue(self, stage: StageRun, reason: str, pause_s: float) -> None:
+        stage.not_before = time.monotonic() + pause_s
+        if stage.queued_for != reason:
+            stage.queued_for = reason
+            self._append(Queued(stage=stage.name, reason=reason))
+            self._observer.on_stage_queued(stage.planned, reason)
+
+    # ---- ending
+
+    def _attempt_ended(self, message: _AttemptEnded) -> None:
+        stage = self._stages[message.stage]
+        if not stage.is_running or message.attempt != stage.attempt:
+            return
+        stage.end()
+        outcome = message.outcome
+        if outcome.is_done:
+            finished = self._find(stage.planned)
+            if finished is not None:
+                result = finished.result(stage.planned.node.stage)
+                self._append(Finished(stage=stage.name, artifact=finished.artifact.relpath))
+                self._settle(stage, result)
+                return
+            outcome = Outcome(failure=_record_is_gone(stage.planned))
+        if outcome.held_by is not None:
+            stage.not_before = 0.0  # it says so itself, as its owner is alive
+            return
+        assert outcome.failure is not None
+        self._attempt_failed(stage, outcome.failure)
+
+    def _attempt_failed(self, stage: StageRun, failure: Failure) -> None:
+        failure = stage.stopped_for or failure
+        stage.stopped_for = None
+        planned = stage.planned
+        if self._stopping is None:
+            mark = planned.node.stage.mark(planned.config, planned.artifact)
+            retry = next_attempt(planned.config, stage.tally, failure, mark)
+            if retry is not None:
+                stage.tally = retry.tally
+                stage.not_before = time.monotonic() + retry.pause_s
+                stage.may_be_finished = True
+                self._append(
+                    AttemptLost(
+                        stage=planned.name,
+                        attempt=stage.attempt,
+                        error=failure.text,
+                        budget=retry.budget,
+                        left=retry.left,
+                        pause_s=retry.pause_s,
+                    )
+                )
+                self._observer.on_notice(
+                    f"{planned.name}: {failure.text}. It starts again in {retry.pause_s:.0f} s "
+                    f"({retry.left} more {retry.budget} left)"
+                )
+                self._launcher.prepare()
+                return
+        self._failed(stage, failure)
+        if planned.config.on_failure == "stop" and self._stopping is None:
+            self._stop(
+                Failure(Status.RESUMABLE, f"stopped because {planned.name} failed", None, EXIT_RESUMABLE),
+                _TERMINATED_GRACE_S,
+            )
+
+    def _failed(self, stage: StageRun, failure: Failure) -> None:
+        text = failure.text
+        if failure.details:
+            where = self._run.write_text(f"errors/{stage.name}.txt", failure.details)
+            text += f" (traceback: {where})"
+        stage.is_settled = True
+        self._failures[stage.name] = failure
+        self._append(Failed(stage=stage.name, status=failure.status, error=text))
+        self._observer.on_stage_end(stage.planned, self._state.stages[stage.name])
+
+    def _settle(self, stage: StageRun, result: StageResult[Any], reused: bool = False) -> None:
+        node = stage.planned.node
+        stage.is_settled = True
+        inputs = with_results(node, self._finished)
+        self._finished[node.name] = StageNode(node.name, node.stage, node.config, inputs, result)
+        self._tracking.log_figures(figures_of(self._planned, stage.planned, result.output))
+        state = self._state.stages[node.name]
+        self._observer.on_stage_end(stage.planned, state.model_copy(update={"reused": reused}))
+
+    def _stop_what_is_late(self, running: Sequence[StageRun]) -> None:
+        """Stop attempts that take longer than they may, and those whose cluster is gone."""
+        lost = self._cluster.is_lost()
+        for stage in running:
+            if lost and stage.planned.node.stage.uses_cluster:
+                stage.kill_for(_cluster_is_gone())
+            stage.stop_if_late()
+
+    def _stop(self, reason: Failure, grace_s: float) -> None:
+        """Start nothing more, and have what runs end."""
+        self._stopping = reason
+        for stage in self._stages.values():
+            if stage.is_running:
+                stage.stop_for(reason, grace_s)
+
+    def _wind_up(self, reason: Failure) -> None:
+        """After an error in this thread: end what runs, and hear how."""
+        self._stop(reason, _TERMINATED_GRACE_S if reason.status is not Status.FAILED else 0.0)
+        deadline = time.monotonic() + _TERMINATED_GRACE_S + _KILLED_S
+        while any(stage.is_running for stage in self._stages.values()) and time.monotonic() < deadline:
+            try:
+                message = self._messages.get(timeout=0.2)
+                if isinstance(message, _AttemptEnded):
+                    self._attempt_ended(message)
+            except queue.Empty:
+                pass
+            except Exception as error:  # the log is out of reach, or no longer ours
+                log.warning("Could not note how a stage ended: %s", error)
+            for stage in self._stages.values():
+                stage.stop_if_late()
+        for stage in self._stages.values():
+            stage.kill()
+
+    def _end(self, failure: Failure | None) -> RunResult:
+        failed_stage, failure = self._verdict(failure)
+        status: EndStatus = failure.status if failure else Status.SUCCEEDED
+        undelivered: tuple[Backlog, ...] = ()
+        try:
+            self._launcher.close()
+            self._note_end(status, failed_stage, failure)
+        except Exception as error:
+            log.warning("Could not save that the run ended as %s: %s", status, error)
+        try:
+            undelivered = self._tracking.stop(status, {"bmojo.error": failure.text} if failure else {})
+        except Exception as error:
+            log.warning("Tracking did not end in order: %s", error)
+        self._cluster.close()
+        result = RunResult(
+            run=self._run,
+            status=status,
+            stages=self._finished,
+            failures=self._failures,
+            failed_stage=failed_stage,
+            failure=failure,
+            undelivered=undelivered,
+        )
+        self._observer.on_run_end(result)
+        return result
+
+    def _verdict(self, failure: Failure | None) -> tuple[str | None, Failure | None]:
+        """The failure of the run, and the stage that it is of."""
+        failure = failure or (self._stopping if self._stopping and not self._failures else None)
+        if failure is not None:
+            return next(iter(self._failures), None), failure
+        if not self._failures:
+            return None, None
+        status = worst({found.status for found in self._failures.values()})
+        return next((name, found) for name, found in self._failures.items() if found.status is status)
+
+    def _note_end(self, status: EndStatus, failed_stage: str | None, failure: Failure | None) -> None:
+        text = None
+        if failure is not None:
+            text = failure.text
+            if failure.details and failed_stage is None:
+                text += f" (traceback: {self._run.write_text('errors/start.txt', failure.details)})"
+        if status is Status.CANCELLED:
+            self._append(Ended(event="cancelled", status=status, error=text))
+        else:
+            self._append(Ended(status=status, error=text))
+
+    # ---- the log, and what other threads do
+
+    def _append(self, event: Event) -> None:
+        self._lease.require()
+        self._log.append(event)
+        state = after(self._state, event)
+        assert state is not None
+        self._state = state
+
+    def _note_progress(self) -> None:
+        live = {}
+        for stage in self._stages.values():
+            sample = stage.sample()
+            if sample is None:
+                continue
+            live[stage.name] = sample
+            if stage.sample_is_due():
+                self._append(Progress(stage=stage.name, **sample))
+        self._tracking.note_live(live)
+
+    def _heartbeat(self) -> None:
+        """In the lease's thread: see whether the run was cancelled."""
+        if self._run.cancel_requested(self._lease.number):
+            self._messages.put(_CancelAsked())
+
+    def _find(self, planned: PlannedStage) -> FinishedStage | None:
+        return Artifacts(self._pipeline.storage).find(planned.kind, planned.name, planned.fingerprint)
+
+
+def _lease_of(stage: PlannedStage) -> str:
+    return artifact_lease_relpath(stage.kind, stage.name, stage.fingerprint.digest)
+
+
+def _any_on_cluster(planned: Sequence[PlannedStage]) -> bool:
+    return any(stage.action is not Action.REUSE and stage.node.stage.uses_cluster for stage in planned)
+
+
+def _cluster_is_gone() -> Failure:
+    text = "the Ray cluster of this run has ended; the same command resumes"
+    return Failure(Status.RESUMABLE, text, None, EXIT_RESUMABLE, may_pass=True, is_loss=True)
+
+
+def _record_is_gone(planned: PlannedStage) -> Failure:
+    text = f"{planned.artifact.url}: its process said that it is done, and there is no record. Was it deleted?"
+    return Failure(Status.RESUMABLE, text, None, EXIT_RESUMABLE, may_pass=True)
+
+
+def _state_before(run: Run) -> RunState | None:
+    """Last state of the drive before: it has the times of what is now found finished."""
+    try:
+        return run.stored_state()
+    except UserError:  # the first drive; or the log is damaged, and a new history begins
+        return None

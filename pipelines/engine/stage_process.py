@@ -1,0 +1,109 @@
+"""The process of one attempt: `python -m pipelines.engine.stage_process ANSWERS [IMPORT]...`, started by the scheduler.
+
+It imports, waits on its standard input for a StageJob, does it, and writes an Outcome to the descriptor ANSWERS. When
+its standard input ends, the scheduler is gone, and it stops at once. The job comes from the process that started this
+one, by a pipe that nobody else can write to, so unpickling it is safe.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pickle
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, BinaryIO
+
+from base.errors import UserError
+from pipelines.engine.attempt import make
+from pipelines.engine.failures import classify
+from pipelines.engine.interrupts import EXIT_TERMINATED, Terminated, interruptible
+from pipelines.engine.processes import Outcome, StageJob
+from pipelines.tracking.environment import quiet_environment
+
+_LEAVES_S = 10.0
+
+
+def main() -> None:
+    """Do one job."""
+    quiet_environment()
+    answers, imports = int(sys.argv[1]), sys.argv[2:]
+    for module in imports:
+        with suppress(ImportError):  # whoever needs it says so better
+            importlib.import_module(module)
+    data = _receive(sys.stdin.buffer)
+    if not data:
+        return
+    try:
+        job: StageJob = pickle.loads(data)
+    except Exception as error:
+        outcome = Outcome(failure=classify(_unknown(error)))
+    else:
+        descriptor = os.open(job.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        outcome = _work(job)
+    os.write(answers, outcome.model_dump_json().encode())
+    os.close(answers)
+    _leave()
+
+
+def _receive(pipe: BinaryIO) -> bytes:
+    head = pipe.read(8)
+    return pipe.read(int.from_bytes(head, "big")) if len(head) == 8 else b""
+
+
+def _unknown(error: Exception) -> UserError:
+    """A kind of stage that only the scheduler's process has."""
+    return UserError(
+        f"The process of a stage cannot load it ({type(error).__name__}: {error}). A kind of stage must be in a module "
+        "that can be imported, not in the script that is run. Move it there, and import it in the script."
+    )
+
+
+def _work(job: StageJob) -> Outcome:
+    stop = threading.Event()
+    in_order = job.planned.node.stage.stops_in_order
+
+    def on_terminate(*_: Any) -> None:
+        if in_order and not stop.is_set():
+            stop.set()
+            return
+        raise Terminated(EXIT_TERMINATED)
+
+    try:
+        with interruptible() as interrupt:
+            signal.signal(signal.SIGTERM, on_terminate)
+            threading.Thread(target=_watch_parent, args=(stop,), daemon=True).start()
+            return make(job, stop, interrupt)
+    except BaseException as error:
+        return Outcome(failure=classify(error))
+
+
+def _watch_parent(stop: threading.Event) -> None:
+    sys.stdin.buffer.read(1)
+    stop.set()  # what is left of the cluster is no place to save anything
+    os.kill(os.getpid(), signal.SIGTERM)
+    timer = threading.Timer(_LEAVES_S, os._exit, (EXIT_TERMINATED,))
+    timer.daemon = True
+    timer.start()
+
+
+def _leave() -> None:
+    """End without what libraries do at exit, which may hang or abort; but let Ray end this process's work."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+    ray = sys.modules.get("ray")
+    shutdown: Callable[[], None] | None = getattr(ray, "shutdown", None)
+    if shutdown is not None:
+        with suppress(BaseException):
+            shutdown()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

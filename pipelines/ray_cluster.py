@@ -1,0 +1,130 @@
+"""The Ray cluster as the scheduler of a run knows it (pipelines.engine.processes.Cluster)."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import IO
+
+from base.errors import UserError
+from pipelines.cluster import LOOPBACK_ONLY, cluster_address, cpus_for, join, join_local
+from pipelines.cluster_process import ClusterReport, ClusterRequest
+from pipelines.config import ClusterConfig
+from pipelines.engine.events import Status
+from pipelines.engine.failures import Failure
+from pipelines.engine.placement import ClusterNode
+from pipelines.engine.stage import StageConfig
+from pipelines.errors import InfrastructureError, LostError
+
+_START_S = 300.0
+_END_S = 15.0
+
+
+class RayCluster:
+    """Started on this machine, or joined; by a process of its own, which is started again if it dies."""
+
+    def __init__(self, config: ClusterConfig, stages: Iterable[StageConfig]) -> None:
+        self._config = config
+        self._num_cpus = config.num_cpus or cpus_for(stages)
+        self._address = cluster_address(config)
+        self._process: subprocess.Popen[str] | None = None
+        self._report = ClusterReport()
+        self._heard = threading.Condition()
+        self._environment = {"RAY_DEDUP_LOGS": "0"}  # the log of a stage has every line of its workers
+        if self._address == "local":
+            # A token of the run's own: other users of this machine cannot use its cluster.
+            self._environment |= LOOPBACK_ONLY | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """Variables for every process that joins it."""
+        return self._environment
+
+    def prepare(self) -> None:
+        """Begin to start or join it."""
+        if self._process is not None and self._process.poll() is None:
+            return
+        self._report = ClusterReport()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "pipelines.cluster_process"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **self._environment, "PYTHONPATH": os.pathsep.join(sys.path)},
+            start_new_session=True,
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        request = ClusterRequest(cluster=self._config, num_cpus=self._num_cpus)
+        with suppress(BrokenPipeError):
+            print(request.model_dump_json(), file=self._process.stdin, flush=True)
+        threading.Thread(target=self._listen, args=(self._process.stdout,), name="cluster", daemon=True).start()
+
+    def start(self) -> Callable[[], None]:
+        """Wait until it is there. Returns what a stage's process calls to join it.
+
+        Raises: UserError, InfrastructureError: as pipelines.cluster.ensure_cluster. LostError: its process died.
+        """
+        self.prepare()
+        with self._heard:
+            heard = self._heard.wait_for(lambda: self._report != ClusterReport(), _START_S)
+        report = self._report
+        if report.failure is not None:
+            raise _raised(report.failure)
+        if not heard or report.address is None:
+            raise LostError("The process that keeps the Ray cluster died. The same command resumes.")
+        if self._address == "local":
+            return partial(join_local, report.address)
+        return partial(join, self._address)
+
+    def nodes(self) -> Sequence[ClusterNode]:
+        """The machines there were a moment ago."""
+        return [ClusterNode(machine.resources, machine.labels) for machine in self._report.machines]
+
+    def is_lost(self) -> bool:
+        """Whether it was there, and is no more."""
+        return self._report.address is not None and self._process is not None and self._process.poll() is not None
+
+    def close(self) -> None:
+        """Leave it; end it if it was started for this run."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        assert process.stdin is not None
+        with suppress(BrokenPipeError):
+            process.stdin.close()
+        try:
+            process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def _listen(self, lines: IO[str]) -> None:
+        for line in lines:
+            with self._heard:
+                self._report = ClusterReport.model_validate_json(line)
+                self._heard.notify_all()
+        with self._heard:
+            if self._report == ClusterReport():
+                self._report = ClusterReport(address=None, failure=_died())
+            self._heard.notify_all()
+
+
+def _died() -> Failure:
+    text = "The process that keeps the Ray cluster died. The same command resumes."
+    return Failure(Status.RESUMABLE, text, None, 75, may_pass=True, is_loss=True)
+
+
+def _raised(failure: Failure) -> Exception:
+    """The error that the cluster's process met."""
+    if failure.is_loss:
+        return LostError(failure.text)
+    if failure.status is Status.RESUMABLE:
+        return InfrastructureError(failure.text)
+    return UserError(failure.text) if failure.exit_code == 1 else RuntimeError(failure.text)
