@@ -98,8 +98,8 @@ class StageConfig(StrictConfig):
     retries: int = Field(
         0,
         ge=0,
-        description="Times that the stage is started again after an error or a time-out, counted anew whenever it got "
-        "further. Errors in your input or configuration are never retried.",
+        description="Times that the stage is started again after an error or a time-out, counted from 0 again "
+        "whenever it got further. Errors in your input or configuration are never retried.",
         json_schema_extra=NOT_IN_FINGERPRINT,
     )
     lost_retries: int = Field(
@@ -264,7 +264,7 @@ class Stage(ABC, Generic[Config, Inputs, Output]):
     def mark(self, config: Config, artifact: ArtifactDir) -> int:
         """A number that has grown if the stage got further, as seen by an attempt that resumes it.
 
-        Attempts that get further have their retries counted anew.
+        Attempts that get further have their retries counted from 0 again.
         """
         return 0
 

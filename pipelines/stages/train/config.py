@@ -37,7 +37,7 @@ class TrainStageConfig(StageConfig):
         3,
         ge=0,
         description="Times that training goes on from its newest checkpoint after a worker's own error (a GPU that "
-        "fails, say) or a time-out, counted anew whenever it got further.",
+        "fails, say) or a time-out, counted from 0 again whenever it got further.",
         json_schema_extra=NOT_IN_FINGERPRINT,
     )
     model: ModelConfig = Field(description="The model. Its vocab_size is taken from the tokenizer where left out.")
