@@ -6,9 +6,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from base.errors import UserError
-from pipelines.errors import InfrastructureError
+from pipelines.errors import InfrastructureError, LostError
 
-_LOST_PEER_TYPES = {"DistBackendError", "DistNetworkError", "DistStoreError"}  # torch.distributed, when a rank is gone
+_LOST_TYPES = {
+    "DistBackendError",  # torch.distributed, when a rank is gone
+    "DistNetworkError",
+    "DistStoreError",
+    "WorkerHealthCheckFailedError",  # Ray Train, of a worker or its machine
+    "WorkerHealthCheckTimeoutError",
+    "WorkerGroupStartupFailedError",
+    "BroadcastCollectiveTimeoutError",
+    "PreemptionError",
+    "NCCLHangError",
+}
 _LOST_PEER_TEXTS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
 
 
@@ -26,9 +36,7 @@ def explained_ray(what: str) -> Iterator[None]:
     except RayError as error:
         raise explain_ray(error, what) from error
     except ConnectionError as error:  # of Ray Client, whose server is gone
-        raise InfrastructureError(
-            f"{what}: the connection to the Ray cluster is lost ({_first_line(error)})."
-        ) from error
+        raise LostError(f"{what}: the connection to the Ray cluster is lost ({_first_line(error)}).") from error
 
 
 def explain_ray(error: Exception, what: str) -> BaseException:
@@ -54,7 +62,7 @@ def explain_ray(error: Exception, what: str) -> BaseException:
         return InfrastructureError(
             f"{what}: a machine's disk or Ray's object store is full ({_first_line(error)}). Make room."
         )
-    return InfrastructureError(f"{what}: {type(error).__name__}: {_first_line(error)}")
+    return LostError(f"{what}: {type(error).__name__}: {_first_line(error)}")
 
 
 def is_lost_process(error: BaseException) -> bool:
@@ -65,7 +73,7 @@ def is_lost_process(error: BaseException) -> bool:
         return True
     if isinstance(error, ConnectionError | TimeoutError | InfrastructureError):
         return True
-    if _LOST_PEER_TYPES & {base.__name__ for base in type(error).__mro__}:
+    if _LOST_TYPES & {base.__name__ for base in type(error).__mro__}:
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _LOST_PEER_TEXTS)
 

@@ -15,7 +15,7 @@ from base.errors import UserError
 from data.errors import DataError
 from pipelines import cluster
 from pipelines.config import ClusterConfig
-from pipelines.errors import InfrastructureError
+from pipelines.errors import InfrastructureError, LostError
 from pipelines.ray_errors import explained_ray, is_lost_process
 from pipelines.stages.tasks import user_errors
 
@@ -39,7 +39,7 @@ def test_an_address_that_cannot_be_joined_is_said_at_once(
         closed.bind(("127.0.0.1", 0))
         address = address.format(closed=closed.getsockname()[1])
         with pytest.raises(error, match=words):
-            cluster._join(address)
+            cluster.join(address)
     assert f"Connecting to the Ray cluster at {address}" in caplog.text
 
 
@@ -79,7 +79,7 @@ TIMED_OUT = Exception("The current node timed out during startup. This could hap
 
 def test_a_start_that_timed_out_is_tried_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = failing_starts(monkeypatch, TIMED_OUT)
-    cluster.ensure_cluster(ClusterConfig(num_cpus=2), [])
+    cluster.ensure_cluster(ClusterConfig(num_cpus=2), 2)
     assert len(calls) == 2
 
 
@@ -89,14 +89,14 @@ def test_a_start_that_fails_twice_is_the_infrastructures(monkeypatch: pytest.Mon
     with pytest.raises(
         InfrastructureError, match=r"did not start on this machine, twice.*the same command resumes|The"
     ):
-        cluster.ensure_cluster(ClusterConfig(num_cpus=2), [])
+        cluster.ensure_cluster(ClusterConfig(num_cpus=2), 2)
     assert len(calls) == 2
 
 
 def test_a_full_disk_at_the_start_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = failing_starts(monkeypatch, OSError(errno.ENOSPC, "No space left on device", "/tmp/ray"))
     with pytest.raises(InfrastructureError, match=r"/tmp/ray: No space left on device. Make room"):
-        cluster.ensure_cluster(ClusterConfig(num_cpus=2), [])
+        cluster.ensure_cluster(ClusterConfig(num_cpus=2), 2)
     assert len(calls) == 1
 
 
@@ -110,7 +110,7 @@ def test_a_cluster_that_answers_but_takes_nobody_in_is_told_with_the_likely_caus
         with pytest.raises(
             InfrastructureError, match=rf"{address}: .* does not take us in .*{error}.*RAY_AUTH_MODE=token"
         ):
-            cluster._join(address)
+            cluster.join(address)
 
 
 @pytest.mark.parametrize(("length", "is_short"), [(20, False), (88, True), (300, True)])
@@ -151,15 +151,15 @@ def task_error(cause: Exception) -> Exception:
         (lambda: task_error(ConnectionResetError("gone")), InfrastructureError),
         (lambda: task_error(ValueError("a bug")), ValueError),
         (lambda: task_error(RuntimeError("SafetensorError: I/O error: No space left on device")), InfrastructureError),
-        (lambda: exceptions.WorkerCrashedError(), InfrastructureError),
-        (lambda: exceptions.LocalRayletDiedError(), InfrastructureError),
-        (lambda: exceptions.NodeDiedError("x"), InfrastructureError),
+        (lambda: exceptions.WorkerCrashedError(), LostError),
+        (lambda: exceptions.LocalRayletDiedError(), LostError),
+        (lambda: exceptions.NodeDiedError("x"), LostError),
         (lambda: exceptions.OutOfMemoryError("x"), InfrastructureError),
-        (lambda: exceptions.RaySystemError("x"), InfrastructureError),
-        (lambda: exceptions.GetTimeoutError("x"), InfrastructureError),
-        (lambda: exceptions.TaskUnschedulableError("x"), InfrastructureError),
-        (lambda: exceptions.ActorDiedError(), InfrastructureError),
-        (lambda: ConnectionError("ray client connection lost"), InfrastructureError),
+        (lambda: exceptions.RaySystemError("x"), LostError),
+        (lambda: exceptions.GetTimeoutError("x"), LostError),
+        (lambda: exceptions.TaskUnschedulableError("x"), LostError),
+        (lambda: exceptions.ActorDiedError(), LostError),
+        (lambda: ConnectionError("ray client connection lost"), LostError),
     ],
 )
 def test_errors_of_tasks_keep_their_type_and_rays_become_ours(
@@ -192,6 +192,7 @@ def test_every_error_class_of_ray_is_judged() -> None:
 
 def test_a_lost_process_is_told_from_a_bug() -> None:
     assert is_lost_process(exceptions.ActorDiedError())
+    assert is_lost_process(type("WorkerHealthCheckFailedError", (Exception,), {})("A worker health check failed."))
     assert is_lost_process(RuntimeError("[gloo/pair.cc:534] Connection closed by peer [127.0.0.1]:1"))
     assert is_lost_process(type("DistBackendError", (RuntimeError,), {})("NCCL communicator was aborted"))
     assert not is_lost_process(RuntimeError("The size of tensor a must match"))

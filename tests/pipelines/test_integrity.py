@@ -153,8 +153,9 @@ READERS: dict[str, tuple[str, list[Reader]]] = {
         lambda root: weights(load_model(ArtifactDir.at(root / "train-0"), "model")),
         lambda root: weights(load_pretrained(root / "train-0/model"))]),
     "history": ("train-0/history.json", [lambda root: ArtifactDir.at(root / "train-0").read_json("history.json")]),
-    "run": ("runs/tiny-00000000/run-000001.json", [lambda root: Run(open_storage(root), "tiny-00000000").info()]),
-    "state": ("runs/tiny-00000000/state-000001.json", [lambda root: Run(open_storage(root), "tiny-00000000").state()]),
+    "event": ("runs/tiny-00000000/events/000001-000001.json", [
+        lambda root: Run(open_storage(root), "tiny-00000000").info(),
+        lambda root: Run(open_storage(root), "tiny-00000000").state()]),
     "journal": ("train.000001.jsonl", [journal_events]),
 }  # fmt: skip
 ERRORS = (DamagedError, DataError)

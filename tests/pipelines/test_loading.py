@@ -267,7 +267,7 @@ def test_a_mistake_of_the_file_has_its_line_beside_overrides(pipeline_file: Path
 def test_known_keys_are_listed_once(pipeline_file: Path) -> None:
     message = refusal(pipeline_file, *(f"train.{key}=1" for key in ("q1", "zz", "foo", "xyz", "abc", "uuu", "vvv")))
     assert message.count("micro_batch_size") == 1
-    assert "Known keys of stages.train: backend, betas, " in message
+    assert "Known keys of stages.train: backend, backoff_s, betas, " in message
     assert message.count("unknown key.") == 6
     assert "... and 1 more." in message
 

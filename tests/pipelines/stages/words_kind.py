@@ -5,6 +5,7 @@ python -m tests.pipelines.stages.words_kind plan|run|status|schema ...
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,9 +83,9 @@ class WordsStage(Stage[WordsConfig, WordsInputs, WordsOutput]):
         )
 
 
-if __name__ == "__main__":  # under its real name, by which the stage's process finds the kind
+if __name__ == "__main__":
+    importlib.import_module("tests.pipelines.stages.words_kind")  # under its real name, as the stage's process finds it
     from pipelines.cli.app import main
-    from tests.pipelines.stages import words_kind  # noqa: F401
 
     main()
 else:

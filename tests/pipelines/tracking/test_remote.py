@@ -52,7 +52,7 @@ def test_no_point_is_lost_when_the_actor_is_killed_again_and_again(tmp_path: Pat
                 os.kill(ray.get(journal._handle.pid.remote()), signal.SIGKILL)
         assert journal.flush(timeout_s=60)
         assert journal._unconfirmed == []
-        events = [event for event, _ in read_events(workers_journal(driver))]
+        events = [event for event, _ in read_events(workers_journal(driver.path))]
         assert sorted(event["step"] for event in events) == list(range(60))
 
 
@@ -63,7 +63,7 @@ def test_points_of_a_failed_flush_are_brought_by_the_next(tmp_path: Path, ray_cl
         assert not journal.flush()
         journal._handle = handle
         assert journal.flush()
-        assert [event["values"] for event, _ in read_events(workers_journal(driver))] == [{"x": 0.5}]
+        assert [event["values"] for event, _ in read_events(workers_journal(driver.path))] == [{"x": 0.5}]
 
 
 def test_tags_are_written_once_also_after_a_failed_flush(tmp_path: Path, ray_cluster: None) -> None:
@@ -75,7 +75,10 @@ def test_tags_are_written_once_also_after_a_failed_flush(tmp_path: Path, ray_clu
         journal._handle = handle
         assert journal.flush()
         assert journal._unconfirmed_tags == {}
-        assert [event["tags"] for event, _ in read_events(workers_journal(driver))] == [{"a": "cpp"}, {"b": "torch"}]
+        assert [event["tags"] for event, _ in read_events(workers_journal(driver.path))] == [
+            {"a": "cpp"},
+            {"b": "torch"},
+        ]
 
 
 def test_what_the_work_reports_fills_the_gaps_of_its_journal(tmp_path: Path) -> None:

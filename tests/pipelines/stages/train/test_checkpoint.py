@@ -11,7 +11,7 @@ import torch
 
 from base.sealed import dumps, seal
 from pipelines.stages.train import checkpoint as checkpoints
-from pipelines.stages.train import device
+from pipelines.stages.train import device, layout
 from pipelines.storage.artifact import ArtifactDir
 
 
@@ -40,7 +40,7 @@ def write(artifact: ArtifactDir, step: int, num_workers: int = 2) -> Path:
             artifact, step, rank, num_workers, tensors, device.rng_state(device.CPU)
         )
     checkpoints.complete(artifact, state(step, num_workers), entries)
-    return artifact.local / checkpoints.step_dir(step)
+    return artifact.local / layout.step_dir(step)
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_what_was_written_is_read_back(artifact: ArtifactDir) -> None:
 
 def test_without_manifest_a_checkpoint_does_not_exist(artifact: ArtifactDir) -> None:
     write(artifact, 100)
-    (write(artifact, 200) / checkpoints.MANIFEST).unlink()
+    (write(artifact, 200) / layout.MANIFEST).unlink()
     found = checkpoints.newest_complete(artifact)
     assert found is not None
     assert found.state.step == 100
@@ -85,7 +85,7 @@ def test_damaged_newest_is_passed_over_with_a_loud_warning(
     elif damage == "missing":
         tensors.unlink()
     elif damage == "manifest":
-        (folder / checkpoints.MANIFEST).write_text('{"format_version": 1}')
+        (folder / layout.MANIFEST).write_text('{"format_version": 1}')
     else:
         (folder / checkpoints.STATE).write_text("{}")
     with caplog.at_level(logging.WARNING):
@@ -104,7 +104,7 @@ def test_nothing_usable_is_none(artifact: ArtifactDir) -> None:
 
 
 def test_a_format_of_the_future_is_refused(artifact: ArtifactDir) -> None:
-    path = write(artifact, 100) / checkpoints.MANIFEST
+    path = write(artifact, 100) / layout.MANIFEST
     path.write_text(dumps(seal(json.loads(path.read_text()) | {"format_version": 99})))
     with pytest.raises(checkpoints.BadCheckpointError, match="format 99"):
         checkpoints.verify(path.parent)
@@ -113,10 +113,10 @@ def test_a_format_of_the_future_is_refused(artifact: ArtifactDir) -> None:
 def test_prune_keeps_the_newest_complete_ones_and_removes_leftovers(artifact: ArtifactDir) -> None:
     for step in (10, 20, 30, 40):
         write(artifact, step)
-    (artifact.local / checkpoints.step_dir(25)).mkdir()
+    (artifact.local / layout.step_dir(25)).mkdir()
     write(artifact, 50)
     checkpoints.prune(artifact, newest_step=40, keep=2)
-    assert artifact.listdir(checkpoints.CHECKPOINTS) == ["step-00000030", "step-00000040", "step-00000050"]
+    assert artifact.listdir(layout.CHECKPOINTS) == ["step-00000030", "step-00000040", "step-00000050"]
 
 
 def test_clear_makes_room_for_writing_a_step_again(artifact: ArtifactDir) -> None:
@@ -138,5 +138,5 @@ def test_random_generators_survive_the_disk(artifact: ArtifactDir) -> None:
     device.seed_everything(3)
     write(artifact, 10)
     expected = torch.randn(4)
-    device.set_rng_state(checkpoints.Checkpoint(artifact.local / checkpoints.step_dir(10)).rng(1), device.CPU)
+    device.set_rng_state(checkpoints.Checkpoint(artifact.local / layout.step_dir(10)).rng(1), device.CPU)
     assert torch.equal(torch.randn(4), expected)

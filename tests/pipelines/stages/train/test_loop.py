@@ -14,6 +14,7 @@ import torch
 
 from bmojo.checkpoint_io import load_pretrained
 from pipelines.stages.train import checkpoint as checkpoints
+from pipelines.stages.train import layout
 from pipelines.stages.train.config import TrainStageConfig
 from pipelines.stages.train.job import TrainFacts, TrainJob
 from pipelines.stages.train.stage import TrainInputs, make_job
@@ -84,7 +85,7 @@ def test_a_resumed_run_ends_as_the_unbroken_one_to_the_last_bit(
     straight: Trained, tokens: Tokens, tmp_path: Path
 ) -> None:
     folder = tmp_path / "train-0"
-    shutil.copytree(straight.folder / checkpoints.step_dir(6), folder / checkpoints.step_dir(6))
+    shutil.copytree(straight.folder / layout.step_dir(6), folder / layout.step_dir(6))
     sink = FileSink(tmp_path / "metrics.jsonl")
     job = replace(make_job(straight.job.config, TrainInputs(tokens), context_of(folder), sink), resume_step=6)
     facts = train_plainly(job)

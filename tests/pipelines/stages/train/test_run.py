@@ -16,7 +16,9 @@ from base.errors import UserError
 from bmojo.checkpoint_io import load_pretrained
 from data.shards import TokenBatch
 from pipelines.engine.stage import StageNode, StageResult
+from pipelines.errors import LostError
 from pipelines.stages.train import checkpoint as checkpoints
+from pipelines.stages.train import layout
 from pipelines.stages.train.backends.config import DeepSpeedConfig
 from pipelines.stages.train.config import TrainStageConfig
 from pipelines.stages.train.divergence import is_ruined
@@ -94,7 +96,7 @@ def test_the_paths_that_operators_took_reach_the_journal(straight: Straight) -> 
 
 def test_checkpoints_are_complete_and_hold_everything(straight: Straight) -> None:
     artifact = ArtifactDir.at(straight.folder)
-    assert artifact.listdir(checkpoints.CHECKPOINTS) == ["step-00000006", "step-00000012"]
+    assert artifact.listdir(layout.CHECKPOINTS) == ["step-00000006", "step-00000012"]
     newest = checkpoints.newest_complete(artifact)
     assert newest is not None
     assert newest.state.step == newest.state.optimizer_steps == 12
@@ -109,8 +111,12 @@ def test_run_killed_after_a_checkpoint_ends_as_the_unbroken_one_to_the_last_bit(
     straight: Straight, two_workers: TrainStageConfig, tokens: Tokens, tmp_path: Path
 ) -> None:
     sink = FileSink(tmp_path / "metrics.jsonl", kill_at_step=8)
-    facts = run_training(make_job(two_workers, TrainInputs(tokens), context_of(tmp_path / "train-0"), sink))
+    job = make_job(two_workers, TrainInputs(tokens), context_of(tmp_path / "train-0"), sink)
+    with pytest.raises(LostError, match="Training lost a worker"):
+        run_training(job)
     assert sink.path.with_suffix(".killed").exists()
+    assert TrainStage().mark(two_workers, job.artifact) == 6
+    facts = run_training(job, attempt=2)
     losses = sink.points("train/loss")
     assert [step for step, _ in losses] == [*range(1, 9), *range(1, 13)], "replayed to step 6, then trained again"
     assert losses[:8] == straight.series("train/loss")[:8]
@@ -126,8 +132,8 @@ def go_on_from_step_6(
     straight: Straight, config: TrainStageConfig, tokens: Tokens, folder: Path
 ) -> tuple[TrainFacts, FileSink]:
     """Train from a copy of the unbroken run's checkpoint at step 6."""
-    target = folder / "train-0" / checkpoints.step_dir(6)
-    shutil.copytree(straight.folder / checkpoints.step_dir(6), target)
+    target = folder / "train-0" / layout.step_dir(6)
+    shutil.copytree(straight.folder / layout.step_dir(6), target)
     sink = FileSink(folder / "metrics.jsonl")
     return run_training(make_job(config, TrainInputs(tokens), context_of(folder / "train-0"), sink)), sink
 
@@ -156,7 +162,7 @@ def test_other_number_of_workers_or_zero_stage_goes_on_with_the_same_losses(
 def test_another_backend_resumes_a_checkpoint_of_deepspeed_with_the_same_losses(
     straight: Straight, two_workers: TrainStageConfig, tokens: Tokens, tmp_path: Path, single_process: None
 ) -> None:
-    shutil.copytree(straight.folder / checkpoints.step_dir(6), tmp_path / "train-0" / checkpoints.step_dir(6))
+    shutil.copytree(straight.folder / layout.step_dir(6), tmp_path / "train-0" / layout.step_dir(6))
     config = two_workers.model_copy(update={"resources": two_workers.resources.model_copy(update={"num_workers": 1})})
     job = make_job(config, TrainInputs(tokens), context_of(tmp_path / "train-0"), FileSink(tmp_path / "metrics.jsonl"))
     facts = train_plainly(replace(job, resume_step=6))
@@ -168,13 +174,13 @@ def test_damaged_newest_checkpoint_falls_back_to_the_one_before(
     straight: Straight, two_workers: TrainStageConfig, tokens: Tokens, tmp_path: Path
 ) -> None:
     folder = tmp_path / "train-0"
-    shutil.copytree(straight.folder / checkpoints.CHECKPOINTS, folder / checkpoints.CHECKPOINTS)
-    damaged = folder / checkpoints.step_dir(12) / "tensors-00001-of-00002.safetensors"
+    shutil.copytree(straight.folder / layout.CHECKPOINTS, folder / layout.CHECKPOINTS)
+    damaged = folder / layout.step_dir(12) / "tensors-00001-of-00002.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-100])
     sink = FileSink(tmp_path / "metrics.jsonl")
     facts = run_training(make_job(two_workers, TrainInputs(tokens), context_of(folder), sink))
     assert facts.final_valid_loss == straight.output.final_valid_loss
-    checkpoints.verify(folder / checkpoints.step_dir(12))
+    checkpoints.verify(folder / layout.step_dir(12))
 
 
 @pytest.mark.slow
@@ -218,13 +224,13 @@ def seven_steps(config: TrainStageConfig, lr: float) -> TrainStageConfig:
 
 def assert_diverges(train: Callable[[Path], object], straight: Straight, folder: Path, what: str) -> None:
     """`train` in a folder that holds a checkpoint at step 6 says so, keeps that one and makes no model."""
-    shutil.copytree(straight.folder / checkpoints.step_dir(6), folder / checkpoints.step_dir(6))
+    shutil.copytree(straight.folder / layout.step_dir(6), folder / layout.step_dir(6))
     with pytest.raises(
         UserError, match=rf"Training diverged: {what} step 7 of 7.*last good checkpoint.*Try a lower lr"
     ):
         train(folder)
     artifact = ArtifactDir.at(folder)
-    assert artifact.listdir(checkpoints.CHECKPOINTS) == ["step-00000006"]
+    assert artifact.listdir(layout.CHECKPOINTS) == ["step-00000006"]
     assert not artifact.exists("model")
 
 

@@ -51,6 +51,9 @@ class FileSink:
     def flush(self) -> bool:
         return True
 
+    def stop_requested(self) -> bool:
+        return False
+
     def points(self, name: str) -> list[tuple[int, float]]:
         lines = [json.loads(line) for line in self.path.read_text().splitlines()]
         return [(line["step"], line[name]) for line in lines if name in line]
