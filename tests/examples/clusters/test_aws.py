@@ -77,3 +77,6 @@ def test_ec2_starts_what_is_asked(cluster: dict[str, Any], tmp_path: Path, monke
             (instance,) = made.values()
             assert instance.instance_type == cluster["available_node_types"][name]["node_config"]["InstanceType"]
         assert len(provider.non_terminated_nodes({})) == 2
+        (group,) = boto3.client("ec2", "us-west-2").describe_security_groups(GroupNames=["bmojo"])["SecurityGroups"]
+        from_outside = [rule["FromPort"] for rule in group["IpPermissions"] if rule["IpRanges"]]
+        assert from_outside == [22]
