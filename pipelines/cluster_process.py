@@ -19,6 +19,7 @@ from base.config import StrictConfig
 from pipelines.cluster import cluster_address, ensure_cluster
 from pipelines.config import ClusterConfig
 from pipelines.engine.failures import Failure, classify
+from pipelines.shared_storage import check_shared_storage
 from pipelines.tracking.environment import quiet_environment
 
 LOOK_S = 2.0
@@ -30,6 +31,7 @@ class ClusterRequest(StrictConfig):
 
     cluster: ClusterConfig
     num_cpus: int  # of a local cluster
+    storage: str  # that all its machines must see
 
 
 class MachineReport(StrictConfig):
@@ -55,6 +57,7 @@ def main() -> None:
     request = ClusterRequest.model_validate_json(sys.stdin.readline())
     try:
         ensure_cluster(request.cluster, request.num_cpus)
+        check_shared_storage(request.storage)
         _keep(request.cluster, answers)
     except BaseException as error:
         with suppress(BrokenPipeError):

@@ -29,8 +29,9 @@ _END_S = 15.0
 class RayCluster:
     """Started on this machine, or joined; by a process of its own, which is started again if it dies."""
 
-    def __init__(self, config: ClusterConfig, stages: Iterable[StageConfig]) -> None:
+    def __init__(self, config: ClusterConfig, stages: Iterable[StageConfig], storage: str) -> None:
         self._config = config
+        self._storage = storage
         self._num_cpus = config.num_cpus or cpus_for(stages)
         self._address = cluster_address(config)
         self._process: subprocess.Popen[str] | None = None
@@ -61,7 +62,7 @@ class RayCluster:
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        request = ClusterRequest(cluster=self._config, num_cpus=self._num_cpus)
+        request = ClusterRequest(cluster=self._config, num_cpus=self._num_cpus, storage=self._storage)
         with suppress(BrokenPipeError):
             print(request.model_dump_json(), file=self._process.stdin, flush=True)
         threading.Thread(target=self._listen, args=(self._process.stdout,), name="cluster", daemon=True).start()

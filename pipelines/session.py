@@ -54,7 +54,7 @@ def run_config(
     return run_pipeline(
         pipeline,
         tracking,
-        RayCluster(config.cluster, config.stages.values()),
+        RayCluster(config.cluster, config.stages.values(), pipeline.storage.url),
         observer=observer,
         expected=expected,
     )

@@ -13,32 +13,32 @@ from base.errors import UserError
 from pipelines import shared_storage
 
 # Raylets are real. The last one has a mount namespace of its own, in which the storage is another disk.
-SCRIPT = """
+CLUSTER = """
 import subprocess, sys
 import ray
 from ray.cluster_utils import Cluster
-from base.errors import UserError
-from pipelines.shared_storage import check_shared_storage
 
 storage = sys.argv[1]
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-cluster.add_node(num_cpus=0)
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+cluster.add_node(num_cpus=1)
+start = f"{sys.executable} -m ray.scripts.scripts start --address={cluster.address} --node-name=blind --block"
+private = f"mount -t tmpfs none {storage} && exec {start} --num-cpus=1 --disable-usage-stats"
+blind = subprocess.Popen(["unshare", "-rm", "sh", "-c", private], stdout=subprocess.DEVNULL)
 ray.init(cluster.address, log_to_driver=False)
-check_shared_storage(storage)
-print("two nodes share it", flush=True)
-start = f"ray start --address={cluster.address} --node-name=blind --num-cpus=0 --disable-usage-stats --block"
-private = f"mount -t tmpfs none {storage} && exec {sys.executable} -m ray.scripts.scripts {start.partition(' ')[2]}"
-with subprocess.Popen(["unshare", "-rm", "sh", "-c", private], stdout=subprocess.DEVNULL) as blind:
-    try:
-        while len([node for node in ray.nodes() if node["Alive"]]) < 3:
-            assert blind.poll() is None, "the third node ended"
-        check_shared_storage(storage)
-    except UserError as error:
-        print(error, flush=True)
-    finally:
-        blind.terminate()
+while len([node for node in ray.nodes() if node["Alive"]]) < 3:
+    assert blind.poll() is None, "the third node ended"
+print(cluster.address, flush=True)
+sys.stdin.read()
+blind.terminate()
+blind.wait()
 ray.shutdown()
 cluster.shutdown()
+"""
+PIPELINE = """
+name: blind
+storage: {storage}
+stages:
+  nothing: {{kind: python, call: nothing:nothing}}
 """
 
 
@@ -49,17 +49,25 @@ def can_have_a_mount_of_its_own() -> bool:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not can_have_a_mount_of_its_own(), reason="mount namespaces cannot be made here")
-def test_a_node_with_a_disk_of_its_own_is_named(tmp_path: Path) -> None:
+def test_a_run_names_the_node_that_has_a_disk_of_its_own(tmp_path: Path) -> None:
     storage = tmp_path / "storage"
     storage.mkdir()
-    command = [sys.executable, "-c", SCRIPT, str(storage)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    shared, error = done.stdout.splitlines()
-    assert shared == "two nodes share it"
-    assert f"1 of 3 nodes of the cluster do not see the files that this machine writes to {storage}: blind (" in error
+    (tmp_path / "nothing.py").write_text("def nothing(stage): pass\n")
+    (tmp_path / "pipeline.yaml").write_text(PIPELINE.format(storage=storage))
+    command = [sys.executable, "-c", CLUSTER, str(storage)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as cluster:
+        assert cluster.stdout is not None
+        address = cluster.stdout.readline().strip()
+        run = [sys.executable, "-m", "pipelines", "run", str(tmp_path / "pipeline.yaml"), f"cluster.address={address}"]
+        done = subprocess.run(run, capture_output=True, text=True, timeout=200)
+        cluster.communicate("")
+    assert done.returncode == 1, done.stdout + done.stderr
+    error = " ".join(done.stderr.split())
+    assert "1 of 3 nodes of the cluster do not see the files that this machine writes to" in error
+    assert ": blind (" in error
     assert "s3://bucket/prefix" in error
-    assert not list(storage.iterdir())
+    assert not list(storage.glob(".probe-*"))
+    assert not list(storage.glob("artifacts/python/*/record.json"))
 
 
 def nodes(*names: str) -> list[dict[str, object]]:
