@@ -33,6 +33,7 @@ LAYERS = (
         "cluster",
         "cluster_process",
         "ray_cluster",
+        "shared_storage",
         "session",
         "doctor",
         "inspection",
