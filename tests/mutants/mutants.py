@@ -124,6 +124,8 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant("secrets inside lists are shown", "tests/pipelines/test_redact.py",
             Edit("pipelines/redact.py", "return [_redact(item, secrets) for item in value]",
                  "return list(value)")),
+    _mutant("one node that sees the storage is enough", "tests/pipelines/test_shared_storage.py",
+            Edit("pipelines/shared_storage.py", "    if blind:\n", "    if len(blind) == len(nodes):\n")),
     _mutant("a fingerprint that is blind to the text", "tests/pipelines/engine/test_fingerprint.py",
             Edit("pipelines/engine/fingerprint.py", '"content": content,\n    }', '"content": None,\n    }')),
     _mutant("checkpoints are not compared with their digests",

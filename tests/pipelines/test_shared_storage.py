@@ -11,6 +11,7 @@ import pytest
 
 from base.errors import UserError
 from pipelines import shared_storage
+from tests.pipelines.end_to_end.tiny_pipeline import TIMEOUT_S
 
 # Raylets are real. The last one has a mount namespace of its own, in which the storage is another disk.
 CLUSTER = """
@@ -59,7 +60,7 @@ def test_a_run_names_the_node_that_has_a_disk_of_its_own(tmp_path: Path) -> None
         assert cluster.stdout is not None
         address = cluster.stdout.readline().strip()
         run = [sys.executable, "-m", "pipelines", "run", str(tmp_path / "pipeline.yaml"), f"cluster.address={address}"]
-        done = subprocess.run(run, capture_output=True, text=True, timeout=200)
+        done = subprocess.run(run, capture_output=True, text=True, timeout=TIMEOUT_S)
         cluster.communicate("")
     assert done.returncode == 1, done.stdout + done.stderr
     error = " ".join(done.stderr.split())

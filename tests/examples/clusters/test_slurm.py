@@ -15,6 +15,7 @@ import pytest
 
 from tests.docs.pages import ROOT
 from tests.examples.clusters.tools import tool
+from tests.pipelines.end_to_end.tiny_pipeline import TIMEOUT_S
 
 SCRIPT = ROOT / "examples" / "clusters" / "slurm.sbatch"
 
@@ -93,7 +94,7 @@ def calls(job: dict[str, str]) -> list[str]:
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + TIMEOUT_S
     while not path.exists():
         assert process.poll() is None, "the script ended early"
         assert time.monotonic() < deadline, f"no {path}"
@@ -140,7 +141,7 @@ def test_a_preempted_job_queues_itself_again_and_resumes(job: dict[str, str], tm
     with subprocess.Popen(command, env=job, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as first:
         wait_for(tmp_path / "gate.waits", first)
         first.send_signal(signal.SIGTERM)  # as Slurm does: to the script alone
-        output, _ = first.communicate(timeout=120)
+        output, _ = first.communicate(timeout=TIMEOUT_S)
     assert first.returncode == 75, output
     assert calls(job)[-1] == f"scontrol requeue {job['SLURM_JOB_ID']}"
     starts = [call for call in calls(job) if " ray start " in call]
@@ -150,7 +151,7 @@ def test_a_preempted_job_queues_itself_again_and_resumes(job: dict[str, str], tm
 
     (tmp_path / "gate").touch()
     done = subprocess.run(
-        command, env=job | {"SLURM_RESTART_COUNT": "1"}, cwd=tmp_path, capture_output=True, text=True, timeout=180
+        command, env=job | {"SLURM_RESTART_COUNT": "1"}, cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT_S
     )
     assert done.returncode == 0, done.stdout + done.stderr
     record = next((tmp_path / "storage").glob("artifacts/python/*/record.json")).read_text()
@@ -161,6 +162,6 @@ def test_a_preempted_job_queues_itself_again_and_resumes(job: dict[str, str], tm
 @pytest.mark.slow
 def test_a_run_that_cannot_be_resumed_is_not_queued_again(job: dict[str, str], tmp_path: Path, leftovers: None) -> None:
     command = ["bash", str(SCRIPT), "no-such.yaml"]
-    done = subprocess.run(command, env=job, cwd=tmp_path, capture_output=True, text=True, timeout=180)
+    done = subprocess.run(command, env=job, cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT_S)
     assert done.returncode == 1, done.stderr
     assert not any("requeue" in call for call in calls(job))
