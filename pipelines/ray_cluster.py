@@ -37,7 +37,8 @@ class RayCluster:
         self._process: subprocess.Popen[str] | None = None
         self._report = ClusterReport()
         self._heard = threading.Condition()
-        self._environment = {"RAY_DEDUP_LOGS": "0"}  # the log of a stage has every line of its workers
+        # The log of a stage has every line of its workers, without colours.
+        self._environment = {"RAY_DEDUP_LOGS": "0", "RAY_COLOR_PREFIX": "0"}
         if self._address == "local":
             # A token of the run's own: other users of this machine cannot use its cluster.
             self._environment |= LOOPBACK_ONLY | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}

@@ -19,7 +19,7 @@ def ray_train_settings(resources: Resources) -> Iterator[None]:
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
         "RAY_TRAIN_METRICS_ENABLED": "0",
-        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a preempted node is a lost worker to us
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1",
     }
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 import torch.distributed as dist
@@ -19,7 +19,7 @@ from pipelines.stages.train.job import TrainFacts, TrainJob
 from pipelines.stages.train.meter import Meter
 from pipelines.stages.train.paths import OperatorPaths
 from pipelines.stages.train.schedule import learning_rate
-from pipelines.stages.train.stopping import StopAgreement
+from pipelines.stages.train.stopping import StopAgreement, StopReason
 from pipelines.stages.train.trainer import StepResult, Trainer
 from pipelines.stages.train.validation import validation_loss
 from pipelines.stages.train.weights import save_model
@@ -38,7 +38,9 @@ class TrainLoop:
         stream: TokenStream,
         validation_batches: Sequence[TokenBatch],
         resumed: checkpoints.Checkpoint | None,
+        is_preempted: Callable[[], bool] | None = None,
     ) -> None:
+        """`is_preempted`: a collective that tells whether a worker's machine will be taken away soon."""
         self.job, self.config, self.trainer, self.stream = job, job.config, trainer, stream
         self.validation_batches = validation_batches
         self.rank, self.num_workers = dist.get_rank(), dist.get_world_size()
@@ -47,7 +49,7 @@ class TrainLoop:
         self.initial_valid_loss: float | None = None
         self.train_loss = math.nan
         self._unread: StepResult | None = None  # of the last step, until its loss is read
-        self._stopping = StopAgreement(job.metrics.stop_requested, trainer.device)
+        self._stopping = StopAgreement(job.metrics.stop_requested, is_preempted, trainer.device)
         self.saved_step: int | None = None
         journal = job.metrics if self.rank == 0 else None
         self.curves, self.paths = Curves(journal), OperatorPaths(journal)
@@ -77,20 +79,21 @@ class TrainLoop:
                 final_valid_loss = self._validate()
             if save:
                 self._save_checkpoint()
-            if not last and self._stopping.reached():
-                self._stop(saved=save)
+            if not last and (reason := self._stopping.reached()):
+                self._stop(reason, saved=save)
         save_model(self.job, self.trainer)
         self.curves.flush()
         return self._facts(final_valid_loss) if self.rank == 0 else None
 
-    def _stop(self, saved: bool) -> NoReturn:
+    def _stop(self, reason: StopReason, saved: bool) -> NoReturn:
         """Save what there is, and end."""
         if not saved:
             self._refuse_ruined_weights()
             if self._unread is not None:
                 self._read_loss(self._unread)
             self._save_checkpoint()
-        raise LostError(f"Training was asked to stop, and stopped after step {self.step}, with a checkpoint.")
+        why = "a machine will be taken away" if reason is StopReason.PREEMPTED else "it was asked to"
+        raise LostError(f"Training stopped after step {self.step}, with a checkpoint: {why}.")
 
     def _is_due(self, every_steps: int | None) -> bool:
         return every_steps is not None and self.step % every_steps == 0

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from enum import IntEnum
 
 import torch
 import torch.distributed as dist
 
 _EVERY_S = 1.0
 _MOST_STEPS = 1000
+_NOTICE_EVERY = 5  # agreements between two looks for a notice, which ask every worker
+
+
+class StopReason(IntEnum):
+    """Why training ends before its last step."""
+
+    NONE = 0
+    ASKED = 1
+    PREEMPTED = 2  # a machine of a worker will be taken away soon
 
 
 class StopAgreement:
@@ -18,17 +28,22 @@ class StopAgreement:
     The ranks agree on the number of steps until they ask again, so that it costs nothing between.
     """
 
-    def __init__(self, was_asked: Callable[[], bool], device: torch.device) -> None:
-        """`was_asked` is called on rank 0 only."""
-        self._was_asked, self._device = was_asked, device
+    def __init__(
+        self, was_asked: Callable[[], bool], is_preempted: Callable[[], bool] | None, device: torch.device
+    ) -> None:
+        """`was_asked` is called on rank 0 only; `is_preempted` is a collective with one answer for all."""
+        self._was_asked, self._is_preempted, self._device = was_asked, is_preempted, device
         self._steps_left = 1
-        self._steps, self._asked_at = 1, time.monotonic()
+        self._steps, self._asked_at, self._agreements = 1, time.monotonic(), 0
 
-    def reached(self) -> bool:
-        """Whether to stop now. A collective: every rank calls it after every step."""
+    def reached(self) -> StopReason:
+        """Whether to stop now, and why. A collective: every rank calls it after every step."""
         self._steps_left -= 1
         if self._steps_left:
-            return False
+            return StopReason.NONE
+        self._agreements += 1
+        if self._is_preempted is not None and self._agreements % _NOTICE_EVERY == 0 and self._is_preempted():
+            return StopReason.PREEMPTED
         stop, interval = 0, 0
         if dist.get_rank() == 0:
             now = time.monotonic()
@@ -39,4 +54,4 @@ class StopAgreement:
         dist.broadcast(agreed, src=0)
         stop, interval = (int(value) for value in agreed.tolist())
         self._steps_left = self._steps = interval
-        return bool(stop)
+        return StopReason.ASKED if stop else StopReason.NONE

@@ -57,7 +57,12 @@ def _train(job: TrainJob) -> TrainFacts | None:
         seed=job.config.seed,
     )
     with stream:
-        return TrainLoop(job, trainer, stream, _validation_batches(job, shards_dir), resumed).run()
+        return TrainLoop(job, trainer, stream, _validation_batches(job, shards_dir), resumed, _is_preempted).run()
+
+
+def _is_preempted() -> bool:
+    """Whether Ray drains the machine of a worker, as autoscalers do on the notice of a spot machine. A collective."""
+    return ray.train.get_preemption_info() is not None
 
 
 def _fetch(artifact: ArtifactDir, path: str = "") -> Path:
