@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from pipelines.engine.stage import StageConfig, StageOutput
 from pipelines.storage.artifact import ArtifactDir
 
+FILES_FOLDER = "files"  # in the artifact: what the function leaves in its folder
 PROGRESS_TOTAL = "python/total"
 _NAME = re.compile(r"[\w.\- :/]{1,250}", re.ASCII)  # what MLflow takes
 _PROGRESS_EVERY_S = 1.0
@@ -35,12 +36,19 @@ class Input:
 
     @cached_property
     def path(self) -> Path:
-        """A local folder with all its files, compared with their digests. Raises DamagedError."""
-        return self.artifact.fetch()
+        """A local folder with all its files, compared with their digests. Raises DamagedError.
+
+        Of a `python` stage it is what its function left in `folder`.
+        """
+        return self.artifact.fetch(self._root)
 
     def fetch(self, relpath: str) -> Path:
         """One of its files or folders, without the others. Raises FileNotFoundError: there is none; DamagedError."""
-        return self.artifact.fetch(relpath)
+        return self.artifact.fetch(posixpath.join(self._root, relpath) if self._root else relpath)
+
+    @property
+    def _root(self) -> str:
+        return FILES_FOLDER if self.kind == "python" else ""
 
 
 class PointJournal(Protocol):

@@ -22,11 +22,11 @@ from base.errors import UserError
 from pipelines.errors import InfrastructureError, causes
 from pipelines.faults import Fault, judge
 from pipelines.stages.python.output import PythonOutput
-from pipelines.stages.python.running import Input, PointJournal, RunningStage
+from pipelines.stages.python.running import FILES_FOLDER, Input, PointJournal, RunningStage
 from pipelines.storage.artifact import ArtifactDir
 
 SOURCE_FOLDER = "source"
-FILES_FOLDER = "files"
+
 LOG_FILE = "log.txt"
 _MAX_LINES = 12  # of the user's code in a message
 _MAX_TEXT = 1500

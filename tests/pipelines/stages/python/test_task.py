@@ -17,6 +17,7 @@ from pipelines.errors import InfrastructureError
 from pipelines.stages.python import RunningStage
 from pipelines.stages.python.config import PythonStageConfig
 from pipelines.stages.python.output import PythonOutput
+from pipelines.stages.python.running import Input
 from pipelines.stages.python.sources import find_sources
 from pipelines.stages.python.task import Call, call_function
 from pipelines.storage import Storage, open_storage
@@ -263,3 +264,14 @@ def test_a_function_can_be_tested_with_a_stage_of_ones_own(tmp_path: Path, caplo
 def test_settings_are_checked(fields: dict[str, Any], problem: str) -> None:
     with pytest.raises(ValidationError, match=problem.replace("(", r"\(").replace(")", r"\)")):
         PythonStageConfig.model_validate({"kind": "python", "call": "mine:work", **fields})
+
+
+def test_another_python_stage_reads_what_the_function_left_in_its_folder(run: Run, artifact: ArtifactDir) -> None:
+    run("def work(stage):\n    (stage.folder / 'sub').mkdir()\n    (stage.folder / 'sub' / 'a.txt').write_text('a')\n")
+    python = Input(
+        "made", "python", PythonStageConfig(kind="python", call="mine:work"), PythonOutput.of(None), "f", artifact
+    )
+    assert (python.path / "sub" / "a.txt").read_text() == "a"
+    assert (python.fetch("sub") / "a.txt").read_text() == "a"
+    other = Input("made", "tokens", python.config, python.output, "f", artifact)
+    assert (other.path / "files" / "sub" / "a.txt").read_text() == "a"
