@@ -39,7 +39,7 @@ class System:
 
 def our_items(folder: Path) -> int:
     """Files that the stage has written."""
-    return len(list(folder.glob("runs/artifacts/python/square-*/[0-9]*.txt")))
+    return len(list(folder.glob("runs/artifacts/python/square-*/files/[0-9]*.txt")))
 
 
 def metaflow_items(folder: Path) -> int:
