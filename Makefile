@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 .DEFAULT_GOAL := help
-.PHONY: needs-compiler help quickstart install test test-slow transformers5 mutants lint format types bench kernel-report docs lock clean
+.PHONY: needs-compiler help quickstart install test test-slow test-faults transformers5 mutants lint format types bench kernel-report docs lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -44,6 +44,9 @@ $(TRANSFORMERS5)/.installed: $(STAMP) constraints-transformers5.txt
 
 test-slow: install needs-compiler transformers5  ## The tests that take longer: kills, resumes, whole pipelines
 	$(BIN)/python -m pytest -m slow
+
+test-faults: install  ## Break whole pipelines at random: kills, stops, outages, full disks, flipped bits (hours)
+	$(BIN)/python -m tests.faults --report docs/faults
 
 mutants: install needs-compiler  ## Wrong versions of the code, each of which some test must reject (minutes)
 	$(BIN)/python -m tests.mutants

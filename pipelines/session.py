@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pipelines.cluster import check_address
 from pipelines.config import PipelineConfig
+from pipelines.engine.lease import configured_ttl_s, renewal_s
 from pipelines.engine.observer import Observer
 from pipelines.engine.results import RunResult
 from pipelines.engine.runs import Run
@@ -51,10 +52,13 @@ def run_config(
         targets_of(config.tracking, pipeline.storage),
         system_metrics=any(tracker.system_metrics for tracker in trackers_of(config.tracking)),
     )
+    ttl_s = configured_ttl_s()
     return run_pipeline(
         pipeline,
         tracking,
         RayCluster(config.cluster, config.stages.values(), pipeline.storage.url),
         observer=observer,
+        lease_ttl_s=ttl_s,
+        lease_renew_s=renewal_s(ttl_s),
         expected=expected,
     )

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -29,10 +31,33 @@ from pipelines.storage import Storage
 
 DEFAULT_TTL_S = 60.0
 DEFAULT_RENEW_S = 5.0
+_TTL_VARIABLE = "BMOJO_LEASE_TTL_S"
 _PATIENCE = 0.5  # of ttl_s: how long the storage is tried where the owner needs the answer, so that it comes in time
 _MAX_SKEW_S = 24 * 3600.0  # a clock that is further off would have broken TLS and logs long before
 
 log = logging.getLogger(__name__)
+
+
+def configured_ttl_s() -> float:
+    """Seconds without a renewal after which an owner has lost: $BMOJO_LEASE_TTL_S, else 60. Raises UserError."""
+    configured = os.environ.get(_TTL_VARIABLE)
+    if not configured:
+        return DEFAULT_TTL_S
+    try:
+        ttl_s = float(configured)
+    except ValueError:
+        ttl_s = math.nan
+    if not 1.0 <= ttl_s <= _MAX_SKEW_S:
+        raise UserError(
+            f"{_TTL_VARIABLE}={configured}: expected a number of seconds, from 1 to {_MAX_SKEW_S:.0f}. Correct it, or "
+            f"unset it for {DEFAULT_TTL_S:.0f}."
+        )
+    return ttl_s
+
+
+def renewal_s(ttl_s: float) -> float:
+    """Seconds between renewals of a lease of `ttl_s`: several must fail before it is lost."""
+    return min(DEFAULT_RENEW_S, ttl_s / 10)
 
 
 def _monotonic() -> float:

@@ -24,11 +24,12 @@ class FaultyProxy:
     on, then closes without an answer; "partial": half of the answer; "hang": answers nothing for `hang_s`.
     """
 
-    def __init__(self, upstream: str, hang_s: float = 30.0) -> None:
+    def __init__(self, upstream: str, hang_s: float = 30.0, port: int = 0) -> None:
+        """`port`: where it listens; 0: any that is free."""
         self.fault: Fault = lambda method, path: None
         self.requests: list[tuple[str, str]] = []
         self._hang_s = hang_s
-        proxy, (host, port) = self, upstream.removeprefix("http://").split(":")
+        proxy, (host, upstream_port) = self, upstream.removeprefix("http://").split(":")
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -53,7 +54,7 @@ class FaultyProxy:
                 if fault is not None and fault[:3].isdigit():
                     status, _, code = fault.partition(" ")
                     return self._answer(int(status), [], _ERROR.format(code=code).encode())
-                connection = http.client.HTTPConnection(host, int(port), timeout=30)
+                connection = http.client.HTTPConnection(host, int(upstream_port), timeout=30)
                 connection.request(self.command, self.path, body, dict(self.headers))
                 response = connection.getresponse()
                 content = response.read()
@@ -90,7 +91,7 @@ class FaultyProxy:
 
             do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = _forward  # noqa: N815
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"

@@ -118,17 +118,22 @@ class TinyPipeline:
 
 
 def write_pipeline(folder: Path) -> TinyPipeline:
-    """Write the pipeline file and a corpus of made-up sentences, the same every time."""
+    """Write the pipeline file and its corpus."""
     folder.mkdir(parents=True, exist_ok=True)
-    rng = random.Random(0)
-    words = [f"{rng.choice('bcdfgklmnprst')}{rng.choice('aeiou')}{rng.choice('lmnrst')}" for _ in range(60)]
-    with open(folder / "corpus.jsonl", "w") as file:
-        for _ in range(300):
-            text = " ".join(rng.choice(words) for _ in range(rng.randint(20, 400)))
-            file.write(json.dumps({"text": text}) + "\n")
+    write_corpus(folder / "corpus.jsonl")
     pipeline = TinyPipeline(folder)
     pipeline.file.write_text(PIPELINE.format(storage=pipeline.storage, corpus=folder / "corpus.jsonl"))
     return pipeline
+
+
+def write_corpus(path: Path) -> None:
+    """Write 300 documents of made-up sentences, the same every time."""
+    rng = random.Random(0)
+    words = [f"{rng.choice('bcdfgklmnprst')}{rng.choice('aeiou')}{rng.choice('lmnrst')}" for _ in range(60)]
+    with open(path, "w") as file:
+        for _ in range(300):
+            text = " ".join(rng.choice(words) for _ in range(rng.randint(20, 400)))
+            file.write(json.dumps({"text": text}) + "\n")
 
 
 def kill_tree(process: subprocess.Popen[str]) -> None:

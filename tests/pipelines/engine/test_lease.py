@@ -14,7 +14,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.engine.lease import Clock, Lease, LeaseHeldError, LeaseLostError, break_lease, lease_holder
+from base.errors import UserError
+from pipelines.engine.lease import (
+    Clock,
+    Lease,
+    LeaseHeldError,
+    LeaseLostError,
+    break_lease,
+    configured_ttl_s,
+    lease_holder,
+    renewal_s,
+)
 from pipelines.engine.process import ProcessIdentity
 from pipelines.storage import LocalStorage, Storage, open_storage
 from tests.pipelines.waiting import wait_until
@@ -314,3 +324,17 @@ def test_a_number_used_again_by_another_process_is_not_the_same_process() -> Non
     assert not me.is_known_dead()
     assert me.model_copy(update={"started_at": me.started_at - 100}).is_known_dead()
     assert not me.model_copy(update={"host": "elsewhere", "pid": 2**22 + 5}).is_known_dead()
+
+
+def test_the_environment_may_shorten_leases(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BMOJO_LEASE_TTL_S", raising=False)
+    assert (configured_ttl_s(), renewal_s(configured_ttl_s())) == (60.0, 5.0)
+    monkeypatch.setenv("BMOJO_LEASE_TTL_S", "8")
+    assert (configured_ttl_s(), renewal_s(configured_ttl_s())) == (8.0, 0.8)
+
+
+@pytest.mark.parametrize("value", ["soon", "0", "-5", "nan", "inf"])
+def test_a_length_of_leases_that_makes_no_sense_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("BMOJO_LEASE_TTL_S", value)
+    with pytest.raises(UserError, match=f"BMOJO_LEASE_TTL_S={value}: expected a number of seconds"):
+        configured_ttl_s()
