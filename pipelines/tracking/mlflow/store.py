@@ -6,6 +6,7 @@ import contextlib
 import os
 import sqlite3
 import tempfile
+import threading
 from pathlib import Path
 
 from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine_with_retry
@@ -19,6 +20,8 @@ from pipelines.redact import redact
 from pipelines.tracking.mlflow.sqlite import SQLITE_FILE, sqlite_uri
 from pipelines.tracking.mlflow.trouble import not_opened
 
+_CREATING = threading.Lock()  # of this process: alembic, which makes the tables, keeps what it does in globals
+
 
 def prepare_store(artifact_root: Path) -> None:
     """Make the folder of artifacts and the store beside it, if they are not there.
@@ -28,8 +31,9 @@ def prepare_store(artifact_root: Path) -> None:
     store = artifact_root.parent / SQLITE_FILE
     try:
         artifact_root.mkdir(parents=True, exist_ok=True)
-        if not store.exists():
-            _create(store)
+        with _CREATING:
+            if not store.exists():
+                _create(store)
     except OSError as error:
         explained = explain_disk(error)
         if isinstance(explained, InfrastructureError):  # a full disk, not a wrong place
