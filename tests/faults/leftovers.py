@@ -14,6 +14,7 @@ from tests.faults.processes import marked, title
 from tests.faults.world import World
 
 _PATIENCE_S = 30.0  # Ray's agents see after some seconds that their raylet is gone
+_RAYS_OWN = ("ray::IDLE", "ray::_AutoscalingCoordinator")  # the latter is one for the cluster, started by Ray Train
 _UNFINISHED = re.compile(r"(^|/)(\.creating-|\.bmojo-write-test-)")
 
 
@@ -56,5 +57,5 @@ def _processes(world: World) -> Iterator[str]:
     if world.place.where == "cluster":
         for process in marked(CLUSTER_MARK):
             name = title(process)
-            if name.startswith("ray::") and not name.startswith("ray::IDLE"):
+            if name.startswith("ray::") and not name.startswith(_RAYS_OWN):
                 yield f"process {process.pid} of the cluster: {name[:100]}"
