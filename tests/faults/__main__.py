@@ -30,7 +30,7 @@ from tests.faults.perform import Outcome, perform
 from tests.faults.places import Local, Place, ThreeRaylets
 from tests.faults.processes import end_all
 from tests.faults.reference import make_reference
-from tests.faults.report import summary, write_report
+from tests.faults.report import read_report, summary, write_report
 
 _OWN_MOUNTS = "BMOJO_FAULTS_OWN_MOUNTS"
 
@@ -49,7 +49,10 @@ def main() -> int:
     work = Path(arguments.work)
     console.print("The unbroken run ...")
     reference = make_reference(work)
-    outcomes: list[Outcome] = []
+    outcomes = read_report(Path(arguments.report), arguments.seed) if arguments.report else []
+    if not arguments.number:
+        done = {outcome.number for outcome in outcomes if outcome.is_recovered}
+        chosen = [one for one in chosen if one.number not in done]
     places: dict[str, Place] = {}
     deadline = time.monotonic() + 60 * arguments.minutes
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
@@ -64,7 +67,9 @@ def main() -> int:
                 if experiment.where not in places:
                     places[experiment.where] = _open(experiment.where, work)
                 outcome = perform(experiment, places[experiment.where], reference, work)
-                outcomes.append(outcome)
+                outcomes = sorted(
+                    [outcome, *(one for one in outcomes if one.number != outcome.number)], key=lambda one: one.number
+                )
                 _show(console, experiment, outcome, work)
                 progress.advance(bar)
                 if arguments.report:
@@ -86,7 +91,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--only", action="append", metavar="KIND", help=f"of: {', '.join(FAULTS)}; may be repeated")
     parser.add_argument("--where", choices=("local", "cluster"), help="only there (default: both)")
     parser.add_argument("--minutes", type=float, default=1e6, help="begin no experiment after so many minutes")
-    parser.add_argument("--report", metavar="DIR", help="write faults.json and faults.md there, after each experiment")
+    parser.add_argument(
+        "--report", metavar="DIR", help="write faults.json and faults.md there; what it has recovered is not done again"
+    )
     parser.add_argument(
         "--work", default="/tmp/bmojo-faults", help="folder of the runs (default: %(default)s); keep it short"
     )

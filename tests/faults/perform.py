@@ -9,8 +9,10 @@ import time
 import traceback
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from pipelines.engine.events import Status
+from pipelines.engine.provenance import git_commit
 from pipelines.storage import LocalStorage
 from tests.faults.experiments import Experiment
 from tests.faults.kinds import FAULTS
@@ -30,6 +32,7 @@ class Outcome:
     """What became of one experiment."""
 
     number: int
+    commit: str  # of the code
     fault: str
     where: str
     stage: str
@@ -42,9 +45,14 @@ class Outcome:
     notes: tuple[str, ...]
     problems: tuple[str, ...]
 
-    def as_json(self) -> dict[str, object]:
+    def as_json(self) -> dict[str, Any]:
         """For the report."""
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Outcome:
+        """From a report."""
+        return cls(**{name: tuple(item) if isinstance(item, list) else item for name, item in value.items()})
 
 
 def perform(experiment: Experiment, place: Place, reference: Reference, work: Path) -> Outcome:
@@ -182,6 +190,7 @@ def _outcome(
     usual_s = reference.seconds_from(experiment.stage)
     return Outcome(
         number=experiment.number,
+        commit=git_commit() or "unknown",
         fault=experiment.fault,
         where=experiment.where,
         stage=experiment.stage,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import subprocess
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -14,23 +13,32 @@ from pathlib import Path
 
 from tests.faults.perform import Outcome
 
+_DATA = "faults.json"
+
+
+def read_report(folder: Path, seed: int) -> list[Outcome]:
+    """The experiments of this seed that the report in `folder` has; none where there is no report."""
+    file = folder / _DATA
+    if not file.exists():
+        return []
+    found = json.loads(file.read_text())
+    return [Outcome.from_json(one) for one in found["experiments"]] if found["seed"] == seed else []
+
 
 def write_report(folder: Path, outcomes: Sequence[Outcome], command: str, seed: int) -> list[Path]:
     """Write faults.json and faults.md. Returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     facts = _facts(command, seed)
-    data, page = folder / "faults.json", folder / "faults.md"
+    data, page = folder / _DATA, folder / "faults.md"
     data.write_text(json.dumps({**facts, "experiments": [outcome.as_json() for outcome in outcomes]}, indent=1) + "\n")
     page.write_text(_page(facts, outcomes))
     return [data, page]
 
 
 def _facts(command: str, seed: int) -> dict[str, str | int]:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     return {
         "command": command,
         "seed": seed,
-        "commit": commit.stdout.strip(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "machine": f"{os.cpu_count()} CPUs, {platform.machine()}, Linux {platform.release()}",
         "versions": f"Python {platform.python_version()}, Ray {version('ray')}, MLflow {version('mlflow')}",
@@ -57,7 +65,7 @@ def _page(facts: dict[str, str | int], outcomes: Sequence[Outcome]) -> str:
     lines += ["", f"{recovered} of {len(outcomes)} experiments ended with the bits and points of the unbroken run.", ""]
     lines += _table(summary(outcomes))
     lines += ["", "## Every experiment", ""]
-    head = ("#", "fault", "where", "stage", "after, s", "outcome", "exit codes", "lost, s", "notes")
+    head = ("#", "fault", "where", "stage", "after, s", "outcome", "exit codes", "lost, s", "commit", "notes")
     rows = [
         (
             str(outcome.number),
@@ -68,6 +76,7 @@ def _page(facts: dict[str, str | int], outcomes: Sequence[Outcome]) -> str:
             outcome.outcome,
             " ".join(map(str, outcome.exit_codes)),
             f"{outcome.seconds_lost:.0f}",
+            outcome.commit[:7],
             "; ".join([*outcome.notes, *outcome.problems]),
         )
         for outcome in outcomes
