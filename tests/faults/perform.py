@@ -52,7 +52,8 @@ class Outcome:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Outcome:
         """From a report."""
-        return cls(**{name: tuple(item) if isinstance(item, list) else item for name, item in value.items()})
+        fields: dict[str, Any] = {name: tuple(item) if isinstance(item, list) else item for name, item in value.items()}
+        return cls(**fields)
 
 
 def perform(experiment: Experiment, place: Place, reference: Reference, work: Path) -> Outcome:
