@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
+from pipelines.cluster import cluster_address
 from pipelines.config import ClusterConfig
 from pipelines.engine.stage import AnyNode
 from pipelines.errors import ConfigError, FieldError
@@ -19,7 +20,7 @@ def check_pipeline(cluster: ClusterConfig, graph: Iterable[AnyNode]) -> None:
     Raises: ConfigError: names the field, what it asks, what there is and what would do.
     """
     _check_kernels()
-    if cluster.address == "local":
+    if cluster_address(cluster) == "local":
         for node in graph:
             _check_local_cpus(cluster, node)
             _check_local_gpus(node)

@@ -20,6 +20,7 @@ from pipelines.engine.observer import Observer
 from pipelines.engine.runs import find_run
 from pipelines.errors import ConfigError
 from pipelines.storage import open_storage
+from pipelines.supervisor import ProgressPipe, supervise
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -66,7 +67,17 @@ def _watched(holder: LeaseInfo, wait_s: float) -> None:
     error_console.print(escape(watch_notice(holder, wait_s)), soft_wrap=True)
 
 
-def run(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
+def run(
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
+    restarts: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Start the scheduler again, up to this many times without progress, if it is killed or exits with 75.",
+        ),
+    ] = 0,
+) -> None:
     """Run or resume a pipeline: finished stages are reused, interrupted ones resumed.
 
     Exit codes: 0 done, 1 your input or configuration is wrong, 70 a bug, 75 cluster, storage or disk failed or SIGTERM
@@ -74,7 +85,12 @@ def run(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     """
     from pipelines.loading import load_pipeline
 
-    _run(load_pipeline(config, overrides or ()), str(config), overrides=overrides or ())
+    progress = supervise(restarts, _say_of_supervisor) if restarts else ProgressPipe()
+    _run(load_pipeline(config, overrides or ()), str(config), overrides=overrides or (), supervisor=progress)
+
+
+def _say_of_supervisor(text: str) -> None:
+    error_console.print(f"[yellow]note:[/] {escape(text)}", soft_wrap=True)
 
 
 def resume(run: RunArgument = None, storage: StorageOption = "runs") -> None:
@@ -110,27 +126,29 @@ def _run(
     config_path: str | None,
     expected: Run | None = None,
     overrides: Sequence[str] | None = None,
+    supervisor: ProgressPipe | None = None,
 ) -> None:
     from pipelines.session import run_config
 
     with progress_display(console) as progress:
-        result = run_config(config, config_path, ConsoleObserver(progress), expected, overrides)
+        observer = ConsoleObserver(progress, supervisor or ProgressPipe())
+        result = run_config(config, config_path, observer, expected, overrides)
     if result.failure is not None:
         raise typer.Exit(result.failure.exit_code)
 
 
 class ConsoleObserver(Observer):
-    """Draws a run on the console."""
+    """Draws a run on the console, and tells the supervisor how far it is."""
 
-    def __init__(self, progress: Progress | None) -> None:
-        self._progress = progress
+    def __init__(self, progress: Progress | None, supervisor: ProgressPipe) -> None:
+        self._progress, self._supervisor = progress, supervisor
         self._stages: dict[str, StageProgress] = {}
         self._started_at = time.monotonic()
         self._stage_started_at: dict[str, float] = {}
 
     def on_run_start(self, run: Run, plan: Sequence[PlannedStage]) -> None:
         """Name the run."""
-        console.print(f"[bold]{run.run_id}[/] in {escape(run.storage.url)}")
+        console.print(f"[bold]{run.run_id}[/] in {escape(run.storage.url)}", soft_wrap=True)
 
     def on_stage_queued(self, stage: PlannedStage, reason: str) -> None:
         """Say what we wait for."""
@@ -147,8 +165,11 @@ class ConsoleObserver(Observer):
 
     def on_metrics(self, stage: PlannedStage, step: int, values: Mapping[str, float]) -> None:
         """Move the bar."""
+        if all(name.startswith(SYSTEM_METRICS) for name in values):
+            return
+        self._supervisor.tell(stage.name, step)
         bar = self._stages.get(stage.name)
-        if bar is not None and not all(name.startswith(SYSTEM_METRICS) for name in values):
+        if bar is not None:
             bar.update(step, values)
 
     def on_stage_end(self, stage: PlannedStage, state: StageState) -> None:
@@ -159,6 +180,7 @@ class ConsoleObserver(Observer):
         if state.reused:
             console.print(f"  {stage.name}: [green]reused[/] {escape(state.artifact or '')}")
         elif state.status == "SUCCEEDED":
+            self._supervisor.tell(stage.name, ProgressPipe.FINISHED)
             elapsed_s = time.monotonic() - self._stage_started_at.get(stage.name, self._started_at)
             console.print(f"  {stage.name}: [green]done[/] in {elapsed_s:.0f} s")
         else:

@@ -2,8 +2,9 @@
 
 The first signal raises in the main thread: Terminated (exit code 75, the run is RESUMABLE) or KeyboardInterrupt (130,
 CANCELLED). What unwinds then may wait for a cluster or a server; GRACE_S later the process ends all the same, which is
-safe because a run whose driver is gone is RESUMABLE. A second signal ends it at once. Schedulers that stop a process
-grant it about 30 s.
+safe because a run whose driver is gone is RESUMABLE. A second signal ends it at once, but for one that comes within
+SAME_S: whoever stops a job often signals a process and its parent, which passes the signal on. Schedulers that stop a
+process grant it about 30 s.
 """
 
 from __future__ import annotations
@@ -12,17 +13,26 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 EXIT_TERMINATED = 75  # EX_TEMPFAIL: the same command resumes
 EXIT_INTERRUPTED = 130
 GRACE_S = 20.0
+SAME_S = 1.0
 _WAKE = signal.SIGUSR1
 _OURS = (_WAKE, signal.SIGTERM, signal.SIGINT)
 
-_ending: list[int] = []  # the exit code, once a signal has come
+_ending: list[Ending] = []  # of the first signal, once one has come
+
+
+class Ending(NamedTuple):
+    """How this process ends, and since when it does."""
+
+    code: int
+    since: float
 
 
 class Terminated(SystemExit):
@@ -83,26 +93,30 @@ def exit_after_signal() -> None:
     if ray is not None:
         with suppress(BaseException):
             ray.shutdown()
-    _leave(_ending[0])
+    _leave(_ending[0].code)
 
 
-def _on_terminate(*_: Any) -> NoReturn:
-    _arm(EXIT_TERMINATED)
-    raise Terminated(EXIT_TERMINATED)
+def _on_terminate(*_: Any) -> None:
+    if _is_first(EXIT_TERMINATED):
+        raise Terminated(EXIT_TERMINATED)
 
 
-def _on_interrupt(*_: Any) -> NoReturn:
-    _arm(EXIT_INTERRUPTED)
-    raise KeyboardInterrupt
+def _on_interrupt(*_: Any) -> None:
+    if _is_first(EXIT_INTERRUPTED):
+        raise KeyboardInterrupt
 
 
-def _arm(code: int) -> None:
+def _is_first(code: int) -> bool:
+    """Whether no signal came before; then the grace begins. A second one ends the process."""
     if _ending:
-        _leave(code)
-    _ending.append(code)
+        if time.monotonic() - _ending[0].since > SAME_S:
+            _leave(code)
+        return False
+    _ending.append(Ending(code, time.monotonic()))
     timer = threading.Timer(GRACE_S, _leave, (code,))
     timer.daemon = True
     timer.start()
+    return True
 
 
 def _leave(code: int) -> NoReturn:

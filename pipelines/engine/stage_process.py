@@ -13,6 +13,7 @@ import pickle
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, BinaryIO
@@ -20,7 +21,7 @@ from typing import Any, BinaryIO
 from base.errors import UserError
 from pipelines.engine.attempt import make
 from pipelines.engine.failures import classify
-from pipelines.engine.interrupts import EXIT_TERMINATED, Terminated, interruptible
+from pipelines.engine.interrupts import EXIT_TERMINATED, SAME_S, Terminated, interruptible
 from pipelines.engine.processes import Outcome, StageJob
 from pipelines.tracking.environment import quiet_environment
 
@@ -67,8 +68,12 @@ def _unknown(error: Exception) -> UserError:
 def _work(job: StageJob) -> Outcome:
     stop = threading.Event()
     in_order = job.planned.node.stage.stops_in_order
+    first: list[float] = []  # when the first signal came
 
     def on_terminate(*_: Any) -> None:
+        if first and time.monotonic() - first[0] < SAME_S:
+            return  # the same request, by another way: the scheduler passes it on
+        first.append(time.monotonic())
         if in_order and not stop.is_set():
             stop.set()
             return

@@ -133,7 +133,7 @@ STUBBORN = """
 import sys, time
 from pipelines.engine import interrupts
 interrupts.handle_signals()
-interrupts.GRACE_S = float(sys.argv[1])
+interrupts.GRACE_S, interrupts.SAME_S = map(float, sys.argv[1:])
 try:
     print("ready", flush=True)
     time.sleep(3600)
@@ -146,7 +146,7 @@ finally:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("again", [True, False])
 def test_a_second_signal_or_the_end_of_the_grace_ends_what_will_not_end(number: int, code: int, again: bool) -> None:
-    command = [sys.executable, "-c", STUBBORN, "3600" if again else "1"]
+    command = [sys.executable, "-c", STUBBORN, "3600" if again else "1", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
@@ -155,6 +155,17 @@ def test_a_second_signal_or_the_end_of_the_grace_ends_what_will_not_end(number: 
     if again:
         process.send_signal(number)
     assert process.wait() == code
+
+
+def test_a_signal_that_comes_twice_at_once_is_one_request() -> None:
+    command = [sys.executable, "-c", STUBBORN, "1", "3600"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.readline() == "unwinding\n"
+    process.send_signal(signal.SIGINT)  # with code 130, were it not ignored
+    assert process.wait() == 75
 
 
 # ---- errors of Ray
