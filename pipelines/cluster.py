@@ -17,6 +17,7 @@ import psutil
 from base.errors import UserError
 from pipelines.config import ClusterConfig
 from pipelines.engine.interrupts import kept_handlers
+from pipelines.engine.process import submitted_job
 from pipelines.engine.stage import AnyNode, StageConfig
 from pipelines.errors import InfrastructureError, LostError
 from pipelines.faults import Fault, explain_disk, of_number
@@ -63,7 +64,7 @@ def ensure_cluster(config: ClusterConfig, num_cpus: int) -> None:
 
 def cluster_address(config: ClusterConfig) -> str:
     """Where to work: as configured, but a Ray job whose file says `local` joins the cluster that runs it."""
-    return "auto" if config.address == "local" and os.environ.get("RAY_JOB_SUBMISSION_ID") else config.address
+    return "auto" if config.address == "local" and submitted_job() else config.address
 
 
 def check_address(config: ClusterConfig, graph: Iterable[AnyNode]) -> None:

@@ -18,11 +18,11 @@ from pipelines.engine.stage import AnyStage, NamedInputs
 from pipelines.errors import ConfigError, FieldError
 from pipelines.foreach.expansion import expand_foreach, template_of
 from pipelines.foreach.schema import allow_foreach, entry_of_needs
+from pipelines.packages import PRESETS_DIR
 from pipelines.stages import STAGES
 
 MAX_DEPTH = 40  # levels of a pipeline file; its fields need 8
 _GATHER = re.compile(r"[\w-]+\[(\*|[^\[\]]*=[^\[\]]*)\]")  # train[*], which YAML's [...] and {...} do not allow
-PRESETS_DIR = Path(__file__).resolve().parent.parent / "configs" / "models"
 
 
 def load_pipeline(path: str | Path, overrides: Sequence[str] = ()) -> PipelineConfig:

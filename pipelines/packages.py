@@ -6,3 +6,4 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGES = ("base", "bmojo", "data", "kernels", "pipelines")
+PRESETS_DIR = REPOSITORY / "configs" / "models"

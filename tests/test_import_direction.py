@@ -35,11 +35,14 @@ LAYERS = (
         "ray_cluster",
         "shared_storage",
         "session",
+        "submit",
+        "supervisor",
         "doctor",
         "inspection",
     ),
     ("cli",),
     ("__main__",),
+    ("job_main",),
 )
 """Modules and folders of pipelines/; each may import those of its own line and of the lines above."""
 

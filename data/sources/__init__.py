@@ -22,6 +22,7 @@ __all__ = [
     "Slice",
     "content_identity",
     "duplicate_files",
+    "local_paths",
     "plan_slices",
     "read_slice",
     "with_absolute_paths",
@@ -36,6 +37,16 @@ def with_absolute_paths(source: Source) -> Source:
         case HuggingFaceSource() if _reader_of(source).local_folder(source):
             return source.model_copy(update={"dataset": _absolute(source.dataset)})
     return source
+
+
+def local_paths(source: Source) -> tuple[str, ...]:
+    """The files and folders of this machine that the source names, as they are written, also with wildcards."""
+    match source:
+        case FilesSource():
+            return source.paths
+        case HuggingFaceSource() if _reader_of(source).local_folder(source):
+            return (source.dataset,)
+    return ()
 
 
 def content_identity(source: Source) -> str:

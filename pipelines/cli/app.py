@@ -15,7 +15,7 @@ import typer
 from rich.markup import escape
 
 from base.cache import cache_dir
-from pipelines.cli import environment, export, inspect, models, running, runs
+from pipelines.cli import environment, export, inspect, models, running, runs, submit
 from pipelines.cli.console import OverridableCommand, console, error_console, escape_unprintable
 from pipelines.engine.failures import EXIT_BUG, EXIT_CANCELLED, Failure, classify
 from pipelines.engine.interrupts import exit_after_signal, handle_signals
@@ -32,7 +32,7 @@ app = typer.Typer(
     "\n\nStart with `bmojo doctor`, then `bmojo plan configs/quickstart.yaml` and `bmojo run configs/quickstart.yaml`.",
 )
 COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
-    "Run pipelines": {"plan": running.plan, "run": running.run, "resume": running.resume},
+    "Run pipelines": {"plan": running.plan, "run": running.run, "submit": submit.submit, "resume": running.resume},
     "Look after runs": {
         "status": runs.status,
         "list": runs.list_runs,

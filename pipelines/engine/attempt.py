@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ from pipelines.engine.failures import classify
 from pipelines.engine.fingerprint import flatten
 from pipelines.engine.lease import Lease, LeaseHeldError
 from pipelines.engine.plan import Action, PlannedStage
+from pipelines.engine.process import submitted_job
 from pipelines.engine.processes import Outcome, StageJob
 from pipelines.engine.provenance import git_commit, library_versions, user_name
 from pipelines.engine.records import Artifacts, FinishedStage, StageRecord, write_record
@@ -134,7 +134,7 @@ def note_start(journal: Journal, planned: PlannedStage, reused: bool) -> None:
         "bmojo.reused": str(reused).lower(),
         "bmojo.resumed": str(planned.action is Action.RESUME).lower(),
         "bmojo.git_commit": git_commit() or "unknown",
-        "bmojo.ray_job": os.environ.get("RAY_JOB_SUBMISSION_ID") or os.environ.get("RAY_JOB_ID") or "none",
+        "bmojo.ray_job": submitted_job() or "none",
     }
     journal.write("start", tags=redact(tags), artifact_url=planned.artifact.url)
     journal.log_params(flatten(config))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from functools import lru_cache
@@ -32,7 +33,7 @@ class ProcessIdentity(BaseModel):
             boot_id=_boot_id(),
             pid=os.getpid(),
             started_at=psutil.Process().create_time(),
-            ray_job=os.environ.get("RAY_JOB_SUBMISSION_ID") or os.environ.get("RAY_JOB_ID"),
+            ray_job=submitted_job(),
         )
 
     def is_on_this_machine(self) -> bool:
@@ -64,3 +65,14 @@ def _boot_id() -> str:
         return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
     except OSError:  # not Linux
         return f"booted-{psutil.boot_time():.0f}"
+
+
+def submitted_job() -> str | None:
+    """The submitted Ray job that this process works for; None outside of one.
+
+    Ray gives the entry point of a job its settings in a variable, which the processes below it inherit.
+    """
+    try:
+        return str(json.loads(os.environ["RAY_JOB_CONFIG_JSON_ENV_VAR"])["metadata"]["job_submission_id"])
+    except (KeyError, TypeError, ValueError):
+        return None

@@ -18,6 +18,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar, get_args, get_origin
 
 from pydantic import BeforeValidator, ConfigDict, Field, PositiveFloat
@@ -245,6 +246,14 @@ class Stage(ABC, Generic[Config, Inputs, Output]):
         Raises ConfigError/FileNotFoundError early, before anything is written, when such an input is missing.
         """
         return None
+
+    def local_paths(self, config: Config) -> Sequence[str]:
+        """Files and folders of this machine that `run` reads: as the config names them, also with wildcards."""
+        return ()
+
+    def code_files(self, config: Config) -> Sequence[Path]:
+        """Files with the user's code that `run` needs. Raises UserError: one is missing or invalid."""
+        return ()
 
     def check(self, name: str, config: Config, inputs: Inputs) -> None:
         """Refuse settings of the stage `name` that do not fit those of its inputs, which have no results yet.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from base.errors import UserError
 from data.errors import DataError
 from pipelines import cluster
 from pipelines.config import ClusterConfig
+from pipelines.engine.process import ProcessIdentity
 from pipelines.errors import InfrastructureError, LostError
 from pipelines.ray_errors import explained_ray, is_lost_process
 from pipelines.stages.tasks import user_errors
@@ -128,9 +130,11 @@ def test_a_long_temporary_directory_is_not_used_for_sockets(
 
 
 def test_a_ray_job_works_on_the_cluster_it_was_submitted_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RAY_JOB_SUBMISSION_ID", raising=False)
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
     assert cluster.cluster_address(ClusterConfig()) == "local"
-    monkeypatch.setenv("RAY_JOB_SUBMISSION_ID", "raysubmit_1")
+    job = {"runtime_env": {}, "metadata": {"job_submission_id": "raysubmit_1"}}  # as Ray gives it to an entry point
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(job))
+    assert ProcessIdentity.of_this_process().ray_job == "raysubmit_1"
     assert cluster.cluster_address(ClusterConfig()) == "auto"
     assert cluster.cluster_address(ClusterConfig(address="head:6379")) == "head:6379"
 

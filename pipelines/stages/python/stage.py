@@ -6,6 +6,7 @@ In the artifact: source/ (what ran, as it was when the run was planned), files/ 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from rich.markup import escape
 
@@ -28,6 +29,10 @@ class PythonStage(Stage[PythonStageConfig, NamedInputs, PythonOutput]):
     def content_identity(self, config: PythonStageConfig) -> dict[str, str]:
         """Digests of the modules. Raises UserError: one of them, or the function, is missing or invalid."""
         return find_sources(config).digests
+
+    def code_files(self, config: PythonStageConfig) -> list[Path]:
+        """The modules."""
+        return [file.path for file in find_sources(config).files]
 
     def run(self, config: PythonStageConfig, inputs: NamedInputs, context: StageContext) -> PythonOutput:
         """Ship the source, and call the function. Raises as pipelines.stages.python.task."""

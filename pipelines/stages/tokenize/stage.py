@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError
 from base.errors import DamagedError, UserError
 from data.config import TokenizeFields
 from data.records import NOTHING, SPLITS, Reason, ShardsSummary, SliceRecord, reasons_in_words
-from data.sources import Slice, content_identity, duplicate_files, plan_slices, stamp, with_absolute_paths
+from data.sources import Slice, content_identity, duplicate_files, local_paths, plan_slices, stamp, with_absolute_paths
 from pipelines.engine.stage import (
     ProgressMetrics,
     Stage,
@@ -106,6 +106,10 @@ class TokenizeStage(Stage[TokenizeStageConfig, TokenizeInputs, TokenizeOutput]):
         """Digest of the text. Raises UserError where it is missing."""
         with user_errors():
             return content_identity(config.source)
+
+    def local_paths(self, config: TokenizeStageConfig) -> tuple[str, ...]:
+        """The text."""
+        return local_paths(config.source)
 
     def run(self, config: TokenizeStageConfig, inputs: TokenizeInputs, context: StageContext) -> TokenizeOutput:
         """Write the shards. Raises UserError: the text is invalid, or there is none for a split."""

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 from data.config import TokenizerFields
 from data.paths import expanded
 from data.sampling import sample_texts
-from data.sources import content_identity, with_absolute_paths
+from data.sources import content_identity, local_paths, with_absolute_paths
 from pipelines.engine.stage import Stage, StageConfig, StageContext, StageInputs, StageOutput
 from pipelines.stages.tasks import require_planned_content, run_tasks, user_errors
 from pipelines.storage.artifact import ArtifactDir
@@ -50,6 +50,10 @@ class TokenizerStage(Stage[TokenizerStageConfig, StageInputs, TokenizerOutput]):
                 return content_identity(config.source)
             assert config.load is not None
             return load_tokenizer(config.load, config.end_of_document).sha256
+
+    def local_paths(self, config: TokenizerStageConfig) -> tuple[str, ...]:
+        """The text, or the tokenizer to load."""
+        return (str(config.load),) if config.source is None else local_paths(config.source)
 
     def run(self, config: TokenizerStageConfig, inputs: StageInputs, context: StageContext) -> TokenizerOutput:
         """Make the tokenizer and put it into the artifact. Raises UserError: the text or the tokenizer is invalid."""
