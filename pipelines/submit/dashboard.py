@@ -8,10 +8,11 @@ import logging
 import os
 import socket
 import ssl
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import psutil
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 DEFAULT = "http://127.0.0.1:8265"
 _VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 _ANSWER_S = 15.0
+_NODES_TRIES = 10
 
 
 def dashboard_address(given: str | None) -> str:
@@ -84,11 +86,13 @@ def is_on_this_machine(url: str) -> bool:
     """Whether all nodes of the cluster have an address of this machine. A dashboard behind a tunnel only looks so."""
     from ray.util.state import list_nodes
 
-    try:
-        with _only(url):
+    nodes = []
+    for _ in range(_NODES_TRIES):  # a head that has just started does not know its nodes yet
+        with suppress(Exception), _only(url):  # of many kinds, and only a courtesy depends on it
             nodes = list_nodes(address=url, timeout=int(_ANSWER_S), filters=[("state", "=", "ALIVE")])
-    except Exception:  # of many kinds, and only a courtesy depends on it
-        return False
+        if nodes:
+            break
+        time.sleep(1)
     ours = {address.address for addresses in psutil.net_if_addrs().values() for address in addresses}
     return bool(nodes) and all(node.node_ip in ours for node in nodes)
 
