@@ -24,7 +24,7 @@ _CODES = {signal.SIGTERM: EXIT_RESUMABLE, signal.SIGINT: EXIT_CANCELLED}
 
 @dataclass
 class Budget:
-    """Restarts that are left. They are counted anew whenever a stage got further than ever before."""
+    """Restarts that are left. The count begins again whenever a stage got further than before."""
 
     restarts: int
     used: int = 0
