@@ -54,11 +54,13 @@ class EventLog:
 
     def append(self, event: Event) -> None:
         """Add an event; it is durable when this returns. Raises LeaseLostError: a successor has sealed this log."""
-        if not self._create(Position(self._owner, self._sequence + 1), event):
-            raise LeaseLostError(
-                f"Another process took over {self._storage.url_of(self._relpath)}. This one stops here and writes "
-                "nothing more; its successor goes on, else the same command resumes."
-            )
+        while not self._create(place := Position(self._owner, self._sequence + 1), event):
+            if isinstance(self._read_or_none(place), Sealed | None):
+                raise LeaseLostError(
+                    f"Another process took over {self._storage.url_of(self._relpath)}. This one stops here and writes "
+                    "nothing more; its successor goes on, else the same command resumes."
+                )
+            self._sequence += 1  # ours: a signal or a lost answer cut that append off once the event was there
         self._sequence += 1
 
     def _seal_predecessors(self) -> None:
@@ -76,8 +78,6 @@ class EventLog:
 
     def _seal(self, owner: int, sequence: int) -> None:
         while not self._create(Position(owner, sequence), Sealed(by=self._owner)):
-            if isinstance(self._read_or_none(Position(owner, sequence)), Sealed):
-                return
             sequence += 1  # it was still appending
 
     def _read_or_none(self, position: Position) -> Event | None:

@@ -163,6 +163,10 @@ def _stage_finished(state: RunState, stage: StageState, event: Finished) -> RunS
 
 
 def _ended(state: RunState, event: Ended) -> RunState:
+    left = Status.CANCELLED if event.status is Status.CANCELLED else Status.RESUMABLE
+    for name, stage in state.stages.items():
+        if stage.status in (Status.QUEUED, Status.RUNNING):  # nobody works on it any more
+            state = state.with_stage(name, status=left, reason=None)
     changes: dict[str, object] = {"status": event.status, "finished_at": event.at, "error": event.error}
     if event.status is Status.SUCCEEDED and not state.has_worked:
         if state.finished_at is not None:  # it had succeeded before: only checked

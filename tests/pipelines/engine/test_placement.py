@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from base.errors import UserError
-from pipelines.engine.placement import ClusterNode, Demand, num_places, wait_for_room, why_no_room
+from pipelines.engine.placement import ClusterNode, Demand, num_places, remaining, wait_for_room, why_no_room
 from pipelines.engine.stage import Resources
 
 
@@ -61,3 +63,54 @@ def test_a_stage_starts_only_if_it_fits_beside_the_others_or_is_alone() -> None:
     assert "asks for 4 x 1 CPU; the cluster has 2 CPU, 0 GPU; 2 CPU, 0 GPU, of which a holds a part" in reason
     assert why_no_room(two, {"a": tasks}, nodes) is not None, "tasks take all the room they get"
     assert why_no_room(tasks, {"a": two}, nodes) is None, "one task at a time is enough"
+
+
+amounts_of = st.fixed_dictionaries(
+    {"CPU": st.integers(0, 8).map(float)}, optional={"GPU": st.integers(0, 4).map(float)}
+)
+nodes_there = st.lists(amounts_of.map(ClusterNode), max_size=4)
+demands = st.builds(
+    lambda workers, cpus, gpus, all_at_once: Demand(
+        Resources(num_workers=workers, cpus_per_worker=cpus, gpus_per_worker=gpus), workers if all_at_once else 1
+    ),
+    st.integers(1, 4), st.sampled_from([0.5, 1.0, 2.0, 3.0]), st.sampled_from([0.0, 0.5, 1.0]), st.booleans(),
+)  # fmt: skip
+
+
+@given(demand=demands, nodes=nodes_there)
+def test_a_stage_alone_is_always_admitted(demand: Demand, nodes: list[ClusterNode]) -> None:
+    assert why_no_room(demand, {}, nodes) is None
+
+
+@given(demands=st.lists(demands, max_size=6), nodes=nodes_there)
+def test_what_is_admitted_beside_others_fits(demands: list[Demand], nodes: list[ClusterNode]) -> None:
+    held: dict[str, Demand] = {}
+    for number, demand in enumerate(demands):
+        if why_no_room(demand, held, nodes) is None:
+            held[str(number)] = demand
+    left = remaining(nodes, held.values())
+    assert all(amount >= -1e-9 for node in left for amount in node.resources.values()), "nothing is promised twice"
+    if len(held) > 1:
+        fewest = {
+            resource: sum(one.fewest * one.resources.bundle().get(resource, 0.0) for one in held.values())
+            for resource in ("CPU", "GPU")
+        }
+        first = next(iter(held.values()))  # alone at first, it may ask for more than there is
+        if num_places(first.resources, nodes) >= first.fewest:
+            for resource, amount in fewest.items():
+                assert amount <= sum(node.resources.get(resource, 0.0) for node in nodes) + 1e-6
+
+
+@given(demand=demands, held=st.lists(demands, min_size=1, max_size=3), nodes=nodes_there)
+def test_more_nodes_never_take_room_away(demand: Demand, held: list[Demand], nodes: list[ClusterNode]) -> None:
+    beside = {str(number): one for number, one in enumerate(held)}
+    if why_no_room(demand, beside, nodes) is None:
+        assert why_no_room(demand, beside, [*nodes, ClusterNode({"CPU": 64.0, "GPU": 64.0})]) is None
+
+
+@given(demand=demands, nodes=nodes_there)
+def test_the_reason_names_who_holds_room(demand: Demand, nodes: list[ClusterNode]) -> None:
+    reason = why_no_room(demand, {"one": demand, "two": demand}, nodes)
+    if reason is not None:
+        assert f"asks for {demand.fewest} x " in reason
+        assert "one, two hold a part" in reason
