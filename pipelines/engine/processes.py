@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import select
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from typing import Protocol
 from pydantic import Field
 
 from base.config import StrictConfig
+from base.errors import UserError
 from pipelines.engine.events import Status
 from pipelines.engine.failures import EXIT_RESUMABLE, Failure
 from pipelines.engine.lease import LeaseInfo
@@ -29,6 +31,7 @@ from pipelines.engine.plan import PlannedStage
 from pipelines.engine.stage import StageInputs
 
 _SPARE_ENDS_S = 5.0
+_LOOK_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,10 @@ class Launcher(Protocol):
         """Have a process ready for the next attempt."""
 
     def start(self, job: StageJob, on_end: Callable[[Outcome], None]) -> Attempt:
-        """Begin an attempt. `on_end` is called once, from another thread."""
+        """Begin an attempt. `on_end` is called once, from another thread.
+
+        Raises: UserError: the kind of stage cannot be handed over.
+        """
 
     def close(self) -> None:
         """End what was only prepared."""
@@ -146,9 +152,9 @@ class StageProcess:
         return self._process.poll() is None
 
     def begin(self, job: StageJob, on_end: Callable[[Outcome], None]) -> None:
-        """Hand it its job."""
+        """Hand it its job. Raises: UserError: the kind of stage cannot be handed over."""
+        data = _packed(job)
         threading.Thread(target=self._wait, args=(on_end,), name=f"stage {job.planned.name}", daemon=True).start()
-        data = pickle.dumps(job)
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):  # it has died: _wait says so
             self._process.stdin.write(len(data).to_bytes(8, "big") + data)
@@ -180,19 +186,35 @@ class StageProcess:
                     (os.killpg if group else os.kill)(self.pid, number)
 
     def _wait(self, on_end: Callable[[Outcome], None]) -> None:
-        with os.fdopen(self._answers, "rb") as answers:
-            said = answers.read()
+        said = self._hear()
         if said:
             on_end(Outcome.model_validate_json(said))
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(_SPARE_ENDS_S)
             self.kill()
         code = self._process.wait()
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)  # what it forked and left behind
         if self._process.stdin is not None:
             with suppress(BrokenPipeError):
                 self._process.stdin.close()
         if not said:
             on_end(Outcome(failure=lost_process(self.pid, code)))
+
+    def _hear(self) -> bytes:
+        """All that it says before it ends; a child that it forked may keep the pipe open for longer."""
+        said, has_ended = b"", False
+        with os.fdopen(self._answers, "rb", buffering=0) as answers:
+            while True:
+                if select.select([answers], [], [], 0 if has_ended else _LOOK_S)[0]:
+                    part = answers.read(2**16)
+                    if not part:
+                        return said
+                    said += part
+                elif has_ended:
+                    return said
+                else:
+                    has_ended = self._process.poll() is not None
 
 
 class ProcessLauncher:
@@ -209,11 +231,12 @@ class ProcessLauncher:
             self._spare = StageProcess(self._environment, self._log_dir, self._imports)
 
     def start(self, job: StageJob, on_end: Callable[[Outcome], None]) -> Attempt:
-        """Hand the job to the spare process."""
+        """Hand the job to the spare process. Raises as Launcher.start."""
         self.prepare()
-        process, self._spare = self._spare, None
+        process = self._spare
         assert process is not None
         process.begin(job, on_end)
+        self._spare = None
         return process
 
     def close(self) -> None:
@@ -221,6 +244,21 @@ class ProcessLauncher:
         if self._spare is not None:
             self._spare.end()
             self._spare = None
+
+
+def unknown_kind(error: Exception) -> UserError:
+    """The error of a kind of stage that only the scheduler's process has."""
+    return UserError(
+        f"The process of a stage cannot load it ({type(error).__name__}: {error}). A kind of stage must be in a module "
+        "that can be imported, not in the script that is run. Move it there, and import it in the script."
+    )
+
+
+def _packed(job: StageJob) -> bytes:
+    try:
+        return pickle.dumps(job)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise unknown_kind(error) from error
 
 
 def lost_process(pid: int, code: int) -> Failure:

@@ -323,6 +323,11 @@ class _Scheduler:
 
     def _reuse_or_start(self, stage: StageRun) -> bool:
         """Return True if the stage is finished by that."""
+        twin = self._running_twin_of(stage)
+        if twin is not None:
+            stage.may_be_finished = True
+            self._queue(stage, f"waits for {twin.name}, which is making the same artifact", 0.0)
+            return False
         if stage.may_be_finished:
             stage.may_be_finished = False
             finished = self._find(stage.planned)
@@ -332,15 +337,27 @@ class _Scheduler:
         self._start(stage)
         return False
 
+    def _running_twin_of(self, stage: StageRun) -> StageRun | None:
+        """A stage under way that differs from this one only in what cannot change the result."""
+        identity = (stage.planned.kind, stage.planned.fingerprint.digest)
+        return next(
+            (
+                other
+                for other in self._stages.values()
+                if other.is_running and (other.planned.kind, other.planned.fingerprint.digest) == identity
+            ),
+            None,
+        )
+
     def _reuse(self, stage: StageRun, finished: FinishedStage) -> None:
         planned = stage.planned
         result = finished.result(planned.node.stage)
         last = self._tracking.last_lifecycle_event(planned.name)
         with self._tracking.open_stage(planned.name) as journal:
             note_reuse(journal, planned, finished, last)
-        self._append(
-            Finished(stage=planned.name, artifact=finished.artifact.relpath, recorded_at=finished.record.created_at)
-        )
+        event = Finished(stage=planned.name, artifact=finished.artifact.relpath, recorded_at=finished.record.created_at)
+        if after(self._state, event) != self._state:  # else the history says so already
+            self._append(event)
         self._settle(stage, result, reused=True)
 
     def _start(self, stage: StageRun) -> None:
@@ -383,9 +400,13 @@ class _Scheduler:
             lease_renew_s=self._renew_s,
             connect=connect,
         )
-        process = self._launcher.start(
-            job, lambda outcome: self._messages.put(_AttemptEnded(planned.name, attempt, outcome))
-        )
+        try:
+            process = self._launcher.start(
+                job, lambda outcome: self._messages.put(_AttemptEnded(planned.name, attempt, outcome))
+            )
+        except UserError as error:
+            self._attempt_failed(stage, classify(error))
+            return
         stage.begin(process, journal, lambda step, values: self._observer.on_metrics(planned, step, values))
         self._append(
             Started(
@@ -426,7 +447,7 @@ class _Scheduler:
                 return
             outcome = Outcome(failure=_record_is_gone(stage.planned))
         if outcome.held_by is not None:
-            stage.not_before = 0.0  # it says so itself, as its owner is alive
+            stage.not_before, stage.may_be_finished = 0.0, True  # it says so itself, as its owner is alive
             return
         assert outcome.failure is not None
         self._attempt_failed(stage, outcome.failure)

@@ -18,11 +18,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, BinaryIO
 
-from base.errors import UserError
 from pipelines.engine.attempt import make
 from pipelines.engine.failures import classify
 from pipelines.engine.interrupts import EXIT_TERMINATED, SAME_S, Terminated, interruptible
-from pipelines.engine.processes import Outcome, StageJob
+from pipelines.engine.processes import Outcome, StageJob, unknown_kind
+from pipelines.faults import explained_disk
 from pipelines.tracking.environment import quiet_environment
 
 _LEAVES_S = 10.0
@@ -38,17 +38,9 @@ def main() -> None:
     data = _receive(sys.stdin.buffer)
     if not data:
         return
-    try:
-        job: StageJob = pickle.loads(data)
-    except Exception as error:
-        outcome = Outcome(failure=classify(_unknown(error)))
-    else:
-        descriptor = os.open(job.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        os.dup2(descriptor, 1)
-        os.dup2(descriptor, 2)
-        outcome = _work(job)
-    os.write(answers, outcome.model_dump_json().encode())
-    os.close(answers)
+    outcome = _do(data)
+    with suppress(BrokenPipeError), os.fdopen(answers, "wb") as pipe:  # broken if the scheduler is gone
+        pipe.write(outcome.model_dump_json().encode())
     _leave()
 
 
@@ -57,12 +49,19 @@ def _receive(pipe: BinaryIO) -> bytes:
     return pipe.read(int.from_bytes(head, "big")) if len(head) == 8 else b""
 
 
-def _unknown(error: Exception) -> UserError:
-    """A kind of stage that only the scheduler's process has."""
-    return UserError(
-        f"The process of a stage cannot load it ({type(error).__name__}: {error}). A kind of stage must be in a module "
-        "that can be imported, not in the script that is run. Move it there, and import it in the script."
-    )
+def _do(data: bytes) -> Outcome:
+    try:
+        job: StageJob = pickle.loads(data)
+    except Exception as error:
+        return Outcome(failure=classify(unknown_kind(error)))
+    try:
+        with explained_disk(str(job.log)):
+            descriptor = os.open(job.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    except Exception as error:
+        return Outcome(failure=classify(error))
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    return _work(job)
 
 
 def _work(job: StageJob) -> Outcome:

@@ -104,7 +104,7 @@ def histories(draw: st.DrawFn) -> list[Event]:
                         budget=Budget.RETRIES,
                         left=1,
                         pause_s=1,
-                    )  # fmt: skip
+                    )
                 )
             else:
                 open_stages.remove(stage)
