@@ -18,6 +18,10 @@ from pipelines.packages import REPOSITORY
 FILE = "job-environment.json"  # beside our packages, as they are shipped
 HOOK = f"{__name__}.load"
 
+_OFTEN_NEEDED = (
+    *("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "GOOGLE_APPLICATION_CREDENTIALS"),
+    *("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "HF_TOKEN", "BMOJO_KERNELS"),
+)
 _MACHINES_OWN = ("PATH", "PYTHONPATH", "HOME", "LD_LIBRARY_PATH", "TMPDIR")
 
 
@@ -38,6 +42,11 @@ def choose(patterns: Iterable[str], environ: Mapping[str, str] = os.environ) -> 
             )
         chosen |= {name: environ[name] for name in found}
     return chosen
+
+
+def not_shipped(chosen: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Variables that are set here, would decide where a run writes or how, and stay here."""
+    return [name for name in _OFTEN_NEEDED if name in environ and name not in chosen]
 
 
 def to_file(chosen: Mapping[str, str]) -> bytes:

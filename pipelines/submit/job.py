@@ -25,6 +25,7 @@ from pipelines.submit.package import JOB_FOLDER, Contents, write_package
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
+RESTARTS = 10  # of a scheduler, without progress
 START_S = 120.0  # for the job to say which run it is
 STOP_S = 40  # for `ray job stop`: a scheduler takes up to 20 s, and then its attempts end
 _POLL_S = 0.5
@@ -55,8 +56,8 @@ class StartedRun:
 class Job:
     """A job that was submitted."""
 
-    def __init__(self, client: JobSubmissionClient, url: str, job_id: str) -> None:
-        self._client, self._url, self.job_id = client, url, job_id
+    def __init__(self, client: JobSubmissionClient, url: str, job_id: str, pipeline: str) -> None:
+        self._client, self.url, self.job_id, self.pipeline = client, url, job_id, pipeline
 
     @classmethod
     def submit(cls, client: JobSubmissionClient, url: str, request: Request) -> Job:
@@ -78,11 +79,11 @@ class Job:
                     runtime_env={**runtime_env, "working_dir": str(package)},
                     metadata={"bmojo.pipeline": request.name},
                 )
-        return cls(client, url, job_id)
+        return cls(client, url, job_id, request.name)
 
-    def wait_for_run(self, name: str, timeout_s: float = START_S) -> StartedRun | None:
+    def wait_for_run(self, timeout_s: float = START_S) -> StartedRun | None:
         """Wait until the job says which run it is; None if it ended before, or did not say so in time."""
-        line = re.compile(rf"^({re.escape(name)}-[0-9a-f]{{8}}) in (\S.*)$", re.MULTILINE)
+        line = re.compile(rf"^({re.escape(self.pipeline)}-[0-9a-f]{{8}}) in (\S.*)$", re.MULTILINE)
         deadline = time.monotonic() + timeout_s
         while True:
             ended = self.exit_code() is not None
@@ -95,7 +96,7 @@ class Job:
 
     def exit_code(self) -> int | None:
         """Exit code of the scheduler, 75 if Ray ended the job; None while it works."""
-        with explained_jobs(self._url):
+        with explained_jobs(self.url):
             info = self._client.get_job_info(self.job_id)
         if not info.status.is_terminal():
             return None
@@ -104,13 +105,13 @@ class Job:
 
     def message(self) -> str:
         """What Ray says of the job's state, without its output."""
-        with explained_jobs(self._url):
+        with explained_jobs(self.url):
             info = self._client.get_job_info(self.job_id)
         return f"{info.status}: {(info.message or '').partition(', last available logs')[0]}"
 
     def output(self) -> str:
         """All that the job has printed."""
-        with explained_jobs(self._url):
+        with explained_jobs(self.url):
             return str(self._client.get_job_logs(self.job_id))
 
     def follow(self, write: Callable[[str], None]) -> int:

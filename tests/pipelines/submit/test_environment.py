@@ -9,7 +9,7 @@ import pytest
 
 from base.errors import UserError
 from pipelines.submit import environment
-from pipelines.submit.environment import choose, load, to_file
+from pipelines.submit.environment import choose, load, not_shipped, to_file
 
 ENVIRON = {"AWS_REGION": "r", "AWS_SECRET_ACCESS_KEY": "s", "MLFLOW_TRACKING_URI": "u", "HOME": "/root"}
 
@@ -19,6 +19,11 @@ def test_variables_are_named_one_by_one_or_by_their_beginning() -> None:
         name: value for name, value in ENVIRON.items() if name != "HOME"
     }
     assert choose([], ENVIRON) == {}
+
+
+def test_variables_that_a_run_may_need_are_named_if_they_stay_here() -> None:
+    assert not_shipped({}, ENVIRON) == ["MLFLOW_TRACKING_URI"]
+    assert not_shipped(ENVIRON, ENVIRON) == []
 
 
 @pytest.mark.parametrize(

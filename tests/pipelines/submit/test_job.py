@@ -58,8 +58,8 @@ class Dashboard:
 RUNNING = Info(Status("RUNNING"))
 
 
-def a_job(dashboard: Any) -> Job:
-    return Job(dashboard, "http://head:8265", "mine-1")
+def a_job(dashboard: Any, pipeline: str = "mine") -> Job:
+    return Job(dashboard, "http://head:8265", "mine-1", pipeline)
 
 
 @pytest.fixture(autouse=True)
@@ -84,9 +84,9 @@ def test_exit_codes(info: Info, code: int | None) -> None:
 def test_the_run_is_read_from_what_the_job_says() -> None:
     said = "Running entrypoint for job\nmine-0a1b2c3d in s3://bucket/my runs\n  train: running ...\n"
     dashboard = Dashboard([RUNNING], ["", "Running entrypoint for job\n", said])
-    assert a_job(dashboard).wait_for_run("mine") == StartedRun("mine-0a1b2c3d", "s3://bucket/my runs")
-    assert a_job(dashboard).wait_for_run("other", timeout_s=0) is None
-    assert a_job(Dashboard([Info(Status("FAILED"), 1)], ["error: no\n"])).wait_for_run("mine") is None
+    assert a_job(dashboard).wait_for_run() == StartedRun("mine-0a1b2c3d", "s3://bucket/my runs")
+    assert a_job(dashboard, "other").wait_for_run(timeout_s=0) is None
+    assert a_job(Dashboard([Info(Status("FAILED"), 1)], ["error: no\n"])).wait_for_run() is None
 
 
 def test_following_goes_on_after_a_lost_connection_where_it_was() -> None:
