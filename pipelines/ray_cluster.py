@@ -54,7 +54,7 @@ class RayCluster:
             return
         self._report = ClusterReport()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.cluster_process"],
+            [sys.executable, "-P", "-m", "pipelines.cluster_process"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -128,8 +128,8 @@ class StageProcess:
         search_path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
         try:
             with open(log_dir / "processes.log", "ab") as log:  # only until the job names its own
-                self._process = subprocess.Popen(
-                    [sys.executable, "-m", "pipelines.engine.stage_process", str(write_end), *imports],
+                self._process = subprocess.Popen(  # -P: no module of the current directory hides one of ours
+                    [sys.executable, "-P", "-m", "pipelines.engine.stage_process", str(write_end), *imports],
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=log,

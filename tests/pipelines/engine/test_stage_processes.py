@@ -14,6 +14,7 @@ import pytest
 
 from pipelines.engine.events import AttemptLost, Started, Status
 from pipelines.engine.graph import stage_graph
+from pipelines.engine.processes import StageProcess
 from pipelines.engine.results import RunResult
 from pipelines.engine.runs import Run, list_runs
 from pipelines.engine.scheduler import Pipeline, run_pipeline
@@ -50,6 +51,16 @@ def is_alive(pid: int) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def test_a_file_in_the_current_directory_hides_no_module_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data.py").write_text("raise RuntimeError('not this one')\n")
+    monkeypatch.chdir(tmp_path)
+    process = StageProcess({}, tmp_path / "logs", ())
+    process.end()
+    assert (tmp_path / "logs/processes.log").read_text() == ""
 
 
 def test_a_killed_attempt_is_followed_by_another(storage: Storage) -> None:
