@@ -22,6 +22,7 @@ from pipelines.engine.stage import Stage, StageConfig, StageContext, StageInputs
 from pipelines.storage import Storage, open_storage
 from tests.pipelines.engine.counting_pipeline import nowhere
 from tests.pipelines.engine.fatal_kind import FatalConfig, FatalStage
+from tests.pipelines.engine.orderly_kind import SCRIPT as ORDERLY
 from tests.pipelines.engine.toy_kinds import SCRIPT, Toys, events_of, names_of, run_toys
 from tests.pipelines.waiting import wait_until
 
@@ -124,6 +125,18 @@ def test_a_kind_that_no_process_can_import_is_refused_and_stops_no_other(storage
     assert "must be in a module that can be imported" in result.failures["a"].text
     assert set(result.stages) == {"b"}
     assert "started" not in names_of(result.run, "a")
+
+
+def test_a_stage_saves_its_work_if_every_process_of_the_run_is_told_to_end(storage: Storage) -> None:
+    """As `ray job stop` does it. The scheduler tells the stage once more, which is the same request."""
+    scheduler = subprocess.Popen([*ORDERLY, storage.url])
+    wait_until(lambda: any("begun.json" in path for path in storage.files_under("artifacts")))
+    for process in (*psutil.Process(scheduler.pid).children(recursive=True), psutil.Process(scheduler.pid)):
+        process.terminate()
+    assert scheduler.wait(60) == 75
+    assert any("saved.json" in path for path in storage.files_under("artifacts"))
+    (run,) = list_runs(storage)
+    assert run.stored_state().status is Status.RESUMABLE
 
 
 def test_sigterm_ends_two_stages_and_the_run_can_be_resumed(storage: Storage) -> None:
