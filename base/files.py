@@ -7,7 +7,9 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
@@ -23,6 +25,30 @@ def files_below(root: Path) -> list[tuple[Path, str]]:
 def is_temporary(name: str) -> bool:
     """Whether a file of this name is an unfinished write."""
     return name.startswith(".") and name.endswith(".tmp")
+
+
+class Usage(NamedTuple):
+    """Room that files take."""
+
+    num_files: int
+    size_bytes: int
+    changed_at: float | None  # when the newest was written, in seconds since the epoch; None if nothing tells
+
+
+def usage(root: Path) -> Usage:
+    """Room that a file, or everything under a directory, takes. What goes away meanwhile is left out."""
+    paths = (
+        [root] if not root.is_dir() else [Path(parent) / name for parent, _, names in os.walk(root) for name in names]
+    )
+    num_files, size_bytes = 0, 0
+    changed_at = root.lstat().st_mtime
+    for path in paths:
+        with suppress(FileNotFoundError):
+            stat = path.lstat()
+            num_files += 1
+            size_bytes += stat.st_size
+            changed_at = max(changed_at, stat.st_mtime)
+    return Usage(num_files, size_bytes, changed_at)
 
 
 def replace(path: Path, data: bytes) -> None:

@@ -128,15 +128,28 @@ def _init_local(num_cpus: int) -> None:
         raise
 
 
+def session_folder() -> Path:
+    """Where the sessions of Ray clusters lie that are started here; it may not exist."""
+    chosen = _usual_temp_dir() / "ray"
+    return chosen if len(os.fsencode(chosen)) <= _MAX_TEMP_DIR else _short()
+
+
+def _usual_temp_dir() -> Path:
+    return Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp")
+
+
+def _short() -> Path:
+    return Path(f"/tmp/bmojo-ray-{os.getuid()}")
+
+
 def _short_temp_dir() -> str | None:
     """Where Ray keeps its sockets: None (its own choice) unless TMPDIR is too long for the path of a socket.
 
     Raises: UserError: it is, and /tmp cannot be used.
     """
-    chosen = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
-    if len(os.fsencode(os.path.join(chosen, "ray"))) <= _MAX_TEMP_DIR:
+    chosen, short = _usual_temp_dir(), _short()
+    if session_folder() != short:
         return None
-    short = Path(f"/tmp/bmojo-ray-{os.getuid()}")
     try:
         short.mkdir(mode=0o700, exist_ok=True)
         usable = short.stat().st_uid == os.getuid() and os.access(short, os.W_OK)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from base.names import close_names, did_you_mean
 from pipelines.engine.stage import StageConfig
 from pipelines.errors import FieldError
 
@@ -164,7 +164,7 @@ def _mistake(item: Any, root: type[BaseModel]) -> _Mistake:
     if item["type"] == "extra_forbidden":
         guesses = _similar_fields(str(path[-1]), model)
         known = () if guesses or model is None else sorted(_keys(model))
-        return _Mistake(tuple(path), f"unknown key.{_did_you_mean(guesses)}", known)
+        return _Mistake(tuple(path), f"unknown key.{did_you_mean(guesses)}", known)
     return _Mistake(tuple(path), _explain(item, field))
 
 
@@ -199,7 +199,7 @@ def _explain_kind(value: Any, field: FieldInfo | None) -> str:
     if value.get("kind") is None:
         return f"`kind` is missing. It is one of {listed}."
     found = str(value["kind"])
-    return f"found kind {found!r}, expected one of {listed}.{_did_you_mean(difflib.get_close_matches(found, kinds, 1))}"
+    return f"found kind {found!r}, expected one of {listed}.{did_you_mean(close_names(found, kinds)[:1])}"
 
 
 def shown(value: Any) -> str:
@@ -296,21 +296,3 @@ def _keys(model: type[BaseModel]) -> list[str]:
 def _has_field(annotation: Any, key: str) -> bool:
     models = (kind for kind in _alternatives(annotation) if isinstance(kind, type) and issubclass(kind, BaseModel))
     return any(key in model.model_fields for model in models)
-
-
-def close_names(name: str, known: Sequence[str]) -> list[str]:
-    """The known names nearest to `name`, if any is near."""
-    near = difflib.get_close_matches(name, known, n=3)
-    scores = [difflib.SequenceMatcher(None, name, other).ratio() for other in near]
-    return [other for other, score in zip(near, scores, strict=True) if score > scores[0] - 0.1]
-
-
-def _did_you_mean(names: Sequence[str]) -> str:
-    return f" Did you mean {' or '.join(repr(name) for name in names)}?" if names else ""
-
-
-def suggest(name: str, known: Sequence[str]) -> str:
-    """A sentence with the nearest of the known names, else with all of them."""
-    if near := close_names(name, known):
-        return _did_you_mean(near)
-    return f" Known: {', '.join(sorted(known))}." if known else ""

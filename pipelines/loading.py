@@ -11,8 +11,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from base.names import suggest
 from pipelines.config import PipelineConfig
-from pipelines.config_errors import FieldOrigins, describe_errors, shown, suggest
+from pipelines.config_errors import FieldOrigins, describe_errors, shown
 from pipelines.engine.graph import roles_of
 from pipelines.engine.stage import AnyStage, NamedInputs
 from pipelines.errors import ConfigError, FieldError

@@ -40,6 +40,7 @@ LAYERS = (
         "doctor",
         "inspection",
     ),
+    ("api",),
     ("cli",),
     ("__main__",),
     ("job_main",),

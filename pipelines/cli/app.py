@@ -15,7 +15,7 @@ import typer
 from rich.markup import escape
 
 from base.cache import cache_dir
-from pipelines.cli import environment, export, inspect, models, running, runs, submit
+from pipelines.cli import environment, export, garbage, inspect, models, results, running, runs, submit, watching
 from pipelines.cli.console import OverridableCommand, console, error_console, escape_unprintable
 from pipelines.engine.failures import EXIT_BUG, EXIT_CANCELLED, Failure, classify
 from pipelines.engine.interrupts import exit_after_signal, handle_signals
@@ -34,12 +34,18 @@ app = typer.Typer(
 COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     "Run pipelines": {"plan": running.plan, "run": running.run, "submit": submit.submit, "resume": running.resume},
     "Look after runs": {
-        "status": runs.status,
-        "list": runs.list_runs,
+        "list": watching.list_runs,
+        "status": watching.status,
+        "logs": watching.logs,
+        "output": results.output,
+        "metadata": results.metadata,
+        "why": results.why,
+        "diff": results.diff,
         "cancel": runs.cancel,
         "unlock": runs.unlock,
         "delete": runs.delete,
         "sync": runs.sync,
+        "gc": garbage.gc,
     },
     "Use a trained model": {"generate": models.generate, "inspect": inspect.inspect, "export": export.export},
     "Environment": {"ui": environment.ui, "doctor": environment.doctor, "schema": environment.schema},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated
@@ -14,19 +14,30 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from pipelines.cli.console import OverridesArgument, RunArgument, StorageOption, console, error_console
+from base.errors import UserError
+from pipelines.cli.console import (
+    STATUS_STYLES,
+    JsonOption,
+    OverridesArgument,
+    RunArgument,
+    StorageOption,
+    console,
+    error_console,
+    only_json_on_stdout,
+    print_json,
+    styled,
+    watched,
+)
 from pipelines.cli.progress import StageProgress, progress_display
 from pipelines.engine.observer import Observer
 from pipelines.engine.runs import find_run
-from pipelines.errors import ConfigError
 from pipelines.storage import open_storage
 from pipelines.supervisor import ProgressPipe, supervise
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from pipelines.config import ClusterConfig, PipelineConfig
-    from pipelines.engine.lease import LeaseInfo
+    from pipelines.config import ClusterConfig
     from pipelines.engine.plan import PlannedStage
     from pipelines.engine.results import RunResult
     from pipelines.engine.runs import Run
@@ -35,7 +46,6 @@ if TYPE_CHECKING:
 
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="The pipeline's YAML file.", show_default=False)]
 SYSTEM_METRICS = "system/"  # sampled by the clock; their steps say nothing of the stage's progress
-STATUS_STYLES = {"SUCCEEDED": "green", "FAILED": "red", "RESUMABLE": "yellow", "CANCELLED": "yellow", "RUNNING": "cyan"}
 
 
 def plan(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
@@ -50,7 +60,7 @@ def plan(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     pipeline = open_pipeline(loaded, config)
     table = Table("stage", "kind", "action", "why", box=None, pad_edge=False)
     planned = pipeline.plan()
-    running = pipeline.holders(planned, _watched)
+    running = pipeline.holders(planned, watched)
     for stage in planned:
         if stage.name in running:
             action, reasons = "running", [f"running now, by {running[stage.name]}"]
@@ -59,12 +69,6 @@ def plan(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
         table.add_row(stage.name, stage.kind, action, escape("\n".join(reasons)))
     console.print(table)
     _print_estimates(pipeline.graph, loaded.cluster)
-
-
-def _watched(holder: LeaseInfo, wait_s: float) -> None:
-    from pipelines.engine.scheduler import watch_notice
-
-    error_console.print(escape(watch_notice(holder, wait_s)), soft_wrap=True)
 
 
 def run(
@@ -77,62 +81,81 @@ def run(
             help="Start the scheduler again, up to this many times without progress, if it is killed or exits with 75.",
         ),
     ] = 0,
+    as_json: JsonOption = False,
 ) -> None:
     """Run or resume a pipeline: finished stages are reused, interrupted ones resumed.
 
     Exit codes: 0 done, 1 your input or configuration is wrong, 70 a bug, 75 cluster, storage or disk failed or SIGTERM
-    came (the same command resumes), 130 cancelled.
+    came (the same command resumes), 130 cancelled. With --json: at the end, what `bmojo status --json` prints.
+
+    Example: `bmojo run configs/quickstart.yaml train.lr=1e-3`
     """
     from pipelines.loading import load_pipeline
+    from pipelines.session import run_config
 
-    progress = supervise(restarts, _say_of_supervisor) if restarts else ProgressPipe()
-    _run(load_pipeline(config, overrides or ()), str(config), overrides=overrides or (), supervisor=progress)
+    if as_json:
+        only_json_on_stdout()
+    supervisor = supervise(restarts, _say_of_supervisor) if restarts else ProgressPipe()
+    loaded = load_pipeline(config, overrides or ())
+    _drive(lambda observer: run_config(loaded, str(config), observer, overrides=overrides or ()), as_json, supervisor)
 
 
 def _say_of_supervisor(text: str) -> None:
     error_console.print(f"[yellow]note:[/] {escape(text)}", soft_wrap=True)
 
 
-def resume(run: RunArgument = None, storage: StorageOption = "runs") -> None:
+def resume(
+    run: RunArgument = None,
+    storage: StorageOption = "runs",
+    every: Annotated[
+        bool, typer.Option("--all", help="Resume every RESUMABLE run of the storage, one after the other.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
     """Resume a run as it was configured, without its pipeline file, from any directory.
 
-    Relative paths start where they did when the run was started.
+    Relative paths start where they did when the run was started. --all leaves runs alone that a driver works on; its
+    exit code is the worst one: 70, 1, 130, 75, else 0.
+
+    Example: `bmojo resume quickstart`, or `bmojo resume --all --storage s3://bucket/runs`
     """
-    from pipelines.loading import validate_pipeline
+    from pipelines.api.resuming import resume as resume_run
 
-    found = find_run(open_storage(storage), run)
-    info = found.info()
-    try:
-        config = validate_pipeline({**info.config, "storage": found.storage.url}, found.url)
-    except ConfigError as error:
-        file = info.config_path or "FILE"
-        raise ConfigError(
-            f"{error}\nAnother version of this program started the run. Adapt its pipeline file, then resume with: "
-            f"bmojo run {quote(file)}"
-        ) from None
-    if info.base_dir and not Path(info.base_dir).is_dir():
-        error_console.print(
-            f"[yellow]note:[/] {escape(info.base_dir)}, where the run was started, is not there; relative paths start "
-            "here instead.",
-            soft_wrap=True,
-        )
-    elif info.base_dir:
-        os.chdir(info.base_dir)
-    _run(config, info.config_path, found)
+    if as_json:
+        only_json_on_stdout()
+    if not every:
+        found = find_run(open_storage(storage), run)
+        _drive(lambda observer: resume_run(found, observer), as_json)
+    elif run is not None:
+        raise UserError(f"Found the run {run} and --all, expected one of the two.")
+    else:
+        _resume_all(storage, as_json)
 
 
-def _run(
-    config: PipelineConfig,
-    config_path: str | None,
-    expected: Run | None = None,
-    overrides: Sequence[str] | None = None,
-    supervisor: ProgressPipe | None = None,
-) -> None:
-    from pipelines.session import run_config
+def _resume_all(storage: str, as_json: bool) -> None:
+    from pipelines.api.resuming import resume_all, worst_exit_code
 
     with progress_display(console) as progress:
-        observer = ConsoleObserver(progress, supervisor or ProgressPipe())
-        result = run_config(config, config_path, observer, expected, overrides)
+        resumed = resume_all(open_storage(storage), lambda run: ConsoleObserver(progress, ProgressPipe()), watched)
+    if as_json:
+        print_json(resumed)
+    elif not resumed:
+        console.print(f"No run in {escape(storage)} is RESUMABLE.")
+    else:
+        for one in resumed:
+            error = f" {one.error}" if one.error else ""
+            console.print(f"{one.run}: {styled(one.status)}{escape(error)}", soft_wrap=True)
+    raise typer.Exit(worst_exit_code(resumed))
+
+
+def _drive(work: Callable[[Observer], RunResult], as_json: bool, supervisor: ProgressPipe | None = None) -> None:
+    """Run something and show it. The exit code is that of the run."""
+    with progress_display(console) as progress:
+        result = work(ConsoleObserver(progress, supervisor or ProgressPipe()))
+    if as_json:
+        from pipelines.api.run_status import status
+
+        print_json(status(result.run))
     if result.failure is not None:
         raise typer.Exit(result.failure.exit_code)
 

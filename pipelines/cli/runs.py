@@ -1,110 +1,46 @@
-"""`bmojo status`, `list`, `cancel`, `unlock`, `delete`, `sync`: looking after runs."""
+"""`bmojo cancel`, `unlock`, `delete`, `sync`: what can be done to runs."""
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
-from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from base.errors import UserError
-from pipelines.cli.console import RunArgument, StorageOption, console, error_console
+from pipelines.cli.console import (
+    JsonOption,
+    RunArgument,
+    StorageOption,
+    console,
+    error_console,
+    only_json_on_stdout,
+    print_json,
+    watched,
+)
 from pipelines.cli.progress import delivery_progress
-from pipelines.cli.running import STATUS_STYLES
 from pipelines.engine.failures import EXIT_RESUMABLE, EXIT_USER
-from pipelines.engine.records import FinishedStage, read_record
 from pipelines.engine.runs import dead_leases, delete_run, find_run, unlock_run
-from pipelines.engine.runs import list_runs as all_runs
-from pipelines.stages import STAGES
 from pipelines.storage import open_storage
-from pipelines.storage.artifact import ArtifactDir
 from pipelines.tracking.trouble import Cause
 
 if TYPE_CHECKING:
-    from pipelines.engine.lease import LeaseInfo
     from pipelines.engine.runs import Run
-    from pipelines.engine.state import RunState, StageState
     from pipelines.tracking.sink import Target
 
 RequiredRun = Annotated[str, typer.Argument(metavar="RUN", help="Run id, the beginning of one, or a pipeline's name.")]
 
 
-def status(run: RunArgument = None, storage: StorageOption = "runs") -> None:
-    """Show how far a run is, stage by stage, and since when."""
+def cancel(run: RequiredRun, storage: StorageOption = "runs", as_json: JsonOption = False) -> None:
+    """Ask the driver of a run to stop; what is finished is kept and the run can be resumed.
+
+    Example: `bmojo cancel quickstart`
+    """
     found = _find(run, storage)
-    found.info()  # says so if it is damaged
-    holder = found.holder(_watched)
-    state = found.state(_watched) if holder is None else found.stored_state()
-    console.print(f"[bold]{found.run_id}[/] {_styled(state.status)} {escape(found.url)}", soft_wrap=True)
-    if holder is not None:
-        console.print(f"  running now, by {escape(str(holder))}, {holder.last_seen}", soft_wrap=True)
-    if state.started_at:
-        ended = f", ended {_shown_time(state.finished_at)}" if state.finished_at else ""
-        console.print(f"  started {_shown_time(state.started_at)}{ended}")
-    if state.checked_at:
-        console.print(f"  checked again at {_shown_time(state.checked_at)}: all of it was still there")
-    table = Table("stage", "kind", "status", "started", "time", "artifact", box=None, pad_edge=False)
-    for name, stage in state.stages.items():
-        shown = "[green]reused[/]" if stage.reused else _styled(stage.status)
-        table.add_row(
-            name, stage.kind, shown, _shown_time(stage.started_at), _elapsed(stage), escape(stage.artifact or "")
-        )
-    console.print(table)
-    for name, stage in state.stages.items():
-        if summary := _summary(found, stage):
-            console.print(f"{name}: {escape(summary)}", soft_wrap=True)
-    for name, stage in state.stages.items():
-        if stage.error:
-            console.print(f"[red]{name}:[/] {escape(stage.error)}", soft_wrap=True)
-    if state.error and not any(stage.error for stage in state.stages.values()):
-        console.print(f"[red]error:[/] {escape(state.error)}", soft_wrap=True)
-    if state.status == "RESUMABLE":
-        console.print(f"Resume: bmojo resume {found.run_id} --storage {quote(found.storage.url)}", soft_wrap=True)
-
-
-def list_runs(storage: StorageOption = "runs") -> None:
-    """List all runs of a storage, the latest last."""
-    runs = all_runs(open_storage(storage))
-    if not runs:
-        console.print(f"There are no runs in {escape(storage)}. Start one: bmojo run CONFIG.")
+    holder = found.request_cancel(watched)
+    if as_json:
+        print_json({"run": found.run_id, "driver": str(holder)})
         return
-    table = Table("run", "status", "stages", "started", "time", box=None, pad_edge=False)
-    with ThreadPoolExecutor(max_workers=16) as pool:  # drivers of other machines are watched side by side
-        states = list(pool.map(_state_or_error, runs))
-    for run, state in zip(runs, states, strict=True):
-        if isinstance(state, UserError):
-            table.add_row(run.run_id, "[red]damaged[/]", "", "", "")
-            continue
-        done = sum(stage.status == "SUCCEEDED" for stage in state.stages.values())
-        table.add_row(
-            run.run_id,
-            _styled(state.status),
-            f"{done}/{len(state.stages)}",
-            _shown_time(state.started_at),
-            _elapsed(state),
-        )
-    console.print(table)
-    for run, state in zip(runs, states, strict=True):
-        if isinstance(state, UserError):
-            error_console.print(f"[red]{run.run_id}:[/] {escape(str(state))}", soft_wrap=True)
-
-
-def _state_or_error(run: Run) -> RunState | UserError:
-    try:
-        run.info()
-        return run.state(_watched)
-    except UserError as error:
-        return error
-
-
-def cancel(run: RequiredRun, storage: StorageOption = "runs") -> None:
-    """Ask the driver of a run to stop; what is finished is kept and the run can be resumed."""
-    found = _find(run, storage)
-    holder = found.request_cancel(_watched)
     console.print(f"Asked {escape(str(holder))} to stop {found.run_id}; it does so within seconds.")
 
 
@@ -115,16 +51,25 @@ def delete(
         bool, typer.Option("--artifacts", help="Also delete its artifacts that no other run names.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Delete a run's state and, with --artifacts, what it made. MLflow keeps its record of the run."""
+    """Delete a run's state and, with --artifacts, what it made. MLflow keeps its record of the run.
+
+    Example: `bmojo delete quickstart --artifacts`
+    """
+    _require_yes(yes, as_json)
     found = _find(run, storage)
-    holder = found.holder(_watched)
+    holder = found.holder(watched)
     if holder is not None:
         raise UserError(f"Run {found.run_id} is running now, by {holder}. {found.remedy}")
     what = f"{found.run_id} and its artifacts" if artifacts else f"the state of {found.run_id} (its artifacts stay)"
     if not yes:
         typer.confirm(f"Delete {what}?", abort=True)
-    for url in delete_run(found, artifacts, _watched):
+    deleted = delete_run(found, artifacts, watched)
+    if as_json:
+        print_json({"run": found.run_id, "deleted": deleted})
+        return
+    for url in deleted:
         console.print(f"Deleted {escape(url)}")
 
 
@@ -132,13 +77,20 @@ def unlock(
     run: RequiredRun,
     storage: StorageOption = "runs",
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Break the hold that a dead driver of another machine left on a run, and on the artifacts it was making.
 
     Not needed on the driver's own machine, where a dead process is seen. Refused while the driver renews its hold.
+
+    Example: `bmojo unlock quickstart`
     """
+    _require_yes(yes, as_json)
     found = _find(run, storage)
     held = dead_leases(found)
+    if as_json:
+        print_json({"run": found.run_id, "broken": unlock_run(found, watched)})
+        return
     if not held:
         console.print(f"Nobody holds {found.run_id}: there is nothing to unlock.")
         return
@@ -151,21 +103,28 @@ def unlock(
             soft_wrap=True,
         )
         typer.confirm("Is it gone for good, and shall its hold be broken?", abort=True)
-    for broken in unlock_run(found, _watched):
+    for broken in unlock_run(found, watched):
         console.print(f"Unlocked. {escape(broken)}.", soft_wrap=True)
 
 
-def sync(run: RunArgument = None, storage: StorageOption = "runs") -> None:
+def sync(run: RunArgument = None, storage: StorageOption = "runs", as_json: JsonOption = False) -> None:
     """Deliver to the trackers what a run could not deliver while they were away.
 
     Exit codes: 0 all of it is there, 75 a server is away (try again), 1 one refuses; the message has the remedy.
+
+    Example: `bmojo sync quickstart`
     """
     from pipelines.tracking.config import stored_targets
 
+    if as_json:
+        only_json_on_stdout()
     found = _find(run, storage)
-    codes = {_sync(found, target) for target in stored_targets(found.info().config, open_storage(storage))}
+    targets = stored_targets(found.info().config, open_storage(storage))
+    codes = {target.name: _sync(found, target) for target in targets}
+    if as_json:
+        print_json({"run": found.run_id, "exit_codes": codes})
     for code in (EXIT_USER, EXIT_RESUMABLE):
-        if code in codes:
+        if code in codes.values():
             raise typer.Exit(code)
 
 
@@ -198,43 +157,10 @@ def _points(count: int) -> str:
     return f"{count:,} point{'' if count == 1 else 's'}"
 
 
-def _summary(run: Run, stage: StageState) -> str | None:
-    """A finished stage's summary of its result. The next run reports a damaged record, not this view."""
-    kind = next((known for known in STAGES if known.kind == stage.kind), None)
-    if stage.status != "SUCCEEDED" or stage.artifact is None or kind is None:
-        return None
-    artifact = ArtifactDir(run.storage, stage.artifact)
-    try:
-        record = read_record(artifact)
-        return None if record is None else FinishedStage(artifact, record).result(kind).output.summary()
-    except UserError:
-        return None
+def _require_yes(yes: bool, as_json: bool) -> None:
+    if as_json and not yes:
+        raise UserError("--json cannot ask: give --yes too.")
 
 
 def _find(run: str | None, storage: str) -> Run:
     return find_run(open_storage(storage), run)
-
-
-def _styled(status: str) -> str:
-    return f"[{STATUS_STYLES.get(status, 'white')}]{status}[/]"
-
-
-def _watched(holder: LeaseInfo, wait_s: float) -> None:
-    error_console.print(
-        f"Watching for up to {wait_s:.0f} s whether {escape(str(holder.owner))} still works ({holder.last_seen}) ...",
-        soft_wrap=True,
-    )
-
-
-def _shown_time(time: str | None) -> str:
-    return (time or "")[:16].replace("T", " ")
-
-
-def _elapsed(state: RunState | StageState) -> str:
-    """How long it took; of what runs, how long it has been running."""
-    finished_at = state.finished_at or (datetime.now(UTC).isoformat() if state.status == "RUNNING" else None)
-    if not state.started_at or not finished_at:
-        return ""
-    seconds = (datetime.fromisoformat(finished_at) - datetime.fromisoformat(state.started_at)).total_seconds()
-    text = f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min"
-    return text if state.finished_at else f"{text} so far"

@@ -48,6 +48,7 @@ class RunInfo(StrictConfig):
     base_dir: str | None = None  # the directory that relative paths in the config start from
     created_at: str
     git_commit: str | None
+    hardware: dict[str, str] = Field(default_factory=dict)  # of the machine that scheduled it first (provenance)
     fingerprints: dict[str, str]
     kinds: dict[str, str] = Field(default_factory=dict)
 
@@ -72,6 +73,7 @@ class Planned(EventBase):
     event: Literal["planned", "resumed"] = "planned"
     info: RunInfo
     reused: tuple[str, ...] = ()  # the stages that were finished already
+    reasons: dict[str, tuple[str, ...]] = Field(default_factory=dict)  # why the others run: the plan's reason, changes
 
 
 class Queued(StageEvent):
@@ -135,6 +137,7 @@ class Ended(EventBase):
     event: Literal["ended", "cancelled"] = "ended"
     status: EndStatus
     error: str | None = None
+    exit_code: int | None = None  # of the command that drove it; None: that of the status
 
 
 class Sealed(EventBase):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipelines.engine.fingerprint import flatten
@@ -30,10 +30,13 @@ def settings_of(plan: Sequence[PlannedStage]) -> dict[str, Any]:
     }
 
 
-def figures_of(plan: Sequence[PlannedStage], stage: PlannedStage, output: StageOutput) -> dict[str, float]:
-    """A finished stage's figures: `eval/loss`, or `STAGE/eval/loss` where the run has several stages of the kind."""
-    prefix = "" if _is_alone(plan, stage) else f"{stage.name}/"
-    return {f"{prefix}{name}": value for name, value in output.figures().items()}
+def figures_of(kinds: Mapping[str, str], name: str, output: StageOutput) -> dict[str, float]:
+    """A finished stage's figures: `eval/loss`, or `STAGE/eval/loss` where the run has several stages of the kind.
+
+    Args: kinds: of all stages of the run, by name.
+    """
+    prefix = "" if list(kinds.values()).count(kinds[name]) == 1 else f"{name}/"
+    return {f"{prefix}{figure}": value for figure, value in output.figures().items()}
 
 
 def identity_tags(overrides: Sequence[str] | None) -> dict[str, str]:

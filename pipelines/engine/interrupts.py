@@ -85,6 +85,11 @@ def kept_handlers() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def is_ending() -> bool:
+    """Whether a signal has told this process to end."""
+    return bool(_ending)
+
+
 def exit_after_signal() -> None:
     """Where a signal ended the work: stop Ray and leave, without what libraries do (and may abort in) at exit."""
     if not _ending:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from base.errors import DamagedError, UserError
+from base.names import close_names, did_you_mean
 from pipelines.engine.event_log import EventLog, positions, read_event, read_events
 from pipelines.engine.events import RunInfo, Status, utc_now
 from pipelines.engine.fingerprint import SHORT_DIGITS, Fingerprint, digest_json
 from pipelines.engine.lease import Lease, LeaseHeldError, LeaseInfo, Watch, break_lease, last_holder, lease_holder
-from pipelines.engine.state import UNFINISHED, RunState, StageState, fold
+from pipelines.engine.state import EXIT_CODES, UNFINISHED, RunState, StageState, fold
 from pipelines.storage import Storage
 from pipelines.storage.artifact import ArtifactDir
 
@@ -55,14 +56,16 @@ class Run:
         """What the run is. Raises UserError where the log is damaged or missing."""
         return self.stored_state().info
 
-    def state(self, on_watch: Watch | None = None) -> RunState:
+    def state(self, on_watch: Watch | None = None, read: Callable[[], RunState] | None = None) -> RunState:
         """How far it is: a RUNNING one whose driver is gone is RESUMABLE, as are its unfinished stages.
 
         Args: on_watch: called if the driver is on another machine and must be watched for some seconds.
+            read: gives what stored_state does, such as History.refresh.
         """
-        state = self.stored_state()
+        read = read or self.stored_state
+        state = read()
         while state.status is Status.RUNNING and self.holder(on_watch) is None:
-            before, state = state, self.stored_state()
+            before, state = state, read()
             if before == state:  # it did not end, and no successor came, while we looked
                 return self._abandoned(state)
         return state
@@ -140,7 +143,13 @@ class Run:
         _, last = last_holder(self.storage, self.lease_relpath)
         who = f" ({last.owner}, {last.last_seen})" if last is not None and not last.released else ""
         error = state.error or f"its driver is gone{who}"
-        return state.model_copy(update={"status": Status.RESUMABLE, "stages": stages, "error": error})
+        changes = {
+            "status": Status.RESUMABLE,
+            "stages": stages,
+            "error": error,
+            "exit_code": EXIT_CODES[Status.RESUMABLE],
+        }
+        return state.model_copy(update=changes)
 
     def _cancel_file(self, number: int) -> str:
         return f"{self.relpath}/cancel-{number:06d}.json"
@@ -178,8 +187,9 @@ def find_run(storage: Storage, wanted: str | None = None) -> Run:
         if candidates:
             names = ", ".join(run.run_id for run in candidates)
             raise UserError(f"{wanted!r} fits several runs: {names}. Give more of the id.")
-    names = ", ".join(run.run_id for run in runs[-10:])
-    raise UserError(f"There is no run {wanted!r} in {storage.url}. The latest: {names}.")
+    known = [run.run_id for run in runs]
+    near = did_you_mean(close_names(wanted, [*dict.fromkeys(name.rpartition("-")[0] for name in known), *known]))
+    raise UserError(f"There is no run {wanted!r} in {storage.url}.{near} The latest: {', '.join(known[-10:])}.")
 
 
 def delete_run(run: Run, with_artifacts: bool = False, on_watch: Watch | None = None) -> list[str]:

@@ -50,7 +50,7 @@ from pipelines.engine.placement import Demand, why_no_room
 from pipelines.engine.plan import Action, PlannedStage, plan
 from pipelines.engine.policy import next_attempt, worst
 from pipelines.engine.processes import Cluster, Launcher, Outcome, ProcessLauncher, StageJob
-from pipelines.engine.provenance import git_commit
+from pipelines.engine.provenance import git_commit, machine
 from pipelines.engine.records import Artifacts, FinishedStage
 from pipelines.engine.results import RunResult
 from pipelines.engine.runs import Run, artifact_lease_relpath, run_id_of
@@ -239,7 +239,12 @@ class _Scheduler:
         self._log = self._run.log(self._lease.number)
         before = _state_before(self._run)
         reused = tuple(stage.name for stage in self._planned if stage.action is Action.REUSE)
-        planned = Planned(event="resumed" if before else "planned", info=self._info(), reused=reused)
+        planned = Planned(
+            event="resumed" if before else "planned",
+            info=self._info(),
+            reused=reused,
+            reasons={stage.name: (stage.reason, *stage.changes) for stage in self._planned if stage.name not in reused},
+        )
         self._log.append(planned)
         state = after(before, planned)
         assert state is not None
@@ -265,6 +270,7 @@ class _Scheduler:
             base_dir=os.getcwd(),
             created_at=utc_now(),
             git_commit=git_commit(),
+            hardware=machine(),
             fingerprints={stage.name: stage.fingerprint.digest for stage in self._planned},
             kinds={stage.name: stage.kind for stage in self._planned},
         )
@@ -501,7 +507,7 @@ class _Scheduler:
         stage.is_settled = True
         inputs = with_results(node, self._finished)
         self._finished[node.name] = StageNode(node.name, node.stage, node.config, inputs, result)
-        self._tracking.log_figures(figures_of(self._planned, stage.planned, result.output))
+        self._tracking.log_figures(figures_of(self._state.info.kinds, node.name, result.output))
         state = self._state.stages[node.name]
         self._observer.on_stage_end(stage.planned, state.model_copy(update={"reused": reused}))
 
@@ -581,9 +587,9 @@ class _Scheduler:
             if failure.details and failed_stage is None:
                 text += f" (traceback: {self._run.write_text('errors/start.txt', failure.details)})"
         if status is Status.CANCELLED:
-            self._append(Ended(event="cancelled", status=status, error=text))
+            self._append(Ended(event="cancelled", status=status, error=text, exit_code=EXIT_CANCELLED))
         else:
-            self._append(Ended(status=status, error=text))
+            self._append(Ended(status=status, error=text, exit_code=failure.exit_code if failure else 0))
 
     # ---- the log, and what other threads do
 

@@ -22,6 +22,8 @@ from pipelines.engine.events import (
     Status,
 )
 
+EXIT_CODES = {Status.SUCCEEDED: 0, Status.FAILED: 1, Status.RESUMABLE: 75, Status.CANCELLED: 130}
+"""Of a run that ended so, where its log does not say (a bug has one of its own)."""
 UNFINISHED = (Status.PENDING, Status.QUEUED, Status.RUNNING)
 _KEPT = ("artifact", "started_at", "attempts", "log", "done", "total")  # of an unfinished stage, by the next owner
 
@@ -59,6 +61,7 @@ class RunState(StrictConfig):
     finished_at: str | None = None
     checked_at: str | None = None  # when a later drive last found all of it finished
     error: str | None = None
+    exit_code: int | None = None  # of the command that drove it to its end
     owners: int = 0  # drives so far
     stages: dict[str, StageState]
     has_worked: bool = False  # the last owner started a stage
@@ -167,7 +170,13 @@ def _ended(state: RunState, event: Ended) -> RunState:
     for name, stage in state.stages.items():
         if stage.status in (Status.QUEUED, Status.RUNNING):  # nobody works on it any more
             state = state.with_stage(name, status=left, reason=None)
-    changes: dict[str, object] = {"status": event.status, "finished_at": event.at, "error": event.error}
+    code = EXIT_CODES[event.status] if event.exit_code is None else event.exit_code
+    changes: dict[str, object] = {
+        "status": event.status,
+        "finished_at": event.at,
+        "error": event.error,
+        "exit_code": code,
+    }
     if event.status is Status.SUCCEEDED and not state.has_worked:
         if state.finished_at is not None:  # it had succeeded before: only checked
             changes |= {"finished_at": state.finished_at, "checked_at": event.at}

@@ -9,8 +9,9 @@ from functools import partial
 from itertools import product
 from typing import Any
 
+from base.names import suggest
 from pipelines.config import STAGE_NAMES, is_stage_name
-from pipelines.config_errors import FieldOrigins, suggest
+from pipelines.config_errors import FieldOrigins
 from pipelines.engine.graph import topological_order
 from pipelines.errors import FieldError
 from pipelines.foreach.needs import Need, needs_of, replace_needs

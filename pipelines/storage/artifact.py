@@ -18,6 +18,7 @@ from pipelines.storage import LocalStorage, Storage, open_storage
 from pipelines.storage.storage import encode_json
 
 RECORD = "record.json"
+SCRATCH = "artifacts"  # the folder of scratch copies in the cache
 _FETCHED = ".bmojo-fetched.json"
 # Shards are vouched for by their index, a checkpoint by its manifest; records have digests in them.
 _VOUCHED_FOR = re.compile(r"\.mds$|^checkpoints/|^slices/|^record\.json$|(^|/)\.bmojo-fetched\.json$")
@@ -74,13 +75,15 @@ class ArtifactDir:
     @property
     def local(self) -> Path:
         """The directory on this machine in which a stage writes; it exists."""
-        if isinstance(self.storage, LocalStorage):
-            path = self.storage.path(self.relpath)
-        else:
-            digest = hashlib.sha256(self.url.encode()).hexdigest()[:16]
-            path = cache_dir() / "artifacts" / f"{Path(self.relpath).name}-{digest}"
+        path = self.storage.path(self.relpath) if isinstance(self.storage, LocalStorage) else self.scratch
         path.mkdir(parents=True, exist_ok=True)
         return path
+
+    @property
+    def scratch(self) -> Path:
+        """The scratch copy on this machine, whether it exists or not; on file storage there is none."""
+        digest = hashlib.sha256(self.url.encode()).hexdigest()[:16]
+        return cache_dir() / SCRATCH / f"{Path(self.relpath).name}-{digest}"
 
     def publish(self, relpath: str = "") -> None:
         """Make a finished local file or directory durable.

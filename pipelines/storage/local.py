@@ -60,6 +60,9 @@ class LocalStorage(Storage):
         stats = {relative: path.stat() for path, relative in files.files_below(root)} if _exists(root) else {}
         return {name: f"{stat.st_size}-{stat.st_mtime_ns}" for name, stat in stats.items()}
 
+    def _usage(self, relpath: str) -> files.Usage:
+        return files.usage(self.path(relpath))
+
     def _is_missing(self, action: str, error: Exception) -> bool:
         if isinstance(error, NotADirectoryError):
             return action != "write" and self.path().is_dir()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import fsspec
 
 from base.errors import UserError
-from base.files import is_temporary
+from base.files import Usage, is_temporary
 from pipelines.faults import CREDENTIAL_TYPES, Fault, Judgement, judge
 from pipelines.storage.storage import RETRY_S, Storage, brief
 
@@ -81,6 +82,13 @@ class ObjectStorage(Storage):
             if not is_temporary(PurePosixPath(path).name)
         }
 
+    def _usage(self, relpath: str) -> Usage:
+        fs, key = self._fs(), self._key(relpath)
+        fs.invalidate_cache(key)
+        found = list(fs.find(key, detail=True).values())
+        times = [changed for changed in map(_changed_at, found) if changed is not None]
+        return Usage(len(found), sum(int(info.get("size") or 0) for info in found), max(times, default=None))
+
     def _is_missing(self, action: str, error: Exception) -> bool:
         if not isinstance(error, FileNotFoundError):
             return False
@@ -116,6 +124,14 @@ class ObjectStorage(Storage):
 
     def _key(self, relpath: str) -> str:
         return str(self._fs()._strip_protocol(self.url_of(relpath)))
+
+
+def _changed_at(info: dict[str, Any]) -> float | None:
+    """Seconds since the epoch: S3, Azure and GCS each have a name of their own for it."""
+    changed = info.get("LastModified") or info.get("last_modified") or info.get("updated") or info.get("mtime")
+    if isinstance(changed, str):
+        changed = datetime.fromisoformat(changed)
+    return changed.timestamp() if isinstance(changed, datetime) else changed
 
 
 def _check_driver(scheme: str, url: str) -> None:

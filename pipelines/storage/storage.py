@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from base.errors import DamagedError, UserError
-from base.files import files_below, in_one_step, is_temporary
+from base.files import Usage, files_below, in_one_step, is_temporary
 from base.sealed import dumps, seal, unseal
 from pipelines.errors import InfrastructureError
 from pipelines.faults import Fault, Judgement, judge
@@ -167,6 +167,10 @@ class Storage(ABC):
         """
         return self._call("list", relpath, lambda: self._versions(relpath), missing={})
 
+    def usage(self, relpath: str = "") -> Usage:
+        """Room that a file, or everything below a directory, takes; unfinished writes are counted too."""
+        return self._call("list", relpath, lambda: self._usage(relpath), missing=Usage(0, 0, None))
+
     # ---- what a kind of storage provides; errors as they come
 
     _client_retries: bool  # whether a call can be repeated below us, so that a creation may meet its own file
@@ -197,6 +201,9 @@ class Storage(ABC):
 
     @abstractmethod
     def _versions(self, relpath: str) -> dict[str, str]: ...
+
+    @abstractmethod
+    def _usage(self, relpath: str) -> Usage: ...
 
     @abstractmethod
     def _is_missing(self, action: str, error: Exception) -> bool:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,8 @@ class RunTracking:
             return
         self._live_at, self._live = now, dict(samples)
         try:
-            self._storage.write_json_atomic(live_relpath(self._run_relpath, self._owner_number), {"stages": samples})
+            picture = {"at": datetime.now(UTC).isoformat(timespec="milliseconds"), "stages": samples}
+            self._storage.write_json_atomic(live_relpath(self._run_relpath, self._owner_number), picture)
         except Exception as error:  # the log has samples too
             log.warning("Could not note how far the run is: %s", error)
 

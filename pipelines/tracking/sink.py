@@ -80,6 +80,13 @@ class Target(ABC):
         """The command that shows a local store, if there is one and `bmojo ui` does not serve it."""
         return None
 
+    def link(self, run: str | None, storage: Storage) -> str | None:
+        """The page that shows a run, or the command that does; None if there is neither.
+
+        Args: run: the sink's id of it, None if that is not known. storage: where the run is kept.
+        """
+        return self.viewer()
+
     def diagnose(self, error: Exception) -> Trouble:
         """Judge what `open` or a method of its sink raised."""
         found = trouble_of(error, self.where) or self._explain(error)

@@ -10,6 +10,7 @@ from pathlib import Path
 from base.cache import cache_dir
 from pipelines.storage import LocalStorage, Storage
 
+SPOOL = "spool"  # the folder of local ones in the cache
 _UPLOAD_EVERY_S = 20.0
 
 log = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ class Spool:
             self.dir = storage.path(run_relpath)
         else:
             digest = hashlib.sha256(storage.url_of(run_relpath).encode()).hexdigest()[:16]
-            self.dir = cache_dir() / "spool" / f"{Path(run_relpath).name}-{digest}"
+            self.dir = cache_dir() / SPOOL / f"{Path(run_relpath).name}-{digest}"
         self.journal_dir = self.dir / "journal"
         self.log_dir = self.dir / "logs"
         self._uploaded: dict[str, int] = {}

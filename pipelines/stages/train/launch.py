@@ -8,7 +8,6 @@ scheduler decides whether another one follows, which resumes from the newest che
 from __future__ import annotations
 
 import shutil
-import tempfile
 from dataclasses import replace
 from typing import Any
 
@@ -31,6 +30,7 @@ from pipelines.stages.train import checkpoint as checkpoints
 from pipelines.stages.train.environment import ray_train_settings
 from pipelines.stages.train.job import TrainFacts, TrainJob
 from pipelines.stages.train.layout import CHECKPOINTS
+from pipelines.stages.train.ray_folder import new_ray_train_folder
 from pipelines.stages.train.worker import train_worker
 from pipelines.storage.artifact import ArtifactDir
 
@@ -121,7 +121,7 @@ def resume_point(artifact: ArtifactDir) -> int | None:
 def _fit(job: TrainJob) -> TrainFacts:
     """One worker group from start to end or failure."""
     resources = job.config.resources
-    ray_dir = tempfile.mkdtemp(prefix="bmojo-ray-train-")
+    ray_dir = new_ray_train_folder()
     trainer = _Trainer(
         train_worker,
         train_loop_config={"job": job},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,14 @@ class MlflowTarget(Target):
         except OSError:
             return False
         return True
+
+    def link(self, run: str | None, storage: Storage) -> str | None:
+        """As Target.link."""
+        if self.artifact_root is not None:
+            return f"bmojo ui --storage {shlex.quote(storage.url)}"
+        if urlsplit(self.uri).scheme not in ("http", "https"):
+            return None
+        return f"{self.shown_uri.rstrip('/')}/#/runs/{run}" if run else self.shown_uri
 
     def _explain(self, error: Exception) -> Trouble | None:
         return explain(error, self.where, self.shown_uri, self.experiment)

@@ -1,0 +1,92 @@
+"""Real drivers and commands in processes of their own, for the tests of what can be asked of runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipelines.engine.runs import Run, list_runs
+from pipelines.storage import open_storage
+from tests.pipelines.waiting import wait_until
+
+COMMAND = (sys.executable, "-m", "tests.pipelines.api.steps_kind")
+PIPELINE = """\
+name: {name}
+storage: {storage}
+tracking: {{uri: "http://127.0.0.1:9/"}}
+stages:
+  first: {{kind: steps}}
+  second: {{kind: steps, needs: [first]}}
+"""
+
+
+class Said(NamedTuple):
+    """What a command printed, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+class World:
+    """A storage and a pipeline file, `steps.yaml` by default."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.storage = folder, folder / "runs"
+        self._drivers: list[subprocess.Popen[str]] = []
+        self.write()
+
+    def write(self, name: str = "steps", text: str = PIPELINE) -> Path:
+        file = self.folder / f"{name}.yaml"
+        file.write_text(text.format(name=name, storage=self.storage))
+        return file
+
+    def bmojo(self, *arguments: str | Path, answer: str = "", **environment: str) -> Said:
+        """A command to its end. `--storage` is this one, unless it is a command that has none."""
+        at = () if arguments[0] in ("run", "plan") else ("--storage", str(self.storage))
+        done = subprocess.run(
+            [*COMMAND, *map(str, arguments), *at],
+            capture_output=True, text=True, timeout=120, input=answer, env=self._environ(environment), cwd=self.folder,
+        )  # fmt: skip
+        return Said(done.returncode, done.stdout, done.stderr)
+
+    def run(self, *overrides: str, name: str = "steps") -> Said:
+        return self.bmojo("run", self.folder / f"{name}.yaml", *overrides)
+
+    def start(self, *arguments: str | Path) -> subprocess.Popen[str]:
+        """A command that goes on; its output, with errors in it, is in its stdout."""
+        at = () if arguments[0] == "run" else ("--storage", str(self.storage))
+        process = subprocess.Popen(
+            [*COMMAND, *map(str, arguments), *at],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=self._environ({}), cwd=self.folder,
+        )  # fmt: skip
+        self._drivers.append(process)
+        return process
+
+    def drive(self, *overrides: str) -> subprocess.Popen[str]:
+        """A driver of the run, once its first stage has done a step."""
+        process = self.start("run", self.folder / "steps.yaml", *overrides)
+        wait_until(lambda: process.poll() is not None or list(self.storage.glob("artifacts/steps/first-*/steps/*")), 60)
+        assert process.poll() is None, process.communicate()[0]
+        return process
+
+    @property
+    def latest(self) -> Run:
+        return list_runs(open_storage(self.storage))[-1]
+
+    def close(self) -> None:
+        for process in self._drivers:
+            process.kill()
+            process.communicate()
+
+    def _environ(self, more: dict[str, str]) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+        return kept | {"COLUMNS": "250", "BMOJO_CACHE_DIR": str(self.folder / "cache"), **more}
