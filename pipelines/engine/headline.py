@@ -1,14 +1,19 @@
-"""Settings and final figures that the run of a whole pipeline shows, so that runs can be put side by side."""
+"""What the run of a whole pipeline shows, so that runs can be put side by side: settings, figures, costs, places."""
 
 from __future__ import annotations
 
+import os
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipelines.engine.fingerprint import flatten
+from pipelines.engine.placement import ClusterNode, described
 from pipelines.engine.plan import PlannedStage
+from pipelines.engine.process import submitted_job
 from pipelines.engine.provenance import git_commit, machine, user_name
+from pipelines.engine.runs import Run
 from pipelines.engine.stage import StageOutput
 from pipelines.redact import redact
 
@@ -18,12 +23,8 @@ def settings_of(plan: Sequence[PlannedStage]) -> dict[str, Any]:
 
     The only stage of its kind goes by its kind, whatever its name, so that pipelines with other names compare.
     """
-    names = {stage.name for stage in plan}
-    labels = {
-        stage.name: stage.kind if _is_alone(plan, stage) and stage.kind not in names else stage.name for stage in plan
-    }
     return {
-        f"{labels[stage.name]}.{field}": value
+        f"{_label(plan, stage)}.{field}": value
         for stage in plan
         for field, value in flatten(stage.fingerprint.parts.config).items()
         if field != "kind"
@@ -39,6 +40,45 @@ def figures_of(kinds: Mapping[str, str], name: str, output: StageOutput) -> dict
     return {f"{prefix}{figure}": value for figure, value in output.figures().items()}
 
 
+def costs_of(plan: Sequence[PlannedStage], stage: PlannedStage, duration_s: float, attempts: int) -> dict[str, float]:
+    """What a finished stage took, under the label of its settings: `duration_s/train`, `attempts/train`.
+
+    Args: duration_s: of the attempt that finished it. attempts: of this run; 0 if another run made it.
+    """
+    label = _label(plan, stage)
+    return {f"duration_s/{label}": duration_s, **({f"attempts/{label}": float(attempts)} if attempts else {})}
+
+
+def changes_tag(plan: Sequence[PlannedStage]) -> dict[str, str]:
+    """What differs from the last runs of these stages; empty if nothing does, or on a resume."""
+    changes = [f"{stage.name}: {'; '.join(stage.changes)}" for stage in plan if stage.changes]
+    return {"bmojo.changed": "\n".join(changes)} if changes else {}
+
+
+def place_tags(run: Run) -> dict[str, str]:
+    """Where the run is: its folder and, in a submitted job, the job and its page ($BMOJO_DASHBOARD)."""
+    job, dashboard = submitted_job(), os.environ.get("BMOJO_DASHBOARD")
+    tags = {"bmojo.storage": run.storage.url, "bmojo.run_dir": run.url, "bmojo.ray_job": job or "none"}
+    if job and dashboard:
+        tags["bmojo.ray_job_url"] = f"{dashboard.rstrip('/')}/#/jobs/{job}"
+    return tags
+
+
+def description(places: Mapping[str, str]) -> str:
+    """The description of a new run in MLflow, in Markdown: its links, which no column of a table can have."""
+    url = places.get("bmojo.ray_job_url")
+    job = f"[{places['bmojo.ray_job']}]({url})" if url else places["bmojo.ray_job"]
+    run_dir = places["bmojo.run_dir"]
+    folder = f"[{run_dir}]({run_dir})" if run_dir.startswith(("https://", "http://")) else f"`{run_dir}`"
+    return f"Run folder: {folder}\n\nRay job: {job}"
+
+
+def hardware_of(nodes: Sequence[ClusterNode]) -> str:
+    """The machines of a cluster, as `2 x (8 CPU, 1 GPU)`."""
+    machines = Counter(described([node]) for node in nodes)
+    return ", ".join(f"{count} x ({machine})" for machine, count in machines.items())
+
+
 def identity_tags(overrides: Sequence[str] | None) -> dict[str, str]:
     """User, machine, code version and overrides (None: not known) of a run, as tags."""
     commit = git_commit() or "unknown"
@@ -52,6 +92,10 @@ def identity_tags(overrides: Sequence[str] | None) -> dict[str, str]:
         values = redact({name: value for name, _, value in (text.partition("=") for text in overrides)})
         tags["bmojo.overrides"] = shlex.join(f"{name}={value}" for name, value in values.items()) or "none"
     return tags
+
+
+def _label(plan: Sequence[PlannedStage], stage: PlannedStage) -> str:
+    return stage.kind if _is_alone(plan, stage) and all(stage.kind != other.name for other in plan) else stage.name
 
 
 def _is_alone(plan: Sequence[PlannedStage], stage: PlannedStage) -> bool:

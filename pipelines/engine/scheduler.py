@@ -36,7 +36,16 @@ from pipelines.engine.events import (
 )
 from pipelines.engine.failures import EXIT_CANCELLED, EXIT_RESUMABLE, Failure, classify
 from pipelines.engine.graph import inputs_of, with_results
-from pipelines.engine.headline import figures_of, identity_tags, settings_of
+from pipelines.engine.headline import (
+    changes_tag,
+    costs_of,
+    description,
+    figures_of,
+    hardware_of,
+    identity_tags,
+    place_tags,
+    settings_of,
+)
 from pipelines.engine.lease import (
     DEFAULT_RENEW_S,
     DEFAULT_TTL_S,
@@ -252,12 +261,16 @@ class _Scheduler:
         self._lease.on_beat(self._heartbeat)
         self._lease.on_lost(lambda: self._messages.put(_LeaseLost()))
         self._observer.on_run_start(self._run, self._planned)
+        places = place_tags(self._run)
         tags = {
             "bmojo.pipeline": self._pipeline.name,
-            "bmojo.storage": self._pipeline.storage.url,
             "mlflow.source.name": self._pipeline.config_path or self._pipeline.name,
+            **places,
+            **changes_tag(self._planned),
             **identity_tags(self._pipeline.overrides),
         }
+        if before is None:  # later it may be the user's own text
+            tags["mlflow.note.content"] = description(places)
         self._tracking.start(redact(tags), redact(dict(self._pipeline.config)), not self._work_left())
         self._tracking.log_settings(settings_of(self._planned))
 
@@ -364,7 +377,7 @@ class _Scheduler:
         event = Finished(stage=planned.name, artifact=finished.artifact.relpath, recorded_at=finished.record.created_at)
         if after(self._state, event) != self._state:  # else the history says so already
             self._append(event)
-        self._settle(stage, result, reused=True)
+        self._settle(stage, finished, result, reused=True)
 
     def _start(self, stage: StageRun) -> None:
         planned = stage.planned
@@ -393,6 +406,7 @@ class _Scheduler:
             except (UserError, InfrastructureError) as error:
                 self._attempt_failed(stage, classify(error))
                 return
+            self._tracking.log_tags({"bmojo.cluster": hardware_of(self._cluster.nodes())})
         log_name = f"{planned.name}.{self._lease.number:06d}-{attempt}.log"
         journal = self._tracking.journal_path(planned.name)
         job = StageJob(
@@ -449,7 +463,7 @@ class _Scheduler:
             if finished is not None:
                 result = finished.result(stage.planned.node.stage)
                 self._append(Finished(stage=stage.name, artifact=finished.artifact.relpath))
-                self._settle(stage, result)
+                self._settle(stage, finished, result)
                 return
             outcome = Outcome(failure=_record_is_gone(stage.planned))
         if outcome.held_by is not None:
@@ -502,13 +516,14 @@ class _Scheduler:
         self._append(Failed(stage=stage.name, status=failure.status, error=text))
         self._observer.on_stage_end(stage.planned, self._state.stages[stage.name])
 
-    def _settle(self, stage: StageRun, result: StageResult[Any], reused: bool = False) -> None:
+    def _settle(self, stage: StageRun, finished: FinishedStage, result: StageResult[Any], reused: bool = False) -> None:
         node = stage.planned.node
         stage.is_settled = True
         inputs = with_results(node, self._finished)
         self._finished[node.name] = StageNode(node.name, node.stage, node.config, inputs, result)
-        self._tracking.log_figures(figures_of(self._state.info.kinds, node.name, result.output))
         state = self._state.stages[node.name]
+        costs = costs_of(self._planned, stage.planned, finished.record.duration_s, state.attempts)
+        self._tracking.log_figures({**figures_of(self._state.info.kinds, node.name, result.output), **costs})
         self._observer.on_stage_end(stage.planned, state.model_copy(update={"reused": reused}))
 
     def _stop_what_is_late(self, running: Sequence[StageRun]) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.engine.failures import EXIT_RESUMABLE
 from pipelines.engine.provenance import git_commit
 from pipelines.errors import InfrastructureError
+from pipelines.redact import redact
 from pipelines.submit import environment
 from pipelines.submit.dashboard import explained_jobs
 from pipelines.submit.package import JOB_FOLDER, Contents, write_package
@@ -63,6 +64,7 @@ class Job:
     def submit(cls, client: JobSubmissionClient, url: str, request: Request) -> Job:
         """Upload the package, and start the job. Raises UserError: it is too large. InfrastructureError."""
         runtime_env: dict[str, Any] = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)}}
+        runtime_env["env_vars"]["BMOJO_DASHBOARD"] = str(redact(url))
         if commit := git_commit():
             runtime_env["env_vars"]["BMOJO_GIT_COMMIT"] = commit
         variables = None

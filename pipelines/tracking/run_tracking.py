@@ -121,6 +121,11 @@ class RunTracking:
         if self._run_journal is not None:
             self._run_journal.write("params", params=dict(settings))
 
+    def log_tags(self, tags: Mapping[str, str]) -> None:
+        """Journal tags of the pipeline run itself that have changed."""
+        if self._run_journal is not None:
+            self._run_journal.log_tags(tags)
+
     def log_figures(self, figures: Mapping[str, float]) -> None:
         """Journal final figures as metrics of the pipeline run itself, except those that are told with this value.
 

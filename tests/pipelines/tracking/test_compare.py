@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -104,6 +105,13 @@ def parents(target: MlflowTarget, order: str = "attributes.start_time ASC") -> l
     return list(client(target).search_runs([experiment], "tags.`bmojo.role` = 'pipeline'", order_by=[order]))
 
 
+def figures(parent: Any) -> dict[str, float]:
+    """The results of a run, without what they took."""
+    return {
+        name: value for name, value in parent.data.metrics.items() if not name.startswith(("duration_s/", "attempts/"))
+    }
+
+
 @pytest.fixture
 def own(target: MlflowTarget, tmp_path: Path) -> MlflowTarget:
     """An experiment of this test's own."""
@@ -123,12 +131,61 @@ def test_the_table_of_runs_holds_settings_and_figures_side_by_side(storage: Stor
         {"fit.lr": "0.1", "fit.shape.width": "8", "show.words": "all"},
         {"fit.lr": "0.2", "fit.shape.width": "8", "show.words": "all"},
     )
-    assert (best.data.metrics, other.data.metrics) == (
+    assert (figures(best), figures(other)) == (
         {"fit/loss": 0.05, "fit/speed": 1.0},
         {"fit/loss": 0.1, "fit/speed": 1.0},
     )
     assert best.info.run_name != other.info.run_name
     assert len(client(own).search_runs(best.info.experiment_id, "params.`fit.lr` = '0.2'")) == 1
+
+
+def test_the_table_of_runs_holds_what_stages_took_and_what_changed(storage: Storage, own: MlflowTarget) -> None:
+    first = run_fits(storage, own, {"first": FitConfig(lr=0.2)}).run
+    run_fits(storage, own, {"first": FitConfig(lr=0.1)}, fail=True)
+    run_fits(storage, own, {"first": FitConfig(lr=0.1)})
+    one, other = parents(own)
+    took = {name for name in one.data.metrics if name.startswith("duration_s/")}
+    assert took == {"duration_s/fit", "duration_s/show"}
+    assert all(one.data.metrics[name] >= 0 for name in took)
+    assert {name: one.data.metrics[name] for name in ("attempts/fit", "attempts/show")} == {
+        "attempts/fit": 1,
+        "attempts/show": 1,
+    }
+    assert (other.data.metrics["attempts/fit"], other.data.metrics["attempts/show"]) == (1, 2), "of all its drives"
+    assert "bmojo.changed" not in one.data.tags, "there was none before"
+    changed = other.data.tags["bmojo.changed"]
+    assert changed.startswith("first: lr: 0.2 -> 0.1\nshow: input "), "kept by the resume, which changes nothing"
+    assert one.data.tags["bmojo.cluster"] == "1 x (8 CPU, 0 GPU)"
+    assert one.data.tags["bmojo.run_dir"] == first.url
+    assert one.data.tags["bmojo.storage"] == storage.url
+    assert one.data.tags["bmojo.ray_job"] == "none"
+    assert "bmojo.ray_job_url" not in one.data.tags
+    assert first.url in one.data.tags["mlflow.note.content"]
+
+
+def test_a_run_of_a_submitted_job_links_to_its_page(
+    storage: Storage, own: MlflowTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"metadata": {"job_submission_id": "compare-12345678"}}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(settings))
+    monkeypatch.setenv("BMOJO_DASHBOARD", "http://head:8265/")
+    run_fits(storage, own, {"fit": FitConfig()})
+    (parent,) = parents(own)
+    page = "http://head:8265/#/jobs/compare-12345678"
+    assert parent.data.tags["bmojo.ray_job_url"] == page
+    assert f"[compare-12345678]({page})" in parent.data.tags["mlflow.note.content"]
+
+
+def test_a_users_own_description_is_kept(storage: Storage, own: MlflowTarget) -> None:
+    run_fits(storage, own, {"fit": FitConfig()}, fail=True)
+    client(own).set_tag(parents(own)[0].info.run_id, "mlflow.note.content", "my best run")
+    run_fits(storage, own, {"fit": FitConfig()})
+    (parent,) = parents(own)
+    assert parent.data.tags["mlflow.note.content"] == "my best run"
+    children = client(own).search_runs(
+        [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+    )
+    assert len(children) == 2, "the same child for all attempts at a stage"
 
 
 def test_stages_of_one_kind_are_told_apart(storage: Storage, own: MlflowTarget) -> None:
@@ -141,7 +198,7 @@ def test_stages_of_one_kind_are_told_apart(storage: Storage, own: MlflowTarget) 
         "narrow.shape.width": "4",
         "show.words": "all",
     }
-    assert parent.data.metrics == {
+    assert figures(parent) == {
         "fit/fit/loss": 0.1,
         "fit/fit/speed": 1.0,
         "narrow/fit/loss": 0.05,
@@ -200,7 +257,7 @@ def test_figures_of_a_run_that_failed_later_are_there_once_and_those_made_again_
     stage.speed = 0.5
     run_fits(storage, own, {"fit": FitConfig()}, stage)
     (parent,) = parents(own)
-    assert parent.data.metrics == {"fit/loss": 0.05, "fit/speed": 0.5}
+    assert figures(parent) == {"fit/loss": 0.05, "fit/speed": 0.5}
     assert len(client(own).get_metric_history(parent.info.run_id, "fit/loss")) == 1
 
 
@@ -218,7 +275,7 @@ def test_a_server_that_is_away_is_told_all_of_it_later_and_the_console_says_how(
     assert f"Deliver them: bmojo sync {result.run.run_id} --storage '{storage.url}'" in said
     assert sync(storage, result.run.relpath, result.run.run_id, own).remaining == 0
     (parent,) = parents(own)
-    assert parent.data.metrics == {"fit/loss": 0.05, "fit/speed": 1.0}
+    assert figures(parent) == {"fit/loss": 0.05, "fit/speed": 1.0}
     assert parent.data.params == {"fit.lr": "0.1", "fit.shape.width": "8", "show.words": "all"}
     assert parent.data.tags["mlflow.user"] == user_name()
 
