@@ -49,10 +49,9 @@ def costs_of(plan: Sequence[PlannedStage], stage: PlannedStage, duration_s: floa
     return {f"duration_s/{label}": duration_s, **({f"attempts/{label}": float(attempts)} if attempts else {})}
 
 
-def changes_tag(plan: Sequence[PlannedStage]) -> dict[str, str]:
-    """What differs from the last runs of these stages; empty if nothing does, or on a resume."""
-    changes = [f"{stage.name}: {'; '.join(stage.changes)}" for stage in plan if stage.changes]
-    return {"bmojo.changed": "\n".join(changes)} if changes else {}
+def change_tags(plan: Sequence[PlannedStage]) -> dict[str, str]:
+    """What differs from the last runs of these stages: a tag for each that differs, so that a resume keeps them."""
+    return {f"bmojo.changed.{stage.name}": "; ".join(stage.changes) for stage in plan if stage.changes}
 
 
 def place_tags(run: Run) -> dict[str, str]:

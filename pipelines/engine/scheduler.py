@@ -37,7 +37,7 @@ from pipelines.engine.events import (
 from pipelines.engine.failures import EXIT_CANCELLED, EXIT_RESUMABLE, Failure, classify
 from pipelines.engine.graph import inputs_of, with_results
 from pipelines.engine.headline import (
-    changes_tag,
+    change_tags,
     costs_of,
     description,
     figures_of,
@@ -266,7 +266,7 @@ class _Scheduler:
             "bmojo.pipeline": self._pipeline.name,
             "mlflow.source.name": self._pipeline.config_path or self._pipeline.name,
             **places,
-            **changes_tag(self._planned),
+            **change_tags(self._planned),
             **identity_tags(self._pipeline.overrides),
         }
         if before is None:  # later it may be the user's own text
