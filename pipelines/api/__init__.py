@@ -30,10 +30,13 @@ from pipelines.engine.runs import delete_run, find_run, unlock_run
 from pipelines.loading import load_pipeline
 from pipelines.session import run_config
 from pipelines.storage import open_storage
+from pipelines.submit.job import Job
+from pipelines.submit.submission import submit
 
 __all__ = [
     "Garbage",
     "GarbageReport",
+    "Job",
     "Limits",
     "LogLine",
     "ResumedRun",
@@ -64,6 +67,7 @@ __all__ = [
     "stage_metadata",
     "stage_output",
     "status",
+    "submit",
     "unlock_run",
     "watch",
     "why",

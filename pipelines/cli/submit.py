@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from shlex import quote
@@ -11,7 +10,14 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from pipelines.cli.console import OverridesArgument, console, error_console
+from pipelines.cli.console import (
+    JsonOption,
+    OverridesArgument,
+    console,
+    error_console,
+    only_json_on_stdout,
+    print_json,
+)
 from pipelines.cli.running import ConfigArgument
 from pipelines.engine.failures import EXIT_CANCELLED
 from pipelines.submit.job import RESTARTS, Job, StartedRun
@@ -27,7 +33,7 @@ def submit(
         ),
     ] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Show the job's output until it ends.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: JsonOption = False,
     env: Annotated[
         list[str] | None,
         typer.Option(
@@ -53,23 +59,19 @@ def submit(
 
     if as_json and follow:
         raise typer.BadParameter("--json and --follow exclude each other")
+    if as_json:
+        only_json_on_stdout()
     job = submit_pipeline(config, overrides or (), address, env or (), working_dir, restarts, _note)
-    console_of_text = error_console if as_json else console
     try:
         with error_console.status(f"Submitted job {job.job_id}. Waiting for its run to begin ..."):
             run = job.wait_for_run()
             code = job.exit_code() if run is None else None
         if as_json:
-            found = {
-                "job_id": job.job_id,
-                "address": job.url,
-                "run_id": run and run.run_id,
-                "storage": run and run.storage,
-            }
-            print(json.dumps(found))
+            found = {"run": run and run.run_id, "storage": run and run.storage}
+            print_json({"job": job.job_id, "address": job.url, **found})
         if code is None or not follow:
             for line in _instructions(job, run):
-                console_of_text.print(line, soft_wrap=True, markup=False)
+                console.print(line, soft_wrap=True, markup=False)
         if follow:
             code = job.follow(_write)
         elif code is not None:

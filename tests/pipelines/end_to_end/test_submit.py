@@ -164,7 +164,7 @@ class Project:
         """Submit it; what is printed for programs."""
         code, output = self.submit("--json")
         assert code == 0, output
-        found: dict[str, str] = json.loads(next(line for line in output.splitlines() if line.startswith("{")))
+        found: dict[str, str] = json.loads(output[output.index("{") : output.index("}") + 1])
         return found
 
     def run(self) -> Run:
@@ -252,10 +252,10 @@ def test_it_outlives_its_terminal_and_a_killed_scheduler(project: Project) -> No
 def test_cancelling_the_run_ends_the_job_for_good(project: Project) -> None:
     found = project.submitted()
     run = project.wait_for_the_middle()
-    assert found["run_id"] == run.run_id
-    code, output = project.bmojo("cancel", found["run_id"], "--storage", found["storage"])
+    assert found["run"] == run.run_id
+    code, output = project.bmojo("cancel", found["run"], "--storage", found["storage"])
     assert code == 0, output
-    assert project.job(found["job_id"]).driver_exit_code == 130
+    assert project.job(found["job"]).driver_exit_code == 130
     assert run.state().status == "CANCELLED"
 
 

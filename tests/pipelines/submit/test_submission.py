@@ -122,7 +122,7 @@ def test_what_is_sent(tmp_path: Path, url: str, received: Received) -> None:
     assert ended.returncode == 0, ended.stderr
     (job,) = received.jobs
     assert json.loads(ended.stdout) == {
-        "job_id": job["submission_id"], "address": url, "run_id": "mine-0a1b2c3d", "storage": "s3://bucket/runs",
+        "job": job["submission_id"], "address": url, "run": "mine-0a1b2c3d", "storage": "s3://bucket/runs",
     }  # fmt: skip
     assert "set here, and not shipped: MLFLOW_TRACKING_URI" in ended.stderr
     assert SECRET not in json.dumps(job) + ended.stdout + ended.stderr
