@@ -136,6 +136,7 @@ def test_with_a_damaged_run_no_artifact_is_judged(world: World) -> None:
     assert "left alone, because a run is damaged" in said.err
 
 
+@pytest.mark.slow
 def test_what_killed_processes_left_in_a_storage(world: World) -> None:
     driver = world.drive("first.upto=1000", "first.step_s=0.1")
     storage = open_storage(world.storage)

@@ -51,6 +51,7 @@ def test_each_attempt_has_its_log(world: World) -> None:
     assert "name it" in world.bmojo("logs", "--attempt", "1").err
 
 
+@pytest.mark.slow
 def test_following_goes_through_attempts_to_the_end_of_the_stage(world: World) -> None:
     driver = world.drive(
         "first.step_s=0.3", "first.die_at=4", "first.backoff_s=0.1", "second.upto=300", "second.step_s=0.1"
@@ -63,6 +64,7 @@ def test_following_goes_through_attempts_to_the_end_of_the_stage(world: World) -
     assert driver.poll() is None, "the other stage goes on"
 
 
+@pytest.mark.slow
 def test_following_a_run_ends_when_its_driver_is_killed(world: World) -> None:
     driver = world.drive("first.upto=1000", "first.step_s=0.2")
     following = world.start("logs", "--follow", "--json")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 
+import pytest
+
 from pipelines import api
 from pipelines.api.resuming import ResumedRun, worst_exit_code
 from pipelines.engine.events import Ended, Planned, Status
@@ -19,6 +21,7 @@ stages:
 """
 
 
+@pytest.mark.slow
 def test_all_that_can_be_resumed_is(world: World) -> None:
     killed = world.drive("first.upto=40", "first.step_s=0.1")
     killed.send_signal(signal.SIGKILL)
@@ -46,6 +49,7 @@ def test_all_that_can_be_resumed_is(world: World) -> None:
     assert "No run in" in said.out
 
 
+@pytest.mark.slow
 def test_one_that_cannot_be_resumed_keeps_no_other_from_it(world: World) -> None:
     for name in ("gone", "good"):
         driver = world.start("run", world.write(name, ONE))
@@ -73,6 +77,7 @@ def test_a_run_and_all_exclude_each_other(world: World) -> None:
     assert "expected one of the two" in said.err
 
 
+@pytest.mark.slow
 def test_resume_prints_the_status_as_json(world: World) -> None:
     driver = world.drive("first.upto=20", "first.step_s=0.1")
     driver.send_signal(signal.SIGTERM)

@@ -54,6 +54,7 @@ def test_run_prints_the_same_at_its_end(world: World) -> None:
     assert again == said.json
 
 
+@pytest.mark.slow
 def test_a_live_run_has_steps_values_time_left_and_what_waits(world: World) -> None:
     world.drive("first.upto=1000", "first.step_s=0.1")
     wait_until(lambda: api.status(world.latest).stage("first").done is not None, 60)
@@ -78,6 +79,7 @@ def test_a_live_run_has_steps_values_time_left_and_what_waits(world: World) -> N
 
 
 @pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.slow
 def test_watching_ends_when_the_driver_is_killed(world: World, as_json: bool) -> None:
     driver = world.drive("first.upto=1000", "first.step_s=0.1")
     watching = world.start("status", "--watch", *(["--json"] if as_json else []))
@@ -99,6 +101,7 @@ def test_watching_ends_when_the_driver_is_killed(world: World, as_json: bool) ->
         assert re.search(r"steps-\w+ RESUMABLE: its driver is gone", rest.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_watching_follows_a_run_to_its_end_and_exits_as_it_does(world: World) -> None:
     driver = world.drive("first.upto=20", "first.step_s=0.1", "second.fail=user")
     watching = world.start("status", "--watch")
@@ -116,6 +119,7 @@ def test_the_exit_code_tells_a_bug_from_wrong_input(world: World) -> None:
     assert world.bmojo("status").code == 0, "without --watch it only says so"
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_watching_and_not_the_run(world: World) -> None:
     driver = world.drive("first.upto=1000", "first.step_s=0.1")
     watching = world.start("status", "--watch")

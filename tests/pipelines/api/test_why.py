@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 
+import pytest
+
 from pipelines import api
 from pipelines.engine.events import Queued
 from pipelines.engine.lease import Lease
@@ -35,6 +37,7 @@ def test_a_failed_run_names_the_stage_its_error_and_what_was_kept_from_starting(
     assert "It needs first (FAILED). The run ended before that was there." in sentences(world, "second")
 
 
+@pytest.mark.slow
 def test_a_killed_driver_and_then_its_successor(world: World) -> None:
     driver = world.drive("first.upto=30", "first.step_s=0.1")
     assert "It is running, driven by process" in sentences(world)
@@ -49,6 +52,7 @@ def test_a_killed_driver_and_then_its_successor(world: World) -> None:
     assert "an earlier attempt was interrupted; it resumes from there" in sentences(world, "first")
 
 
+@pytest.mark.slow
 def test_cancelled_by_command_and_by_ctrl_c(world: World) -> None:
     driver = world.drive("first.upto=1000", "first.step_s=0.1")
     assert world.bmojo("cancel", "steps", "--json").json["driver"].startswith(f"process {driver.pid}")
