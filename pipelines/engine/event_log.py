@@ -9,14 +9,13 @@ no look at the lease, only exclusive creation (docs/design/0005).
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
 from base.errors import DamagedError
-from pipelines.engine.events import Event, Sealed
+from pipelines.engine.events import Event, Planned, Sealed
 from pipelines.engine.lease import LeaseLostError
 from pipelines.storage import Storage
 from pipelines.storage.storage import encode_json
@@ -113,15 +112,45 @@ def read_event(storage: Storage, relpath: str, position: Position) -> Event:
 
 def read_events(storage: Storage, relpath: str, after: Position = _START) -> list[Entry]:
     """All events behind a place, in order. Raises DamagedError as read_event."""
+    return [Entry(position, _sound(event)) for position, event in _read_all(storage, relpath, after)]
+
+
+def read_history(storage: Storage, relpath: str) -> list[Entry]:
+    """The events that tell how far the run is, in order: all; where one is damaged, those since it was planned again.
+
+    An owner that finds a damaged event begins a new history (an event `planned`) instead of resuming the old one.
+    Raises DamagedError: one is damaged since then.
+    """
+    found = _read_all(storage, relpath)
+    last_damaged = max((place for place, (_, event) in enumerate(found) if isinstance(event, DamagedError)), default=-1)
+    if last_damaged >= 0:
+        begun = [
+            place
+            for place, (_, event) in enumerate(found)
+            if place > last_damaged and isinstance(event, Planned) and event.event == "planned"
+        ]
+        found = found[begun[-1] :] if begun else found
+    return [Entry(position, _sound(event)) for position, event in found]
+
+
+def _read_all(storage: Storage, relpath: str, after: Position = _START) -> list[tuple[Position, Event | DamagedError]]:
+    def read(position: Position) -> Event | DamagedError:
+        try:
+            return read_event(storage, relpath, position)
+        except DamagedError as error:
+            return error
+
     wanted = [position for position in positions(storage, relpath) if position > after]
-    return [Entry(*pair) for pair in zip(wanted, _read_all(storage, relpath, wanted), strict=True)]
-
-
-def _read_all(storage: Storage, relpath: str, wanted: Sequence[Position]) -> list[Event]:
     if len(wanted) < 2:
-        return [read_event(storage, relpath, position) for position in wanted]
+        return [(position, read(position)) for position in wanted]
     with ThreadPoolExecutor(_READERS) as readers:
-        return list(readers.map(lambda position: read_event(storage, relpath, position), wanted))
+        return list(zip(wanted, readers.map(read, wanted), strict=True))
+
+
+def _sound(event: Event | DamagedError) -> Event:
+    if isinstance(event, DamagedError):
+        raise event
+    return event
 
 
 def _file(relpath: str, position: Position) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 from base.errors import DamagedError, UserError
 from base.names import close_names, did_you_mean
-from pipelines.engine.event_log import EventLog, positions, read_event, read_events
+from pipelines.engine.event_log import EventLog, positions, read_event, read_history
 from pipelines.engine.events import RunInfo, Status, utc_now
 from pipelines.engine.fingerprint import SHORT_DIGITS, Fingerprint, digest_json
 from pipelines.engine.lease import Lease, LeaseHeldError, LeaseInfo, Watch, break_lease, last_holder, lease_holder
@@ -73,7 +73,7 @@ class Run:
     def stored_state(self) -> RunState:
         """How far the last owner got, whether it still lives or not. Raises as info."""
         try:
-            state = fold(read_events(self.storage, self.events_relpath))
+            state = fold(read_history(self.storage, self.events_relpath))
         except DamagedError as error:
             raise DamagedError(f"{error} Delete {self.url} and run again: finished stages are kept.") from error
         if state is None:

@@ -390,3 +390,7 @@ def test_one_damaged_file_hides_no_other_run(store: Path, event: str, content: s
     assert code == 1
     assert str(file) in said
     assert run_here(storage).status is Status.SUCCEEDED, "running it again fixes it"
+    code, said = bmojo("status", bad.run_id, "--storage", str(store))
+    assert code == 0, said
+    assert run_here(storage).status is Status.SUCCEEDED
+    assert bad.stored_state().owners == 2, "the owners since the damage"
