@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, BinaryIO
 
 from pipelines.engine.attempt import make
@@ -83,6 +84,8 @@ def _work(job: StageJob) -> Outcome:
             signal.signal(signal.SIGTERM, on_terminate)
             threading.Thread(target=_watch_parent, args=(stop,), daemon=True).start()
             return make(job, stop, interrupt)
+    except Terminated as error:  # if the scheduler asked for it, it knows better why; else the process is lost
+        return Outcome(failure=replace(classify(error), may_pass=True, is_loss=True))
     except BaseException as error:
         return Outcome(failure=classify(error))
 

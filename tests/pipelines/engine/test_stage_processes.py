@@ -75,6 +75,14 @@ def test_a_killed_attempt_is_followed_by_another(storage: Storage) -> None:
     assert result.stages["a"].output.pid == pids(result.run)[-1]
 
 
+def test_an_attempt_that_another_than_the_scheduler_tells_to_end_is_followed_by_another(storage: Storage) -> None:
+    result = run_toys(storage, launcher=None, a={"deed": "terminate"})
+    assert result.status is Status.SUCCEEDED
+    assert names_of(result.run, "a") == ["started", "attempt_lost", "started", "finished"]
+    (lost,) = [event for event in events_of(result.run, "a") if isinstance(event, AttemptLost)]
+    assert (lost.budget, lost.error) == ("lost_retries", "the process was told to end (SIGTERM)")
+
+
 def test_what_a_killed_attempt_forked_is_ended_too(storage: Storage) -> None:
     """The child has the pipe to the scheduler open: its end is not awaited."""
     result = run_toys(storage, launcher=None, a={"deed": "die with a child"})

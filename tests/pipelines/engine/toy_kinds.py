@@ -30,7 +30,7 @@ from pipelines.tracking.replay import Replay
 from tests.pipelines.engine.counting_pipeline import InThreads, NoCluster, nowhere
 from tests.pipelines.waiting import wait_until
 
-Deed = Literal["work", "hang", "raise", "lose", "user", "die", "die with a child", "leave"]
+Deed = Literal["work", "hang", "raise", "lose", "user", "die", "die with a child", "leave", "terminate"]
 
 
 IN_THREADS = InThreads()
@@ -79,6 +79,9 @@ def _do(deed: Deed, context: StageContext) -> None:
         raise UserError("no such file")
     elif deed == "leave":
         os._exit(3)
+    elif deed == "terminate":
+        os.kill(os.getpid(), signal.SIGTERM)
+        _nap(600, context)
     elif deed == "die with a child":
         child = os.fork()
         if child == 0:
