@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from pipelines.engine.event_log import Entry, Position, positions, read_events
+from pipelines.engine.event_log import Entry, Position, positions, read_events, read_history
 from pipelines.engine.events import AttemptLost, Failed, Finished, Planned, Progress, Queued, Started, Status
 from pipelines.engine.lease import Watch
 from pipelines.engine.runs import Run
@@ -66,7 +66,7 @@ class History:
         """A listing of a directory that grows may leave an event out, so what is read in pieces is read again."""
         self._state = self.run.stored_state()
         self.attempts, self.reasons, self.first_samples = {}, {}, {}
-        self._take(read_events(self.run.storage, self.run.events_relpath), with_state=False)
+        self._take(read_history(self.run.storage, self.run.events_relpath), with_state=False)
         return self._state
 
     def _take(self, entries: list[Entry], with_state: bool = True) -> None:
