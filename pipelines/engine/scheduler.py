@@ -457,6 +457,8 @@ class _Scheduler:
         if not stage.is_running or message.attempt != stage.attempt:
             return
         stage.end()
+        if (sample := stage.sample()) is not None:
+            self._append(Progress(stage=stage.name, **sample))
         outcome = message.outcome
         if outcome.is_done:
             finished = self._find(stage.planned)
@@ -618,7 +620,7 @@ class _Scheduler:
     def _note_progress(self) -> None:
         live = {}
         for stage in self._stages.values():
-            sample = stage.sample()
+            sample = stage.sample() if stage.is_running else None
             if sample is None:
                 continue
             live[stage.name] = sample

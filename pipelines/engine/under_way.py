@@ -118,9 +118,9 @@ class StageRun:
             self._stop_at = []
 
     def sample(self) -> Sample | None:
-        """How far it is, while it runs and says so."""
+        """How far it is, or was at its end; None if it does not say."""
         shown = self.planned.node.stage.progress
-        if self._process is None or shown is None or not self._latest:
+        if shown is None or not self._latest:
             return None
         latest = dict(self._latest)
         total = latest.get(shown.total)
