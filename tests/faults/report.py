@@ -14,6 +14,11 @@ from pathlib import Path
 from tests.faults.perform import Outcome
 
 _DATA = "faults.json"
+_ABOUT = (
+    "`make test-faults` writes this page and faults.json. Each experiment runs a pipeline with all kinds of stages and",
+    "breaks something while one of them runs. Then it runs the same command until that succeeds. It has recovered if",
+    "files and points are those of an unbroken run, and no process, lease or temporary file is left.",
+)
 
 
 def read_report(folder: Path, seed: int) -> list[Outcome]:
@@ -41,6 +46,7 @@ def _facts(command: str, seed: int) -> dict[str, str | int]:
         "seed": seed,
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "machine": f"{os.cpu_count()} CPUs, {platform.machine()}, Linux {platform.release()}",
+        "load": f"{os.getloadavg()[2]:.0f} processes wanted a CPU, on average of the last 15 minutes",
         "versions": f"Python {platform.python_version()}, Ray {version('ray')}, MLflow {version('mlflow')}",
     }
 
@@ -60,7 +66,7 @@ def summary(outcomes: Sequence[Outcome]) -> list[tuple[str, ...]]:
 
 def _page(facts: dict[str, str | int], outcomes: Sequence[Outcome]) -> str:
     recovered = sum(outcome.is_recovered for outcome in outcomes)
-    lines = ["# Randomised faults", ""]
+    lines = ["# Randomised faults", "", *_ABOUT, ""]
     lines += [f"- {name}: {f'`{value}`' if name == 'command' else value}" for name, value in facts.items()]
     lines += ["", f"{recovered} of {len(outcomes)} experiments ended with the bits and points of the unbroken run.", ""]
     lines += _table(summary(outcomes))
