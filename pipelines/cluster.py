@@ -188,7 +188,7 @@ def join(address: str) -> None:
     if address != "auto":  # other machines get our packages; this one has them
         runtime_env |= {"working_dir": str(REPOSITORY), "excludes": _not_shipped()}
     try:
-        with explained_ray(f"cluster.address={address}"):
+        with kept_handlers(), explained_ray(f"cluster.address={address}"):
             ray.init(address=address, runtime_env=runtime_env, logging_level=logging.ERROR, log_to_driver=True)
     except (UserError, InfrastructureError) as error:
         if not isinstance(error.__cause__, ConnectionError):

@@ -84,7 +84,7 @@ def _work(job: StageJob) -> Outcome:
             signal.signal(signal.SIGTERM, on_terminate)
             threading.Thread(target=_watch_parent, args=(stop,), daemon=True).start()
             return make(job, stop, interrupt)
-    except Terminated as error:  # if the scheduler asked for it, it knows better why; else the process is lost
+    except SystemExit as error:  # Terminated, or Ray's; the scheduler has its own reason if it asked for it
         return Outcome(failure=replace(classify(error), may_pass=True, is_loss=True))
     except BaseException as error:
         return Outcome(failure=classify(error))
