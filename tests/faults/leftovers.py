@@ -29,7 +29,7 @@ def leftovers(world: World, shared_before: set[str]) -> Iterator[str]:
     while (processes := list(_processes(world))) and time.monotonic() < deadline:
         time.sleep(0.5)
     yield from processes
-    if world.place.where == "local":
+    if world.place.where == "local" and world.mlflow is None:  # MLflow's server leaves a folder there if it is killed
         yield from (f"/dev/shm/{name}" for name in sorted(shared_memory() - shared_before))
     for path in sorted((world.folder / "t").iterdir()):
         if path.name.startswith("bmojo-") and not _is_empty(path):
