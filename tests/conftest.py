@@ -14,18 +14,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
-SHARED = ("finished_pipeline", "ray_cluster")
-"""Fixtures that take long to set up: all tests that need one run in the same process."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Divide the tests among processes (`pytest -n 2 --dist loadgroup`): by shared fixture, else by file."""
-    for item in items:
-        needed = getattr(item, "fixturenames", ())
-        group = next((name for name in SHARED if name in needed), item.nodeid.partition("::")[0])
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """One small Ray cluster for the whole test session."""
