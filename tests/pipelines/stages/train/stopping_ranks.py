@@ -53,11 +53,11 @@ def _stop(step_s: float) -> Stopped:
         questions += 1
         return step >= ASKED_AT_STEP
 
-    agreement = StopAgreement(was_asked, torch.device("cpu"))
+    agreement = StopAgreement(was_asked, None, torch.device("cpu"))
     has_stopped = False
     while not has_stopped:
         time.sleep(step_s)
         dist.all_reduce(torch.zeros(1))  # as a step of training does
         step += 1
-        has_stopped = agreement.reached()
+        has_stopped = bool(agreement.reached())
     return Stopped(step, questions)

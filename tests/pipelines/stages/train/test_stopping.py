@@ -44,7 +44,7 @@ def test_a_question_is_asked_at_most_every_thousand_steps(monkeypatch: pytest.Mo
         asked_at.append(step)
         return False
 
-    agreement = StopAgreement(was_asked, CPU)
+    agreement = StopAgreement(was_asked, None, CPU)
     for step in range(1, 2500):  # noqa: B007  # was_asked reads it
         now[0] += 1e-5
         assert not agreement.reached()
