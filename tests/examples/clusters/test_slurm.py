@@ -82,8 +82,9 @@ def job(tmp_path: Path) -> dict[str, str]:
 @pytest.fixture
 def leftovers() -> Iterator[None]:
     """Nothing that the test started may be left."""
+    before = set(psutil.Process().children(recursive=True))  # of other tests
     yield
-    mine = psutil.Process().children(recursive=True)
+    mine = [process for process in psutil.Process().children(recursive=True) if process not in before]
     for process in mine:
         process.kill()
     assert not mine, mine

@@ -34,7 +34,7 @@ def count(stage):
 
 def add(stage):
     read = [stage.inputs["counted"], *stage.gathered.get("more", ())]
-    files = [file for one in read for file in (one.path / "files").glob("*.txt")]
+    files = [file for one in read for file in one.path.glob("*.txt")]
     assert all(one.output["pid"] > 0 and one.config.args["steps"] > 0 for one in read)
     return {"total": sum(int(file.read_text()) for file in files), "kinds": " ".join(one.kind for one in read)}
 
