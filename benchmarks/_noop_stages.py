@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipelines.engine.graph import stage_graph
+from pipelines.engine.pipeline import Pipeline
 from pipelines.engine.placement import ClusterNode
-from pipelines.engine.scheduler import Pipeline
 from pipelines.engine.stage import Stage, StageConfig, StageContext, StageInputs, StageNode, StageOutput
 from pipelines.storage import Storage
 

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import IO
 
 from base.errors import UserError
 from pipelines.cluster import LOOPBACK_ONLY, cluster_address, cpus_for, join, join_local
 from pipelines.cluster_process import ClusterReport, ClusterRequest
 from pipelines.config import ClusterConfig
 from pipelines.engine.events import Status
-from pipelines.engine.failures import Failure
+from pipelines.engine.failures import EXIT_RESUMABLE, EXIT_USER, Failure
 from pipelines.engine.placement import ClusterNode
+from pipelines.engine.processes import child_environment, python_module
 from pipelines.engine.stage import StageConfig
 from pipelines.errors import InfrastructureError, LostError
 
@@ -52,21 +52,21 @@ class RayCluster:
         """Begin to start or join it."""
         if self._process is not None and self._process.poll() is None:
             return
-        self._report = ClusterReport()
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "pipelines.cluster_process"],
+        process = subprocess.Popen(
+            python_module("pipelines.cluster_process"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, **self._environment, "PYTHONPATH": os.pathsep.join(sys.path)},
+            env=child_environment(self._environment),
             start_new_session=True,
         )
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
+        with self._heard:
+            self._process, self._report = process, ClusterReport()
+        assert process.stdin is not None
         request = ClusterRequest(cluster=self._config, num_cpus=self._num_cpus, storage=self._storage)
         with suppress(BrokenPipeError):
-            print(request.model_dump_json(), file=self._process.stdin, flush=True)
-        threading.Thread(target=self._listen, args=(self._process.stdout,), name="cluster", daemon=True).start()
+            print(request.model_dump_json(), file=process.stdin, flush=True)
+        threading.Thread(target=self._listen, args=(process,), name="cluster", daemon=True).start()
 
     def start(self) -> Callable[[], None]:
         """Wait until it is there. Returns what a stage's process calls to join it.
@@ -104,23 +104,27 @@ class RayCluster:
         try:
             process.wait(_END_S)
         except subprocess.TimeoutExpired:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
-    def _listen(self, lines: IO[str]) -> None:
-        for line in lines:
-            with self._heard:
-                self._report = ClusterReport.model_validate_json(line)
-                self._heard.notify_all()
+    def _listen(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            self._take(process, ClusterReport.model_validate_json(line))
+        if self._report == ClusterReport():
+            self._take(process, ClusterReport(failure=_died()))
+
+    def _take(self, process: subprocess.Popen[str], report: ClusterReport) -> None:
+        """Believe a report, unless it is of a process that has a successor."""
         with self._heard:
-            if self._report == ClusterReport():
-                self._report = ClusterReport(address=None, failure=_died())
+            if process is self._process:
+                self._report = report
             self._heard.notify_all()
 
 
 def _died() -> Failure:
     text = "The process that keeps the Ray cluster died. The same command resumes."
-    return Failure(Status.RESUMABLE, text, None, 75, may_pass=True, is_loss=True)
+    return Failure(Status.RESUMABLE, text, None, EXIT_RESUMABLE, may_pass=True, is_loss=True)
 
 
 def _raised(failure: Failure) -> Exception:
@@ -129,4 +133,4 @@ def _raised(failure: Failure) -> Exception:
         return LostError(failure.text)
     if failure.status is Status.RESUMABLE:
         return InfrastructureError(failure.text)
-    return UserError(failure.text) if failure.exit_code == 1 else RuntimeError(failure.text)
+    return UserError(failure.text) if failure.exit_code == EXIT_USER else RuntimeError(failure.text)

@@ -9,9 +9,10 @@ from pipelines.cluster import check_address
 from pipelines.config import PipelineConfig
 from pipelines.engine.lease import configured_ttl_s, renewal_s
 from pipelines.engine.observer import Observer
+from pipelines.engine.pipeline import Pipeline
 from pipelines.engine.results import RunResult
 from pipelines.engine.runs import Run
-from pipelines.engine.scheduler import Pipeline, run_pipeline
+from pipelines.engine.scheduler import run_pipeline
 from pipelines.preflight import check_pipeline
 from pipelines.ray_cluster import RayCluster
 from pipelines.storage import open_storage

@@ -31,6 +31,7 @@ from pipelines.cli.console import (
 from pipelines.cli.progress import StageProgress, progress_display
 from pipelines.engine.observer import Observer
 from pipelines.engine.runs import find_run
+from pipelines.engine.stage import tells_progress
 from pipelines.storage import open_storage
 from pipelines.supervisor import ProgressPipe, supervise
 
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
     from pipelines.engine.state import StageState
 
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="The pipeline's YAML file.", show_default=False)]
-SYSTEM_METRICS = "system/"  # sampled by the clock; their steps say nothing of the stage's progress
 
 
 def plan(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
@@ -188,7 +188,7 @@ class ConsoleObserver(Observer):
 
     def on_metrics(self, stage: PlannedStage, step: int, values: Mapping[str, float]) -> None:
         """Move the bar."""
-        if all(name.startswith(SYSTEM_METRICS) for name in values):
+        if not tells_progress(values):
             return
         self._supervisor.tell(stage.name, step)
         bar = self._stages.get(stage.name)

@@ -119,22 +119,32 @@ class Launcher(Protocol):
         """End what was only prepared."""
 
 
+def python_module(module: str, *arguments: str) -> list[str]:
+    """The command that runs a module of ours in another process, whatever lies in the current directory."""
+    return [sys.executable, "-P", "-m", module, *arguments]
+
+
+def child_environment(more: Mapping[str, str]) -> dict[str, str]:
+    """Variables of such a process: those of this one and `more`. It finds the modules that this one finds."""
+    search_path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+    return {**os.environ, **more, "PYTHONPATH": search_path}
+
+
 class StageProcess:
     """A process that waits for a job, does it, and ends."""
 
     def __init__(self, environment: Mapping[str, str], log_dir: Path, imports: Sequence[str]) -> None:
         log_dir.mkdir(parents=True, exist_ok=True)
         read_end, write_end = os.pipe()
-        search_path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
         try:
             with open(log_dir / "processes.log", "ab") as log:  # only until the job names its own
-                self._process = subprocess.Popen(  # -P: no module of the current directory hides one of ours
-                    [sys.executable, "-P", "-m", "pipelines.engine.stage_process", str(write_end), *imports],
+                self._process = subprocess.Popen(
+                    python_module("pipelines.engine.stage_process", str(write_end), *imports),
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=log,
                     pass_fds=(write_end,),
-                    env={**os.environ, **environment, "PYTHONPATH": search_path},
+                    env=child_environment(environment),
                     start_new_session=True,
                 )
         finally:

@@ -1,7 +1,7 @@
 """The scheduler of a pipeline run: starts each stage as soon as what it reads is there and the cluster has room.
 
-It writes what happens into the run's event log before it acts on it, and the record of a stage is the last thing its
-process writes. So wherever the scheduler or an attempt dies, the same call resumes from there (docs/design/0006).
+What happens goes into the run's event log (own_history.py), and the record of a stage is the last thing its process
+writes. So wherever the scheduler or an attempt dies, the same call resumes from there (docs/design/0006).
 
 The scheduler only starts processes, waits, and writes: it never imports Ray, sets no signal handler and no variable.
 """
@@ -9,30 +9,24 @@ The scheduler only starts processes, waits, and writes: it never imports Ray, se
 from __future__ import annotations
 
 import logging
-import os
 import queue
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from base.errors import UserError
 from pipelines.engine.attempt import note_reuse
-from pipelines.engine.event_log import EventLog
 from pipelines.engine.events import (
     AttemptLost,
     Ended,
     EndStatus,
-    Event,
     Failed,
     Finished,
-    Planned,
     Progress,
     Queued,
-    RunInfo,
     Started,
     Status,
-    utc_now,
 )
 from pipelines.engine.failures import EXIT_CANCELLED, EXIT_RESUMABLE, Failure, classify
 from pipelines.engine.graph import inputs_of, with_results
@@ -50,25 +44,22 @@ from pipelines.engine.lease import (
     DEFAULT_RENEW_S,
     DEFAULT_TTL_S,
     Lease,
-    LeaseInfo,
-    Watch,
     lease_holder,
 )
 from pipelines.engine.observer import Observer
+from pipelines.engine.own_history import OwnHistory
+from pipelines.engine.pipeline import Pipeline, lease_of, require_same_run, watch_notice
 from pipelines.engine.placement import Demand, why_no_room
-from pipelines.engine.plan import Action, PlannedStage, plan
+from pipelines.engine.plan import Action, PlannedStage
 from pipelines.engine.policy import next_attempt, worst
 from pipelines.engine.processes import Cluster, Launcher, Outcome, ProcessLauncher, StageJob
-from pipelines.engine.provenance import git_commit, machine
 from pipelines.engine.records import Artifacts, FinishedStage
 from pipelines.engine.results import RunResult
-from pipelines.engine.runs import Run, artifact_lease_relpath, run_id_of
+from pipelines.engine.runs import Run
 from pipelines.engine.stage import AnyNode, StageNode, StageResult
-from pipelines.engine.state import RunState, after
 from pipelines.engine.under_way import StageRun
 from pipelines.errors import InfrastructureError
 from pipelines.redact import redact
-from pipelines.storage import Storage
 from pipelines.tracking.replay import Backlog
 from pipelines.tracking.run_tracking import RunTracking, TrackingOptions, check_target
 
@@ -78,35 +69,6 @@ _CANCELLED_GRACE_S = 120.0  # the same on `bmojo cancel`: training writes a chec
 _KILLED_S = 10.0
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Pipeline:
-    """Input of run_pipeline: the graph of its stages (pipelines.engine.graph.stage_graph), and the storage."""
-
-    name: str
-    graph: Sequence[AnyNode]
-    storage: Storage
-    config: Mapping[str, Any] = field(default_factory=dict)  # the whole pipeline file as resolved, for the log
-    config_path: str | None = None
-    overrides: Sequence[str] | None = None  # `field=value` given beside the file; None: not known, as on a resume
-
-    def plan(self) -> list[PlannedStage]:
-        """Plan each stage as of now. Raises as pipelines.engine.plan.plan."""
-        return plan(self.graph, self.storage)
-
-    def holders(self, planned: Sequence[PlannedStage], on_watch: Watch | None = None) -> dict[str, LeaseInfo]:
-        """Owners of the planned stages that are being made now, by stage."""
-        found = {
-            stage.name: lease_holder(self.storage, _lease_of(stage), on_watch)
-            for stage in planned
-            if stage.action is not Action.REUSE
-        }
-        return {name: holder for name, holder in found.items() if holder is not None}
-
-    def run_of(self, planned: Sequence[PlannedStage]) -> Run:
-        """The run that a plan of this pipeline belongs to, started or not."""
-        return Run(self.storage, run_id_of(self.name, {stage.name: stage.fingerprint for stage in planned}))
 
 
 def run_pipeline(
@@ -132,7 +94,7 @@ def run_pipeline(
     planned = pipeline.plan()
     run = pipeline.run_of(planned)
     if expected is not None:
-        _require_same_run(expected, run, planned)
+        require_same_run(expected, run, planned)
     pipeline.storage.check_writable()
     if any(stage.action is not Action.REUSE for stage in planned):
         for target in tracking.targets:
@@ -149,27 +111,6 @@ def run_pipeline(
         return _Scheduler(
             pipeline, planned, run, lease, tracking, cluster, observer, lease_ttl_s, lease_renew_s, launcher
         ).drive()
-
-
-def watch_notice(holder: LeaseInfo, wait_s: float) -> str:
-    """Text for the user while an owner of another machine is watched."""
-    return f"watching for up to {wait_s:.0f} s whether {holder.owner} still works on it ({holder.last_seen}) ..."
-
-
-def _require_same_run(expected: Run, run: Run, planned: list[PlannedStage]) -> None:
-    """Raises UserError where what was asked to be resumed would now be another run."""
-    if expected.run_id == run.run_id:
-        return
-    before = expected.info().fingerprints
-    changed = [stage for stage in planned if before.get(stage.name) != stage.fingerprint.digest]
-    reasons = [f"  {stage.name}: {'; '.join(stage.changes) or stage.reason}" for stage in changed]
-    raise UserError(
-        f"Run {expected.run_id} cannot be resumed as it was: its input files or this program's code changed since. "
-        "These stages would give another result now:\n"
-        + "\n".join(reasons)
-        + f"\nRestore what they read to go on with {expected.run_id}; or run the pipeline file (bmojo run CONFIG): "
-        f"that starts {run.run_id}, which reuses what has not changed."
-    )
 
 
 @dataclass(frozen=True)
@@ -213,8 +154,7 @@ class _Scheduler:
         self._launcher = launcher or ProcessLauncher(
             cluster.environment, self._tracking.log_dir, ("ray",) if _any_on_cluster(planned) else ()
         )
-        self._log: EventLog
-        self._state: RunState
+        self._history: OwnHistory
         self._stages = {stage.name: StageRun(stage) for stage in planned}
         self._finished: dict[str, AnyNode] = {}
         self._failures: dict[str, Failure] = {}
@@ -245,19 +185,7 @@ class _Scheduler:
             self._launcher.prepare()  # it imports while we go on
         if _any_on_cluster(self._planned):
             self._cluster.prepare()
-        self._log = self._run.log(self._lease.number)
-        before = _state_before(self._run)
-        reused = tuple(stage.name for stage in self._planned if stage.action is Action.REUSE)
-        planned = Planned(
-            event="resumed" if before else "planned",
-            info=self._info(),
-            reused=reused,
-            reasons={stage.name: (stage.reason, *stage.changes) for stage in self._planned if stage.name not in reused},
-        )
-        self._log.append(planned)
-        state = after(before, planned)
-        assert state is not None
-        self._state = state
+        self._history = OwnHistory(self._run, self._lease, self._pipeline, self._planned)
         self._lease.on_beat(self._heartbeat)
         self._lease.on_lost(lambda: self._messages.put(_LeaseLost()))
         self._observer.on_run_start(self._run, self._planned)
@@ -269,24 +197,10 @@ class _Scheduler:
             **change_tags(self._planned),
             **identity_tags(self._pipeline.overrides),
         }
-        if before is None:  # later it may be the user's own text
+        if not self._history.is_resumed:  # later it may be the user's own text
             tags["mlflow.note.content"] = description(places)
         self._tracking.start(redact(tags), redact(dict(self._pipeline.config)), not self._work_left())
         self._tracking.log_settings(settings_of(self._planned))
-
-    def _info(self) -> RunInfo:
-        return RunInfo(
-            run_id=self._run.run_id,
-            name=self._pipeline.name,
-            config=redact(dict(self._pipeline.config)),
-            config_path=self._pipeline.config_path,
-            base_dir=os.getcwd(),
-            created_at=utc_now(),
-            git_commit=git_commit(),
-            hardware=machine(),
-            fingerprints={stage.name: stage.fingerprint.digest for stage in self._planned},
-            kinds={stage.name: stage.kind for stage in self._planned},
-        )
 
     def _work_left(self) -> bool:
         return any(stage.action is not Action.REUSE for stage in self._planned)
@@ -375,13 +289,13 @@ class _Scheduler:
         with self._tracking.open_stage(planned.name) as journal:
             note_reuse(journal, planned, finished, last)
         event = Finished(stage=planned.name, artifact=finished.artifact.relpath, recorded_at=finished.record.created_at)
-        if after(self._state, event) != self._state:  # else the history says so already
-            self._append(event)
+        if self._history.would_change_by(event):  # else it says so already
+            self._history.append(event)
         self._settle(stage, finished, result, reused=True)
 
     def _start(self, stage: StageRun) -> None:
         planned = stage.planned
-        holder = lease_holder(self._pipeline.storage, _lease_of(planned))
+        holder = lease_holder(self._pipeline.storage, lease_of(planned))
         if holder is not None:
             stage.may_be_finished = True
             self._queue(stage, f"waits for {holder.owner}, who is making the same artifact", 2 * _POLL_S)
@@ -428,7 +342,7 @@ class _Scheduler:
             self._attempt_failed(stage, classify(error))
             return
         stage.begin(process, journal, lambda step, values: self._observer.on_metrics(planned, step, values))
-        self._append(
+        self._history.append(
             Started(
                 stage=planned.name,
                 attempt=attempt,
@@ -447,7 +361,7 @@ class _Scheduler:
         stage.not_before = time.monotonic() + pause_s
         if stage.queued_for != reason:
             stage.queued_for = reason
-            self._append(Queued(stage=stage.name, reason=reason))
+            self._history.append(Queued(stage=stage.name, reason=reason))
             self._observer.on_stage_queued(stage.planned, reason)
 
     # ---- ending
@@ -458,13 +372,13 @@ class _Scheduler:
             return
         stage.end()
         if (sample := stage.sample()) is not None:
-            self._append(Progress(stage=stage.name, **sample))
+            self._history.append(Progress(stage=stage.name, **sample))
         outcome = message.outcome
         if outcome.is_done:
             finished = self._find(stage.planned)
             if finished is not None:
                 result = finished.result(stage.planned.node.stage)
-                self._append(Finished(stage=stage.name, artifact=finished.artifact.relpath))
+                self._history.append(Finished(stage=stage.name, artifact=finished.artifact.relpath))
                 self._settle(stage, finished, result)
                 return
             outcome = Outcome(failure=_record_is_gone(stage.planned))
@@ -485,7 +399,7 @@ class _Scheduler:
                 stage.tally = retry.tally
                 stage.not_before = time.monotonic() + retry.pause_s
                 stage.may_be_finished = True
-                self._append(
+                self._history.append(
                     AttemptLost(
                         stage=planned.name,
                         attempt=stage.attempt,
@@ -515,17 +429,17 @@ class _Scheduler:
             text += f" (traceback: {where})"
         stage.is_settled = True
         self._failures[stage.name] = failure
-        self._append(Failed(stage=stage.name, status=failure.status, error=text))
-        self._observer.on_stage_end(stage.planned, self._state.stages[stage.name])
+        self._history.append(Failed(stage=stage.name, status=failure.status, error=text))
+        self._observer.on_stage_end(stage.planned, self._history.state.stages[stage.name])
 
     def _settle(self, stage: StageRun, finished: FinishedStage, result: StageResult[Any], reused: bool = False) -> None:
         node = stage.planned.node
         stage.is_settled = True
         inputs = with_results(node, self._finished)
         self._finished[node.name] = StageNode(node.name, node.stage, node.config, inputs, result)
-        state = self._state.stages[node.name]
+        state = self._history.state.stages[node.name]
         costs = costs_of(self._planned, stage.planned, finished.record.duration_s, state.attempts)
-        self._tracking.log_figures({**figures_of(self._state.info.kinds, node.name, result.output), **costs})
+        self._tracking.log_figures({**figures_of(self._history.state.info.kinds, node.name, result.output), **costs})
         self._observer.on_stage_end(stage.planned, state.model_copy(update={"reused": reused}))
 
     def _stop_what_is_late(self, running: Sequence[StageRun]) -> None:
@@ -604,18 +518,11 @@ class _Scheduler:
             if failure.details and failed_stage is None:
                 text += f" (traceback: {self._run.write_text('errors/start.txt', failure.details)})"
         if status is Status.CANCELLED:
-            self._append(Ended(event="cancelled", status=status, error=text, exit_code=EXIT_CANCELLED))
+            self._history.append(Ended(event="cancelled", status=status, error=text, exit_code=EXIT_CANCELLED))
         else:
-            self._append(Ended(status=status, error=text, exit_code=failure.exit_code if failure else 0))
+            self._history.append(Ended(status=status, error=text, exit_code=failure.exit_code if failure else 0))
 
-    # ---- the log, and what other threads do
-
-    def _append(self, event: Event) -> None:
-        self._lease.require()
-        self._log.append(event)
-        state = after(self._state, event)
-        assert state is not None
-        self._state = state
+    # ---- beside the stages
 
     def _note_progress(self) -> None:
         live = {}
@@ -625,7 +532,7 @@ class _Scheduler:
                 continue
             live[stage.name] = sample
             if stage.sample_is_due():
-                self._append(Progress(stage=stage.name, **sample))
+                self._history.append(Progress(stage=stage.name, **sample))
         self._tracking.note_live(live)
 
     def _heartbeat(self) -> None:
@@ -635,10 +542,6 @@ class _Scheduler:
 
     def _find(self, planned: PlannedStage) -> FinishedStage | None:
         return Artifacts(self._pipeline.storage).find(planned.kind, planned.name, planned.fingerprint)
-
-
-def _lease_of(stage: PlannedStage) -> str:
-    return artifact_lease_relpath(stage.kind, stage.name, stage.fingerprint.digest)
 
 
 def _any_on_cluster(planned: Sequence[PlannedStage]) -> bool:
@@ -653,11 +556,3 @@ def _cluster_is_gone() -> Failure:
 def _record_is_gone(planned: PlannedStage) -> Failure:
     text = f"{planned.artifact.url}: its process said that it is done, and there is no record. Was it deleted?"
     return Failure(Status.RESUMABLE, text, None, EXIT_RESUMABLE, may_pass=True)
-
-
-def _state_before(run: Run) -> RunState | None:
-    """Last state of the drive before: it has the times of what is now found finished."""
-    try:
-        return run.stored_state()
-    except UserError:  # the first drive; or the log is damaged, and a new history begins
-        return None

@@ -156,10 +156,6 @@ class StageOutput(Facts):
         """The final figures that runs are compared by, under their names in MLflow."""
         return {}
 
-    def report_cells(self) -> dict[str, str]:
-        """Cells for the table of a report, by the heading of their column."""
-        return {}
-
 
 @dataclass(frozen=True)
 class StageInputs:
@@ -204,6 +200,11 @@ class ProgressMetrics:
 
     total: str  # the metric that holds the number of steps
     shown: Mapping[str, str]  # metric -> format of its value beside the bar
+
+
+def tells_progress(values: Mapping[str, float]) -> bool:
+    """Whether the step of these metrics says how far a stage is: those of the machine are sampled by the clock."""
+    return not all(name.startswith("system/") for name in values)
 
 
 @dataclass(frozen=True)

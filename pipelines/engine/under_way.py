@@ -12,6 +12,7 @@ from pipelines.engine.failures import EXIT_RESUMABLE, Failure
 from pipelines.engine.plan import Action, PlannedStage
 from pipelines.engine.policy import Tally
 from pipelines.engine.processes import Attempt
+from pipelines.engine.stage import tells_progress
 from pipelines.tracking.journal import workers_journal
 from pipelines.tracking.run_tracking import JournalWatch
 
@@ -59,8 +60,7 @@ class StageRun:
         """An attempt has started, and writes `journal`. `on_metrics` is called from a thread."""
 
         def take(step: int, values: Mapping[str, float]) -> None:
-            shown = self.planned.node.stage.progress
-            if shown is not None and (values.keys() & {shown.total, *shown.shown}):
+            if tells_progress(values):
                 self._done = max(self._done, step)
                 self._latest.update(values)
             on_metrics(step, values)

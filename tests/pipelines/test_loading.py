@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines.errors import ConfigError
 from pipelines.loading import load_pipeline, model_presets, pipeline_schema, validate_pipeline
 from pipelines.redact import redact
 from pipelines.session import open_pipeline
 from pipelines.tracking.config import trackers_of
+from tests.pipelines.refusals import refusal
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -52,12 +52,6 @@ def pipeline_file(tmp_path: Path) -> Path:
     file = tmp_path / "tiny.yaml"
     file.write_text(PIPELINE)
     return file
-
-
-def refusal(file: Path, *overrides: str) -> str:
-    with pytest.raises(ConfigError) as refused:
-        load_pipeline(file, overrides)
-    return str(refused.value)
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.name)

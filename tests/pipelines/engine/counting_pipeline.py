@@ -32,11 +32,12 @@ from pipelines.engine.graph import stage_graph
 from pipelines.engine.interrupts import handle_signals
 from pipelines.engine.lease import DEFAULT_RENEW_S, DEFAULT_TTL_S
 from pipelines.engine.observer import Observer
+from pipelines.engine.pipeline import Pipeline
 from pipelines.engine.placement import ClusterNode
 from pipelines.engine.process import ProcessIdentity
 from pipelines.engine.processes import Attempt, Launcher, Outcome, StageJob
 from pipelines.engine.results import RunResult
-from pipelines.engine.scheduler import Pipeline, run_pipeline
+from pipelines.engine.scheduler import run_pipeline
 from pipelines.engine.stage import (
     NOT_IN_FINGERPRINT,
     AnyStage,

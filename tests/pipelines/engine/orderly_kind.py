@@ -8,7 +8,8 @@ from typing import Literal
 
 from pipelines.engine.graph import stage_graph
 from pipelines.engine.interrupts import handle_signals
-from pipelines.engine.scheduler import Pipeline, run_pipeline
+from pipelines.engine.pipeline import Pipeline
+from pipelines.engine.scheduler import run_pipeline
 from pipelines.engine.stage import Stage, StageConfig, StageContext, StageInputs, StageOutput
 from pipelines.errors import InfrastructureError
 from pipelines.storage import open_storage

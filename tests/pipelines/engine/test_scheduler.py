@@ -15,9 +15,10 @@ from pipelines.engine.events import Status
 from pipelines.engine.graph import stage_graph
 from pipelines.engine.lease import LeaseHeldError, lease_holder
 from pipelines.engine.observer import Observer
+from pipelines.engine.pipeline import Pipeline
 from pipelines.engine.plan import Action
 from pipelines.engine.runs import Run, delete_run, find_run, list_runs
-from pipelines.engine.scheduler import Pipeline, run_pipeline
+from pipelines.engine.scheduler import run_pipeline
 from pipelines.engine.stage import StageConfig
 from pipelines.errors import ConfigError, InfrastructureError
 from pipelines.storage import Storage, open_storage

@@ -14,10 +14,11 @@ import pytest
 
 from pipelines.engine.events import AttemptLost, Started, Status
 from pipelines.engine.graph import stage_graph
+from pipelines.engine.pipeline import Pipeline
 from pipelines.engine.processes import StageProcess
 from pipelines.engine.results import RunResult
 from pipelines.engine.runs import Run, list_runs
-from pipelines.engine.scheduler import Pipeline, run_pipeline
+from pipelines.engine.scheduler import run_pipeline
 from pipelines.engine.stage import Stage, StageConfig, StageContext, StageInputs, StageOutput
 from pipelines.storage import Storage, open_storage
 from tests.pipelines.engine.counting_pipeline import nowhere

@@ -18,11 +18,12 @@ from pipelines.engine.event_log import read_events
 from pipelines.engine.events import Event
 from pipelines.engine.graph import stage_graph
 from pipelines.engine.interrupts import handle_signals
+from pipelines.engine.pipeline import Pipeline
 from pipelines.engine.placement import ClusterNode
 from pipelines.engine.processes import Launcher
 from pipelines.engine.results import RunResult
 from pipelines.engine.runs import Run
-from pipelines.engine.scheduler import Pipeline, run_pipeline
+from pipelines.engine.scheduler import run_pipeline
 from pipelines.engine.stage import NOT_IN_FINGERPRINT, NamedInputs, Stage, StageConfig, StageContext, StageOutput
 from pipelines.storage import Storage, open_storage
 from pipelines.storage.artifact import ArtifactDir

@@ -21,6 +21,7 @@ from pipelines.errors import ConfigError
 from pipelines.loading import load_pipeline, pipeline_schema, validate_pipeline
 from pipelines.redact import redact
 from pipelines.session import open_pipeline
+from tests.pipelines.refusals import refusal
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 
@@ -59,12 +60,6 @@ def pipeline_file(tmp_path: Path) -> Path:
     file = tmp_path / "tiny.yaml"
     file.write_text(PIPELINE)
     return file
-
-
-def refusal(file: Path, *overrides: str) -> str:
-    with pytest.raises(ConfigError) as refused:
-        load_pipeline(file, overrides)
-    return str(refused.value)
 
 
 def line_of(text: str) -> int:

@@ -18,10 +18,11 @@ from base.errors import UserError
 from pipelines.cli.running import ConsoleObserver
 from pipelines.engine.graph import stage_graph
 from pipelines.engine.headline import settings_of
+from pipelines.engine.pipeline import Pipeline
 from pipelines.engine.provenance import machine, user_name
 from pipelines.engine.results import RunResult
 from pipelines.engine.runs import Status
-from pipelines.engine.scheduler import Pipeline, run_pipeline
+from pipelines.engine.scheduler import run_pipeline
 from pipelines.engine.stage import (
     NOT_IN_FINGERPRINT,
     Stage,
