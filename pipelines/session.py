@@ -17,6 +17,7 @@ from pipelines.preflight import check_pipeline
 from pipelines.ray_cluster import RayCluster
 from pipelines.storage import open_storage
 from pipelines.tracking.config import targets_of, trackers_of
+from pipelines.tracking.environment import quiet_environment
 from pipelines.tracking.run_tracking import TrackingOptions
 
 
@@ -46,8 +47,11 @@ def run_config(
 ) -> RunResult:
     """Run or resume the pipeline, scheduled by this process. Errors of stages are in the result; see run_pipeline.
 
+    MLflow's and Ray's settings that this process's environment does not name get defaults (tracking/environment.py).
+
     Args: overrides: what the config was loaded with, to be shown with the run; None: not known.
     """
+    quiet_environment()
     pipeline = open_pipeline(config, config_path, overrides)
     tracking = TrackingOptions(
         targets_of(config.tracking, pipeline.storage),

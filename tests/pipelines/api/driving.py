@@ -13,6 +13,7 @@ from pipelines.engine.runs import Run, list_runs
 from pipelines.storage import open_storage
 from tests.pipelines.waiting import wait_until
 
+ROOT = Path(__file__).resolve().parents[3]
 COMMAND = (sys.executable, "-m", "tests.pipelines.api.steps_kind")
 PIPELINE = """\
 name: {name}
@@ -89,4 +90,6 @@ class World:
 
     def _environ(self, more: dict[str, str]) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-        return kept | {"COLUMNS": "250", "BMOJO_CACHE_DIR": str(self.folder / "cache"), **more}
+        # The commands run in the test's folder, from which `tests` and its kinds of stage are to be importable.
+        ours = {"COLUMNS": "250", "PYTHONPATH": str(ROOT), "BMOJO_CACHE_DIR": str(self.folder / "cache")}
+        return kept | ours | more
