@@ -14,6 +14,22 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+_ONE_PER_MACHINE = (
+    "tests/data/test_streaming.py",
+    "tests/pipelines/end_to_end/",
+    "tests/pipelines/stages/train/",
+    "tests/pipelines/submit/",
+)
+"""Tests that use what a machine has once: streaming's shared memory, Ray's ports. They run one after the other."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Divide the tests among the processes of `pytest -n 2 --dist loadgroup`: all of the above in one, else by file."""
+    for item in items:
+        alone = "ray_cluster" in getattr(item, "fixturenames", ()) or item.nodeid.startswith(_ONE_PER_MACHINE)
+        item.add_marker(pytest.mark.xdist_group("machine" if alone else item.nodeid.partition("::")[0]))
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """One small Ray cluster for the whole test session."""

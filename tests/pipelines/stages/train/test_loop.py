@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from bmojo.checkpoint_io import load_pretrained
+from kernels.operator import OPERATORS
 from pipelines.stages.train import checkpoint as checkpoints
 from pipelines.stages.train import layout
 from pipelines.stages.train.config import TrainStageConfig
@@ -43,6 +44,8 @@ def straight(
     single_process: None, config: TrainStageConfig, tokens: Tokens, tmp_path_factory: pytest.TempPathFactory
 ) -> Trained:
     folder = tmp_path_factory.mktemp("loop") / "train-0"
+    for operator in OPERATORS.values():
+        operator.ran.clear()  # what other tests of this process ran
     job = make_job(config, TrainInputs(tokens), context_of(folder), FileSink(folder.with_suffix(".jsonl")))
     return Trained(folder, job, train_plainly(job))
 
