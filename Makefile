@@ -29,7 +29,7 @@ needs-compiler:
 	@command -v $${CXX:-g++} >/dev/null || { echo "error: the tests compile the C++ kernels, and there is no g++. Debian: apt install g++"; exit 1; }
 
 test: install needs-compiler  ## Quick tests, in two processes (10 to 20 minutes on 2 cores)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2
 
 TRANSFORMERS5 := .venv-transformers5
 transformers5: $(TRANSFORMERS5)/.installed  ## The environment in which exported models meet transformers 5
