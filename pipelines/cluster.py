@@ -82,7 +82,7 @@ def check_address(config: ClusterConfig, graph: Iterable[AnyNode]) -> None:
 def cpus_for(stages: Iterable[StageConfig]) -> int:
     """CPU slots so that the largest stage fits; slots are Ray's bookkeeping, the system shares the cores."""
     asked = [stage.resources.num_workers * stage.resources.cpus_per_worker for stage in stages]
-    return max(os.cpu_count() or 1, *(math.ceil(cpus) for cpus in asked))
+    return max([os.cpu_count() or 1, *(math.ceil(cpus) for cpus in asked)])
 
 
 def _start_local(num_cpus: int) -> None:

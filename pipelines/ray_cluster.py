@@ -36,6 +36,7 @@ class RayCluster:
         self._address = cluster_address(config)
         self._process: subprocess.Popen[str] | None = None
         self._report = ClusterReport()
+        self._was_there = False
         self._heard = threading.Condition()
         # The log of a stage has every line of its workers, without colours.
         self._environment = {"RAY_DEDUP_LOGS": "0", "RAY_COLOR_PREFIX": "0"}
@@ -71,14 +72,18 @@ class RayCluster:
     def start(self) -> Callable[[], None]:
         """Wait until it is there. Returns what a stage's process calls to join it.
 
-        Raises: UserError, InfrastructureError: as pipelines.cluster.ensure_cluster. LostError: its process died.
+        Raises: UserError, InfrastructureError: as pipelines.cluster.ensure_cluster. LostError: its process died, or it
+            was there for this run before and cannot be joined now.
         """
         self.prepare()
         with self._heard:
             heard = self._heard.wait_for(lambda: self._report != ClusterReport(), _START_S)
         report = self._report
         if report.failure is not None:
-            raise _raised(report.failure)
+            error = _raised(report.failure)
+            if self._was_there and isinstance(error, UserError):  # the address was right: its head has gone
+                raise LostError(f"The Ray cluster that this run works on is gone. {error}")
+            raise error
         if not heard or report.address is None:
             raise LostError("The process that keeps the Ray cluster died. The same command resumes.")
         if self._address == "local":
@@ -119,6 +124,7 @@ class RayCluster:
         with self._heard:
             if process is self._process:
                 self._report = report
+                self._was_there |= report.address is not None
             self._heard.notify_all()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -25,6 +26,7 @@ from tests.faults.world import HungError, TooLateError, World
 MOST_AGAIN = 4  # times that the same command is run again
 _SOONER = 4  # tries to inject, each at half the moment of the one before
 _SYNC_S = 120.0
+_CODES = {0, 75, -signal.SIGKILL, -signal.SIGTERM}  # a run that ended, may be resumed, or was killed
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,8 @@ def _attempt(experiment: Experiment, place: Place, reference: Reference, folder:
         ended_s = time.monotonic() - started_at
         fault.after(world)
         problems = tuple(_problems(world, shared_before)) if codes[-1] == 0 else ("it did not end well",)
+        if not experiment.fault.startswith("rot-") and not set(codes) <= _CODES:
+            problems += (f"exit codes {codes}: 1 blames the user, 70 the program, for what broke around them",)
         again = len(codes) - 1
         what = "by itself" if again == 0 else f"by the same command ({again})"
         return _outcome(
