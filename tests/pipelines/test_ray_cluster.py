@@ -24,8 +24,8 @@ REFUSED = ClusterReport(failure=classify(UserError("nothing listens on port 6379
 def cluster_that_says(monkeypatch: pytest.MonkeyPatch, *reports: ClusterReport) -> RayCluster:
     """Each start of its process says the next report. All but the last end then, as the process of a dead cluster."""
     commands: list[Sequence[str]] = [
-        [sys.executable, "-c", SAYS, report.model_dump_json(), *(["ends"] if report is not reports[-1] else [])]
-        for report in reports
+        [sys.executable, "-c", SAYS, report.model_dump_json(), *(["ends"] if number < len(reports) else [])]
+        for number, report in enumerate(reports, 1)
     ]
     monkeypatch.setattr(ray_cluster, "python_module", lambda module: commands.pop(0))
     return RayCluster(ClusterConfig(address="head:6379"), [], "/storage")
