@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 
 from base.errors import UserError
@@ -72,29 +73,38 @@ def why_no_room(demand: Demand, held: Mapping[str, Demand], nodes: Sequence[Clus
 
 
 def wait_for_room(
-    resources: Resources,
+    demand: Demand,
     list_nodes: Callable[[], Sequence[ClusterNode]],
     can_grow: bool,
+    ask: Callable[[], AbstractContextManager[object]] = nullcontext,
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Return when the nodes there are, empty of other work, could hold the workers.
+    """Return when the nodes there are, empty of other work, could hold the fewest workers of the demand.
 
-    Args: can_grow: an autoscaler may add nodes, so that waiting up to placement_timeout_s makes sense.
+    Args:
+        can_grow: nodes may join, so that waiting up to placement_timeout_s makes sense.
+        ask: entered while it waits: tells an autoscaler what is missing.
     Raises: UserError: they cannot; says what is asked and what there is.
     """
+    resources = demand.resources
     deadline = clock() + resources.placement_timeout_s
-    while num_places(resources, nodes := list_nodes()) < resources.num_workers:
-        if not can_grow or clock() >= deadline:
-            raise UserError(too_small(resources, nodes))
-        sleep(_POLL_S)
+    with ExitStack() as asking:
+        while num_places(resources, nodes := list_nodes()) < demand.fewest:
+            if not can_grow or clock() >= deadline:
+                raise UserError(too_small(demand, nodes))
+            asking.enter_context(ask())
+            ask = nullcontext  # once is enough
+            sleep(_POLL_S)
 
 
-def too_small(resources: Resources, nodes: Sequence[ClusterNode]) -> str:
+def too_small(demand: Demand, nodes: Sequence[ClusterNode]) -> str:
     """The error message: asked, there, next step."""
+    resources, places = demand.resources, num_places(demand.resources, nodes)
+    whom = f"{demand.fewest} training workers ask" if demand.fewest > 1 else "one worker asks"
     return (
-        f"resources: {resources.num_workers} training workers ask for {asked(resources)} each, and the cluster has "
-        f"room for {num_places(resources, nodes)} of them (nodes: {described(nodes)}). Lower resources.num_workers, "
+        f"resources: {whom} for {asked(resources)}{' each' if demand.fewest > 1 else ''}, and the cluster has room for "
+        f"{f'{places} of them' if places else 'none'} (nodes: {described(nodes)}). Lower resources.num_workers, "
         "cpus_per_worker or gpus_per_worker, raise cluster.num_cpus for a local cluster, or add nodes."
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,17 +9,16 @@ from typing import Any, TypeVar
 
 from base.errors import UserError
 from data.errors import SourceUnavailableError
-from pipelines.engine.placement import asked, described, num_places
+from pipelines.engine.placement import Demand
 from pipelines.engine.stage import Content, Resources, StageContext
 from pipelines.errors import InfrastructureError
 from pipelines.faults import explained_disk
 from pipelines.ray_errors import explained_ray
-from pipelines.stages.ray_resources import alive_nodes, task_options
+from pipelines.stages.ray_resources import task_options, wait_for_machines
 
 Result = TypeVar("Result")
 
 _MAX_RETRIES = 3  # of a task whose worker process or machine died
-_POLL_S = 2.0
 _CANCEL_S = 5.0
 
 
@@ -59,7 +57,7 @@ def run_tasks(
     import ray
 
     with explained_ray("Looking for room in the cluster"):
-        _wait_for_room(resources)
+        wait_for_machines(Demand(resources, fewest=1))
     task = ray.remote(max_retries=_MAX_RETRIES, **task_options(resources))(function)
     waiting = list(reversed(calls))
     running: list[Any] = []
@@ -78,17 +76,3 @@ def run_tasks(
                 ray.cancel(reference, force=True)
             if running:
                 ray.wait(running, num_returns=len(running), timeout=_CANCEL_S)
-
-
-def _wait_for_room(resources: Resources) -> None:
-    """Return when some machine could hold one task. Raises UserError after placement_timeout_s."""
-    one = resources.model_copy(update={"num_workers": 1})
-    deadline = time.monotonic() + resources.placement_timeout_s
-    while not num_places(one, nodes := alive_nodes()):
-        if time.monotonic() >= deadline:
-            raise UserError(
-                f"resources: one task asks for {asked(resources)}, and no machine of the cluster has that much "
-                f"(nodes: {described(nodes)}). Lower resources.cpus_per_worker or gpus_per_worker, or add a larger "
-                "machine."
-            )
-        time.sleep(_POLL_S)

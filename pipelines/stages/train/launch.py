@@ -11,7 +11,7 @@ import shutil
 from dataclasses import replace
 from typing import Any
 
-from ray._private.state import available_resources_per_node, state
+from ray._private.state import available_resources_per_node
 from ray._private.worker import get_dashboard_url
 from ray.exceptions import RayError, RayTaskError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
@@ -21,11 +21,11 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 
 from base.errors import DamagedError, UserError
 from pipelines.engine.interrupts import kept_handlers
-from pipelines.engine.placement import ClusterNode, too_small, wait_for_room
+from pipelines.engine.placement import ClusterNode, Demand, too_small
 from pipelines.engine.stage import Resources
 from pipelines.errors import InfrastructureError, LostError
 from pipelines.ray_errors import explained_ray, is_lost_process
-from pipelines.stages.ray_resources import alive_nodes
+from pipelines.stages.ray_resources import wait_for_machines
 from pipelines.stages.train import checkpoint as checkpoints
 from pipelines.stages.train.environment import ray_train_settings
 from pipelines.stages.train.job import TrainFacts, TrainJob
@@ -95,7 +95,7 @@ def _wait_for_room(resources: Resources, had_room: bool) -> None:
     """Wait until the cluster could hold the workers; where it did before, a lost machine may come back."""
     with explained_ray("Training"):
         try:
-            wait_for_room(resources, alive_nodes, can_grow=had_room or _has_autoscaler())
+            wait_for_machines(_all_workers(resources), may_come_back=had_room)
         except UserError as error:
             if not had_room:
                 raise
@@ -103,6 +103,10 @@ def _wait_for_room(resources: Resources, had_room: bool) -> None:
                 f"The cluster lost the room that training had, for placement_timeout_s="
                 f"{resources.placement_timeout_s:g} s. {error} The same command resumes from the newest checkpoint."
             ) from error
+
+
+def _all_workers(resources: Resources) -> Demand:
+    return Demand(resources, fewest=resources.num_workers)
 
 
 def resume_point(artifact: ArtifactDir) -> int | None:
@@ -146,7 +150,8 @@ def _fit(job: TrainJob) -> TrainFacts:
         if "StartupTimeout" in type(error.controller_failure).__name__:
             raise InfrastructureError(
                 f"Waited placement_timeout_s={resources.placement_timeout_s:g} s for room; other work has the cluster. "
-                f"Counting what is free now, {too_small(resources, _free_nodes())} Or wait: the same command resumes."
+                f"Counting what is free now, {too_small(_all_workers(resources), _free_nodes())} Or wait: the same "
+                "command resumes."
             ) from error
         raise
     finally:
@@ -158,10 +163,6 @@ def _fit(job: TrainJob) -> TrainFacts:
 
 def _free_nodes() -> list[ClusterNode]:
     return [ClusterNode(free) for free in available_resources_per_node().values()]
-
-
-def _has_autoscaler() -> bool:
-    return bool(state.get_max_resources_from_cluster_config())
 
 
 def _first_line(error: Exception) -> str:

@@ -19,29 +19,67 @@ def test_a_worker_must_fit_whole_on_one_node() -> None:
 def test_impossible_placement_says_what_is_asked_and_what_is_there() -> None:
     with pytest.raises(UserError, match=r"4 training workers ask for 1 CPU and 1 GPU each.*room for 2.*8 CPU, 2 GPU"):
         wait_for_room(
-            Resources(num_workers=4, gpus_per_worker=1), lambda: [ClusterNode({"CPU": 8.0, "GPU": 2.0})], can_grow=False
+            Demand(Resources(num_workers=4, gpus_per_worker=1), fewest=4),
+            lambda: [ClusterNode({"CPU": 8.0, "GPU": 2.0})],
+            can_grow=False,
         )
 
 
-def test_a_growing_cluster_is_waited_for() -> None:
+def test_of_tasks_one_must_fit() -> None:
+    tasks = Demand(Resources(num_workers=9, cpus_per_worker=3), fewest=1)
+    wait_for_room(tasks, lambda: [ClusterNode({"CPU": 4.0})], can_grow=False)
+    with pytest.raises(UserError, match=r"one worker asks for 3 CPU, and the cluster has room for none \(nodes: 2 CPU"):
+        wait_for_room(tasks, lambda: [ClusterNode({"CPU": 2.0})], can_grow=False)
+
+
+class Asking:
+    """An autoscaler that is asked; counts the times."""
+
+    def __init__(self) -> None:
+        self.begun = self.ended = 0
+
+    def __call__(self) -> Asking:
+        return self
+
+    def __enter__(self) -> None:
+        self.begun += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.ended += 1
+
+
+FOUR = Demand(Resources(num_workers=4, placement_timeout_s=30), fewest=4)
+
+
+def test_a_growing_cluster_is_asked_once_and_waited_for() -> None:
     sizes = iter([1.0, 1.0, 4.0])
     naps: list[float] = []
-    wait_for_room(
-        Resources(num_workers=4), lambda: [ClusterNode({"CPU": next(sizes)})], can_grow=True, sleep=naps.append
-    )
+    asking = Asking()
+    nodes = lambda: [ClusterNode({"CPU": next(sizes)})]  # noqa: E731
+    wait_for_room(FOUR, nodes, can_grow=True, ask=asking, sleep=naps.append)
     assert len(naps) == 2
+    assert (asking.begun, asking.ended) == (1, 1)
+
+
+def test_where_there_is_room_nobody_is_asked() -> None:
+    asking = Asking()
+    wait_for_room(FOUR, lambda: [ClusterNode({"CPU": 4.0})], can_grow=True, ask=asking)
+    assert asking.begun == 0
 
 
 def test_waiting_ends_with_an_error() -> None:
     times = iter([0.0, 10.0, 20.0, 31.0])
+    asking = Asking()
     with pytest.raises(UserError, match="or add nodes"):
         wait_for_room(
-            Resources(num_workers=4, placement_timeout_s=30),
+            FOUR,
             lambda: [ClusterNode({"CPU": 1.0})],
             can_grow=True,
+            ask=asking,
             sleep=lambda _: None,
             clock=lambda: next(times),
         )
+    assert (asking.begun, asking.ended) == (1, 1)
 
 
 def test_labels_and_other_resources_count() -> None:
