@@ -147,10 +147,10 @@ def main() -> None:
             for number in range(arguments.rounds):
                 for form, uri in uris.items():
                     measured[form].append(step_s(folder, uri, number, tokens_per_step=2 * 256))
-                    print(f"round {number + 1} of {arguments.rounds}, {form}: {1e3 * measured[form][-1]:.2f} ms a step")
+                    print(f"round {number + 1} of {arguments.rounds}, {form}: {1e3 * measured[form][-1]:.2f} ms per step")
         finally:
             os.killpg(server.pid, signal.SIGKILL)
-    print("tracking   ms a step  against off, per round")
+    print("tracking   ms per step  against off, per round")
     for form, seconds in measured.items():
         ratios = [100 * (one / off - 1) for one, off in zip(seconds, measured["off"], strict=True)]
         print(
