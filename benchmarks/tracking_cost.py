@@ -147,7 +147,7 @@ def main() -> None:
             for number in range(arguments.rounds):
                 for form, uri in uris.items():
                     measured[form].append(step_s(folder, uri, number, tokens_per_step=2 * 256))
-                    print(f"round {number + 1} of {arguments.rounds}, {form}: {1e3 * measured[form][-1]:.2f} ms per step")
+                    print(f"round {number + 1} of {arguments.rounds}, {form}: a step {1e3 * measured[form][-1]:.2f} ms")
         finally:
             os.killpg(server.pid, signal.SIGKILL)
     print("tracking   ms per step  against off, per round")
