@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import Any
 
 from ray._private.state import available_resources_per_node
-from ray._private.worker import get_dashboard_url
 from ray.exceptions import RayError, RayTaskError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -42,14 +41,12 @@ class _Trainer(TorchTrainer):
         """Leave Ctrl-C to us: Ray Train would wait for every worker to end in order, which takes a minute."""
 
     def _create_default_callbacks(self) -> list[Any]:
-        """Leave out the cleaner of placement groups if there is no dashboard.
+        """Leave out the cleaner of placement groups.
 
-        It asks the dashboard whether the controller lives. Without one it gives up after 40 s, and a training that ends
-        sooner waits 12 s for it.
+        Ours go with the process of the attempt, whose job they belong to. In Ray 2.60 the cleaner of a controller that
+        was killed never ends; and without a dashboard, which it asks, a short training waits 12 s for it.
         """
         callbacks: list[Any] = super()._create_default_callbacks()
-        if get_dashboard_url():
-            return callbacks
         return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
 
 
