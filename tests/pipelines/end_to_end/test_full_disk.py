@@ -38,10 +38,10 @@ def used_kib(folder: Path) -> int:
     return int(answer.stdout.split()[-1])
 
 
-def assert_says_that_the_disk_is_full(ended: Finished, folder: Path, stage: str = "train") -> None:
+def assert_says_that_the_disk_is_full(ended: Finished, folder: Path, stage: str | None) -> None:
     assert ended.code == 75, ended.output
     (message,) = [line for line in ended.output.splitlines() if line.startswith("error:")]
-    assert f"stage {stage}:" in message
+    assert stage is None or f"stage {stage}:" in message
     assert str(folder) in message
     assert "no space" in message.lower()
     assert "Make room" in message
@@ -64,7 +64,7 @@ def test_workers_whose_disk_is_full_say_so_and_go_on_after_making_room(
     with disk(shards, "60k") as resize_shards, disk(trained, "200k") as resize_trained:  # less than one checkpoint
         assert_says_that_the_disk_is_full(pipeline.run(), shards, "tokens")
         resize_shards("64m")
-        assert_says_that_the_disk_is_full(pipeline.run(), trained)
+        assert_says_that_the_disk_is_full(pipeline.run(), trained, "train")
         resize_trained("64m")
         again = pipeline.run()
         assert again.code == 0, again.output
@@ -84,7 +84,7 @@ def test_a_whole_storage_that_is_full_keeps_the_state_and_goes_on_after_making_r
         assert first.code == 0, first.output
         pipeline.file.write_text(whole)
         resize(f"{used_kib(pipeline.storage) + 700}k")
-        assert_says_that_the_disk_is_full(pipeline.run(), pipeline.storage)
+        assert_says_that_the_disk_is_full(pipeline.run(), pipeline.storage, None)  # a stage, or the scheduler's log
         status = pipeline.bmojo("status", "--storage", str(pipeline.storage))
         assert "RESUMABLE" in status.output
         resize("256m")
