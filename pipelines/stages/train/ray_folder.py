@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -14,7 +15,9 @@ _OWNER = "owner.json"
 
 
 def new_ray_train_folder() -> str:
-    """A folder that says whose it is, for `bmojo gc` if this process is killed before it removes the folder."""
+    """A folder that says whose it is: if this process is killed, the next training here or `bmojo gc` removes it."""
+    for left in filter(is_left, ray_train_folders()):
+        shutil.rmtree(left, ignore_errors=True)
     folder = tempfile.mkdtemp(prefix=_PREFIX)
     (Path(folder) / _OWNER).write_text(ProcessIdentity.of_this_process().model_dump_json())
     return folder

@@ -226,15 +226,13 @@ def test_spools_of_deleted_runs(s3_storage: Storage) -> None:
 
 
 def test_the_folder_of_a_training_whose_process_is_dead(tmp_path: Path) -> None:
-    mine = Path(new_ray_train_folder())
-    dead = Path(new_ray_train_folder())
+    mine, dead, far = (Path(new_ray_train_folder()) for _ in range(3))
     child = subprocess.Popen([sys.executable, "-c", "pass"])
     child.wait()
     identity = ProcessIdentity.of_this_process().model_copy(update={"pid": child.pid, "started_at": 1.0})
     (dead / "owner.json").write_text(identity.model_dump_json())
     unknown = tmp_path / "T" / "bmojo-ray-train-unknown"
     unknown.mkdir()
-    far = Path(new_ray_train_folder())
     (far / "owner.json").write_text(identity.model_copy(update={"boot_id": "another machine"}).model_dump_json())
     (thing,) = ray_leftovers(NOW)
     assert thing.garbage.path == str(dead)
@@ -242,6 +240,17 @@ def test_the_folder_of_a_training_whose_process_is_dead(tmp_path: Path) -> None:
     assert not dead.exists()
     assert all(folder.exists() for folder in (mine, unknown, far))
     assert not list(ray_leftovers(api.Limits()))
+
+
+def test_the_next_training_removes_what_a_killed_one_left(tmp_path: Path) -> None:
+    mine, dead = (Path(new_ray_train_folder()) for _ in range(2))
+    child = subprocess.Popen([sys.executable, "-c", "pass"])
+    child.wait()
+    identity = ProcessIdentity.of_this_process().model_copy(update={"pid": child.pid, "started_at": 1.0})
+    (dead / "owner.json").write_text(identity.model_dump_json())
+    new = Path(new_ray_train_folder())
+    assert not dead.exists()
+    assert all(folder.exists() for folder in (mine, new))
 
 
 def test_sessions_of_ray_that_nobody_uses(ray_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
