@@ -11,7 +11,6 @@ from xdist.scheduler import LoadScopeScheduling
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # Ray on 127.0.0.1, as `bmojo run` starts it
 # Read when triton is first imported, which torch.compile does too: it must be set before any test module is. Nothing
 # else here runs Triton kernels; a child process that compiles them for a GPU has to remove it. 0: test on the GPU.
 os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -47,7 +47,6 @@ CONFIG = {
 @pytest.fixture
 def growing_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The address of a head without CPUs, and of an autoscaler that may add two machines with one each."""
-    monkeypatch.delenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")  # it is reached from other machines
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(16))
     with socket.socket() as listener:

@@ -49,7 +49,8 @@ def test_a_cluster_of_three_raylets_gives_the_same_result(
             finished = pipeline.run(f"cluster.address={address}")
             assert finished.code == 0, finished.output
             tokens, trained = pipeline.record("tokenize")["output"], pipeline.record("train")["output"]
-            asked = pipeline.run(f"cluster.address={address}", "train.lr=1e-4", "train.resources.cpus_per_worker=3")
+            large = ("train.lr=1e-4", "train.resources.cpus_per_worker=3", "train.resources.placement_timeout_s=5")
+            asked = pipeline.run(f"cluster.address={address}", *large)
         finally:
             cluster.communicate("")
     assert tokens == unbroken.record("tokenize")["output"]

@@ -208,10 +208,12 @@ def test_continued_pretraining_starts_from_the_other_stages_weights(
     assert facts.initial_valid_loss == straight.output.final_valid_loss
 
 
-def test_more_workers_than_the_cluster_holds_is_an_error_at_once(
+def test_more_workers_than_the_cluster_holds_are_waited_for_and_then_an_error(
     ray_cluster: None, two_workers: TrainStageConfig, tokens: Tokens, tmp_path: Path
 ) -> None:
-    resources = two_workers.resources.model_copy(update={"num_workers": 4, "cpus_per_worker": 3.0})
+    resources = two_workers.resources.model_copy(
+        update={"num_workers": 4, "cpus_per_worker": 3.0, "placement_timeout_s": 2.0}
+    )
     config = two_workers.model_copy(update={"resources": resources})
     with pytest.raises(UserError, match=r"4 training workers ask for 3 CPU each.*room for 1"):
         run_training(make_job(config, TrainInputs(tokens), context_of(tmp_path / "train-0"), FileSink(tmp_path / "m")))
