@@ -156,7 +156,7 @@ def test_a_task_whose_worker_is_killed_is_started_again(tmp_path: Path) -> None:
 
 def test_a_task_larger_than_every_machine_is_a_user_error() -> None:
     resources = Resources(cpus_per_worker=1000, placement_timeout_s=0.1)
-    with pytest.raises(UserError, match="one task asks for 1000 CPU, and no machine"):
+    with pytest.raises(UserError, match="one worker asks for 1000 CPU, and the cluster has room for none"):
         list(tasks.run_tasks(str, [("never run",)], resources))
 
 
