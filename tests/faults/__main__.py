@@ -73,7 +73,7 @@ def main() -> int:
                 _show(console, experiment, outcome, work)
                 progress.advance(bar)
                 if arguments.report:
-                    write_report(Path(arguments.report), outcomes, _command(), arguments.seed)
+                    write_report(Path(arguments.report), outcomes, _command(arguments), arguments.seed)
     finally:
         for place in places.values():
             place.close()
@@ -146,8 +146,9 @@ def _open(where: str, work: Path) -> Place:
     return ThreeRaylets(folder)
 
 
-def _command() -> str:
-    return shlex.join(["python", "-m", "tests.faults", *sys.argv[1:]])
+def _command(arguments: argparse.Namespace) -> str:
+    """What gives such a report, in one go or in several."""
+    return shlex.join(["python", "-m", "tests.faults", "--seed", str(arguments.seed), "--report", arguments.report])
 
 
 def _show(console: Console, experiment: Experiment, outcome: Outcome, work: Path) -> None:
