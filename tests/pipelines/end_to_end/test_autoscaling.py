@@ -25,12 +25,12 @@ from tests.pipelines.waiting import wait_until
 pytestmark = pytest.mark.slow
 
 # Ray's autoscaler and its raylets are real; its provider of machines starts them all on this one.
+PROVIDER = {"type": "fake_multinode", "use_node_id_as_ip": True, "disable_node_updaters": True}
 CONFIG = {
     "cluster_name": "grows",
     "max_workers": 2,
     "idle_timeout_minutes": 5,
     "upscaling_speed": 1.0,
-    "provider": {"type": "fake_multinode", "use_node_id_as_ip": True, "disable_node_updaters": True},
     "available_node_types": {
         "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
         "worker": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2},
@@ -53,9 +53,8 @@ def growing_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
         listener.bind(("", 0))
         port = listener.getsockname()[1]
     address = f"{ray.util.get_node_ip_address()}:{port}"
-    CONFIG["provider"] |= {"gcs_address": address}  # type: ignore[operator]
     file = tmp_path / "cluster.json"
-    file.write_text(json.dumps(CONFIG))
+    file.write_text(json.dumps({**CONFIG, "provider": {**PROVIDER, "gcs_address": address}}))
     sessions = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # a short path, for sockets
     command = [
         str(Path(sys.executable).with_name("ray")), "start", "--head", f"--autoscaling-config={file}", "--num-cpus=0",
