@@ -55,8 +55,7 @@ def test_a_growing_cluster_is_asked_once_and_waited_for() -> None:
     sizes = iter([1.0, 1.0, 4.0])
     naps: list[float] = []
     asking = Asking()
-    nodes = lambda: [ClusterNode({"CPU": next(sizes)})]  # noqa: E731
-    wait_for_room(FOUR, nodes, can_grow=True, ask=asking, sleep=naps.append)
+    wait_for_room(FOUR, lambda: [ClusterNode({"CPU": next(sizes)})], can_grow=True, ask=asking, sleep=naps.append)
     assert len(naps) == 2
     assert (asking.begun, asking.ended) == (1, 1)
 
