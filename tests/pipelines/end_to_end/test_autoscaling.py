@@ -85,5 +85,5 @@ def test_stages_ask_for_the_machines_they_need(tmp_path: Path, growing_cluster: 
     assert finished.code == 0, finished.output
     logs = {log.name.partition(".")[0]: log.read_text() for log in pipeline.storage.glob("runs/*/logs/*.log")}
     assert "Waiting for machines" in logs["tokenizer"], "there was none"
-    assert "and the cluster has room for 1 of them (nodes: 0 CPU, 0 GPU; 1 CPU, 0 GPU)" in logs["train"]
+    assert "2 training workers ask for 1 CPU each, and the cluster has room for 1 of them" in logs["train"]
     assert pipeline.record("train")["output"]["steps"] == 16
