@@ -13,33 +13,33 @@ first token is predicted from. Why so: docs/design/0010-documents-in-packed-sequ
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from base.sealed import dumps, seal
+from base.sealed import dumps
 from data.config import TokenizeFields
 from data.errors import DataError
+from data.index import TABLE_FILE, folder_name, pack_index
+from data.mds import BYTES, MdsWriter, ShardEntry, array_of, index_entry
 from data.records import NOTHING, SPLITS, PackingFormat, Reason, ShardsSummary, SliceRecord, Split, SplitCounts
 from data.sources import Document, Slice, read_slice
 from data.tokenizer import Tokenizer
 
-INDEX_FILE = "index.json"
+INDEX_FILE = "index.json"  # for mosaicml-streaming and what reads its format; ours is TABLE_FILE
 DOC_STARTS_DTYPE = np.dtype("<i4")  # stored as bytes: MDS has no empty arrays, and a sample may begin no document
 _ENCODE_CHARS = 1 << 20  # documents are encoded together until they hold this much
 _SAMPLES_AT_ONCE = 64
 
 
-def slice_folder(index: int) -> str:
-    """Name of a slice's folder under train/ and valid/."""
-    return f"slice-{index:05d}"
+def columns_of(format_: PackingFormat) -> dict[str, str]:
+    """The columns of a sample and how they are encoded."""
+    return {"tokens": array_of(format_.token_dtype), "doc_starts": BYTES}
 
 
 def write_slice(slice_: Slice, tokenizer: Tokenizer, fields: TokenizeFields, out_dir: Path) -> SliceRecord:
@@ -48,7 +48,7 @@ def write_slice(slice_: Slice, tokenizer: Tokenizer, fields: TokenizeFields, out
     The same slice gives the same bytes. A split that gets no document gets no folder.
     Raises: DataError: the slice cannot be read as text; nothing of it is left behind.
     """
-    folders = {split: out_dir / split / slice_folder(slice_.index) for split in SPLITS}
+    folders = {split: out_dir / split / folder_name(slice_.index) for split in SPLITS}
     format_ = PackingFormat(
         seq_len=fields.seq_len,
         eod_id=tokenizer.eod_id,
@@ -105,29 +105,35 @@ def merge_slices(out_dir: Path, records: Sequence[SliceRecord], fields: Tokenize
     digests: dict[Split, str] = {}
     for split in SPLITS:
         if counts[split].num_samples:
-            shards = [shard for record in records for shard in record.shards[split]]
-            index = {
-                "version": 2,
-                "shards": shards,
-                "format": format_.model_dump(),
-                "counts": counts[split].model_dump(),
-            }
-            data = dumps(seal(index), sort_keys=True).encode()
-            _write_atomic(out_dir / split / INDEX_FILE, data)
+            shards = [(record.index, shard) for record in records for shard in record.shards[split]]
+            _write_index(out_dir / split, format_, shards, fields.shard_bytes)
+            data = pack_index(format_, counts[split], shards)
+            _write_atomic(out_dir / split / TABLE_FILE, data)
             digests[split] = hashlib.sha256(data).hexdigest()
     left_out = sum((Counter(record.left_out) for record in records), Counter())
     return ShardsSummary(format=format_, counts=counts, left_out=dict(left_out), index_sha256=digests)
+
+
+def _write_index(
+    folder: Path, format_: PackingFormat, shards: Sequence[tuple[int, ShardEntry]], shard_bytes: int
+) -> None:
+    columns = columns_of(format_)
+    entries = [
+        index_entry(shard._replace(name=f"{folder_name(number)}/{shard.name}"), columns, shard_bytes)
+        for number, shard in shards
+    ]
+    _write_atomic(folder / INDEX_FILE, dumps({"version": 2, "shards": entries}, sort_keys=True).encode())
 
 
 class _SplitWriter:
     """Packs documents into samples and writes them as the shards of one slice and split."""
 
     def __init__(self, folder: Path, format_: PackingFormat, shard_bytes: int) -> None:
-        self._folder, self._format, self._shard_bytes = folder, format_, shard_bytes
+        self._format = format_
         self._eod = np.array([format_.eod_id], format_.token_dtype)
         self._pending: list[np.ndarray] = []  # the stream from the first token of the next sample on
         self._num_pending = 0
-        self._writer: Any = None
+        self._writer = MdsWriter(folder, columns_of(format_), shard_bytes)
         self.counts = NOTHING
 
     def add(self, ids: np.ndarray, num_bytes: int) -> None:
@@ -138,19 +144,13 @@ class _SplitWriter:
         if self._num_pending > _SAMPLES_AT_ONCE * self._format.seq_len:
             self._write_samples(is_end=False)
 
-    def finish(self) -> tuple[dict[str, Any], ...]:
-        """Write what is left. Returns the index entries of the shards, relative to the split's folder."""
+    def finish(self) -> tuple[ShardEntry, ...]:
+        """Write what is left. Returns the entries of the shards, relative to the folder."""
         if not self.counts.num_documents:
             return ()
         self._append(self._eod)
         self._write_samples(is_end=True)
-        self._writer.finish()
-        index_file = self._folder / INDEX_FILE
-        shards = json.loads(index_file.read_text())["shards"]
-        index_file.unlink()  # the one index is the merged one
-        for shard in shards:
-            shard["raw_data"]["basename"] = f"{self._folder.name}/{shard['raw_data']['basename']}"
-        return tuple(shards)
+        return self._writer.finish()
 
     def _append(self, tokens: np.ndarray) -> None:
         self._pending.append(tokens)
@@ -162,8 +162,6 @@ class _SplitWriter:
         tokens = np.concatenate(self._pending)
         num_samples = -(-(len(tokens) - 1) // seq_len) if is_end else (len(tokens) - 1) // seq_len
         doc_starts = np.flatnonzero(tokens == self._eod)
-        if self._writer is None:
-            self._writer = self._open()
         for start in range(0, num_samples * seq_len, seq_len):
             end = min(start + seq_len + 1, len(tokens))
             low, high = np.searchsorted(doc_starts, (start, end))
@@ -172,12 +170,6 @@ class _SplitWriter:
         self.counts += SplitCounts(num_documents=0, num_samples=num_samples, num_tokens=0, num_bytes=0)
         self._pending = [tokens[num_samples * seq_len :]]
         self._num_pending = len(self._pending[0])
-
-    def _open(self) -> Any:
-        from streaming import MDSWriter
-
-        columns = {"tokens": f"ndarray:{self._format.token_dtype}", "doc_starts": "bytes"}
-        return MDSWriter(columns=columns, out=str(self._folder), hashes=["sha256"], size_limit=self._shard_bytes)
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:

@@ -1,11 +1,12 @@
-"""What is noted down about shards. Quick to import: no library but pydantic."""
+"""What is noted down about shards. Quick to import: no libraries but pydantic and numpy."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from base.config import StrictConfig
+from data.mds import ShardEntry
 
 Split = Literal["train", "valid"]
 SPLITS: tuple[Split, ...] = ("train", "valid")
@@ -59,7 +60,7 @@ class SliceRecord(StrictConfig):
     counts: dict[Split, SplitCounts]
     left_out: dict[Reason, int]  # documents that are in no split
     positions: tuple[float, float] | None  # the least and the greatest of its documents (data.packing.position_of)
-    shards: dict[Split, tuple[dict[str, Any], ...]]  # entries of an MDS index, relative to the split's folder
+    shards: dict[Split, tuple[ShardEntry, ...]]  # relative to the slice's folder
     source_stamp: str = ""  # data.sources.stamp when the slice was read
 
 

@@ -1,31 +1,30 @@
-"""Reading finished shards in order: whole documents, or every sample once (validation, evaluation).
+"""Reading finished shards: any sample by its number, every sample once in order, or whole documents.
 
 Shapes: b batch (samples), t time (seq_len tokens).
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from collections.abc import Iterator, Sequence
+from functools import cached_property, lru_cache
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 
 from base.errors import DamagedError
-from base.sealed import unseal
 from base.verified import check_file
 from data.errors import DataError
-from data.packing import DOC_STARTS_DTYPE, INDEX_FILE
-from data.records import PackingFormat, Split, SplitCounts
+from data.index import REMEDY, TABLE_FILE, ShardIndex, parse_index
+from data.mds import MdsShard, ShardEntry
+from data.packing import DOC_STARTS_DTYPE
+from data.records import PackingFormat, Split
 
 IGNORED_TARGET = -100
 PADDING_DOC = -1
-_REMEDY = "Delete the tokenize stage's artifact and run it again."
+_OPEN_SHARDS = 8  # of those who read in order
 
 
 class TokenBatch(NamedTuple):
@@ -41,109 +40,147 @@ class TokenBatch(NamedTuple):
     doc_ids_bt: torch.Tensor
 
 
-@dataclass(frozen=True)
-class ShardIndex:
-    """What a split's index.json says."""
+class ShardFiles(Protocol):
+    """Where the files of a tokenised text are."""
 
-    folder: Path
-    format: PackingFormat
-    counts: SplitCounts
-    shards: tuple[dict[str, Any], ...]
-    sha256: str
+    def read(self, name: str) -> bytes:
+        """The whole of a small file. Raises FileNotFoundError."""
+
+    def open(self, split: Split, entry: ShardEntry) -> BinaryIO:
+        """A shard, its content compared with its digest. Raises DamagedError."""
+
+    def fetch_ahead(self, split: Split, entries: Sequence[ShardEntry]) -> None:
+        """Shards that will soon be opened; returns at once."""
+
+    def __str__(self) -> str:
+        """The place, for messages."""
 
 
-def read_index(shards_dir: Path, split: Split) -> ShardIndex:
-    """Read a split's index and check that its shards have their sizes; their content is checked when they are read.
+class LocalShardFiles:
+    """Shards on a disk of this machine, read where they are."""
 
-    Raises: DataError: the index is missing. DamagedError: it, or the size of a shard, is not as it was written.
+    def __init__(self, folder: Path) -> None:
+        self._folder = Path(folder)
+
+    def read(self, name: str) -> bytes:
+        return (self._folder / name).read_bytes()
+
+    def open(self, split: Split, entry: ShardEntry) -> BinaryIO:
+        path = self._folder / split / entry.name
+        try:
+            check_file(path, entry.num_bytes, entry.sha256)
+        except DamagedError as error:
+            raise DamagedError(f"{error}. {REMEDY}") from error
+        return open(path, "rb")
+
+    def fetch_ahead(self, split: Split, entries: Sequence[ShardEntry]) -> None:
+        pass
+
+    def __str__(self) -> str:
+        return str(self._folder)
+
+
+class TokenSplit:
+    """One split of a tokenised text. Shards are opened, and their content is checked, when they are first read.
+
+    Args: files: where its files are, or their folder on this machine.
+    Raises: DataError: there is no index. DamagedError: it is not as it was written.
     """
-    folder = Path(shards_dir) / split
-    file = folder / INDEX_FILE
-    try:
-        data = file.read_bytes()
-        index = unseal(data, str(file))
-        result = ShardIndex(
-            folder=folder,
-            format=PackingFormat.model_validate(index["format"]),
-            counts=SplitCounts.model_validate(index["counts"]),
-            shards=tuple(index["shards"]),
-            sha256=hashlib.sha256(data).hexdigest(),
-        )
-    except FileNotFoundError:
-        raise DataError(
-            f"{file}: there is no index of the {split} split: tokenizing did not finish, or gave this split no "
-            "document (validation_fraction=0 leaves `valid` empty). Run the tokenize stage, if need be with a larger "
-            "validation_fraction."
-        ) from None
-    except (DamagedError, ValidationError, KeyError) as error:
-        what = str(error) if isinstance(error, DamagedError) else f"{file}: of another version"
-        raise DamagedError(f"{what}. {_REMEDY}") from error
-    for shard in result.shards:
-        _check_shard(folder, shard, size_only=True)
-    return result
+
+    def __init__(self, files: ShardFiles | Path, split: Split) -> None:
+        self.files: ShardFiles = LocalShardFiles(files) if isinstance(files, Path) else files
+        self.split = split
+        self._open = lru_cache(maxsize=_OPEN_SHARDS)(self.open_shard)
+
+    @cached_property
+    def index(self) -> ShardIndex:
+        """What the split holds."""
+        name = f"{self.split}/{TABLE_FILE}"
+        try:
+            data = self.files.read(name)
+        except FileNotFoundError:
+            raise DataError(
+                f"{self.files}/{name}: there is no index of the {self.split} split: tokenizing did not finish, or gave "
+                "this split no document (validation_fraction=0 leaves `valid` empty). Run the tokenize stage, if need "
+                "be with a larger validation_fraction."
+            ) from None
+        return parse_index(data, f"{self.files}/{name}")
+
+    def open_shard(self, number: int) -> MdsShard:
+        """A shard by its number in the index. Raises DamagedError: it is missing or not as it was written."""
+        with self.files.open(self.split, self.index.entry(number)) as file:
+            return MdsShard(file)
+
+    def samples(self, start: int = 0, stop: int | None = None) -> Iterator[dict[str, np.ndarray]]:
+        """Samples in their order; only the shards that hold them are opened."""
+        ends = self.index.sample_ends
+        stop = self.index.counts.num_samples if stop is None else min(stop, self.index.counts.num_samples)
+        while start < stop:
+            number = int(np.searchsorted(ends, start, side="right"))
+            first = int(ends[number]) - int(self.index.shard_samples[number])
+            shard = self._open(number)
+            last = min(stop, int(ends[number]))
+            yield from map(shard.sample, range(start - first, last - first))
+            start = last
 
 
-def check_shards(index: ShardIndex) -> None:
-    """Raises: DamagedError: a shard is missing or not as it was written."""
-    for shard in index.shards:
-        _check_shard(index.folder, shard)
-
-
-def _check_shard(folder: Path, shard: dict[str, Any], size_only: bool = False) -> None:
-    raw = shard["raw_data"]
-    try:
-        check_file(folder / raw["basename"], raw["bytes"], None if size_only else raw["hashes"]["sha256"])
-    except DamagedError as error:
-        raise DamagedError(f"{error}. {_REMEDY}") from error
-
-
-def collate(samples: Sequence[dict[str, Any]], format_: PackingFormat) -> TokenBatch:
-    """Make one batch of MDS samples."""
+def collate(samples: Sequence[dict[str, np.ndarray]], format_: PackingFormat) -> TokenBatch:
+    """Make one batch of samples."""
     shape = (len(samples), format_.seq_len)
     tokens_bt = np.full(shape, format_.eod_id, np.int64)
     targets_bt = np.full(shape, IGNORED_TARGET, np.int64)
     doc_ids_bt = np.full(shape, PADDING_DOC, np.int64)
+    starts_t = np.empty(format_.seq_len + 1, np.int64)
     for row, sample in enumerate(samples):
         tokens = sample["tokens"]
         num_inputs = len(tokens) - 1
-        doc_starts = np.frombuffer(sample["doc_starts"], DOC_STARTS_DTYPE)
         tokens_bt[row, :num_inputs] = tokens[:-1]
         targets_bt[row, :num_inputs] = tokens[1:]
-        doc_ids_bt[row, :num_inputs] = np.searchsorted(doc_starts, np.arange(num_inputs), side="right")
+        starts_t[:] = 0
+        starts_t[sample["doc_starts"].view(DOC_STARTS_DTYPE)] = 1
+        np.cumsum(starts_t[:num_inputs], out=doc_ids_bt[row, :num_inputs])
     return TokenBatch(torch.from_numpy(tokens_bt), torch.from_numpy(targets_bt), torch.from_numpy(doc_ids_bt))
 
 
 def read_token_batches(
-    shards_dir: Path, split: Split, batch_size: int, rank: int = 0, world_size: int = 1, max_samples: int | None = None
+    tokens: TokenSplit,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    max_samples: int | None = None,
+    start: int = 0,
 ) -> Iterator[TokenBatch]:
     """Every sample of a split once, in order, dealt out over `world_size` workers; ends.
 
     All workers get the same number of batches. The last may have fewer rows than batch_size; a worker for which no
     sample is left gets one row of padding, so that all take part in every collective.
     Args:
-        max_samples: stop after this many samples over all workers.
-    Raises: DataError: as read_index, or a shard is missing or damaged.
+        max_samples: stop at this sample, counted over all workers.
+        start: the first sample.
+    Raises: DataError: there is no index. DamagedError: it or a shard is not as it was written.
     """
-    index = read_index(shards_dir, split)
-    num_samples = min(index.counts.num_samples, max_samples or index.counts.num_samples)
-    samples = _read_samples(index.folder, index.shards)
+    index = tokens.index
+    stop = min(index.counts.num_samples, max_samples or index.counts.num_samples)
     global_batch = batch_size * world_size
-    for start in range(0, num_samples, global_batch):
-        rows = [next(samples) for _ in range(start, min(start + global_batch, num_samples))][rank::world_size]
+    for first in range(start, stop, global_batch):
+        rows = list(tokens.samples(first, min(first + global_batch, stop)))[rank::world_size]
         yield collate(rows or [_padding_sample(index.format)], index.format)
 
 
-def read_token_documents(shards_dir: Path, split: Split) -> Iterator[np.ndarray]:
+def read_token_documents(tokens: TokenSplit) -> Iterator[np.ndarray]:
     """The documents of a split, whole, in the order they were packed: each one's token ids without end-of-document.
 
-    Raises: DataError: as read_index, or a shard is missing or damaged.
+    Raises: DataError: there is no index. DamagedError: it or a shard is not as it was written.
     """
-    index = read_index(shards_dir, split)
-    for _, shards in groupby(index.shards, key=lambda shard: Path(shard["raw_data"]["basename"]).parent):
+    index = tokens.index
+    firsts = index.sample_ends - index.shard_samples
+    streams = np.flatnonzero(np.diff(index.folders, prepend=-1))  # the first shard of each
+    bounds = [*firsts[streams].tolist(), index.counts.num_samples]
+    for start, stop in pairwise(bounds):
         parts: list[np.ndarray] = []  # of the document begun
-        for sample in _read_samples(index.folder, shards):
-            inputs = sample["tokens"][:-1]  # the last one begins the next sample too, or ends the slice
-            doc_starts = np.frombuffer(sample["doc_starts"], DOC_STARTS_DTYPE)
+        for sample in tokens.samples(start, stop):
+            inputs = sample["tokens"][:-1]  # the last one begins the next sample too, or ends the stream
+            doc_starts = sample["doc_starts"].view(DOC_STARTS_DTYPE)
             continued, *begun = np.split(inputs, doc_starts[doc_starts < len(inputs)])
             parts.append(continued)
             for piece in begun:
@@ -153,15 +190,5 @@ def read_token_documents(shards_dir: Path, split: Split) -> Iterator[np.ndarray]
         yield np.concatenate(parts)
 
 
-def _read_samples(folder: Path, shards: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    from streaming.base.format import reader_from_json
-
-    for shard in shards:
-        _check_shard(folder, shard)
-        reader = reader_from_json(str(folder), "", shard)
-        for index in range(shard["samples"]):
-            yield reader[index]
-
-
-def _padding_sample(format_: PackingFormat) -> dict[str, Any]:
-    return {"tokens": np.array([format_.eod_id]), "doc_starts": b""}
+def _padding_sample(format_: PackingFormat) -> dict[str, np.ndarray]:
+    return {"tokens": np.array([format_.eod_id]), "doc_starts": np.empty(0, np.uint8)}

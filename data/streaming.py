@@ -1,67 +1,131 @@
-"""Training data: an endless, shuffled, resumable stream of micro batches out of MDS shards (mosaicml-streaming).
+"""Training data: an endless, shuffled, resumable stream of micro batches, read ahead from shards wherever they are.
 
-Order. An epoch is a fixed sequence of samples (by seed and epoch number), cut into global batches: batch s is samples
-s G to (s + 1) G - 1 of it, whatever the number of workers and micro batches it is dealt out to. Inside it worker w of W
-takes every W-th sample from the w-th on. The last samples of an epoch that fill no global batch are left out, others in
-each epoch. So training on another number of workers sees the same samples in every optimizer step.
+Order. Position p of training is one sample, by data.mixture and data.order: a formula of the seed. Global batch s is
+positions s G to (s + 1) G - 1, whatever the number of workers and micro batches it is dealt out to. So training on
+another number of workers sees the same samples in every optimizer step, and the position is all the state there is.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from functools import partial
-from pathlib import Path
-from typing import Any
+import itertools
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
 
-import torch.distributed as dist
-from streaming import StreamingDataLoader, StreamingDataset
-from streaming.base.world import World
+import numpy as np
 
 from data.errors import DataError
-from data.records import PackingFormat, Split
-from data.shards import TokenBatch, check_shards, collate, read_index, read_token_batches, read_token_documents
-from data.shared_memory import Namespace, close_segments
+from data.mds import MdsShard
+from data.mixture import Mixture
+from data.order import BLOCK_SAMPLES, Block, SampleOrder
+from data.records import PackingFormat
+from data.shards import TokenBatch, TokenSplit, collate
 
-__all__ = ["TokenBatch", "TokenStream", "open_stream", "read_token_batches", "read_token_documents"]
+_BATCHES_AHEAD = 4
+_POLL_S = 0.1
 
-_SHUFFLE_BLOCK_SAMPLES = 1 << 18  # samples of one shard are spread over about so many
-_SAMPLES_LEFT_OUT_TOGETHER = 64
+
+class Worker(NamedTuple):
+    """The place of a process among those that train."""
+
+    rank: int = 0
+    world_size: int = 1
+
+
+class StreamOrder(NamedTuple):
+    """What the order of samples follows from, beside the data.
+
+    Attributes:
+        num_paths: stretches of the data that are read side by side, each by its own machines; it divides the global
+            batch. Keep it when the number of machines changes.
+        block_samples: samples that are shuffled among each other.
+    """
+
+    seed: int = 0
+    shuffle: bool = True
+    num_paths: int = 1
+    block_samples: int = BLOCK_SAMPLES
+
+
+class Place(NamedTuple):
+    """Where one sample is."""
+
+    source: int
+    shard: int
+    sample: int
 
 
 class TokenStream:
-    """This worker's micro batches, epoch after epoch, without end. Made by `open_stream`; close it, or use `with`.
+    """This worker's micro batches, without end. Close it, or use `with`.
 
-    Attributes:
-        format: how the tokens are to be read.
-        samples_per_epoch: samples over all workers; a multiple of the global batch size.
+    Args:
+        sources: the splits to read, each counted in the mixture by its number.
+        micro_batch_size: samples in each batch of this worker.
+        global_batch_size: samples in an optimizer step, over all workers.
+        pin_memory: put batches into page-locked memory, from which a GPU copies without waiting.
+    Raises:
+        DataError: the sources do not fit together, or hold less than one global batch.
+        ValueError: the workers or paths do not divide the global batch.
     """
 
     def __init__(
         self,
-        dataset: Any,
-        namespace: Namespace,
-        format_: PackingFormat,
-        identity: dict[str, Any],
-        is_local_leader: bool,
+        sources: Sequence[TokenSplit],
+        *,
+        micro_batch_size: int,
+        global_batch_size: int,
+        order: StreamOrder,
+        worker: Worker,
+        mixture: Mixture | None = None,
+        pin_memory: bool = False,
     ) -> None:
-        self.format = format_
-        self.samples_per_epoch = int(identity["samples_per_epoch"])
-        self._dataset, self._namespace, self._identity = dataset, namespace, identity
-        self._is_local_leader = is_local_leader
-        self._loader = StreamingDataLoader(
-            dataset, batch_size=dataset.batch_size, num_workers=0, collate_fn=partial(collate, format_=format_)
-        )
-        self._batches: Iterator[TokenBatch] | None = None
+        _check_division(micro_batch_size, global_batch_size, order.num_paths, worker)
+        self.format = _common_format(sources)
+        self._sources, self._mixture, self.worker = sources, mixture or Mixture.of_one(), worker
+        self.micro_batch_size, self._global_batch_size = micro_batch_size, global_batch_size
+        self._order, self._pin_memory = order, pin_memory
+        self._orders = [
+            SampleOrder(source.index.shard_samples, order.seed, order.shuffle, order.num_paths, order.block_samples)
+            for source in sources
+        ]
+        self.num_samples = sum(each.num_samples for each in self._orders)
+        if self.num_samples < global_batch_size or min(each.num_samples for each in self._orders) < order.num_paths:
+            raise DataError(
+                f"{sources[0].files}: {self.num_samples} samples of {self.format.seq_len} tokens, fewer than one "
+                f"global batch of {global_batch_size}. Give more text, or lower global_batch_size or seq_len."
+            )
+        self.first_step = 0
+        self._reader: _Reader | None = None
         self._is_closed = False
 
     def __iter__(self) -> Iterator[TokenBatch]:
         """The one iteration over the stream, from where it stands. Raises RuntimeError when closed."""
         if self._is_closed:
             raise RuntimeError("The stream is closed.")
-        if self._batches is None:
-            self._batches = self._each_batch()
-        return self._batches
+        if self._reader is None:
+            self._reader = _Reader(self, self._sources, self._orders)
+        return self._reader
+
+    def places(self, step: int) -> list[Place]:
+        """Where the samples of this worker in global batch `step` (from 0) are, in their order."""
+        sources, own = self._part(step)
+        places = np.empty((len(own), 3), np.int64)
+        for number in np.unique(sources).tolist():
+            mine = sources == number
+            shards, samples = self._orders[number].at(own[mine])
+            places[mine] = np.stack((np.full_like(shards, number), shards, samples), axis=-1)
+        return [Place(*row) for row in places.tolist()]
+
+    def blocks(self, step: int) -> list[tuple[int, Block]]:
+        """The sources and blocks that this worker's samples of a global batch belong to."""
+        sources, own = self._part(step)
+        return [
+            (number, block)
+            for number in np.unique(sources).tolist()
+            for block in self._orders[number].blocks(own[sources == number])
+        ]
 
     def state_dict(self, num_samples: int) -> dict[str, Any]:
         """Where the stream stands once `num_samples` are done, and which data and order that refers to. JSON.
@@ -73,46 +137,31 @@ class TokenStream:
         return {"num_samples": num_samples, **self._identity}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to where `state` says; every worker calls it, before the iteration begins.
+        """Go to where `state` says, before the iteration begins.
 
         Raises: DataError: the state belongs to other data or another order. RuntimeError: the iteration has started.
         """
-        if self._batches is not None:
+        if self._reader is not None:
             raise RuntimeError("load_state_dict comes before the iteration over the stream.")
         differing = [name for name, here in self._identity.items() if state.get(name) != here]
         if differing:
             details = "; ".join(f"{name} {state.get(name)!r} then, {self._identity[name]!r} now" for name in differing)
             raise DataError(
-                f"{self._dataset.streams[0].local}: the checkpoint stands in another stream of data: {details}. "
+                f"{self._sources[0].files}: the checkpoint stands in another stream of data: {details}. "
                 "Resume with the shards and settings it was made with, or start from its weights in a new stage."
             )
-        epoch, sample_in_epoch = divmod(int(state["num_samples"]), self.samples_per_epoch)
-        if self._is_local_leader:
-            self._dataset.load_state_dict(
-                {
-                    "epoch": epoch,
-                    "sample_in_epoch": sample_in_epoch,
-                    "num_canonical_nodes": self._dataset.num_canonical_nodes,
-                    "shuffle_seed": self._dataset.shuffle_seed,
-                    "initial_physical_nodes": None,
-                }
-            )
-        if dist.is_initialized():
-            dist.barrier()
+        self.first_step = int(state["num_samples"]) // self._global_batch_size
+
+    def batch_of(self, samples: Sequence[dict[str, np.ndarray]]) -> TokenBatch:
+        """One micro batch of samples."""
+        batch = collate(samples, self.format)
+        return TokenBatch(*(part.pin_memory() for part in batch)) if self._pin_memory else batch
 
     def close(self) -> None:
-        """Stop the threads that read ahead, then give the shared memory back. Closing twice does no harm."""
-        if self._is_closed:
-            return
+        """Stop reading ahead. Closing twice does no harm."""
         self._is_closed = True
-        if hasattr(self._dataset, "_iterator"):
-            self._dataset._iterator.exit()
-        if hasattr(self._dataset, "_executor"):
-            self._dataset._executor.shutdown(wait=True)
-        if self._batches is not None:
-            self._batches.close()  # type: ignore[attr-defined]  # a generator
-        close_segments(self._dataset)
-        self._namespace.release()
+        if self._reader is not None:
+            self._reader.stop()
 
     def __enter__(self) -> TokenStream:
         return self
@@ -120,80 +169,121 @@ class TokenStream:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _each_batch(self) -> Iterator[TokenBatch]:
-        while True:
-            yield from self._loader
+    @property
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "index_sha256": [source.index.sha256 for source in self._sources],
+            "split": self._sources[0].split,
+            "global_batch_size": self._global_batch_size,
+            "mixture": [[phase.start, [str(share) for share in phase.shares]] for phase in self._mixture.phases],
+            **self._order._asdict(),
+        }
+
+    def _part(self, step: int) -> _Part:
+        """This worker's samples of a global batch."""
+        first = step * self._global_batch_size
+        sources, own = self._mixture.at(np.arange(first, first + self._global_batch_size))
+        share = self._global_batch_size // self.worker.world_size
+        by_path = np.argsort(own % self._order.num_paths, kind="stable")
+        mine = by_path[self.worker.rank * share : (self.worker.rank + 1) * share]
+        return _Part(sources[mine], own[mine])
 
 
-def open_stream(
-    shards_dir: Path,
-    split: Split,
-    *,
-    micro_batch_size: int,
-    global_batch_size: int,
-    shuffle: bool = True,
-    seed: int = 0,
-    num_canonical_nodes: int = 1,
-    scratch_dir: Path | None = None,
-) -> TokenStream:
-    """Open a split for training, in every worker at the same time.
+class _Part(NamedTuple):
+    """Number of the source, and the position in it, of each sample; int64."""
 
-    The worker's place comes from RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE, as torchrun and Ray Train set them.
-    Args:
-        micro_batch_size: samples in each batch of this worker.
-        global_batch_size: samples in an optimizer step, over all workers.
-        num_canonical_nodes: independent paths through the shards; with as many as machines, each machine reads its own
-            shards. Part of the order: keep it when the number of machines changes.
-        scratch_dir: folder on this machine where open streams are registered, see data.shared_memory.
-    Raises:
-        DataError: the shards are missing or damaged, or hold less than one global batch.
-        ValueError: the workers do not divide the global batch, or the machines the canonical nodes.
-        RuntimeError: there are several workers, but torch.distributed is not initialised.
-    """
-    index = read_index(shards_dir, split)
-    check_shards(index)
-    world = World.detect()
-    _check_division(world, micro_batch_size, global_batch_size, num_canonical_nodes)
-    unit = math.lcm(global_batch_size, num_canonical_nodes)
-    samples_per_epoch = index.counts.num_samples // unit * unit
-    if not samples_per_epoch:
-        raise DataError(
-            f"{index.folder}: {index.counts.num_samples} samples of {index.format.seq_len} tokens, fewer than one "
-            f"global batch of {unit}. Give more text, or lower global_batch_size or seq_len."
-        )
-    namespace = Namespace(world.rank, world.num_ranks, world.ranks_per_node, scratch_dir)
-    with namespace.entered():
-        dataset = StreamingDataset(
-            local=str(shards_dir),
-            split=split,
-            batch_size=micro_batch_size,
-            epoch_size=samples_per_epoch,
-            sampling_granularity=_SAMPLES_LEFT_OUT_TOGETHER,
-            num_canonical_nodes=num_canonical_nodes,
-            shuffle=shuffle,
-            shuffle_seed=seed,
-            shuffle_block_size=_SHUFFLE_BLOCK_SAMPLES,
-        )
-    identity = {
-        "index_sha256": index.sha256,
-        "split": split,
-        "samples_per_epoch": samples_per_epoch,
-        "global_batch_size": global_batch_size,
-        "shuffle": shuffle,
-        "seed": seed,
-        "num_canonical_nodes": num_canonical_nodes,
-    }
-    return TokenStream(dataset, namespace, index.format, identity, world.is_local_leader)
+    sources: np.ndarray
+    positions: np.ndarray
 
 
-def _check_division(world: Any, micro_batch_size: int, global_batch_size: int, num_canonical_nodes: int) -> None:
-    if global_batch_size % (micro_batch_size * world.num_ranks):
+class _Reader:
+    """Prepares micro batches in a thread, a few ahead of who trains, and has shards fetched a block ahead of itself."""
+
+    def __init__(self, stream: TokenStream, sources: Sequence[TokenSplit], orders: Sequence[SampleOrder]) -> None:
+        self._stream, self._sources, self._orders = stream, sources, orders
+        self._blocks: list[tuple[int, Block]] = []
+        self._open: dict[tuple[int, int], MdsShard] = {}
+        self._ready: queue.Queue[TokenBatch | BaseException] = queue.Queue(_BATCHES_AHEAD)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._read, name="read-batches", daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> _Reader:
+        return self
+
+    def __next__(self) -> TokenBatch:
+        batch = self._ready.get()
+        if isinstance(batch, BaseException):
+            self._ready.put(batch)  # for whoever asks again
+            raise batch
+        return batch
+
+    def stop(self) -> None:
+        """End the thread; it finishes the file it is waiting for."""
+        self._stopped.set()
+        self._thread.join()
+        self._open.clear()
+
+    def _read(self) -> None:
+        try:
+            for step in itertools.count(self._stream.first_step):
+                self._follow(self._stream.blocks(step))
+                places = self._stream.places(step)
+                for first in range(0, len(places), self._stream.micro_batch_size):
+                    rows = [self._sample(place) for place in places[first : first + self._stream.micro_batch_size]]
+                    if not self._hand_over(self._stream.batch_of(rows)):
+                        return
+        except BaseException as error:  # raised again by __next__, in the thread that trains
+            self._hand_over(error)
+
+    def _hand_over(self, batch: TokenBatch | BaseException) -> bool:
+        """Whether it was taken; not when the stream is closed."""
+        while not self._stopped.is_set():
+            with suppress(queue.Full):
+                self._ready.put(batch, timeout=_POLL_S)
+                return True
+        return False
+
+    def _sample(self, place: Place) -> dict[str, np.ndarray]:
+        key = place.source, place.shard
+        if key not in self._open:
+            self._open[key] = self._sources[place.source].open_shard(place.shard)
+        return self._open[key].sample(place.sample)
+
+    def _follow(self, blocks: list[tuple[int, Block]]) -> None:
+        """Close the shards of blocks that are over; have those of these and the next ones fetched."""
+        if blocks == self._blocks:
+            return
+        self._blocks = blocks
+        now = {(source, shard) for source, block in blocks for shard in self._orders[source].shards_of(block)}
+        self._open = {key: shard for key, shard in self._open.items() if key in now}
+        ahead = [(source, self._orders[source].next_block(block)) for source, block in blocks]
+        for number, source in enumerate(self._sources):
+            shards = [
+                shard
+                for origin, block in (*blocks, *ahead)
+                if origin == number
+                for shard in self._orders[number].shards_of(block)
+            ]
+            source.files.fetch_ahead(source.split, [source.index.entry(shard) for shard in dict.fromkeys(shards)])
+
+
+def _common_format(sources: Sequence[TokenSplit]) -> PackingFormat:
+    first, *others = sources
+    for other in others:
+        if other.index.format != first.index.format:
+            raise DataError(
+                f"{first.files} and {other.files} cannot be mixed: {first.index.format} and {other.index.format}. "
+                "Tokenize both with one tokenizer and seq_len."
+            )
+    return first.index.format
+
+
+def _check_division(micro_batch_size: int, global_batch_size: int, num_paths: int, worker: Worker) -> None:
+    if global_batch_size % (micro_batch_size * worker.world_size):
         raise ValueError(
             f"global_batch_size={global_batch_size} is not a multiple of micro_batch_size={micro_batch_size} x "
-            f"{world.num_ranks} workers. Change one of them."
+            f"{worker.world_size} workers. Change one of them."
         )
-    if num_canonical_nodes % world.num_nodes and world.num_nodes % num_canonical_nodes:
-        raise ValueError(
-            f"num_canonical_nodes={num_canonical_nodes} and the number of machines {world.num_nodes}: one must be a "
-            "multiple of the other. num_canonical_nodes=1 always works."
-        )
+    if global_batch_size % num_paths:
+        raise ValueError(f"global_batch_size={global_batch_size} is not a multiple of num_paths={num_paths}.")

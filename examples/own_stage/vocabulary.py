@@ -6,7 +6,7 @@ from itertools import islice
 
 import numpy as np
 
-from data.shards import read_token_documents
+from data.shards import TokenSplit, read_token_documents
 from pipelines.stages.python import RunningStage
 
 
@@ -24,7 +24,7 @@ def coverage(stage: RunningStage) -> dict[str, float]:
             counts, num_before = saved["counts"], int(saved["done"])
         stage.log.info("resuming after %d documents", num_before)
 
-    documents = islice(read_token_documents(tokens.path, "train"), num_before, None)
+    documents = islice(read_token_documents(TokenSplit(tokens.path, "train")), num_before, None)
     for done, ids in enumerate(documents, num_before + 1):
         counts += np.bincount(ids, minlength=len(counts))
         if done % stage.args["save_every"] == 0:

@@ -1,11 +1,17 @@
-"""A tokenizer that the tests of packing and streaming share."""
+"""A tokenizer and shards that several tests share."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+import numpy as np
 import pytest
 
-from data.config import PythonStdlibSource, TokenizerFields
+from data.config import FilesSource, PythonStdlibSource, TokenizeFields, TokenizerFields
+from data.packing import merge_slices, write_slice
 from data.sampling import sample_texts
+from data.sources import plan_slices
 from data.tokenizer import Tokenizer, train_tokenizer
 
 
@@ -15,3 +21,32 @@ def tokenizer() -> Tokenizer:
     source = PythonStdlibSource(kind="python_stdlib")
     fields = TokenizerFields(source=source, vocab_size=600, sample_bytes=1 << 18)
     return train_tokenizer(sample_texts(source, fields.sample_bytes), fields)
+
+
+def _shards(tokenizer: Tokenizer, folder: Path, seed: int) -> Path:
+    path = folder / "corpus.jsonl"
+    rng = np.random.default_rng(seed)
+    texts = [" ".join(map(str, rng.integers(0, 10**6, rng.integers(1, 8)))) for _ in range(300)]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    fields = TokenizeFields(
+        source=FilesSource(kind="files", paths=(str(path),)),
+        seq_len=16,
+        slice_bytes=4096,
+        shard_bytes=4096,
+        validation_fraction=0,
+    )
+    records = [write_slice(slice_, tokenizer, fields, folder) for slice_ in plan_slices(fields.source, 4096)]
+    merge_slices(folder, records, fields)
+    return folder
+
+
+@pytest.fixture(scope="package")
+def shards_16(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few hundred samples of 16 tokens in several slices and shards."""
+    return _shards(tokenizer, tmp_path_factory.mktemp("shards"), seed=0)
+
+
+@pytest.fixture(scope="package")
+def other_shards_16(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of another text."""
+    return _shards(tokenizer, tmp_path_factory.mktemp("shards"), seed=1)

@@ -19,7 +19,7 @@ from data.config import FilesSource, TokenizeFields
 from data.errors import DataError
 from data.packing import merge_slices, write_slice
 from data.records import SPLITS, ShardsSummary, Split
-from data.shards import read_index, read_token_batches, read_token_documents
+from data.shards import TokenSplit, read_token_batches, read_token_documents
 from data.sources import plan_slices
 from data.tokenizer import Tokenizer
 
@@ -46,7 +46,7 @@ def pack(
 def documents(tokenizer: Tokenizer, folder: Path, summary: ShardsSummary, split: Split) -> list[str]:
     if not summary.counts[split].num_samples:
         return []
-    return [tokenizer.decode(ids).decode() for ids in read_token_documents(folder, split)]
+    return [tokenizer.decode(ids).decode() for ids in read_token_documents(TokenSplit(folder, split))]
 
 
 @settings(max_examples=15, deadline=None)
@@ -68,7 +68,7 @@ def test_documents_come_back_whole_and_every_byte_is_a_target_once(
         counts = summary.counts[split]
         assert counts.num_bytes == sum(len(text.encode()) for text in back[split])
         assert counts.num_documents == len(back[split])
-        batches = list(read_token_batches(folder, split, batch_size=3))
+        batches = list(read_token_batches(TokenSplit(folder, split), batch_size=3))
         targets = torch.cat([batch.targets_bt[batch.targets_bt >= 0] for batch in batches])
         assert len(targets) == counts.num_tokens
         assert tokenizer.token_num_bytes[targets.numpy()].sum() == counts.num_bytes
@@ -77,7 +77,7 @@ def test_documents_come_back_whole_and_every_byte_is_a_target_once(
 
 def test_the_model_starts_each_document_from_its_own_end_token(tokenizer: Tokenizer, tmp_path: Path) -> None:
     pack(tokenizer, ["first text", "second"], tmp_path, seq_len=64, validation_fraction=0)
-    (batch,) = read_token_batches(tmp_path, "train", batch_size=4)
+    (batch,) = read_token_batches(TokenSplit(tmp_path, "train"), batch_size=4)
     first, second = tokenizer.encode_batch(["first text", "second"])
     eod = [tokenizer.eod_id]
     stream = np.concatenate([eod, first, eod, second, eod])
@@ -92,7 +92,7 @@ def test_the_model_starts_each_document_from_its_own_end_token(tokenizer: Tokeni
 
 def test_neighbouring_samples_overlap_by_one_token(tokenizer: Tokenizer, tmp_path: Path) -> None:
     pack(tokenizer, ["some longer text " * 50], tmp_path, seq_len=8, validation_fraction=0)
-    (batch,) = read_token_batches(tmp_path, "train", batch_size=1000)
+    (batch,) = read_token_batches(TokenSplit(tmp_path, "train"), batch_size=1000)
     assert batch.targets_bt[:-1, -1].tolist() == batch.tokens_bt[1:, 0].tolist()
     assert torch.equal(batch.doc_ids_bt[1:-1], torch.zeros_like(batch.doc_ids_bt[1:-1]))
 
@@ -176,25 +176,26 @@ def test_the_fraction_that_the_error_names_splits_the_documents(
 
 def test_a_missing_or_cut_off_shard_is_an_error(tokenizer: Tokenizer, tmp_path: Path) -> None:
     pack(tokenizer, ["text " * 100] * 3, tmp_path, validation_fraction=0)
-    with pytest.raises(DataError, match=r"valid.index.json: there is no index of the valid split"):
-        read_index(tmp_path, "valid")
+    with pytest.raises(DataError, match=r"valid/shards.table: there is no index of the valid split"):
+        len(TokenSplit(tmp_path, "valid").index)
     shard = next((tmp_path / "train").rglob("*.mds"))
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(DamagedError, match=rf"{shard.name}: \d+ bytes long, expected \d+ bytes"):
-        read_index(tmp_path, "train")
+        list(TokenSplit(tmp_path, "train").samples())
     shard.unlink()
     with pytest.raises(DamagedError, match="missing"):
-        read_index(tmp_path, "train")
+        list(TokenSplit(tmp_path, "train").samples())
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_finite_batches_deal_every_sample_to_one_worker(tokenizer: Tokenizer, tmp_path: Path, world_size: int) -> None:
     summary = pack(tokenizer, [f"text {i} " * 9 for i in range(13)], tmp_path, validation_fraction=0)
     num_samples = summary.counts["train"].num_samples
-    (everything,) = read_token_batches(tmp_path, "train", batch_size=num_samples)
+    (everything,) = read_token_batches(TokenSplit(tmp_path, "train"), batch_size=num_samples)
     for max_samples in (None, 7):
         of_rank = [
-            list(read_token_batches(tmp_path, "train", 2, rank, world_size, max_samples)) for rank in range(world_size)
+            list(read_token_batches(TokenSplit(tmp_path, "train"), 2, rank, world_size, max_samples))
+            for rank in range(world_size)
         ]
         assert len({len(batches) for batches in of_rank}) == 1
         rows = [row for batches in of_rank for batch in batches for row in batch.targets_bt if row.ge(0).any()]

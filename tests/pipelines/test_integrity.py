@@ -18,9 +18,9 @@ from bmojo.checkpoint_io import load_pretrained, save_pretrained
 from data.config import FilesSource, TokenizeFields
 from data.errors import DataError
 from data.packing import merge_slices, write_slice
-from data.shards import read_token_batches
+from data.shards import TokenSplit, read_token_batches
 from data.sources import plan_slices
-from data.streaming import open_stream
+from data.streaming import StreamOrder, TokenStream, Worker
 from pipelines.engine.fingerprint import FingerprintParts
 from pipelines.engine.records import StageRecord, read_record, write_record
 from pipelines.engine.runs import Run
@@ -92,9 +92,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def stream(folder: Path) -> list[Any]:
-    with open_stream(folder, "train", micro_batch_size=1, global_batch_size=1) as opened:
+    sources = [TokenSplit(folder, "train")]
+    with TokenStream(sources, micro_batch_size=1, global_batch_size=1, order=StreamOrder(), worker=Worker()) as opened:
         batches = iter(opened)
-        return [next(batches).tokens_bt.tolist() for _ in range(opened.samples_per_epoch)]
+        return [next(batches).tokens_bt.tolist() for _ in range(opened.num_samples)]
+
+
+def in_order(folder: Path) -> list[Any]:
+    return [batch.tokens_bt.tolist() for batch in read_token_batches(TokenSplit(folder, "train"), 4)]
 
 
 def newest(folder: Path) -> Any:
@@ -134,10 +139,10 @@ READERS: dict[str, tuple[str, list[Reader]]] = {
         lambda root: tokenizer_facts(
             load_tokenizer_of(ArtifactDir.at(root / "train-0"), str(root / "tokenizer-0/tokenizer")))]),
     "shard": ("tokens-0/train/slice-00000/shard.00000.mds", [
-        lambda root: [batch.tokens_bt.tolist() for batch in read_token_batches(root / "tokens-0", "train", 4)],
+        lambda root: in_order(root / "tokens-0"),
         lambda root: stream(root / "tokens-0")]),
-    "index": ("tokens-0/train/index.json", [
-        lambda root: [batch.tokens_bt.tolist() for batch in read_token_batches(root / "tokens-0", "train", 4)],
+    "index": ("tokens-0/train/shards.table", [
+        lambda root: in_order(root / "tokens-0"),
         fetched("tokens-0")]),
     "slice record": ("tokens-0/slices/00000.json", [
         lambda root: _finished_slices(ArtifactDir.at(root / "tokens-0"), "", tiny_tokenizer().sha256)]),

@@ -106,7 +106,7 @@ def _windows(
 ) -> tuple[list[np.ndarray], list[int]]:
     """Stretches of `context_multiple` training lengths, or as long as documents allow, and the bins of positions."""
     # As in training, a document begins with the end-of-document token.
-    documents = [np.concatenate(([tokens.eod_id], ids)) for ids in read_token_documents(subject.shards(), work.SPLIT)]
+    documents = [np.concatenate(([tokens.eod_id], ids)) for ids in read_token_documents(subject.split())]
     for multiple in range(config.context_multiple, 0, -1):
         context_tokens = multiple * tokens.seq_len
         windows = scoring.long_windows(documents, context_tokens, config.context_windows)

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,11 +14,12 @@ import torch
 
 from bmojo import BMojoLM
 from data.records import Split
-from data.shards import read_token_batches, read_token_documents
+from data.shards import TokenSplit, read_token_batches, read_token_documents
 from data.tokenizer import Tokenizer, load_tokenizer
 from pipelines.stages.evaluate import scoring
 from pipelines.stages.evaluate.sampling import continue_text
 from pipelines.stages.models import load_model
+from pipelines.stages.tokenize.reading import token_split
 from pipelines.stages.train import device
 
 if TYPE_CHECKING:
@@ -42,13 +41,13 @@ class Subject:
     resources: Resources
     untrained: bool = False
 
-    def shards(self) -> Path:
-        """The folder of the shards on this machine."""
-        return self.tokens.fetch()
+    def split(self) -> TokenSplit:
+        """The text that is scored."""
+        return token_split(self.tokens, SPLIT)
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the shards."""
-        return load_tokenizer(self.shards() / self.tokenizer_path)
+        return load_tokenizer(self.tokens.fetch(self.tokenizer_path))
 
     def model(self) -> BMojoLM:
         """The model on this worker's device; loaded once a process."""
@@ -68,7 +67,7 @@ _loaded: dict[tuple[str, bool], BMojoLM] = {}
 
 def score_batches(subject: Subject, batch_size: int, start: int, stop: int) -> scoring.Score:
     """Score the batches `start` to `stop`, exclusive, of the validation split."""
-    batches = islice(read_token_batches(subject.shards(), SPLIT, batch_size), start, stop)
+    batches = read_token_batches(subject.split(), batch_size, start=start * batch_size, max_samples=stop * batch_size)
     return scoring.score_batches(subject.model(), batches, subject.tokenizer().token_num_bytes)
 
 
@@ -95,4 +94,4 @@ def sample_text(subject: Subject, prompt: str, sample: SampleConfig) -> str:
 def gzip_bits_per_byte(subject: Subject) -> float:
     """gzip -9 on the documents of the validation split."""
     tokenizer = subject.tokenizer()
-    return scoring.gzip_bits_per_byte(tokenizer.decode(ids) for ids in read_token_documents(subject.shards(), SPLIT))
+    return scoring.gzip_bits_per_byte(tokenizer.decode(ids) for ids in read_token_documents(subject.split()))

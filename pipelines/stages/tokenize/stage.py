@@ -95,7 +95,7 @@ class TokenizeInputs(StageInputs):
 class TokenizeStage(Stage[TokenizeStageConfig, TokenizeInputs, TokenizeOutput]):
     """Finished slices are kept between attempts; one that was being written is written again."""
 
-    code_version = 2
+    code_version = 3
     progress = ProgressMetrics("tokenize/slices_total", {"tokenize/tokens_per_s": "{:,.0f} tokens/s"})
 
     def mark(self, config: TokenizeStageConfig, artifact: ArtifactDir) -> int:
@@ -113,7 +113,8 @@ class TokenizeStage(Stage[TokenizeStageConfig, TokenizeInputs, TokenizeOutput]):
 
     def run(self, config: TokenizeStageConfig, inputs: TokenizeInputs, context: StageContext) -> TokenizeOutput:
         """Write the shards. Raises UserError: the text is invalid, or there is none for a split."""
-        from data.packing import merge_slices
+        from data.index import TABLE_FILE
+        from data.packing import INDEX_FILE, merge_slices
 
         tokenizer, artifact = inputs.tokenizer, context.artifact
         config = config.model_copy(update={"source": with_absolute_paths(config.source)})
@@ -133,7 +134,8 @@ class TokenizeStage(Stage[TokenizeStageConfig, TokenizeInputs, TokenizeOutput]):
                 )
             summary = merge_slices(artifact.local, records, config)
             for split in summary.index_sha256:
-                artifact.publish(f"{split}/index.json")
+                artifact.publish(f"{split}/{INDEX_FILE}")
+                artifact.publish(f"{split}/{TABLE_FILE}")
             tokenizer_folder = tokenizer.artifact.fetch(TOKENIZER_FOLDER)
             shutil.copytree(tokenizer_folder, artifact.local / TOKENIZER_FOLDER, dirs_exist_ok=True)
             artifact.publish(TOKENIZER_FOLDER)
@@ -191,14 +193,15 @@ def _tokenize_slice(
     artifact: ArtifactDir,
 ) -> SliceRecord:
     """Runs as a Ray task. Raises DataError. The record is written last: with it the slice is done."""
-    from data.packing import slice_folder, write_slice
+    from data.index import folder_name
+    from data.packing import write_slice
 
     with explained_disk(artifact.local):
         record = write_slice(slice_, _load_tokenizer(tokenizer, tokenizer_sha256), config, artifact.local)
     record = record.model_copy(update={"source_stamp": source_stamp})
     for split in SPLITS:
         if record.shards[split]:
-            artifact.publish(f"{split}/{slice_folder(slice_.index)}")
+            artifact.publish(f"{split}/{folder_name(slice_.index)}")
     artifact.write_json(f"{_RECORDS_FOLDER}/{slice_.index:05d}.json", record.model_dump(mode="json"))
     return record
 

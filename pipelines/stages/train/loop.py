@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 import torch.distributed as dist
 
 from bmojo.counting import count
 from data.shards import TokenBatch
+from data.streaming import TokenStream
 from pipelines.errors import LostError
 from pipelines.stages.train import checkpoint as checkpoints
 from pipelines.stages.train import device
@@ -23,9 +24,6 @@ from pipelines.stages.train.stopping import StopAgreement, StopReason
 from pipelines.stages.train.trainer import StepResult, Trainer
 from pipelines.stages.train.validation import validation_loss
 from pipelines.stages.train.weights import save_model
-
-if TYPE_CHECKING:
-    from data.streaming import TokenStream
 
 
 class TrainLoop:

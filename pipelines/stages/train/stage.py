@@ -81,7 +81,7 @@ class TrainInputs(StageInputs):
 class TrainStage(Stage[TrainStageConfig, TrainInputs, TrainOutput]):
     """Training as a stage: all its state is in the artifact's checkpoints/."""
 
-    code_version = 6
+    code_version = 7
     progress = ProgressMetrics(
         "train/max_steps",
         {"train/loss": "loss {:.3f}", "valid/loss": "valid {:.3f}", "train/tokens_per_s": "{:,.0f} tokens/s"},

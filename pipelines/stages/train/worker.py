@@ -12,7 +12,9 @@ import torch.distributed as dist
 
 from bmojo.allocator import keep_freed_memory
 from data.shards import TokenBatch, read_token_batches
+from data.streaming import StreamOrder, TokenStream, Worker
 from pipelines.faults import explained_disk
+from pipelines.stages.tokenize.reading import token_split
 from pipelines.stages.train import device
 from pipelines.stages.train.checkpoint import Checkpoint
 from pipelines.stages.train.config import TrainStageConfig
@@ -41,23 +43,21 @@ def train_worker(loop_config: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _train(job: TrainJob) -> TrainFacts | None:
-    from data.streaming import open_stream  # seconds, which the driver need not wait: it imports this module too
-
     worker_device = prepare_process(job.config, dist.get_rank())
     resumed = None
     if job.resume_step is not None:
         resumed = Checkpoint(_fetch(job.artifact, step_dir(job.resume_step)))
     trainer = job.config.backend.start(build_model(job, resumed), job.config, worker_device)
-    shards_dir = _fetch(job.shards)
-    stream = open_stream(
-        shards_dir,
-        "train",
+    stream = TokenStream(
+        [token_split(job.shards, "train")],
         micro_batch_size=job.config.micro_batch_size,
         global_batch_size=job.config.global_batch_size,
-        seed=job.config.seed,
+        order=StreamOrder(seed=job.config.seed),
+        worker=Worker(dist.get_rank(), dist.get_world_size()),
+        pin_memory=job.config.on_gpu,
     )
     with stream:
-        return TrainLoop(job, trainer, stream, _validation_batches(job, shards_dir), resumed, _is_preempted).run()
+        return TrainLoop(job, trainer, stream, _validation_batches(job), resumed, _is_preempted).run()
 
 
 def _is_preempted() -> bool:
@@ -73,12 +73,13 @@ def _fetch(artifact: ArtifactDir, path: str = "") -> Path:
     return artifact.fetch(path)
 
 
-def _validation_batches(job: TrainJob, shards_dir: Path) -> list[TokenBatch]:
+def _validation_batches(job: TrainJob) -> list[TokenBatch]:
     """Micro batches of the fixed beginning of the validation split, the same on every rank; none where it is empty."""
     if not job.has_validation:
         return []
     max_samples = job.config.validation_batches * job.config.global_batch_size
-    return list(read_token_batches(shards_dir, "valid", job.config.micro_batch_size, max_samples=max_samples))
+    valid = token_split(job.shards, "valid")
+    return list(read_token_batches(valid, job.config.micro_batch_size, max_samples=max_samples))
 
 
 def prepare_process(config: TrainStageConfig, rank: int) -> torch.device:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from base.errors import UserError
-from data.shards import read_token_documents
+from data.shards import TokenSplit, read_token_documents
 from data.tokenizer import load_tokenizer
 from pipelines.engine.stage import Resources, StageContext, StageInputs, StageNode, StageResult
 from pipelines.stages import tasks
@@ -86,7 +86,7 @@ def test_stages_write_shards_and_a_crashed_run_redoes_only_unfinished_slices(tmp
     assert output.num_train_documents + output.num_valid_documents == len(TEXTS)
     loaded = load_tokenizer(shards / "tokenizer")
     assert loaded.sha256 == tokenizer.output.sha256
-    documents = [*read_token_documents(shards, "train"), *read_token_documents(shards, "valid")]
+    documents = [*read_token_documents(TokenSplit(shards, "train")), *read_token_documents(TokenSplit(shards, "valid"))]
     back = [loaded.decode(ids.tolist()).decode() for ids in documents]
     assert sorted(back) == sorted(TEXTS)
     assert metrics(tmp_path, "tokenize/slices_done")[-1] == (output.num_slices, output.num_slices)

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 
 from bmojo import BMojoLM
-from data.shards import TokenBatch, read_token_batches
-from data.streaming import open_stream
+from data.shards import TokenBatch, TokenSplit, read_token_batches
+from data.streaming import StreamOrder, TokenStream, Worker
 from pipelines.stages.train.checkpoint import Checkpoint, step_dir
 from pipelines.stages.train.config import TrainStageConfig
 from pipelines.stages.train.device import CPU
@@ -70,8 +70,10 @@ def train_plainly(job: TrainJob, trainer: type[PlainTrainer] = PlainTrainer) -> 
     config, folder = job.config, job.shards.local
     sizes = {"micro_batch_size": config.micro_batch_size, "global_batch_size": config.global_batch_size}
     resumed = Checkpoint(job.artifact.local / step_dir(job.resume_step)) if job.resume_step is not None else None
-    valid = list(read_token_batches(folder, "valid", config.micro_batch_size, max_samples=16))
-    with open_stream(folder, "train", **sizes, seed=config.seed) as stream:
+    valid = list(read_token_batches(TokenSplit(folder, "valid"), config.micro_batch_size, max_samples=16))
+    with TokenStream(
+        [TokenSplit(folder, "train")], **sizes, order=StreamOrder(seed=config.seed), worker=Worker()
+    ) as stream:
         facts = TrainLoop(job, trainer(build_model(job, resumed), config), stream, valid, resumed).run()
     assert facts is not None
     return facts
