@@ -16,8 +16,7 @@ from pydantic import ValidationError
 
 from base.errors import DamagedError
 from base.sealed import dumps, seal, unseal
-from data.mds import ShardEntry
-from data.records import PackingFormat, SplitCounts
+from data.records import PackingFormat, ShardEntry, SplitCounts
 
 TABLE_FILE = "shards.table"
 REMEDY = "Delete the tokenize stage's artifact and run it again."

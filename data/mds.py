@@ -16,25 +16,17 @@ import json
 import mmap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from base.errors import DamagedError
+from data.records import ShardEntry
 
 _UINT32 = np.dtype("<u4")
 _SHAPE_DTYPES = tuple(map(np.dtype, ("<u1", "<u2", "<u4", "<u8")))
 _ARRAY = "ndarray:"
 BYTES = "bytes"
-
-
-class ShardEntry(NamedTuple):
-    """What an index says about a shard file."""
-
-    name: str
-    num_samples: int
-    num_bytes: int
-    sha256: str
 
 
 def array_of(dtype: str) -> str:

@@ -26,8 +26,18 @@ from base.sealed import dumps
 from data.config import TokenizeFields
 from data.errors import DataError
 from data.index import TABLE_FILE, folder_name, pack_index
-from data.mds import BYTES, MdsWriter, ShardEntry, array_of, index_entry
-from data.records import NOTHING, SPLITS, PackingFormat, Reason, ShardsSummary, SliceRecord, Split, SplitCounts
+from data.mds import BYTES, MdsWriter, array_of, index_entry
+from data.records import (
+    NOTHING,
+    SPLITS,
+    PackingFormat,
+    Reason,
+    ShardEntry,
+    ShardsSummary,
+    SliceRecord,
+    Split,
+    SplitCounts,
+)
 from data.sources import Document, Slice, read_slice
 from data.tokenizer import Tokenizer
 

@@ -1,12 +1,11 @@
-"""What is noted down about shards. Quick to import: no libraries but pydantic and numpy."""
+"""What is noted down about shards. Quick to import: no library but pydantic."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from base.config import StrictConfig
-from data.mds import ShardEntry
 
 Split = Literal["train", "valid"]
 SPLITS: tuple[Split, ...] = ("train", "valid")
@@ -50,6 +49,15 @@ _IN_WORDS: dict[Reason, str] = {
 def reasons_in_words(left_out: Mapping[Reason, int]) -> str:
     """Counts of documents by reason, such as `3 empty, 1 not valid UTF-8`; nothing if there are none."""
     return ", ".join(f"{left_out[reason]:,} {words}" for reason, words in _IN_WORDS.items() if left_out.get(reason))
+
+
+class ShardEntry(NamedTuple):
+    """What an index says about a shard file."""
+
+    name: str
+    num_samples: int
+    num_bytes: int
+    sha256: str
 
 
 class SliceRecord(StrictConfig):

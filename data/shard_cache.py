@@ -21,8 +21,7 @@ from typing import BinaryIO
 
 from base.errors import DamagedError, UserError
 from data.index import REMEDY
-from data.mds import ShardEntry
-from data.records import Split
+from data.records import ShardEntry, Split
 
 _FETCHES_AT_ONCE = 4
 _POLL_S = 0.05

@@ -18,9 +18,9 @@ from base.errors import DamagedError
 from base.verified import check_file
 from data.errors import DataError
 from data.index import REMEDY, TABLE_FILE, ShardIndex, parse_index
-from data.mds import MdsShard, ShardEntry
+from data.mds import MdsShard
 from data.packing import DOC_STARTS_DTYPE
-from data.records import PackingFormat, Split
+from data.records import PackingFormat, ShardEntry, Split
 
 IGNORED_TARGET = -100
 PADDING_DOC = -1

@@ -30,10 +30,8 @@ Verdict = Literal["ok", "warning", "error"]
 # The versions tested together are in constraints.txt; these are what a run cannot do without.
 REQUIRED = (
     "torch",
-    "torchvision",
     "ray",
     "deepspeed",
-    "mosaicml-streaming",
     "mlflow",
     "pydantic",
     "tokenizers",
@@ -102,15 +100,14 @@ def _tested_versions() -> dict[str, str]:
 def _torch_works() -> Check:
     try:
         import torch
-        import torchvision  # noqa: F401  (mosaicml-streaming imports it)
     except Exception as error:
         return Check(
-            "torch + torchvision",
+            "torch",
             "error",
             f"{type(error).__name__}: {error}",
-            "The two must be of matching builds: `make install` brings a pair that is.",
+            "Install it again: `make install`.",
         )
-    return Check("torch + torchvision", "ok", f"import; {torch.get_num_threads()} threads")
+    return Check("torch", "ok", f"import; {torch.get_num_threads()} threads")
 
 
 def _shadowed_packages() -> Check:

@@ -17,13 +17,12 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 _ONE_PER_MACHINE = (
-    "tests/data/test_streaming.py",
     "tests/pipelines/end_to_end/",
     "tests/pipelines/stages/train/",
     "tests/pipelines/stages/tokenize/",
     "tests/pipelines/submit/",
 )
-"""Tests that use what a machine has once: streaming's shared memory, Ray's ports. They run one after the other."""
+"""Tests that use what a machine has once: Ray's ports. They run one after the other."""
 
 
 class _Parts(LoadScopeScheduling):

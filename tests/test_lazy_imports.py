@@ -16,9 +16,7 @@ PACKAGES = ("base", "kernels", "bmojo", "data", "pipelines")
 LATE = {
     # Slow to import: about how long it takes on two cores, by `python -X importtime`.
     "torch": "seconds",
-    "torchvision": "seconds, and doctor reports a pair of builds that do not match",
     "ray": "0.5 s; reads its environment when it is imported",
-    "streaming": "5 s after torch",
     "mlflow": "1 s",
     "matplotlib": "0.5 s",
     "sqlalchemy": "0.3 s",

@@ -11,7 +11,7 @@ from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
-_PACKAGES = ("bmojo-pipeline", "torch", "ray", "deepspeed", "mosaicml-streaming", "mlflow", "pydantic", "tokenizers")
+_PACKAGES = ("bmojo-pipeline", "torch", "ray", "deepspeed", "mlflow", "pydantic", "tokenizers")
 
 
 @lru_cache(maxsize=1)

@@ -24,7 +24,7 @@ def everything(shard_samples: list[int]) -> list[tuple[int, int]]:
     return [(shard, sample) for shard, count in enumerate(shard_samples) for sample in range(count)]
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(shard_samples=sizes, seed=st.integers(0, 5), block_samples=st.integers(1, 100))
 def test_an_epoch_holds_each_sample_once_and_the_next_in_another_order(
     shard_samples: list[int], seed: int, block_samples: int
@@ -38,7 +38,7 @@ def test_an_epoch_holds_each_sample_once_and_the_next_in_another_order(
         assert epochs[0] != epochs[1] != epochs[2]
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(shard_samples=sizes, num_paths=st.integers(1, 5), seed=st.integers(0, 5))
 def test_each_path_reads_each_sample_of_its_stretch_once_per_epoch(
     shard_samples: list[int], num_paths: int, seed: int
@@ -54,7 +54,7 @@ def test_each_path_reads_each_sample_of_its_stretch_once_per_epoch(
         assert samples_at(order, positions) == stretch * 2
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(shard_samples=sizes, num_paths=st.integers(1, 3), start=st.integers(0, 500), data=st.data())
 def test_a_position_has_the_same_sample_however_it_is_asked_for(
     shard_samples: list[int], num_paths: int, start: int, data: st.DataObject
@@ -73,7 +73,7 @@ def test_without_shuffling_samples_come_in_their_order() -> None:
     assert samples_at(order_of(shard_samples, shuffle=False), np.arange(28)) == everything(shard_samples) * 2
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(shard_samples=sizes, num_paths=st.integers(1, 3), block_samples=st.integers(1, 60))
 def test_blocks_name_the_shards_that_are_read_and_follow_each_other(
     shard_samples: list[int], num_paths: int, block_samples: int

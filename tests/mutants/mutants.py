@@ -95,7 +95,7 @@ MUTANTS: tuple[Mutant, ...] = (
             Edit("data/shards.py", "targets_bt[row, :num_inputs] = tokens[1:]",
                  "targets_bt[row, :num_inputs] = tokens[:-1]")),
     _mutant("documents begin one token late", "tests/data/test_packing.py tests/data/test_streaming.py",
-            Edit("data/shards.py", 'np.arange(num_inputs), side="right")', 'np.arange(num_inputs), side="left")')),
+            Edit("data/shards.py", "np.cumsum(starts_t[:num_inputs]", "np.cumsum(np.roll(starts_t, 1)[:num_inputs]")),
     _mutant("the end of a document counts as bytes of text", "tests/data/test_tokenizer.py",
             Edit("data/tokenizer.py", 'b"" if token["special"] else token["content"].encode()',
                  'token["content"].encode()')),
