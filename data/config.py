@@ -10,6 +10,7 @@ from base.config import StrictConfig
 
 MIB = 1 << 20
 InvalidUtf8 = Literal["error", "replace", "skip_document"]
+Packing = Literal["stream", "best_fit"]
 FileFormat = Literal["txt", "jsonl", "jsonl.gz", "jsonl.zst", "parquet"]
 FORMAT_OF_SUFFIX: dict[str, FileFormat] = {
     ".txt": "txt",
@@ -116,11 +117,16 @@ class TokenizerFields(StrictConfig):
         return self
 
 
-class TokenizeFields(StrictConfig):
-    """Text to token ids, packed into sequences and written as MDS shards."""
+class PackingFields(StrictConfig):
+    """How token ids become samples and shards."""
 
-    source: Source = Field(description="Text to tokenize.")
     seq_len: int = Field(ge=2, le=2**24, description="Tokens the model reads at once.")
+    packing: Packing = Field(
+        "stream",
+        description="How documents are put into sequences. `stream`: one behind the other, cut wherever a sequence is "
+        "full; nearly no padding. `best_fit`: documents that fit into a sequence are not cut, and sequences are padded "
+        "where no further document fits. The number of documents cut and of tokens padded is reported for both.",
+    )
     validation_fraction: float = Field(
         0.01,
         ge=0,
@@ -128,12 +134,23 @@ class TokenizeFields(StrictConfig):
         description="Share of the documents kept for validation. The hash of a document's text decides, so equal "
         "documents never end up on both sides.",
     )
-    slice_bytes: int = Field(
-        8 * MIB, ge=1024, description="Text one task handles, about; the unit of parallel work and of resuming."
-    )
     shard_bytes: int = Field(
         64 * MIB,
         ge=4096,
         lt=2**32,
         description="Largest shard file.",
+    )
+
+
+class TokenizeFields(PackingFields):
+    """Text to token ids, packed into sequences and written as MDS shards."""
+
+    source: Source = Field(description="Text to tokenize.")
+    slice_bytes: int | None = Field(
+        None,
+        ge=1024,
+        description="Text one task handles, about; the unit of parallel work and of resuming. Default: 1/128 of the "
+        "source, at least 8 MiB and 256 bytes for each token of seq_len, at most 512 MiB. So a small source still "
+        "spreads over many workers, and a large one fills shards up to shard_bytes. The size follows from the source "
+        "and seq_len alone: any number of workers writes the same bytes.",
     )

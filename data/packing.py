@@ -1,50 +1,36 @@
-"""Token ids of documents packed into sequences of equal length and written as MDS shards.
+"""Text to shards of token ids: slice by slice for training, then over slices for validation.
 
-A slice's documents A, B, ... make one stream, each behind an end-of-document token (eod), one more at the very end:
-
-    eod A1 A2 A3 eod B1 B2 eod
-
-The stream is cut into samples of seq_len + 1 tokens, each overlapping the next by one: all tokens of a sample but the
-last are inputs, all but the first are targets. Beside the tokens stand the offsets of its eods, where documents start.
-So every token of every document is a target exactly once, and so is each document's end; eod also is what a document's
-first token is predicted from. Why so: docs/design/0010-documents-in-packed-sequences.md.
+A slice's documents for training are packed as one stream (data/packers.py). The few for validation would end in a short
+sample in every slice; so they are put aside, and those of consecutive slices are packed together.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
-import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from base.sealed import dumps
-from data.config import TokenizeFields
-from data.errors import DataError
-from data.index import TABLE_FILE, folder_name, pack_index
-from data.mds import BYTES, MdsWriter, array_of, index_entry
-from data.records import (
-    NOTHING,
-    SPLITS,
-    PackingFormat,
-    Reason,
-    ShardEntry,
-    ShardsSummary,
-    SliceRecord,
-    Split,
-    SplitCounts,
-)
+from base.digest import digest_of
+from data import held_out
+from data.config import PackingFields
+from data.held_out import HeldOutWriter, read_held_out
+from data.index import folder_name
+from data.lineage import DocumentsWriter
+from data.mds import BYTES, MdsWriter, array_of
+from data.packers import PACKERS, Encoded
+from data.records import HeldOut, Packed, PackingFormat, Reason, SliceRecord, SplitCounts
 from data.sources import Document, Slice, read_slice
 from data.tokenizer import Tokenizer
 
-INDEX_FILE = "index.json"  # for mosaicml-streaming and what reads its format; ours is TABLE_FILE
-DOC_STARTS_DTYPE = np.dtype("<i4")  # stored as bytes: MDS has no empty arrays, and a sample may begin no document
 _ENCODE_CHARS = 1 << 20  # documents are encoded together until they hold this much
-_SAMPLES_AT_ONCE = 64
+_VALIDATION_SAMPLES = 256  # a validation stream holds about this many, and
+_VALIDATION_SHARDS = 4
 
 
 def columns_of(format_: PackingFormat) -> dict[str, str]:
@@ -52,13 +38,13 @@ def columns_of(format_: PackingFormat) -> dict[str, str]:
     return {"tokens": array_of(format_.token_dtype), "doc_starts": BYTES}
 
 
-def write_slice(slice_: Slice, tokenizer: Tokenizer, fields: TokenizeFields, out_dir: Path) -> SliceRecord:
-    """Tokenize a slice and write its shards to out_dir/{train,valid}/slice-NNNNN/, replacing what is there.
+def write_slice(slice_: Slice, tokenizer: Tokenizer, fields: PackingFields, out_dir: Path) -> SliceRecord:
+    """Tokenize a slice. Its documents for training become shards in out_dir/train/slice-NNNNN/.
 
-    The same slice gives the same bytes. A split that gets no document gets no folder.
+    Those for validation go to out_dir/held_out/NNNNN.parquet. Both replace what is there.
+    The same slice gives the same bytes.
     Raises: DataError: the slice cannot be read as text; nothing of it is left behind.
     """
-    folders = {split: out_dir / split / folder_name(slice_.index) for split in SPLITS}
     format_ = PackingFormat(
         seq_len=fields.seq_len,
         eod_id=tokenizer.eod_id,
@@ -66,120 +52,165 @@ def write_slice(slice_: Slice, tokenizer: Tokenizer, fields: TokenizeFields, out
         token_dtype="uint16" if tokenizer.dtype is np.uint16 else "uint32",
         tokenizer_sha256=tokenizer.sha256,
     )
-    for folder in folders.values():
-        shutil.rmtree(folder, ignore_errors=True)
-    writers = {split: _SplitWriter(folder, format_, fields.shard_bytes) for split, folder in folders.items()}
+    folder, aside = out_dir / "train" / folder_name(slice_.index), out_dir / held_out.file_name(slice_.index)
     left_out: Counter[Reason] = Counter()
-    least, greatest = 1.0, 0.0
-    try:
-        for documents in _batches(read_slice(slice_, left_out)):
-            ids_of = tokenizer.encode_batch([document.text for document in documents])
-            for document, ids in zip(documents, ids_of, strict=True):
-                raw = document.text.encode("utf-8")
-                position = position_of(raw)
-                least, greatest = min(least, position), max(greatest, position)
-                split: Split = "valid" if position < fields.validation_fraction else "train"
-                writers[split].add(ids, len(raw))
-        shards = {split: writer.finish() for split, writer in writers.items()}
-    except BaseException:
-        for folder in folders.values():
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
-    counts = {split: writer.counts for split, writer in writers.items()}
+    with _replacing(folder, aside):
+        writer = HeldOutWriter(aside, format_)
+        splitter = _Splitter(fields.validation_fraction, writer)
+        documents = splitter.for_training(_encoded(read_slice(slice_, left_out), tokenizer))
+        train = _write_stream(documents, format_, fields, folder)
+        put_aside = writer.finish()
     return SliceRecord(
         index=slice_.index,
         format=format_,
-        counts=counts,
         left_out=dict(left_out),
-        positions=(least, greatest) if least <= greatest else None,
-        shards=shards,
+        positions=splitter.positions,
+        train=train,
+        held_out=put_aside,
     )
 
 
-def merge_slices(out_dir: Path, records: Sequence[SliceRecord], fields: TokenizeFields) -> ShardsSummary:
-    """Write {train,valid}/index.json over all slices in their order. Only then are the shards a data set.
+class ValidationStream(NamedTuple):
+    """Consecutive slices whose documents for validation are packed as one stream.
 
-    Only the records are read, so the shards may be on other machines. A split without documents gets no index.
-    Raises: DataError: no document at all, or none for a split that should have some.
+    number: of the stream.
+    slices: numbers of the slices, and what each has put aside.
+    sha256: digest of that; a stream that was written from other slices has another one.
     """
-    records = sorted(records, key=lambda record: record.index)
-    counts = {split: sum((record.counts[split] for record in records), NOTHING) for split in SPLITS}
-    _check_not_empty(counts, [record.positions for record in records if record.positions], fields)
+
+    number: int
+    format: PackingFormat
+    slices: tuple[tuple[int, HeldOut], ...]
+    sha256: str
+
+
+def plan_validation(records: Sequence[SliceRecord], fields: PackingFields) -> list[ValidationStream]:
+    """Cut the documents put aside by all slices into streams. The same records give the same streams.
+
+    Each holds enough samples that its short last one does not count, and no more than a task does in a while.
+    """
+    records = sorted((record for record in records if record.held_out), key=lambda record: record.index)
+    if not records:
+        return []
     format_ = records[0].format
-    other = next((record for record in records if record.format != format_), None)
-    if other is not None:
-        raise DataError(
-            f"slices {records[0].index} and {other.index} in {out_dir} were written with different tokenizers or "
-            f"lengths: {format_} and {other.format}. Delete the tokenize stage's artifact and run it again."
-        )
-    digests: dict[Split, str] = {}
-    for split in SPLITS:
-        if counts[split].num_samples:
-            shards = [(record.index, shard) for record in records for shard in record.shards[split]]
-            _write_index(out_dir / split, format_, shards, fields.shard_bytes)
-            data = pack_index(format_, counts[split], shards)
-            _write_atomic(out_dir / split / TABLE_FILE, data)
-            digests[split] = hashlib.sha256(data).hexdigest()
-    left_out = sum((Counter(record.left_out) for record in records), Counter())
-    return ShardsSummary(format=format_, counts=counts, left_out=dict(left_out), index_sha256=digests)
+    shard_tokens = fields.shard_bytes // np.dtype(format_.token_dtype).itemsize
+    enough = max(_VALIDATION_SAMPLES * fields.seq_len, _VALIDATION_SHARDS * shard_tokens)
+    num_tokens = sum(record.held_out.num_tokens for record in records if record.held_out)
+    last = max(num_tokens // enough, 1) - 1
+    groups: dict[int, list[SliceRecord]] = {}
+    before = 0
+    for record in records:
+        assert record.held_out is not None
+        groups.setdefault(min(before // enough, last), []).append(record)
+        before += record.held_out.num_tokens
+    return [_stream_of(index, group) for index, group in enumerate(groups.values())]
 
 
-def _write_index(
-    folder: Path, format_: PackingFormat, shards: Sequence[tuple[int, ShardEntry]], shard_bytes: int
-) -> None:
-    columns = columns_of(format_)
-    entries = [
-        index_entry(shard._replace(name=f"{folder_name(number)}/{shard.name}"), columns, shard_bytes)
-        for number, shard in shards
-    ]
-    _write_atomic(folder / INDEX_FILE, dumps({"version": 2, "shards": entries}, sort_keys=True).encode())
+def write_validation(
+    stream: ValidationStream, files: Mapping[int, Path], fields: PackingFields, out_dir: Path
+) -> Packed:
+    """Pack a validation stream into shards in out_dir/valid/slice-NNNNN/, replacing what is there.
+
+    Args: files: what each slice has put aside, by its number.
+    Raises: DamagedError: such a file is missing or not as it was written.
+    """
+    folder = out_dir / "valid" / folder_name(stream.number)
+    with _replacing(folder):
+        documents = (document for number, found in stream.slices for document in read_held_out(files[number], found))
+        packed = _write_stream(documents, stream.format, fields, folder)
+    assert packed is not None
+    return packed
 
 
-class _SplitWriter:
-    """Packs documents into samples and writes them as the shards of one slice and split."""
+def position_of(raw: bytes) -> float:
+    """Where in [0, 1) the hash of a text puts it: the same for equal texts, wherever they stand.
 
-    def __init__(self, folder: Path, format_: PackingFormat, shard_bytes: int) -> None:
-        self._format = format_
-        self._eod = np.array([format_.eod_id], format_.token_dtype)
-        self._pending: list[np.ndarray] = []  # the stream from the first token of the next sample on
-        self._num_pending = 0
-        self._writer = MdsWriter(folder, columns_of(format_), shard_bytes)
-        self.counts = NOTHING
+    Texts below validation_fraction are for validation.
+    """
+    return int.from_bytes(hashlib.sha256(raw).digest()[:8], "big") / 2**64
 
-    def add(self, ids: np.ndarray, num_bytes: int) -> None:
-        """Append one document: its token ids and the UTF-8 bytes of its text."""
-        self._append(self._eod)
-        self._append(ids.astype(self._format.token_dtype))
-        self.counts += SplitCounts(num_documents=1, num_samples=0, num_tokens=len(ids) + 1, num_bytes=num_bytes)
-        if self._num_pending > _SAMPLES_AT_ONCE * self._format.seq_len:
-            self._write_samples(is_end=False)
 
-    def finish(self) -> tuple[ShardEntry, ...]:
-        """Write what is left. Returns the entries of the shards, relative to the folder."""
-        if not self.counts.num_documents:
-            return ()
-        self._append(self._eod)
-        self._write_samples(is_end=True)
-        return self._writer.finish()
+class _Splitter:
+    """Hands documents for training on and puts those for validation aside."""
 
-    def _append(self, tokens: np.ndarray) -> None:
-        self._pending.append(tokens)
-        self._num_pending += len(tokens)
+    def __init__(self, validation_fraction: float, aside: HeldOutWriter) -> None:
+        self._validation_fraction, self._aside = validation_fraction, aside
+        self._least, self._greatest = 1.0, 0.0
 
-    def _write_samples(self, is_end: bool) -> None:
-        """Write the samples that are complete, at the end also the shorter last one."""
-        seq_len = self._format.seq_len
-        tokens = np.concatenate(self._pending)
-        num_samples = -(-(len(tokens) - 1) // seq_len) if is_end else (len(tokens) - 1) // seq_len
-        doc_starts = np.flatnonzero(tokens == self._eod)
-        for start in range(0, num_samples * seq_len, seq_len):
-            end = min(start + seq_len + 1, len(tokens))
-            low, high = np.searchsorted(doc_starts, (start, end))
-            offsets = (doc_starts[low:high] - start).astype(DOC_STARTS_DTYPE)
-            self._writer.write({"tokens": tokens[start:end], "doc_starts": offsets.tobytes()})
-        self.counts += SplitCounts(num_documents=0, num_samples=num_samples, num_tokens=0, num_bytes=0)
-        self._pending = [tokens[num_samples * seq_len :]]
-        self._num_pending = len(self._pending[0])
+    @property
+    def positions(self) -> tuple[float, float] | None:
+        """The least and the greatest of the documents; None if there was none."""
+        return (self._least, self._greatest) if self._least <= self._greatest else None
+
+    def for_training(self, documents: Iterable[tuple[Encoded, float]]) -> Iterator[Encoded]:
+        """Documents for training. Args: documents: each with its position_of."""
+        for document, position in documents:
+            self._least, self._greatest = min(self._least, position), max(self._greatest, position)
+            if position < self._validation_fraction:
+                self._aside.add(document)
+            else:
+                yield document
+
+
+def _encoded(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterator[tuple[Encoded, float]]:
+    for batch in _batches(documents):
+        ids_of = tokenizer.encode_batch([document.text for document in batch])
+        for document, ids in zip(batch, ids_of, strict=True):
+            raw = document.text.encode("utf-8")
+            yield Encoded(document.id, document.start, document.end, len(raw), ids), position_of(raw)
+
+
+def _write_stream(
+    documents: Iterator[Encoded], format_: PackingFormat, fields: PackingFields, folder: Path
+) -> Packed | None:
+    """Pack documents into shards and the table of them. Returns None, and writes nothing, if there are none."""
+    seq_len = format_.seq_len
+    eod = np.array([format_.eod_id], format_.token_dtype)
+    shards = MdsWriter(folder, columns_of(format_), fields.shard_bytes)
+    table = DocumentsWriter(folder)
+    num_documents = num_samples = num_tokens = num_bytes = num_cut = 0
+    for block in PACKERS[fields.packing](documents, seq_len, eod):
+        for sample in block.samples:
+            shards.write({"tokens": sample.tokens, "doc_starts": sample.doc_starts.tobytes()})
+        table.add(block.documents)
+        num_samples += len(block.samples)
+        num_documents += len(block.documents)
+        for document, position in block.documents:
+            num_tokens += document.num_targets
+            num_bytes += document.num_bytes
+            num_cut += position // seq_len != (position + document.num_targets - 1) // seq_len
+    if not num_documents:
+        return None
+    counts = SplitCounts(
+        num_documents=num_documents,
+        num_samples=num_samples,
+        num_tokens=num_tokens,
+        num_bytes=num_bytes,
+        num_cut_documents=num_cut,
+    )
+    return Packed(counts=counts, shards=shards.finish(), documents_sha256=table.finish().sha256)
+
+
+def _stream_of(index: int, records: Sequence[SliceRecord]) -> ValidationStream:
+    slices = tuple((record.index, record.held_out) for record in records if record.held_out)
+    parts = (f"{record.source_stamp} {record.index} {record.held_out and record.held_out.sha256}" for record in records)
+    return ValidationStream(index, records[0].format, slices, digest_of(parts))
+
+
+@contextmanager
+def _replacing(*paths: Path) -> Iterator[None]:
+    """Remove files and folders before they are written again, and what was written if that fails."""
+
+    def remove() -> None:
+        for path in paths:
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+    remove()
+    try:
+        yield
+    except BaseException:
+        remove()
+        raise
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
@@ -193,57 +224,3 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
             batch, num_chars = [], 0
     if batch:
         yield batch
-
-
-def position_of(raw: bytes) -> float:
-    """Where in [0, 1) the hash of a text puts it: the same for equal texts, wherever they stand.
-
-    Texts below validation_fraction are for validation.
-    """
-    return int.from_bytes(hashlib.sha256(raw).digest()[:8], "big") / 2**64
-
-
-def _check_not_empty(
-    counts: dict[Split, SplitCounts], positions: Sequence[tuple[float, float]], fields: TokenizeFields
-) -> None:
-    num_documents = sum(count.num_documents for count in counts.values())
-    if not num_documents:
-        raise DataError("source: empty corpus: no document holds any text. Name files with text in them.")
-    missing: Split = "valid" if counts["train"].num_documents else "train"
-    if counts[missing].num_documents or (missing == "valid" and fields.validation_fraction == 0):
-        return
-    least, greatest = min(low for low, _ in positions), max(high for _, high in positions)
-    found = f"source: none of the {num_documents:,} documents went to the {missing} split"
-    if num_documents > 1 and least == greatest:
-        raise DataError(
-            f"{found}: all hold the same text, and equal texts go to the same split, whatever validation_fraction is. "
-            "Give documents that differ, or set validation_fraction to 0 to do without validation."
-        )
-    enough = _fraction_between(least, greatest, nearest_to_least=missing == "valid")
-    advice = "0 to do without validation" if enough is None else f"{enough:g}, which splits these documents"
-    raise DataError(
-        f"{found} (validation_fraction={fields.validation_fraction}, decided by the hash of each text). Set "
-        f"validation_fraction to {advice}, or give more documents that differ: one .txt file is one document unless "
-        "longer than source.max_txt_document_bytes."
-    )
-
-
-def _fraction_between(least: float, greatest: float, nearest_to_least: bool) -> float | None:
-    """A short number f with least < f <= greatest, near one of them; None if they are too close to each other."""
-    near = max(least if nearest_to_least else greatest, 1e-9)
-    for digits in range(2, 6):
-        unit = 10.0 ** (math.floor(math.log10(near)) + 1 - digits)
-        fraction = float(f"{(math.floor(near / unit) + nearest_to_least) * unit:g}")
-        if least < fraction <= greatest:
-            return fraction
-    return None
-
-
-def _write_atomic(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

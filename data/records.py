@@ -22,18 +22,26 @@ class PackingFormat(StrictConfig):
 
 
 class SplitCounts(StrictConfig):
-    """What a split holds. num_tokens counts targets: the documents' tokens and one end for each."""
+    """What a split holds. num_tokens counts targets: the documents' tokens and one end for each.
+
+    num_cut_documents: those whose tokens stand in more than one sample.
+    """
 
     num_documents: int
     num_samples: int
     num_tokens: int
     num_bytes: int
+    num_cut_documents: int
+
+    def num_padded_tokens(self, seq_len: int) -> int:
+        """Positions of the samples that hold padding."""
+        return self.num_samples * seq_len - self.num_tokens
 
     def __add__(self, other: SplitCounts) -> SplitCounts:
         return SplitCounts(**{name: getattr(self, name) + getattr(other, name) for name in SplitCounts.model_fields})
 
 
-NOTHING = SplitCounts(num_documents=0, num_samples=0, num_tokens=0, num_bytes=0)
+NOTHING = SplitCounts(num_documents=0, num_samples=0, num_tokens=0, num_bytes=0, num_cut_documents=0)
 
 
 Reason = Literal["empty", "invalid_utf8", "undecodable"]
@@ -60,16 +68,51 @@ class ShardEntry(NamedTuple):
     sha256: str
 
 
+class Packed(StrictConfig):
+    """Documents that were packed as one stream, into one folder."""
+
+    counts: SplitCounts
+    shards: tuple[ShardEntry, ...]  # relative to the folder
+    documents_sha256: str  # of data.lineage.DOCUMENTS_FILE beside the shards
+
+
+class HeldOut(StrictConfig):
+    """Documents of a slice that are for validation, and wait to be packed with those of its neighbours."""
+
+    num_documents: int
+    num_tokens: int  # as in SplitCounts
+    num_bytes: int
+    file_bytes: int
+    sha256: str  # of the file
+
+
 class SliceRecord(StrictConfig):
-    """What write_slice wrote. Its presence in a file means that the slice's shards are whole."""
+    """What write_slice wrote. Its presence in a file means that the slice's files are whole."""
 
     index: int
     format: PackingFormat
-    counts: dict[Split, SplitCounts]
     left_out: dict[Reason, int]  # documents that are in no split
     positions: tuple[float, float] | None  # the least and the greatest of its documents (data.packing.position_of)
-    shards: dict[Split, tuple[ShardEntry, ...]]  # relative to the slice's folder
+    train: Packed | None  # None: no document for training
+    held_out: HeldOut | None  # None: no document for validation
     source_stamp: str = ""  # data.sources.stamp when the slice was read
+
+
+class ValidationRecord(StrictConfig):
+    """What write_validation wrote: documents of consecutive slices, packed as one stream."""
+
+    index: int
+    slices_sha256: str  # digest of the records of the slices (data.packing.ValidationStream)
+    valid: Packed
+
+
+RECORDS: dict[Split, str] = {"train": "slices", "valid": "validation_streams"}
+"""Folders of the records of what was packed for a split, beside the folders of the splits."""
+
+
+def record_name(split: Split, number: int) -> str:
+    """The file of the record of a slice, or of a validation stream."""
+    return f"{RECORDS[split]}/{number:05d}.json"
 
 
 class ShardsSummary(StrictConfig):

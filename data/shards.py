@@ -19,7 +19,7 @@ from base.verified import check_file
 from data.errors import DataError
 from data.index import REMEDY, TABLE_FILE, ShardIndex, parse_index
 from data.mds import MdsShard
-from data.packing import DOC_STARTS_DTYPE
+from data.packers import DOC_STARTS_DTYPE
 from data.records import PackingFormat, ShardEntry, Split
 
 IGNORED_TARGET = -100

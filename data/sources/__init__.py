@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from data.config import FilesSource, HuggingFaceSource, PythonStdlibSource, Source
+from data.config import MIB, FilesSource, HuggingFaceSource, PythonStdlibSource, Source, TokenizeFields
 from data.paths import expanded
 from data.records import Reason
 from data.sources import python_stdlib
@@ -25,8 +25,14 @@ __all__ = [
     "local_paths",
     "plan_slices",
     "read_slice",
+    "slice_bytes_of",
     "with_absolute_paths",
 ]
+
+_SLICES = 128  # of a source of some size: enough for as many workers
+_FEWEST_SLICE_BYTES = 8 * MIB
+_MOST_SLICE_BYTES = 512 * MIB  # fills a few shards
+_SLICE_BYTES_PER_TOKEN = 256  # of seq_len: some 64 samples, so that the short last one does not count
 
 
 def with_absolute_paths(source: Source) -> Source:
@@ -65,6 +71,15 @@ def stamp(source: Source) -> str:
     return stamp_of(_reader_of(source).paths(source))
 
 
+def slice_bytes_of(fields: TokenizeFields) -> int:
+    """Text per slice, about: slice_bytes, or by default what follows from the source and seq_len alone."""
+    if fields.slice_bytes is not None:
+        return fields.slice_bytes
+    text_bytes: int = _reader_of(fields.source).text_bytes(fields.source)
+    fewest = max(_FEWEST_SLICE_BYTES, _SLICE_BYTES_PER_TOKEN * fields.seq_len)
+    return max(min(text_bytes // _SLICES, _MOST_SLICE_BYTES), fewest)
+
+
 def plan_slices(source: Source, slice_bytes: int) -> list[Slice]:
     """Cut the source into slices of about `slice_bytes` each. The same source gives the same slices.
 
@@ -72,17 +87,18 @@ def plan_slices(source: Source, slice_bytes: int) -> list[Slice]:
     is one slice's at most.
     Raises: DataError: as content_identity.
     """
+    settings = source.model_copy(update={"paths": ()}) if isinstance(source, FilesSource) else source
     slices: list[Slice] = []
     parts: list[Part] = []
     num_bytes = 0
     for part in _reader_of(source).plan_parts(source, slice_bytes):
         if parts and num_bytes + part.num_bytes > slice_bytes:
-            slices.append(Slice(len(slices), source, tuple(parts)))
+            slices.append(Slice(len(slices), settings, tuple(parts)))
             parts, num_bytes = [], 0
         parts.append(part)
         num_bytes += part.num_bytes
     if parts:
-        slices.append(Slice(len(slices), source, tuple(parts)))
+        slices.append(Slice(len(slices), settings, tuple(parts)))
     return slices
 
 
@@ -112,7 +128,7 @@ def _absolute(path: str) -> str:
     return str(expanded(path).absolute())
 
 
-def _reader_of(source: Source):  # type: ignore[no-untyped-def]  # a module with the three functions called above
+def _reader_of(source: Source):  # type: ignore[no-untyped-def]  # a module with the functions called above
     from data.sources import files, huggingface
 
     match source:

@@ -28,10 +28,15 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class Document:
-    """A text and a name that finds it again, such as `books.jsonl:12`."""
+    """A text and a name that finds it again, such as `books.jsonl:12`.
+
+    start, end: the bytes of its file that hold it, `end` exclusive; -1 where they are not known.
+    """
 
     id: str
     text: str
+    start: int = -1
+    end: int = -1
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Slice:
-    """The unit of parallel work: parts that one task reads in order. Picklable."""
+    """The unit of parallel work: parts that one task reads in order. Picklable, and small.
+
+    source: how to read them; of `files` without its paths, of which there may be many.
+    """
 
     index: int
     source: Source

@@ -26,6 +26,14 @@ def content_identity(source: FilesSource) -> str:
     return digest_of(entry for path in find(source).paths for entry in (path.name, _sha256(path)))
 
 
+def text_bytes(source: FilesSource) -> int:
+    """About how much text the files hold, by their sizes."""
+    return sum(
+        path.stat().st_size * (1 if _format(path) in ("txt", "jsonl") else _COMPRESSION_RATIO)
+        for path in find(source).paths
+    )
+
+
 def paths(source: FilesSource) -> list[Path]:
     """The files it reads."""
     return list(find(source).paths)
@@ -100,7 +108,7 @@ def _read_txt(source: FilesSource, path: Path, part: Part) -> Iterator[Document 
     first_byte = end - len(raw)
     name = str(path) if is_whole else f"{path}:{start}"
     text = decode_utf8(raw, source.invalid_utf8, where, first_byte)
-    yield LeftOut(name, "invalid_utf8") if text is None else Document(name, text)
+    yield LeftOut(name, "invalid_utf8") if text is None else Document(name, text, start, end)
 
 
 def _txt_boundary(file, offset: int, size: int) -> int:  # type: ignore[no-untyped-def]  # a binary file

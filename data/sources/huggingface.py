@@ -49,6 +49,12 @@ def local_folder(source: HuggingFaceSource) -> Path | None:
         return None
 
 
+def text_bytes(source: HuggingFaceSource) -> int:
+    """About how much text the rows hold."""
+    rows = _load(source)
+    return int(len(rows) * _mean_bytes(source, rows)) if len(rows) else 0
+
+
 def plan_parts(source: HuggingFaceSource, slice_bytes: int) -> Iterator[Part]:
     """Runs of rows of about `slice_bytes`, by the mean length of evenly spread rows."""
     rows = _load(source)
@@ -59,12 +65,16 @@ def plan_parts(source: HuggingFaceSource, slice_bytes: int) -> Iterator[Part]:
         )  # fmt: skip
     if not len(rows):
         raise DataError(f"source: {source.dataset}, split {source.split}: empty corpus: no rows. Name another split.")
-    sampled = rows[range(0, len(rows), max(len(rows) // _ROWS_SAMPLED, 1))][source.text_field]
-    mean_bytes = sum(len(text or "") for text in sampled) / len(sampled) + 1
+    mean_bytes = _mean_bytes(source, rows)
     step = max(int(slice_bytes / mean_bytes), 1)
     for start in range(0, len(rows), step):
         end = min(start + step, len(rows))
         yield Part(source.dataset, start, end, int((end - start) * mean_bytes), len(rows))
+
+
+def _mean_bytes(source: HuggingFaceSource, rows: Any) -> float:
+    sampled = rows[range(0, len(rows), max(len(rows) // _ROWS_SAMPLED, 1))][source.text_field]
+    return sum(len(text or "") for text in sampled) / len(sampled) + 1
 
 
 def read_part(source: HuggingFaceSource, part: Part) -> Iterator[Document | LeftOut]:

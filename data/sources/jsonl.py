@@ -40,7 +40,7 @@ def read_range(source: FilesSource, path: Path, start: int, end: int) -> Iterato
             line = file.readline()
             if offset == 0:
                 check_beginning(line, str(path))
-            yield from _parse(source, line, f"{path}:{offset}", _Place(path, offset))
+            yield from _parse(source, line, f"{path}:{offset}", offset, _Place(path, offset))
 
 
 def read_compressed(
@@ -56,11 +56,13 @@ def read_compressed(
     try:
         if not path.stat().st_size:
             raise EOFError("the file has 0 bytes")
+        end = 0
         for number, line in enumerate(_lines(path, format_), start=1):
+            end += len(line)
             try:
                 if number == 1:
                     check_beginning(line, str(path))
-                yield from _parse(source, line, f"{path}:{number}", _Place(path, line_number=number))
+                yield from _parse(source, line, f"{path}:{number}", end - len(line), _Place(path, line_number=number))
             except DataError as error:
                 raise DataError(f"{error} {advice}") from error.__cause__
     except (EOFError, gzip.BadGzipFile, zlib.error, _ZstdError) as error:
@@ -90,8 +92,11 @@ class _Place:
         return f"{self._path}, line {number}"
 
 
-def _parse(source: FilesSource, line: bytes, document_id: str, place: _Place) -> Iterator[Document | LeftOut]:
-    """The document of one line; none for a blank line."""
+def _parse(
+    source: FilesSource, line: bytes, document_id: str, start: int, place: _Place
+) -> Iterator[Document | LeftOut]:
+    """The document of one line; none for a blank line. Args: start: offset of the line in the decompressed file."""
+    end = start + len(line)
     line = without_bom(line)
     if is_blank(line):
         return
@@ -130,7 +135,7 @@ def _parse(source: FilesSource, line: bytes, document_id: str, place: _Place) ->
             "Set source.text_field to the field that holds the text, or fix the line."
         )
     text = mend_surrogates(text, source.invalid_utf8, str(place))
-    yield LeftOut(document_id, "invalid_utf8") if text is None else Document(document_id, text)
+    yield LeftOut(document_id, "invalid_utf8") if text is None else Document(document_id, text, start, end)
 
 
 def _lines(path: Path, format_: Literal["jsonl.gz", "jsonl.zst"]) -> Iterator[bytes]:

@@ -28,6 +28,11 @@ def content_identity(source: PythonStdlibSource) -> str:
     return digest_of(entry for name in _names(source) for entry in (name, remembered_sha256(root / name)))
 
 
+def text_bytes(source: PythonStdlibSource) -> int:
+    """How much text the files hold."""
+    return sum(path.stat().st_size for path in paths(source))
+
+
 def paths(source: PythonStdlibSource) -> list[Path]:
     """The files it reads."""
     return [_root() / name for name in _names(source)]
@@ -51,7 +56,7 @@ def read_part(source: PythonStdlibSource, part: Part) -> Iterator[Document | Lef
         )
     try:
         encoding, _ = tokenize.detect_encoding(io.BytesIO(raw).readline)
-        yield Document(part.path, raw.decode(encoding))
+        yield Document(part.path, raw.decode(encoding), 0, len(raw))
     except (SyntaxError, UnicodeDecodeError, LookupError):
         yield LeftOut(part.path, "undecodable")
 

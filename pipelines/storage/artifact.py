@@ -20,8 +20,12 @@ from pipelines.storage.storage import encode_json
 RECORD = "record.json"
 SCRATCH = "artifacts"  # the folder of scratch copies in the cache
 _FETCHED = ".bmojo-fetched.json"
-# Shards are vouched for by their index, a checkpoint by its manifest; records have digests in them.
-_VOUCHED_FOR = re.compile(r"\.mds$|^checkpoints/|^slices/|^record\.json$|(^|/)\.bmojo-fetched\.json$")
+# Shards are vouched for by their index, what else a slice wrote by its record, a checkpoint by its manifest; records
+# have digests in them.
+_VOUCHED_FOR = re.compile(
+    r"\.mds$|/documents\.parquet$|^(slices|validation_streams|held_out|checkpoints)/|^record\.json$"
+    r"|(^|/)\.bmojo-fetched\.json$"
+)
 
 
 class FileEntry(StrictConfig):

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 
 from data.config import FilesSource, PythonStdlibSource, TokenizeFields, TokenizerFields
-from data.packing import merge_slices, write_slice
 from data.sampling import sample_texts
-from data.sources import plan_slices
 from data.tokenizer import Tokenizer, train_tokenizer
+from tests.data.here import tokenize_here
 
 
 @pytest.fixture(scope="session")
@@ -35,8 +34,7 @@ def _shards(tokenizer: Tokenizer, folder: Path, seed: int) -> Path:
         shard_bytes=4096,
         validation_fraction=0,
     )
-    records = [write_slice(slice_, tokenizer, fields, folder) for slice_ in plan_slices(fields.source, 4096)]
-    merge_slices(folder, records, fields)
+    tokenize_here(tokenizer, fields, folder)
     return folder
 
 

@@ -15,13 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from base.errors import DamagedError
+from data import packing
 from data.config import FilesSource, TokenizeFields
 from data.errors import DataError
-from data.packing import merge_slices, write_slice
+from data.packing import write_slice
 from data.records import SPLITS, ShardsSummary, Split
 from data.shards import TokenSplit, read_token_batches, read_token_documents
-from data.sources import plan_slices
+from data.sources import plan_slices, slice_bytes_of
 from data.tokenizer import Tokenizer
+from tests.data.here import tokenize_here
 
 FRACTION = 0.3
 
@@ -39,8 +41,7 @@ def pack(
         slice_bytes=slice_bytes,
         **{"validation_fraction": FRACTION, **fields},
     )
-    records = [write_slice(slice_, tokenizer, config, folder) for slice_ in plan_slices(config.source, slice_bytes)]
-    return merge_slices(folder, records, config)
+    return tokenize_here(tokenizer, config, folder).summary
 
 
 def documents(tokenizer: Tokenizer, folder: Path, summary: ShardsSummary, split: Split) -> list[str]:
@@ -133,7 +134,7 @@ def test_bad_text_leaves_nothing_of_the_slice_behind(tokenizer: Tokenizer, tmp_p
     fields = TokenizeFields(
         source=FilesSource(kind="files", paths=(str(tmp_path / "corpus.jsonl"),)), seq_len=4, shard_bytes=4096
     )
-    (slice_,) = plan_slices(fields.source, fields.slice_bytes)
+    (slice_,) = plan_slices(fields.source, slice_bytes_of(fields))
     with pytest.raises(DataError, match="line 2"):
         write_slice(slice_, tokenizer, fields, tmp_path / "out")
     assert not list((tmp_path / "out").rglob("*.mds"))
@@ -172,6 +173,76 @@ def test_the_fraction_that_the_error_names_splits_the_documents(
     (named,) = re.findall(r"Set validation_fraction to (\S+),", str(raised.value))
     counts = pack(tokenizer, texts, tmp_path, validation_fraction=float(named)).counts
     assert min(count.num_documents for count in counts.values()) > 0
+
+
+def test_documents_for_validation_of_many_slices_are_packed_together(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    texts = [f"{i}: " + "some words " * 8 for i in range(200)]
+    one = pack(tokenizer, texts, tmp_path / "one", seq_len=64, slice_bytes=1 << 20)
+    assert not (tmp_path / "one/train/slice-00001").exists()
+    many = pack(tokenizer, texts, tmp_path / "many", seq_len=64)
+    assert (tmp_path / "many/train/slice-00010").exists()
+    assert one.counts["train"].num_padded_tokens(64) < 64 < many.counts["train"].num_padded_tokens(64)
+    assert one.index_sha256["valid"] == many.index_sha256["valid"]
+
+
+def test_much_validation_makes_several_streams_of_consecutive_slices(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "_VALIDATION_SAMPLES", 20)
+    monkeypatch.setattr(packing, "_VALIDATION_SHARDS", 0)
+    texts = [f"{i}: " + "some words " * 8 for i in range(300)]
+    summary = pack(tokenizer, texts, tmp_path, seq_len=64, validation_fraction=0.9)
+    tokens = TokenSplit(tmp_path, "valid")
+    of_stream = [
+        int(tokens.index.shard_samples[tokens.index.folders == number].sum())
+        for number in np.unique(tokens.index.folders)
+    ]
+    assert len(of_stream) == summary.counts["valid"].num_tokens // (20 * 64)
+    assert min(of_stream) >= 15
+    back = documents(tokenizer, tmp_path, summary, "valid") + documents(tokenizer, tmp_path, summary, "train")
+    assert sorted(back) == sorted(texts)
+    in_order = [int(text.partition(":")[0]) for text in documents(tokenizer, tmp_path, summary, "valid")]
+    assert in_order == sorted(in_order)
+
+
+@pytest.mark.parametrize("packing_", ["stream", "best_fit"])
+def test_what_is_cut_is_counted(tokenizer: Tokenizer, tmp_path: Path, packing_: str) -> None:
+    texts = [f"{i}: " + "some words " * (i % 40) for i in range(200)]
+    summary = pack(tokenizer, texts, tmp_path, seq_len=64, slice_bytes=1 << 20, packing=packing_)
+    for split in SPLITS:
+        num_cut, num_targets = 0, 0
+        eod = tokenizer.eod_id
+        of_sample = [sample["tokens"][1:].tolist() for sample in TokenSplit(tmp_path, split).samples()]
+        num_targets = sum(map(len, of_sample))
+        # A document goes on in the next sample if this one does not end with an end.
+        runs = "".join("e" if targets[-1] == eod else "c" for targets in of_sample)
+        samples_with_end = [eod in targets for targets in of_sample]
+        for i, kind in enumerate(runs):
+            begins = i == 0 or runs[i - 1] == "e" or samples_with_end[i]
+            num_cut += kind == "c" and begins
+        counts = summary.counts[split]
+        assert counts.num_cut_documents == num_cut
+        assert counts.num_padded_tokens(64) == 64 * len(of_sample) - num_targets
+    back = [text for split in SPLITS for text in documents(tokenizer, tmp_path, summary, split)]
+    assert sorted(back) == sorted(texts)
+    too_long = sum(len(ids) >= 64 for ids in tokenizer.encode_batch(texts))
+    num_cut = sum(counts.num_cut_documents for counts in summary.counts.values())
+    assert (num_cut == too_long) if packing_ == "best_fit" else (num_cut > too_long > 0)
+
+
+@pytest.mark.parametrize(
+    ("text_bytes", "seq_len", "slice_bytes"),
+    [(1 << 20, 1024, 8 << 20), (128 << 24, 1024, 16 << 20), (1 << 42, 1024, 512 << 20), (1 << 20, 1 << 16, 16 << 20),
+     (1 << 42, 1 << 22, 1 << 30)],
+)  # fmt: skip
+def test_slices_grow_with_the_source_unless_their_size_is_set(
+    tmp_path: Path, text_bytes: int, seq_len: int, slice_bytes: int
+) -> None:
+    with open(tmp_path / "corpus.txt", "wb") as file:
+        file.truncate(text_bytes)  # sparse
+    source = FilesSource(kind="files", paths=(str(tmp_path / "corpus.txt"),))
+    assert slice_bytes_of(TokenizeFields(source=source, seq_len=seq_len)) == slice_bytes
+    assert slice_bytes_of(TokenizeFields(source=source, seq_len=seq_len, slice_bytes=2000)) == 2000
 
 
 def test_a_missing_or_cut_off_shard_is_an_error(tokenizer: Tokenizer, tmp_path: Path) -> None:

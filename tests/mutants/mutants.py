@@ -90,7 +90,7 @@ MUTANTS: tuple[Mutant, ...] = (
                  "theta ** (-2 * channel / self.head_dim)")),
     # Data
     _mutant("samples that do not overlap: their last token is no target", "tests/data/test_packing.py",
-            Edit("data/packing.py", "min(start + seq_len + 1, len(tokens))", "min(start + seq_len, len(tokens))")),
+            Edit("data/packers.py", "min(start + seq_len + 1, len(tokens))", "min(start + seq_len, len(tokens))")),
     _mutant("targets are the inputs themselves", "tests/data/test_packing.py tests/data/test_streaming.py",
             Edit("data/shards.py", "targets_bt[row, :num_inputs] = tokens[1:]",
                  "targets_bt[row, :num_inputs] = tokens[:-1]")),

@@ -17,20 +17,19 @@ from base.errors import DamagedError
 from bmojo.checkpoint_io import load_pretrained, save_pretrained
 from data.config import FilesSource, TokenizeFields
 from data.errors import DataError
-from data.packing import merge_slices, write_slice
 from data.shards import TokenSplit, read_token_batches
-from data.sources import plan_slices
 from data.streaming import StreamOrder, TokenStream, Worker
 from pipelines.engine.fingerprint import FingerprintParts
 from pipelines.engine.records import StageRecord, read_record, write_record
 from pipelines.engine.runs import Run
 from pipelines.stages.models import load_model, load_tokenizer_of
-from pipelines.stages.tokenize.stage import _finished_slices
+from pipelines.stages.tokenize.writing import finished_slices
 from pipelines.stages.train import checkpoint as checkpoints
 from pipelines.stages.train.checkpoint import TrainingState
 from pipelines.storage import open_storage
 from pipelines.storage.artifact import ArtifactDir
 from pipelines.tracking.journal import DAMAGED, Journal, read_events
+from tests.data.here import tokenize_here
 from tests.pipelines.made_runs import made_run
 from tests.pipelines.stages.trained_run import TEXT, tiny_model, tiny_tokenizer
 
@@ -69,10 +68,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = FilesSource(kind="files", paths=(str(folder / "text.txt"),))
     fields = TokenizeFields(source=source, seq_len=32, validation_fraction=0)
     tokens = ArtifactDir.at(folder / "tokens-0")
-    records = [write_slice(slice_, tokenizer, fields, tokens.local) for slice_ in plan_slices(source, 1 << 20)]
-    for done in records:
-        tokens.write_json(f"slices/{done.index:05d}.json", done.model_dump(mode="json"))
-    merge_slices(tokens.local, records, fields)
+    tokenize_here(tokenizer, fields, tokens.local)
     tokenizer.save(tokens.local / "tokenizer")
     record("tokenize", tokens)
 
@@ -145,7 +141,7 @@ READERS: dict[str, tuple[str, list[Reader]]] = {
         lambda root: in_order(root / "tokens-0"),
         fetched("tokens-0")]),
     "slice record": ("tokens-0/slices/00000.json", [
-        lambda root: _finished_slices(ArtifactDir.at(root / "tokens-0"), "", tiny_tokenizer().sha256)]),
+        lambda root: finished_slices(ArtifactDir.at(root / "tokens-0"), "", tiny_tokenizer().sha256)]),
     "tokenize record": ("tokens-0/record.json", [fetched("tokens-0")]),
     "train record": ("train-0/record.json", [fetched("train-0")]),
     "weights": ("train-0/model/model.safetensors", [

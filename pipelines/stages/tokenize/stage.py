@@ -1,23 +1,32 @@
 """The `tokenize` stage: text to packed token ids in MDS shards, slice by slice in Ray tasks.
 
-In the artifact: {train,valid}/slice-NNNNN/*.mds and slices/NNNNN.json, the record that makes a slice count as done; at
-the end {train,valid}/index.json, which make a data set of them, and a copy of the tokenizer.
+In the artifact: {train,valid}/slice-NNNNN/ with shards and the table of their documents. A slice counts as done by its
+record slices/NNNNN.json; its documents for validation wait in held_out/NNNNN.parquet. Those of many slices are packed
+together, with the record validation_streams/NNNNN.json. At the end come the indexes {train,valid}/shards.table (for
+other programs index.json), which make a data set of the shards, and a copy of the tokenizer.
 """
 
 from __future__ import annotations
 
 import logging
 import shutil
-import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from base.errors import DamagedError, UserError
-from data.config import TokenizeFields
-from data.records import NOTHING, SPLITS, Reason, ShardsSummary, SliceRecord, reasons_in_words
-from data.sources import Slice, content_identity, duplicate_files, local_paths, plan_slices, stamp, with_absolute_paths
+from base.errors import UserError
+from data.config import PackingFields, TokenizeFields
+from data.records import RECORDS, SPLITS, Reason, ShardsSummary, reasons_in_words
+from data.sources import (
+    content_identity,
+    duplicate_files,
+    local_paths,
+    plan_slices,
+    slice_bytes_of,
+    stamp,
+    with_absolute_paths,
+)
 from pipelines.engine.stage import (
     ProgressMetrics,
     Stage,
@@ -27,16 +36,11 @@ from pipelines.engine.stage import (
     StageNode,
     StageOutput,
 )
-from pipelines.faults import explained_disk
-from pipelines.stages.tasks import require_planned_content, run_tasks, user_errors
+from pipelines.stages.tasks import require_planned_content, user_errors
+from pipelines.stages.tokenize.writing import write_slices, write_validation_streams
 from pipelines.stages.tokenizer.stage import TOKENIZER_FOLDER, TokenizerStage, describe_source
 from pipelines.storage.artifact import ArtifactDir
 
-if TYPE_CHECKING:
-    from data.tokenizer import Tokenizer
-
-_RECORDS_FOLDER = "slices"
-_LOG_EVERY_S = 1.0
 _NOTICEABLE_SHARE = 0.01
 
 logger = logging.getLogger(__name__)
@@ -61,10 +65,14 @@ class TokenizeOutput(StageOutput):
     num_train_samples: int
     num_train_tokens: int
     num_train_bytes: int = Field(description="Bytes of the text, in UTF-8.")
+    num_train_cut_documents: int = Field(description="Documents whose tokens stand in more than one sequence.")
+    num_train_padded_tokens: int = Field(description="Positions of sequences that hold padding.")
     num_valid_documents: int
     num_valid_samples: int
     num_valid_tokens: int
     num_valid_bytes: int
+    num_valid_cut_documents: int
+    num_valid_padded_tokens: int
     left_out: dict[Reason, int] = Field(
         description="Documents in neither split, by reason: `empty` (no text), `invalid_utf8` (left out by "
         "source.invalid_utf8), `undecodable` (not in the encoding they declare)."
@@ -79,10 +87,16 @@ class TokenizeOutput(StageOutput):
             f"{self.num_train_documents:,} documents for training ({self.num_train_tokens:,} tokens), "
             f"{self.num_valid_documents:,} for validation ({self.num_valid_tokens:,} tokens)"
         )
+        text += f"; cut: {self.num_train_cut_documents + self.num_valid_cut_documents:,} documents"
+        text += f"; padding: {self._padded_share():.2%}"
         text += "; left out: " + (reasons_in_words(self.left_out) or "none")
         if self.num_duplicate_files:
             text += f"; names that lead to files already read: {self.num_duplicate_files:,}"
         return text
+
+    def _padded_share(self) -> float:
+        num_padded = self.num_train_padded_tokens + self.num_valid_padded_tokens
+        return num_padded / ((self.num_train_samples + self.num_valid_samples) * self.seq_len)
 
 
 @dataclass(frozen=True)
@@ -95,12 +109,12 @@ class TokenizeInputs(StageInputs):
 class TokenizeStage(Stage[TokenizeStageConfig, TokenizeInputs, TokenizeOutput]):
     """Finished slices are kept between attempts; one that was being written is written again."""
 
-    code_version = 3
+    code_version = 4
     progress = ProgressMetrics("tokenize/slices_total", {"tokenize/tokens_per_s": "{:,.0f} tokens/s"})
 
     def mark(self, config: TokenizeStageConfig, artifact: ArtifactDir) -> int:
-        """Number of slices written."""
-        return len(artifact.listdir(_RECORDS_FOLDER))
+        """Number of slices and validation streams written."""
+        return sum(len(artifact.listdir(folder)) for folder in RECORDS.values())
 
     def content_identity(self, config: TokenizeStageConfig) -> str:
         """Digest of the text. Raises UserError where it is missing."""
@@ -114,7 +128,8 @@ class TokenizeStage(Stage[TokenizeStageConfig, TokenizeInputs, TokenizeOutput]):
     def run(self, config: TokenizeStageConfig, inputs: TokenizeInputs, context: StageContext) -> TokenizeOutput:
         """Write the shards. Raises UserError: the text is invalid, or there is none for a split."""
         from data.index import TABLE_FILE
-        from data.packing import INDEX_FILE, merge_slices
+        from data.merging import INDEX_FILE, check_slices, merge
+        from data.packing import plan_validation
 
         tokenizer, artifact = inputs.tokenizer, context.artifact
         config = config.model_copy(update={"source": with_absolute_paths(config.source)})
@@ -124,15 +139,21 @@ class TokenizeStage(Stage[TokenizeStageConfig, TokenizeInputs, TokenizeOutput]):
         require_planned_content(context, digest)
         context.journal.log_dataset(context.name, digest, describe_source(config.source), context="tokenize")
         with user_errors(artifact.local):
-            slices = plan_slices(config.source, config.slice_bytes)
+            slices = plan_slices(config.source, slice_bytes_of(config))
             duplicates = duplicate_files(config.source)
-            records = self._tokenize(slices, config, tokenizer, source_stamp, context)
+            fields = PackingFields(**{name: getattr(config, name) for name in PackingFields.model_fields})
+            records = write_slices(
+                slices, fields, tokenizer.artifact, tokenizer.output.sha256, source_stamp, config.resources, context
+            )
             if stamp(config.source) != source_stamp:
                 raise UserError(
                     f"stages.{context.name}: the files it reads were changed or touched while they were read. Nothing "
                     "was recorded. Leave them alone while a run reads them, and run again."
                 )
-            summary = merge_slices(artifact.local, records, config)
+            check_slices(records, fields)
+            streams = plan_validation(records, fields)
+            validation = write_validation_streams(streams, fields, config.resources, artifact)
+            summary = merge(artifact.local, records, validation, fields)
             for split in summary.index_sha256:
                 artifact.publish(f"{split}/{INDEX_FILE}")
                 artifact.publish(f"{split}/{TABLE_FILE}")
@@ -140,117 +161,17 @@ class TokenizeStage(Stage[TokenizeStageConfig, TokenizeInputs, TokenizeOutput]):
             shutil.copytree(tokenizer_folder, artifact.local / TOKENIZER_FOLDER, dirs_exist_ok=True)
             artifact.publish(TOKENIZER_FOLDER)
         output = _output(summary, len(slices), duplicates)
-        _report_left_out(output, duplicates, context)
+        _report(output, duplicates, context)
         return output
 
-    def _tokenize(
-        self,
-        slices: list[Slice],
-        config: TokenizeStageConfig,
-        tokenizer: StageNode[TokenizerStage],
-        source_stamp: str,
-        context: StageContext,
-    ) -> list[SliceRecord]:
-        """Write the slices that are not yet written from these files by this tokenizer. Returns the records of all."""
-        artifact, journal = context.artifact, context.journal
-        sha256 = tokenizer.output.sha256
-        records = _finished_slices(artifact, source_stamp, sha256)
-        finished = {record.index for record in records}
-        calls = [
-            (slice_, config, tokenizer.artifact, sha256, source_stamp, artifact)
-            for slice_ in slices
-            if slice_.index not in finished
-        ]
-        done = sum((counts for record in records for counts in record.counts.values()), NOTHING)
-        num_reused, tokens_reused = len(records), done.num_tokens
-        journal.log_metrics(num_reused, {"tokenize/slices_total": len(slices), "tokenize/slices_done": num_reused})
-        started = logged = time.monotonic()
-        for record in run_tasks(_tokenize_slice, calls, config.resources):
-            records.append(record)
-            done = sum(record.counts.values(), done)
-            now = time.monotonic()
-            if now - logged < _LOG_EVERY_S and len(records) < len(slices):
-                continue
-            logged = now
-            journal.log_metrics(
-                len(records),
-                {
-                    "tokenize/slices_done": len(records),
-                    "tokenize/tokens": done.num_tokens,
-                    "tokenize/tokens_per_s": (done.num_tokens - tokens_reused) / (now - started),
-                    "tokenize/bytes_per_token": done.num_bytes / max(done.num_tokens, 1),
-                },
-            )
-        return records
 
-
-def _tokenize_slice(
-    slice_: Slice,
-    config: TokenizeStageConfig,
-    tokenizer: ArtifactDir,
-    tokenizer_sha256: str,
-    source_stamp: str,
-    artifact: ArtifactDir,
-) -> SliceRecord:
-    """Runs as a Ray task. Raises DataError. The record is written last: with it the slice is done."""
-    from data.index import folder_name
-    from data.packing import write_slice
-
-    with explained_disk(artifact.local):
-        record = write_slice(slice_, _load_tokenizer(tokenizer, tokenizer_sha256), config, artifact.local)
-    record = record.model_copy(update={"source_stamp": source_stamp})
-    for split in SPLITS:
-        if record.shards[split]:
-            artifact.publish(f"{split}/{folder_name(slice_.index)}")
-    artifact.write_json(f"{_RECORDS_FOLDER}/{slice_.index:05d}.json", record.model_dump(mode="json"))
-    return record
-
-
-_loaded_tokenizers: dict[
-    tuple[str, str], Tokenizer
-] = {}  # by URL and digest: a worker process does many slices with one tokenizer
-
-
-def _load_tokenizer(artifact: ArtifactDir, sha256: str) -> Tokenizer:
-    from data.tokenizer import load_tokenizer
-
-    if (artifact.url, sha256) not in _loaded_tokenizers:
-        tokenizer = load_tokenizer(artifact.fetch(TOKENIZER_FOLDER))
-        if tokenizer.sha256 != sha256:
-            raise DamagedError(
-                f"{artifact.url}/{TOKENIZER_FOLDER}: another tokenizer than its stage made (digest "
-                f"{tokenizer.sha256[:16]}..., expected {sha256[:16]}...). {artifact.remedy}"
-            )
-        _loaded_tokenizers[artifact.url, sha256] = tokenizer
-    return _loaded_tokenizers[artifact.url, sha256]
-
-
-def _finished_slices(artifact: ArtifactDir, source_stamp: str, tokenizer_sha256: str) -> list[SliceRecord]:
-    """The records of slices written from these files by this tokenizer; those of others are removed.
-
-    Raises: DamagedError: a record is not as it was written.
-    """
-    finished = []
-    for name in artifact.listdir(_RECORDS_FOLDER):
-        relpath = f"{_RECORDS_FOLDER}/{name}"
-        try:
-            record = SliceRecord.model_validate(artifact.read_json(relpath))
-        except ValidationError as error:
-            raise DamagedError(
-                f"{artifact.url}/{relpath}: of another version of this program. Delete it to have the slice written "
-                "again."
-            ) from error
-        if record.source_stamp == source_stamp and record.format.tokenizer_sha256 == tokenizer_sha256:
-            finished.append(record)
-        else:
-            artifact.delete(relpath)
-    return finished
-
-
-def _report_left_out(output: TokenizeOutput, duplicates: list[str], context: StageContext) -> None:
-    """Tell MLflow how many documents and files were left out and why, and the user if it is a noticeable share."""
+def _report(output: TokenizeOutput, duplicates: list[str], context: StageContext) -> None:
+    """Tell MLflow what was left out, cut and padded, and the user if what is left out is a noticeable share."""
     figures = {f"tokenize/left_out_{reason}": float(count) for reason, count in output.left_out.items()}
-    context.journal.log_metrics(0, figures | {"tokenize/duplicate_files": float(output.num_duplicate_files)})
+    figures["tokenize/duplicate_files"] = float(output.num_duplicate_files)
+    for name in ("train_cut_documents", "train_padded_tokens", "valid_cut_documents", "valid_padded_tokens"):
+        figures[f"tokenize/{name}"] = float(getattr(output, f"num_{name}"))
+    context.journal.log_metrics(0, figures)
     num_left_out = sum(output.left_out.values())
     num_documents = num_left_out + output.num_train_documents + output.num_valid_documents
     if num_left_out > _NOTICEABLE_SHARE * num_documents:
@@ -269,6 +190,8 @@ def _output(summary: ShardsSummary, num_slices: int, duplicates: list[str]) -> T
         for split in SPLITS
         for name, value in summary.counts[split].model_dump().items()
     }
+    for split in SPLITS:
+        counts[f"num_{split}_padded_tokens"] = summary.counts[split].num_padded_tokens(summary.format.seq_len)
     return TokenizeOutput(
         **summary.format.model_dump(),
         **counts,

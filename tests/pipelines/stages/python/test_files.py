@@ -104,7 +104,7 @@ def test_the_example_counts_the_same_after_a_break(tmp_path: Path, monkeypatch: 
     inputs: dict[str, Input] = {"tokens": tokens}
 
     def read(until: int) -> None:
-        def documents_until(folder: Path, split: str) -> Any:
+        def documents_until(tokens: Any) -> Any:
             yield from documents[:until]
             if until < len(documents):
                 raise ConnectionError("gone")

@@ -15,6 +15,7 @@ from data.shards import TokenSplit, read_token_documents
 from data.tokenizer import load_tokenizer
 from pipelines.engine.stage import Resources, StageContext, StageInputs, StageNode, StageResult
 from pipelines.stages import tasks
+from pipelines.stages.tokenize import stage as stage_module
 from pipelines.stages.tokenize.stage import TokenizeInputs, TokenizeOutput, TokenizeStage, TokenizeStageConfig
 from pipelines.stages.tokenizer.stage import TokenizerStage, TokenizerStageConfig
 from pipelines.storage.artifact import ArtifactDir
@@ -90,18 +91,29 @@ def test_stages_write_shards_and_a_crashed_run_redoes_only_unfinished_slices(tmp
     back = [loaded.decode(ids.tolist()).decode() for ids in documents]
     assert sorted(back) == sorted(TEXTS)
     assert metrics(tmp_path, "tokenize/slices_done")[-1] == (output.num_slices, output.num_slices)
+    assert metrics(tmp_path, "tokenize/train_cut_documents") == [(0, output.num_train_cut_documents)]
+    padded = output.num_train_samples * output.seq_len - output.num_train_tokens
+    assert metrics(tmp_path, "tokenize/train_padded_tokens") == [(0, padded)]
     assert metrics(tmp_path, "tokenize/slices_total") == [(0, output.num_slices)]
 
     # As a SIGKILL leaves it: no index, one slice without its record and torn, the others finished.
     for file in ("train/index.json", "valid/index.json", "slices/00002.json"):
         (shards / file).unlink()
     finished = {path: path.stat().st_mtime_ns for path in shards.rglob("*.mds") if "slice-00002" not in str(path)}
-    torn = shards / "train/slice-00002/shard.00000.mds"
-    whole = torn.read_bytes()
-    torn.write_bytes(whole[:100])
+    whole = {path: path.read_bytes() for path in shards.rglob("*") if path.is_file()}
+    torn = [shards / "train/slice-00002/shard.00000.mds", shards / "held_out/00002.parquet"]
+    for path in torn:
+        path.write_bytes(whole[path][:100])
     assert run_tokenize(tmp_path, tokenizer, config) == output
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
-    assert torn.read_bytes() == whole
+    assert {path: path.read_bytes() for path in torn} == {path: whole[path] for path in torn}
+
+    # One that is killed while it packs the documents for validation.
+    (torn_shard,) = shards.glob("valid/slice-00000/*.mds")
+    torn_shard.write_bytes(b"torn")
+    (shards / "validation_streams/00000.json").unlink()
+    assert run_tokenize(tmp_path, tokenizer, config) == output
+    assert torn_shard.read_bytes() == whole[torn_shard]
     steps = [step for step, _ in metrics(tmp_path, "tokenize/slices_done")]
     assert len(steps) == len(set(steps)), "no point is told twice"
     assert max(steps) == output.num_slices
@@ -193,14 +205,14 @@ def test_slices_of_text_that_changed_and_changed_back_are_not_reused(tmp_path: P
 def test_text_that_is_touched_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write_corpus(tmp_path, TEXTS)
     tokenizer = run_tokenizer(tmp_path, source)
-    run_all = TokenizeStage._tokenize
+    run_all = stage_module.write_slices
 
     def touched(*arguments: Any) -> Any:
         records = run_all(*arguments)
         write_corpus(tmp_path, TEXTS)
         return records
 
-    monkeypatch.setattr(TokenizeStage, "_tokenize", touched)
+    monkeypatch.setattr(stage_module, "write_slices", touched)
     with pytest.raises(UserError, match="changed or touched while they were read"):
         run_tokenize(tmp_path, tokenizer, tokenize_config(source))
     assert not list((tmp_path / "tokens").glob("*/index.json"))

@@ -15,14 +15,13 @@ import torch
 from safetensors.torch import load_file
 
 from data.config import FilesSource, TokenizeFields, TokenizerFields
-from data.packing import merge_slices, write_slice
-from data.sources import plan_slices
 from data.tokenizer import train_tokenizer
 from pipelines.engine.stage import StageContext, StageInputs, StageNode, StageResult
 from pipelines.stages.tokenize.stage import TokenizeInputs, TokenizeStage, TokenizeStageConfig, _output
 from pipelines.stages.tokenizer.stage import TokenizerStage, TokenizerStageConfig
 from pipelines.storage.artifact import ArtifactDir
 from pipelines.tracking.journal import Journal
+from tests.data.here import tokenize_here
 
 SEQ_LEN = 64
 Tokens = StageNode[TokenizeStage]
@@ -71,8 +70,8 @@ def write_tokens(folder: Path) -> Tokens:
     tokenizer = train_tokenizer(texts, TokenizerFields(source=source, vocab_size=300))
     config = TokenizeStageConfig(kind="tokenize", source=source, seq_len=SEQ_LEN, validation_fraction=0.2)
     fields = TokenizeFields(source=source, seq_len=SEQ_LEN, validation_fraction=0.2)
-    records = [write_slice(slice_, tokenizer, fields, folder) for slice_ in plan_slices(source, fields.slice_bytes)]
-    output = _output(merge_slices(folder, records, fields), len(records), duplicates=[])
+    done = tokenize_here(tokenizer, fields, folder)
+    output = _output(done.summary, len(done.slices), duplicates=[])
     tokenizer_config = TokenizerStageConfig(kind="tokenizer", source=source, vocab_size=300)
     inputs = TokenizeInputs(StageNode("tokenizer", TokenizerStage(), tokenizer_config, StageInputs()))
     return StageNode("tokens", TokenizeStage(), config, inputs, StageResult("f" * 64, ArtifactDir.at(folder), output))
