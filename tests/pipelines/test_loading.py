@@ -206,18 +206,18 @@ def test_broken_files_are_explained(tmp_path: Path, text: str, expected: str) ->
         ("train.needs={tokens: 1}", "stages.train.needs: tokens: found 1, expected the name of a stage."),
         (
             "train.needs={token: tokens}",
-            "stages.train.needs.token: a train stage has no role 'token'. Its roles: tokens (exactly 1 of kind "
+            "stages.train.needs.token: a train stage has no role 'token'. Its roles: tokens (at least 1 of kind "
             "tokenize), initial (at most 1 of kind train).",
         ),
         ("tokenizer.needs={text: tokens}", "stages.tokenizer.needs: the stages wait for one another in a circle"),
         (
             "train.needs={tokens: tokenizer}",
-            "stages.train.needs.tokens: 'tokenizer' is a tokenizer stage, expected exactly 1 of kind tokenize. This "
+            "stages.train.needs.tokens: 'tokenizer' is a tokenizer stage, expected at least 1 of kind tokenize. This "
             "pipeline's tokenize stages: tokens.",
         ),
         (
             "train.needs={tokens: []}",
-            "stages.train.needs.tokens: found 0 stages of kind tokenize, expected exactly 1. This pipeline's tokenize "
+            "stages.train.needs.tokens: found 0 stages of kind tokenize, expected at least 1. This pipeline's tokenize "
             "stages: tokens.",
         ),
         ("evaluate.needs={trained: train}", "stages.evaluate.needs: role tokens: found 0 stages of kind tokenize, exp"),

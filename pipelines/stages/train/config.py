@@ -11,6 +11,7 @@ from bmojo import ModelConfig
 from pipelines.engine.stage import NOT_IN_FINGERPRINT, StageConfig
 from pipelines.errors import FieldError
 from pipelines.stages.train.backends.config import AnyBackendConfig, DeepSpeedConfig
+from pipelines.stages.train.data import TrainDataConfig
 
 
 class CosineSchedule(StrictConfig):
@@ -30,7 +31,7 @@ Schedule = Annotated[CosineSchedule | WsdSchedule, Field(discriminator="kind")]
 
 
 class TrainStageConfig(StageConfig):
-    """Train a model on a `tokenize` stage's shards, from scratch or from another `train` stage's weights."""
+    """Train a model on the shards of `tokenize` stages, from scratch or from another `train` stage's weights."""
 
     kind: Literal["train"]
     retries: int = Field(
@@ -51,6 +52,10 @@ class TrainStageConfig(StageConfig):
     )
     max_tokens: PositiveInt | None = Field(
         None, le=10**15, description="Tokens to train on, rounded up to whole steps. Give this or max_steps."
+    )
+
+    data: TrainDataConfig = Field(
+        default_factory=TrainDataConfig, description="Which tokens are read in which order, and how they come here."
     )
 
     lr: float = Field(3e-3, gt=0, description="Highest learning rate, reached at the end of the warm-up.")
@@ -117,6 +122,11 @@ class TrainStageConfig(StageConfig):
             )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas={list(self.betas)}: each must be at least 0 and less than 1.")
+        if self.global_batch_size % self.data.paths:
+            raise ValueError(
+                f"global_batch_size={self.global_batch_size} is not a multiple of data.paths={self.data.paths}: each "
+                "path gives as many sequences of a batch. Change one of them."
+            )
         self._check_workers()
         self.backend.check(self.on_gpu)
         return self

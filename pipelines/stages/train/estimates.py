@@ -72,7 +72,7 @@ def estimate_training(node: StageNode[TrainStage], core_flops: float, num_cores:
 
     Args: core_flops: of one core, as core_peak gives it. num_cores: that the workers can have together, at most.
     """
-    train, tokens = node.config, node.inputs.tokens
+    train, tokens = node.config, node.inputs.tokens[0]
     seq_len = tokens.config.seq_len
     model = train.model
     if model.vocab_size is None:

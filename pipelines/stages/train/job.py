@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pydantic import Field
 
 from bmojo import ModelConfig
 from pipelines.engine.stage import Facts
 from pipelines.stages.train.config import TrainStageConfig
+from pipelines.stages.train.data import TokenSource
 from pipelines.storage.artifact import ArtifactDir
+
+if TYPE_CHECKING:
+    from data.mixture import Mixture
 
 History = dict[str, list[tuple[int, float]]]
 """For each metric, its points (step, value)."""
@@ -42,8 +46,8 @@ class TrainJob:
     num_steps: int
     seq_len: int
     artifact: ArtifactDir  # checkpoints/ and model/ go here
-    shards: ArtifactDir  # the tokenize stage's artifact
-    has_validation: bool  # the shards have a validation split
+    sources: tuple[TokenSource, ...]
+    mixture: Mixture  # of the sources
     initial_weights: ArtifactDir | None  # another train stage's artifact, whose model/ to start from
     resume_step: int | None  # the checkpoint to go on from
     metrics: MetricSink  # used on rank 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NoReturn
 
 import torch.distributed as dist
@@ -15,11 +15,13 @@ from pipelines.errors import LostError
 from pipelines.stages.train import checkpoint as checkpoints
 from pipelines.stages.train import device
 from pipelines.stages.train.curves import Curves
+from pipelines.stages.train.data import final_weights
 from pipelines.stages.train.divergence import diverged, first_ruined_parameter, is_ruined
 from pipelines.stages.train.job import TrainFacts, TrainJob
 from pipelines.stages.train.meter import Meter
 from pipelines.stages.train.paths import OperatorPaths
 from pipelines.stages.train.schedule import learning_rate
+from pipelines.stages.train.sources import mean_by_weight, source_losses
 from pipelines.stages.train.stopping import StopAgreement, StopReason
 from pipelines.stages.train.trainer import StepResult, Trainer
 from pipelines.stages.train.validation import validation_loss
@@ -34,11 +36,12 @@ class TrainLoop:
         job: TrainJob,
         trainer: Trainer,
         stream: TokenStream,
-        validation_batches: Sequence[TokenBatch],
+        validation_batches: Mapping[str, Sequence[TokenBatch]],
         resumed: checkpoints.Checkpoint | None,
         is_preempted: Callable[[], bool] | None = None,
     ) -> None:
-        """`is_preempted`: a collective that tells whether a worker's machine will be taken away soon."""
+        """`validation_batches`: by source. `is_preempted`: a collective that tells whether a worker's machine will be
+        taken away soon."""
         self.job, self.config, self.trainer, self.stream = job, job.config, trainer, stream
         self.validation_batches = validation_batches
         self.rank, self.num_workers = dist.get_rank(), dist.get_world_size()
@@ -97,21 +100,24 @@ class TrainLoop:
         return every_steps is not None and self.step % every_steps == 0
 
     def _train_step(self, batches: Iterator[TokenBatch]) -> None:
+        next_step = self.step + 1
+        log = next_step in (1, self.job.num_steps) or next_step % self.config.log_every_steps == 0
+        lr = learning_rate(self.config, next_step, self.job.num_steps)
         self.meter.start_step()
-        lr = learning_rate(self.config, self.step + 1, self.job.num_steps)
-        result = self.trainer.step([next(batches) for _ in range(self.config.accumulation_steps)], lr)
+        micro_batches = [next(batches) for _ in range(self.config.accumulation_steps)]
+        by_source = self._losses_by_source(micro_batches) if log else {}
+        result = self.trainer.step(micro_batches, lr)
         self.meter.end_step(result.num_targets)
         if not math.isfinite(result.grad_norm):
-            at = f"step {self.step + 1} of {self.job.num_steps}"
+            at = f"step {next_step} of {self.job.num_steps}"
             raise self._diverged(f"loss or gradients are not finite at {at}, which was not applied")
-        self.step += 1
+        self.step = next_step
         self.num_tokens += result.num_targets
         self._unread = result
-        log = self.step in (1, self.job.num_steps) or self._is_due(self.config.log_every_steps)
         if log or self._is_due(self.config.checkpoint_every_steps):
             self._read_loss(result)
         if log:
-            self._log(lr, result.grad_norm)
+            self._log(lr, result.grad_norm, by_source)
 
     def _read_loss(self, result: StepResult) -> None:
         self._unread = None
@@ -120,7 +126,15 @@ class TrainLoop:
         if not math.isfinite(self.train_loss):
             raise self._diverged(f"the loss is {self.train_loss} at step {self.step} of {self.job.num_steps}")
 
-    def _log(self, lr: float, grad_norm: float) -> None:
+    def _losses_by_source(self, micro_batches: Sequence[TokenBatch]) -> dict[str, float]:
+        """Points of the curves of a mixture's sources, before the update."""
+        names = [source.name for source in self.job.sources]
+        if len(names) == 1:
+            return {}
+        losses = source_losses(self.trainer, self.stream, self.step, micro_batches, names)
+        return {f"train/loss/{name}": loss for name, loss in losses.items()}
+
+    def _log(self, lr: float, grad_norm: float, by_source: Mapping[str, float]) -> None:
         tokens_per_s, mfu = self.meter.take()
         self.curves.add(
             self.step,
@@ -131,15 +145,18 @@ class TrainLoop:
                 "train/tokens": self.num_tokens,
                 "train/tokens_per_s": tokens_per_s,
                 "train/mfu": mfu,
+                **by_source,
             },
         )
 
     def _validate(self) -> float | None:
-        if not self.validation_batches:
+        losses = {name: validation_loss(self.trainer, batches) for name, batches in self.validation_batches.items()}
+        loss = mean_by_weight(losses, final_weights(self.config))
+        if loss is None:
             return None
-        loss = validation_loss(self.trainer, self.validation_batches)
         if self.curves.last_step("valid/loss") < self.step:
-            self.curves.add(self.step, {"valid/loss": loss})
+            by_source = {f"valid/loss/{name}": each for name, each in losses.items()} if len(losses) > 1 else {}
+            self.curves.add(self.step, {"valid/loss": loss, **by_source})
         if self.step and is_ruined(loss, self.job.model.vocab_size):
             raise self._diverged(f"the validation loss is {loss:.6g} after step {self.step} of {self.job.num_steps}")
         return loss

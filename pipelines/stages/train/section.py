@@ -26,6 +26,23 @@ def training_plots(history: Mapping[str, Points]) -> list[LinePlot]:
                 ),
             )
         )
+    by_source = [
+        Line(points, metric.removeprefix("valid/loss/"), {"marker": "o", "markersize": 4, "linewidth": 1.5})
+        for metric, points in sorted(history.items())
+        if metric.startswith("valid/loss/")
+    ]
+    if by_source:
+        plots.append(
+            LinePlot(
+                file="loss-by-source.png",
+                heading="Sources",
+                alt="Validation loss of each source against the step",
+                title="Validation loss by source",
+                x_label="step",
+                y_label="nats per token",
+                lines=tuple(by_source),
+            )
+        )
     if lr := history.get("train/lr"):
         plots.append(
             LinePlot(

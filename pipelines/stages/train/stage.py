@@ -24,6 +24,7 @@ from pipelines.errors import FieldError
 from pipelines.stages.numbers import optional
 from pipelines.stages.tokenize.stage import TokenizeStage
 from pipelines.stages.train.config import TrainStageConfig, check_seq_len
+from pipelines.stages.train.data import TokenSource, check_mixture, mixture_of
 from pipelines.stages.train.job import History, MetricSink, TrainFigures, TrainJob
 from pipelines.stages.train.layout import complete_steps
 from pipelines.storage.artifact import ArtifactDir
@@ -72,9 +73,12 @@ class TrainOutput(StageOutput, TrainFigures):
 
 @dataclass(frozen=True)
 class TrainInputs(StageInputs):
-    """Inputs of a `train` stage. `initial`: the stage whose weights it starts from."""
+    """Inputs of a `train` stage. `initial`: the stage whose weights it starts from.
 
-    tokens: StageNode[TokenizeStage]
+    Several `tokens` are mixed, by config.data.weights. All have one tokenizer and one seq_len.
+    """
+
+    tokens: tuple[StageNode[TokenizeStage], ...]
     initial: StageNode[TrainStage] | None = None
 
 
@@ -95,7 +99,10 @@ class TrainStage(Stage[TrainStageConfig, TrainInputs, TrainOutput]):
 
     def check(self, name: str, config: TrainStageConfig, inputs: TrainInputs) -> None:
         """Refuse a model that cannot read such sequences, or has no room for the ids of a tokenizer to be trained."""
-        tokens = inputs.tokens
+        tokens = inputs.tokens[0]
+        for other in inputs.tokens[1:]:
+            _check_same_form(name, tokens, other)
+        check_mixture(config, name, [node.name for node in inputs.tokens])
         check_seq_len(config, tokens.config.seq_len, name, tokens.name)
         tokenizer = tokens.inputs.tokenizer
         vocab_size = tokenizer.config.vocab_size
@@ -121,8 +128,9 @@ class TrainStage(Stage[TrainStageConfig, TrainInputs, TrainOutput]):
         from pipelines.stages.train.launch import run_training
         from pipelines.tracking.remote import log_missing, remote_journal
 
-        tokens = inputs.tokens
-        context.journal.log_dataset(tokens.name, tokens.output.train_sha256, tokens.artifact.url, context="train")
+        tokens = inputs.tokens[0]
+        for node in inputs.tokens:
+            context.journal.log_dataset(node.name, node.output.train_sha256, node.artifact.url, context="train")
         with remote_journal(context.journal, context.stop) as metrics:
             job = make_job(config, inputs, context, metrics)
             facts = run_training(job, context.attempt)
@@ -163,19 +171,43 @@ def _warn_if_worse(facts: TrainFigures, config: TrainStageConfig, name: str) -> 
 
 def make_job(config: TrainStageConfig, inputs: TrainInputs, context: StageContext, metrics: MetricSink) -> TrainJob:
     """Make what the workers are given. Raises UserError: the settings do not fit the data."""
-    tokens = inputs.tokens
+    tokens = inputs.tokens[0]
+    sources = tuple(
+        TokenSource(
+            node.name, node.artifact, node.output.num_train_samples, has_validation=node.output.num_valid_samples > 0
+        )
+        for node in inputs.tokens
+    )
+    num_steps = config.num_steps(tokens.output.seq_len)
     return TrainJob(
         config=config,
         model=_sized_model(config, tokens),
-        num_steps=config.num_steps(tokens.output.seq_len),
+        num_steps=num_steps,
         seq_len=tokens.output.seq_len,
         artifact=context.artifact,
-        shards=tokens.artifact,
-        has_validation=tokens.output.num_valid_samples > 0,
+        sources=sources,
+        mixture=mixture_of(config, sources, num_steps),
         initial_weights=inputs.initial.artifact if inputs.initial else None,
         resume_step=None,
         metrics=metrics,
     )
+
+
+def _check_same_form(name: str, first: StageNode[TokenizeStage], other: StageNode[TokenizeStage]) -> None:
+    """Refuse tokens that cannot stand in one batch."""
+    if other.config.seq_len != first.config.seq_len:
+        raise FieldError(
+            ("stages", other.name, "seq_len"),
+            f"found {other.config.seq_len}, but {first.name}.seq_len is {first.config.seq_len}, and {name} mixes the "
+            "two. Give both one length.",
+        )
+    tokenizer, expected = other.inputs.tokenizer.name, first.inputs.tokenizer.name
+    if tokenizer != expected:
+        raise FieldError(
+            ("stages", other.name, "needs"),
+            f"found the tokenizer {tokenizer!r}, but {first.name} has {expected!r}, and {name} mixes the two. Give "
+            "both one tokenizer.",
+        )
 
 
 def padded_vocab_size(num_ids: int) -> int:

@@ -48,12 +48,14 @@ def _train(job: TrainJob) -> TrainFacts | None:
     if job.resume_step is not None:
         resumed = Checkpoint(_fetch(job.artifact, step_dir(job.resume_step)))
     trainer = job.config.backend.start(build_model(job, resumed), job.config, worker_device)
+    data = job.config.data
     stream = TokenStream(
-        [token_split(job.shards, "train")],
+        [token_split(source.artifact, "train", data.cache_bytes) for source in job.sources],
         micro_batch_size=job.config.micro_batch_size,
         global_batch_size=job.config.global_batch_size,
-        order=StreamOrder(seed=job.config.seed),
+        order=StreamOrder(job.config.seed, num_paths=data.paths, block_samples=data.shuffle_block_samples),
         worker=Worker(dist.get_rank(), dist.get_world_size()),
+        mixture=job.mixture,
         pin_memory=job.config.on_gpu,
     )
     with stream:
@@ -73,13 +75,15 @@ def _fetch(artifact: ArtifactDir, path: str = "") -> Path:
     return artifact.fetch(path)
 
 
-def _validation_batches(job: TrainJob) -> list[TokenBatch]:
-    """Micro batches of the fixed beginning of the validation split, the same on every rank; none where it is empty."""
-    if not job.has_validation:
-        return []
+def _validation_batches(job: TrainJob) -> dict[str, list[TokenBatch]]:
+    """For each source that has a validation split: micro batches of its fixed beginning, the same on every rank."""
     max_samples = job.config.validation_batches * job.config.global_batch_size
-    valid = token_split(job.shards, "valid")
-    return list(read_token_batches(valid, job.config.micro_batch_size, max_samples=max_samples))
+    batches = {}
+    for source in job.sources:
+        if source.has_validation:
+            valid = token_split(source.artifact, "valid", job.config.data.cache_bytes)
+            batches[source.name] = list(read_token_batches(valid, job.config.micro_batch_size, max_samples=max_samples))
+    return batches
 
 
 def prepare_process(config: TrainStageConfig, rank: int) -> torch.device:

@@ -67,12 +67,20 @@ class PlainTrainer:
 
 def train_plainly(job: TrainJob, trainer: type[PlainTrainer] = PlainTrainer) -> TrainFacts:
     """Do what a worker does, without Ray and DeepSpeed, in a process group of one."""
-    config, folder = job.config, job.shards.local
+    config = job.config
     sizes = {"micro_batch_size": config.micro_batch_size, "global_batch_size": config.global_batch_size}
     resumed = Checkpoint(job.artifact.local / step_dir(job.resume_step)) if job.resume_step is not None else None
-    valid = list(read_token_batches(TokenSplit(folder, "valid"), config.micro_batch_size, max_samples=16))
+    folders = {source.name: source.artifact.local for source in job.sources}
+    valid = {
+        name: list(read_token_batches(TokenSplit(folder, "valid"), config.micro_batch_size, max_samples=16))
+        for name, folder in folders.items()
+    }
     with TokenStream(
-        [TokenSplit(folder, "train")], **sizes, order=StreamOrder(seed=config.seed), worker=Worker()
+        [TokenSplit(folder, "train") for folder in folders.values()],
+        **sizes,
+        order=StreamOrder(seed=config.seed),
+        worker=Worker(),
+        mixture=job.mixture,
     ) as stream:
         facts = TrainLoop(job, trainer(build_model(job, resumed), config), stream, valid, resumed).run()
     assert facts is not None

@@ -46,7 +46,7 @@ def straight(
     folder = tmp_path_factory.mktemp("loop") / "train-0"
     for operator in OPERATORS.values():
         operator.ran.clear()  # what other tests of this process ran
-    job = make_job(config, TrainInputs(tokens), context_of(folder), FileSink(folder.with_suffix(".jsonl")))
+    job = make_job(config, TrainInputs((tokens,)), context_of(folder), FileSink(folder.with_suffix(".jsonl")))
     return Trained(folder, job, train_plainly(job))
 
 
@@ -90,7 +90,7 @@ def test_a_resumed_run_ends_as_the_unbroken_one_to_the_last_bit(
     folder = tmp_path / "train-0"
     shutil.copytree(straight.folder / layout.step_dir(6), folder / layout.step_dir(6))
     sink = FileSink(tmp_path / "metrics.jsonl")
-    job = replace(make_job(straight.job.config, TrainInputs(tokens), context_of(folder), sink), resume_step=6)
+    job = replace(make_job(straight.job.config, TrainInputs((tokens,)), context_of(folder), sink), resume_step=6)
     facts = train_plainly(job)
     assert facts.history["train/loss"] == straight.facts.history["train/loss"]
     assert facts.final_valid_loss == straight.facts.final_valid_loss

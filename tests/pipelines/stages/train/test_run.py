@@ -63,7 +63,7 @@ def straight(
 ) -> Straight:
     folder = tmp_path_factory.mktemp("straight") / "train-0"
     context = context_of(folder)
-    output = TrainStage().run(two_workers, TrainInputs(tokens), context)
+    output = TrainStage().run(two_workers, TrainInputs((tokens,)), context)
     return Straight(folder, output, json.loads((folder / "history.json").read_text()))
 
 
@@ -111,7 +111,7 @@ def test_run_killed_after_a_checkpoint_ends_as_the_unbroken_one_to_the_last_bit(
     straight: Straight, two_workers: TrainStageConfig, tokens: Tokens, tmp_path: Path
 ) -> None:
     sink = FileSink(tmp_path / "metrics.jsonl", kill_at_step=8)
-    job = make_job(two_workers, TrainInputs(tokens), context_of(tmp_path / "train-0"), sink)
+    job = make_job(two_workers, TrainInputs((tokens,)), context_of(tmp_path / "train-0"), sink)
     with pytest.raises(LostError, match="Training lost a worker"):
         run_training(job)
     assert sink.path.with_suffix(".killed").exists()
@@ -135,7 +135,7 @@ def go_on_from_step_6(
     target = folder / "train-0" / layout.step_dir(6)
     shutil.copytree(straight.folder / layout.step_dir(6), target)
     sink = FileSink(folder / "metrics.jsonl")
-    return run_training(make_job(config, TrainInputs(tokens), context_of(folder / "train-0"), sink)), sink
+    return run_training(make_job(config, TrainInputs((tokens,)), context_of(folder / "train-0"), sink)), sink
 
 
 @pytest.mark.slow
@@ -164,7 +164,9 @@ def test_another_backend_resumes_a_checkpoint_of_deepspeed_with_the_same_losses(
 ) -> None:
     shutil.copytree(straight.folder / layout.step_dir(6), tmp_path / "train-0" / layout.step_dir(6))
     config = two_workers.model_copy(update={"resources": two_workers.resources.model_copy(update={"num_workers": 1})})
-    job = make_job(config, TrainInputs(tokens), context_of(tmp_path / "train-0"), FileSink(tmp_path / "metrics.jsonl"))
+    job = make_job(
+        config, TrainInputs((tokens,)), context_of(tmp_path / "train-0"), FileSink(tmp_path / "metrics.jsonl")
+    )
     facts = train_plainly(replace(job, resume_step=6))
     assert dict(facts.history["train/loss"]) == pytest.approx(dict(straight.series("train/loss")), rel=1e-4)
 
@@ -178,7 +180,7 @@ def test_damaged_newest_checkpoint_falls_back_to_the_one_before(
     damaged = folder / layout.step_dir(12) / "tensors-00001-of-00002.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-100])
     sink = FileSink(tmp_path / "metrics.jsonl")
-    facts = run_training(make_job(two_workers, TrainInputs(tokens), context_of(folder), sink))
+    facts = run_training(make_job(two_workers, TrainInputs((tokens,)), context_of(folder), sink))
     assert facts.final_valid_loss == straight.output.final_valid_loss
     checkpoints.verify(folder / layout.step_dir(12))
 
@@ -191,7 +193,7 @@ def test_diverging_run_stops_with_advice_and_is_not_retried(
     with pytest.raises(UserError, match=r"not finite at step \d+ of 12.*Try a lower lr \(now 1e\+30\)"):
         run_training(
             make_job(
-                config, TrainInputs(tokens), context_of(tmp_path / "train-0"), FileSink(tmp_path / "metrics.jsonl")
+                config, TrainInputs((tokens,)), context_of(tmp_path / "train-0"), FileSink(tmp_path / "metrics.jsonl")
             )
         )
 
@@ -201,9 +203,9 @@ def test_continued_pretraining_starts_from_the_other_stages_weights(
     straight: Straight, two_workers: TrainStageConfig, tokens: Tokens, tmp_path: Path
 ) -> None:
     result = StageResult("1" * 64, ArtifactDir.at(straight.folder), straight.output)
-    first = StageNode("first", TrainStage(), two_workers, TrainInputs(tokens), result)
+    first = StageNode("first", TrainStage(), two_workers, TrainInputs((tokens,)), result)
     sink = FileSink(tmp_path / "metrics.jsonl")
-    job = make_job(two_workers, TrainInputs(tokens, initial=first), context_of(tmp_path / "train-0"), sink)
+    job = make_job(two_workers, TrainInputs((tokens,), initial=first), context_of(tmp_path / "train-0"), sink)
     facts = run_training(replace(job, num_steps=3))
     assert facts.initial_valid_loss == straight.output.final_valid_loss
 
@@ -216,7 +218,9 @@ def test_more_workers_than_the_cluster_holds_are_waited_for_and_then_an_error(
     )
     config = two_workers.model_copy(update={"resources": resources})
     with pytest.raises(UserError, match=r"4 training workers ask for 3 CPU each.*room for 1"):
-        run_training(make_job(config, TrainInputs(tokens), context_of(tmp_path / "train-0"), FileSink(tmp_path / "m")))
+        run_training(
+            make_job(config, TrainInputs((tokens,)), context_of(tmp_path / "train-0"), FileSink(tmp_path / "m"))
+        )
 
 
 def seven_steps(config: TrainStageConfig, lr: float) -> TrainStageConfig:
@@ -266,7 +270,7 @@ def test_a_last_step_that_ruins_the_weights_ends_as_diverged_and_keeps_the_check
     config = seven_steps(two_workers, lr).model_copy(update={"resources": resources})
 
     def train(folder: Path) -> None:
-        job = make_job(config, TrainInputs(tokens), context_of(folder), FileSink(tmp_path / "metrics.jsonl"))
+        job = make_job(config, TrainInputs((tokens,)), context_of(folder), FileSink(tmp_path / "metrics.jsonl"))
         train_plainly(replace(job, resume_step=6), trainer)
 
     assert_diverges(train, straight, tmp_path / "train-0", what)
@@ -278,7 +282,7 @@ def test_the_stage_ends_as_diverged_when_the_last_step_ruins_the_weights(
     lr: float, two_workers: TrainStageConfig, tokens: Tokens, straight: Straight, tmp_path: Path
 ) -> None:
     def train(folder: Path) -> None:
-        TrainStage().run(seven_steps(two_workers, lr), TrainInputs(tokens), context_of(folder))
+        TrainStage().run(seven_steps(two_workers, lr), TrainInputs((tokens,)), context_of(folder))
 
     assert_diverges(train, straight, tmp_path / "train-0", ".*")
 

@@ -83,7 +83,7 @@ def test_a_stopped_run_saves_the_step_it_is_at_and_ends_as_the_unbroken_one(
     def train(folder: Path, sink: FileSink) -> None:
         context = context_of(folder)
         with closing(context.journal):
-            job = make_job(config, TrainInputs(tokens), context, sink)
+            job = make_job(config, TrainInputs((tokens,)), context, sink)
             train_plainly(replace(job, resume_step=max(checkpoints.complete_steps(job.artifact), default=None)))
 
     straight = FileSink(tmp_path / "straight.jsonl")

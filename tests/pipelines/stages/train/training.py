@@ -62,19 +62,23 @@ class FileSink:
         return [line["tags"] for line in map(json.loads, self.path.read_text().splitlines()) if "tags" in line]
 
 
-def write_tokens(folder: Path) -> Tokens:
-    """A tokenize stage's artifact of 60 small documents."""
-    texts = [" ".join(f"the {n} of {i} is {n * i}" for n in range(20 + i % 7)) for i in range(60)]
+def write_tokens(folder: Path, name: str = "tokens", first: int = 0) -> Tokens:
+    """A tokenize stage's artifact of 60 small documents, others for each `first`; the tokenizer is the same."""
+    texts = [_text(number) for number in range(first, first + 60)]
     (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     source = FilesSource(kind="files", paths=(str(folder / "text.jsonl"),))
-    tokenizer = train_tokenizer(texts, TokenizerFields(source=source, vocab_size=300))
+    tokenizer = train_tokenizer(map(_text, range(60)), TokenizerFields(source=source, vocab_size=300))
     config = TokenizeStageConfig(kind="tokenize", source=source, seq_len=SEQ_LEN, validation_fraction=0.2)
     fields = TokenizeFields(source=source, seq_len=SEQ_LEN, validation_fraction=0.2)
     done = tokenize_here(tokenizer, fields, folder)
     output = _output(done.summary, len(done.slices), duplicates=[])
     tokenizer_config = TokenizerStageConfig(kind="tokenizer", source=source, vocab_size=300)
     inputs = TokenizeInputs(StageNode("tokenizer", TokenizerStage(), tokenizer_config, StageInputs()))
-    return StageNode("tokens", TokenizeStage(), config, inputs, StageResult("f" * 64, ArtifactDir.at(folder), output))
+    return StageNode(name, TokenizeStage(), config, inputs, StageResult("f" * 64, ArtifactDir.at(folder), output))
+
+
+def _text(number: int) -> str:
+    return " ".join(f"the {n} of {number} is {n * number}" for n in range(20 + number % 7))
 
 
 def context_of(folder: Path) -> StageContext:
