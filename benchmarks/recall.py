@@ -1,6 +1,6 @@
 """Associative recall beyond the window: which models of the family can look up what they read long ago.
 
-Trains each model on multi-query associative recall (data.recall) with the same batches, steps and optimizer, and
+Trains each model on multi-query associative recall (data/tasks/mqar.py) with the same batches, steps and optimizer, and
 writes one JSON file per run under --out; existing runs are not repeated, so an interrupted benchmark resumes.
 The report (Markdown and a plot) is written from whatever runs are there.
 """
@@ -27,7 +27,8 @@ from bmojo.counting import count
 from bmojo.mixers import MIXERS
 from bmojo.mixers import bmojo as bmojo_mixer
 from bmojo.mixers.base import LayerMemory
-from data.recall import RecallBatch, RecallConfig, recall_batch, recall_batches
+from data.tasks.mqar import RecallConfig
+from data.tasks.recall_batches import RecallBatch, recall_batch, recall_batches
 from kernels.innovation_select import innovation_select
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -83,7 +84,7 @@ def train(name: str, seed: int, settings: Settings) -> dict[str, Any]:
     model.init_weights(seed)
     optimizer = torch.optim.AdamW(model.param_groups(settings.weight_decay), lr=settings.lr, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _lr_factor(step, settings))
-    test = recall_batch(settings.task, settings.num_test, TEST_SEED)
+    test = as_tensors(recall_batch(settings.task, settings.num_test, TEST_SEED))
     started, curve = time.process_time(), []
     batches = recall_batches(settings.task, settings.batch_size, seed)
     for step in range(settings.steps + 1):
@@ -93,7 +94,7 @@ def train(name: str, seed: int, settings: Settings) -> dict[str, Any]:
             print(f"{name} seed {seed} step {step}: accuracy {figures['accuracy']:.3f}", flush=True)
         if step == settings.steps:
             break
-        batch = next(batches)
+        batch = as_tensors(next(batches))
         loss = model(batch.tokens_bt, batch.targets_bt).loss
         optimizer.zero_grad()
         loss.backward()
@@ -106,6 +107,11 @@ def train(name: str, seed: int, settings: Settings) -> dict[str, Any]:
         "state_bytes": counts.state_bytes, "cpu_time_s": time.process_time() - started, "torch": torch.__version__,
         "interventions": interventions(model, test, settings.num_pairs),
     }  # fmt: skip
+
+
+def as_tensors(batch: RecallBatch) -> RecallBatch:
+    """The batch with tensors in place of arrays."""
+    return RecallBatch(*map(torch.from_numpy, batch))
 
 
 def _lr_factor(step: int, settings: Settings) -> float:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from base.config import StrictConfig
+from data.id_sources import MIB, BytesSource, Paths, SourceConfig, SyntheticSource, TokensSource
 
-MIB = 1 << 20
 InvalidUtf8 = Literal["error", "replace", "skip_document"]
 Packing = Literal["stream", "best_fit"]
 FileFormat = Literal["txt", "jsonl", "jsonl.gz", "jsonl.zst", "parquet"]
@@ -34,12 +34,11 @@ _InvalidUtf8Field = Annotated[
 ]
 
 
-class FilesSource(StrictConfig):
+class FilesSource(SourceConfig):
     """Text files; the suffix says the format."""
 
     kind: Literal["files"]
-    paths: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
-        min_length=1,
+    paths: Paths = Field(
         description="Files or globs (`**` descends), read in this order, a glob's matches sorted. "
         "Formats: .txt (one file is one document); .jsonl or .json, plain or as .gz or .zst (one JSON object per "
         "line); .parquet. A file that several names or links lead to is read once.",
@@ -55,13 +54,8 @@ class FilesSource(StrictConfig):
         "memory stays bounded and several workers can share the file.",
     )
 
-    @field_validator("paths", mode="before")
-    @classmethod
-    def _one_path_is_a_list_of_one(cls, paths: Any) -> Any:
-        return (paths,) if isinstance(paths, str) else paths
 
-
-class HuggingFaceSource(StrictConfig):
+class HuggingFaceSource(SourceConfig):
     """A data set of the Hugging Face Hub (needs the network), or a folder in its layout. Needs the `hf` extra."""
 
     kind: Literal["huggingface"]
@@ -73,20 +67,24 @@ class HuggingFaceSource(StrictConfig):
     invalid_utf8: _InvalidUtf8Field = "error"
 
 
-class PythonStdlibSource(StrictConfig):
+class PythonStdlibSource(SourceConfig):
     """The Python standard library's own .py files: about 12 MB of real text that every machine has."""
 
     kind: Literal["python_stdlib"]
     include_tests: bool = Field(False, description="Also read the library's test suites (more than doubles the text).")
 
 
-Source = Annotated[FilesSource | HuggingFaceSource | PythonStdlibSource, Field(discriminator="kind")]
+TextSource = Annotated[FilesSource | HuggingFaceSource | PythonStdlibSource, Field(discriminator="kind")]
+Source = Annotated[
+    FilesSource | HuggingFaceSource | PythonStdlibSource | TokensSource | BytesSource | SyntheticSource,
+    Field(discriminator="kind"),
+]
 
 
 class TokenizerFields(StrictConfig):
     """A byte-level BPE tokenizer: trained on the source, or loaded."""
 
-    source: Source | None = Field(None, description="Text to train the tokenizer on. Give this or `load`.")
+    source: TextSource | None = Field(None, description="Text to train the tokenizer on. Give this or `load`.")
     load: str | None = Field(
         None, description="Folder with (or path of) a tokenizer.json to take instead of training; byte-level BPE only."
     )
@@ -131,7 +129,7 @@ class PackingFields(StrictConfig):
         0.01,
         ge=0,
         lt=1,
-        description="Share of the documents kept for validation. The hash of a document's text decides, so equal "
+        description="Share of the documents kept for validation. The hash of a document's content decides, so equal "
         "documents never end up on both sides.",
     )
     shard_bytes: int = Field(
@@ -145,7 +143,7 @@ class PackingFields(StrictConfig):
 class TokenizeFields(PackingFields):
     """Text to token ids, packed into sequences and written as MDS shards."""
 
-    source: Source = Field(description="Text to tokenize.")
+    source: Source = Field(description="Text to tokenize, or documents that are token ids already.")
     slice_bytes: int | None = Field(
         None,
         ge=1024,

@@ -27,6 +27,8 @@ class HeldOutWriter:
 
     def __init__(self, path: Path, format_: PackingFormat) -> None:
         columns = {"id": str, "start": np.int64, "end": np.int64, "num_bytes": np.int64, "ids": [format_.token_dtype]}
+        if format_.has_loss_mask:
+            columns["loss_mask"] = [np.uint8]
         self._file = ColumnsFile(path, columns)
         self._waiting: list[Encoded] = []
         self._num_waiting = 0
@@ -68,5 +70,8 @@ def read_held_out(path: Path, held_out: HeldOut) -> Iterator[Encoded]:
     except DamagedError as error:
         raise DamagedError(f"{error}. Delete the record of its slice to have it written again.") from error
     for rows in read_columns(path, rows_at_once=256):
-        for row in zip(*(rows[name] for name in Encoded._fields), strict=True):
-            yield Encoded(row[0], int(row[1]), int(row[2]), int(row[3]), row[4])
+        masks = rows.get("loss_mask", [None] * len(rows["id"]))
+        for id_, start, end, num_bytes, ids, mask in zip(
+            rows["id"], rows["start"], rows["end"], rows["num_bytes"], rows["ids"], masks, strict=True
+        ):
+            yield Encoded(id_, int(start), int(end), int(num_bytes), ids, mask)

@@ -7,7 +7,8 @@ Documents A, B, ... make one stream, each behind an end-of-document token (eod),
 The stream is cut into samples of seq_len + 1 tokens, each overlapping the next by one: all tokens of a sample but the
 last are inputs, all but the first are targets. Beside the tokens stand the offsets of its eods, where documents start.
 So every token of every document is a target exactly once, and so is each document's end; eod also is what a document's
-first token is predicted from. Why so: docs/design/0010-documents-in-packed-sequences.md.
+first token is predicted from. Why so: docs/design/0010-documents-in-packed-sequences.md. Documents of a task say which
+of their tokens the loss counts; ends are not among them.
 
 `stream` makes one stream of all documents. `best_fit` makes many short ones: of documents that fit into one sample
 together, or of a document that does not fit and those that fill up its last sample.
@@ -36,6 +37,7 @@ class Encoded(NamedTuple):
     id: name that finds it again.
     start, end: the bytes of its file that hold it, `end` exclusive; -1 where they are not known.
     num_bytes: UTF-8 bytes of its text.
+    loss_mask: which of its tokens the loss counts, and its end not; None: all, and its end.
     """
 
     id: str
@@ -43,6 +45,7 @@ class Encoded(NamedTuple):
     end: int
     num_bytes: int
     ids: np.ndarray
+    loss_mask: np.ndarray | None = None
 
     @property
     def num_targets(self) -> int:
@@ -51,10 +54,11 @@ class Encoded(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """At most seq_len + 1 tokens, and the offsets of the eods among them."""
+    """At most seq_len + 1 tokens, and the offsets of the eods among them; which of the tokens the loss counts."""
 
     tokens: np.ndarray
     doc_starts: np.ndarray
+    loss_mask: np.ndarray | None  # None: all
 
 
 class Placed(NamedTuple):
@@ -79,7 +83,7 @@ def pack_stream(documents: Iterator[Encoded], seq_len: int, eod: np.ndarray) -> 
     for document in documents:
         placed.append(Placed(document, position))
         position += document.num_targets
-        stream.add(document.ids)
+        stream.add(document)
         if stream.num_tokens > _SAMPLES_AT_ONCE * seq_len:
             yield Block(stream.cut(seq_len), placed)
             placed = []
@@ -101,7 +105,7 @@ def pack_best_fit(documents: Iterator[Encoded], seq_len: int, eod: np.ndarray) -
             for index in group:
                 placed.append(Placed(window[index], at))
                 at += window[index].num_targets
-                stream.add(window[index].ids)
+                stream.add(window[index])
             samples = stream.end(seq_len)
             position += len(samples) * seq_len
             yield Block(samples, placed)
@@ -119,13 +123,15 @@ class _Stream:
     def __init__(self, eod: np.ndarray) -> None:
         self._eod = eod
         self._pieces: list[np.ndarray] = []
+        self._masks: list[np.ndarray | None] = []  # one for each piece
         self._doc_starts: list[int] = []
         self.num_tokens = 0
 
-    def add(self, ids: np.ndarray) -> None:
+    def add(self, document: Encoded) -> None:
         self._begin_document()
-        self._pieces.append(ids.astype(self._eod.dtype))
-        self.num_tokens += len(ids)
+        self._pieces.append(document.ids.astype(self._eod.dtype))
+        self._masks.append(document.loss_mask)
+        self.num_tokens += len(document.ids)
 
     def cut(self, seq_len: int) -> list[Sample]:
         """The samples that are complete."""
@@ -139,21 +145,32 @@ class _Stream:
     def _begin_document(self) -> None:
         self._doc_starts.append(self.num_tokens)
         self._pieces.append(self._eod)
+        self._masks.append(None)
         self.num_tokens += 1
 
     def _samples(self, seq_len: int, num_samples: int) -> list[Sample]:
         tokens = np.concatenate(self._pieces)
         doc_starts = np.array(self._doc_starts, np.int64)
+        loss_mask = self._loss_mask()
         samples = []
         for start in range(0, num_samples * seq_len, seq_len):
             end = min(start + seq_len + 1, len(tokens))
             low, high = np.searchsorted(doc_starts, (start, end))
-            samples.append(Sample(tokens[start:end], (doc_starts[low:high] - start).astype(DOC_STARTS_DTYPE)))
+            offsets = (doc_starts[low:high] - start).astype(DOC_STARTS_DTYPE)
+            samples.append(Sample(tokens[start:end], offsets, None if loss_mask is None else loss_mask[start:end]))
         first_left = num_samples * seq_len
         self._pieces = [tokens[first_left:]]
+        self._masks = [None if loss_mask is None else loss_mask[first_left:]]
         self._doc_starts = (doc_starts[doc_starts >= first_left] - first_left).tolist()
         self.num_tokens = max(len(tokens) - first_left, 0)
         return samples
+
+    def _loss_mask(self) -> np.ndarray | None:
+        """Of all pieces, if documents have masks: then all have, and the rest is no target."""
+        if all(mask is None for mask in self._masks):
+            return None
+        pieces = zip(self._pieces, self._masks, strict=True)
+        return np.concatenate([np.zeros(len(piece), bool) if mask is None else mask for piece, mask in pieces])
 
 
 def _windows(documents: Iterator[Encoded], num_targets: int) -> Iterator[list[Encoded]]:

@@ -20,12 +20,13 @@ from base.digest import digest_of
 from data import held_out
 from data.config import PackingFields
 from data.held_out import HeldOutWriter, read_held_out
+from data.id_sources import Vocabulary
 from data.index import folder_name
 from data.lineage import DocumentsWriter
 from data.mds import BYTES, MdsWriter, array_of
 from data.packers import PACKERS, Encoded
 from data.records import HeldOut, Packed, PackingFormat, Reason, SliceRecord, SplitCounts
-from data.sources import Document, Slice, read_slice
+from data.sources import AnyDocument, Document, Slice, read_slice
 from data.tokenizer import Tokenizer
 
 _ENCODE_CHARS = 1 << 20  # documents are encoded together until they hold this much
@@ -34,24 +35,20 @@ _VALIDATION_SHARDS = 4
 
 
 def columns_of(format_: PackingFormat) -> dict[str, str]:
-    """The columns of a sample and how they are encoded."""
-    return {"tokens": array_of(format_.token_dtype), "doc_starts": BYTES}
+    """The columns of a sample and how they are encoded. loss_mask: 1 for each token that the loss counts, else 0."""
+    mask = {"loss_mask": array_of("uint8")} if format_.has_loss_mask else {}
+    return {"tokens": array_of(format_.token_dtype), "doc_starts": BYTES, **mask}
 
 
-def write_slice(slice_: Slice, tokenizer: Tokenizer, fields: PackingFields, out_dir: Path) -> SliceRecord:
+def write_slice(slice_: Slice, tokenizer: Tokenizer | None, fields: PackingFields, out_dir: Path) -> SliceRecord:
     """Tokenize a slice. Its documents for training become shards in out_dir/train/slice-NNNNN/.
 
     Those for validation go to out_dir/held_out/NNNNN.parquet. Both replace what is there.
     The same slice gives the same bytes.
-    Raises: DataError: the slice cannot be read as text; nothing of it is left behind.
+    Args: tokenizer: of text; None if the source has ids of its own.
+    Raises: DataError: the slice cannot be read; nothing of it is left behind.
     """
-    format_ = PackingFormat(
-        seq_len=fields.seq_len,
-        eod_id=tokenizer.eod_id,
-        vocab_size=tokenizer.vocab_size,
-        token_dtype="uint16" if tokenizer.dtype is np.uint16 else "uint32",
-        tokenizer_sha256=tokenizer.sha256,
-    )
+    format_ = _format(slice_.source.vocabulary, tokenizer, fields)
     folder, aside = out_dir / "train" / folder_name(slice_.index), out_dir / held_out.file_name(slice_.index)
     left_out: Counter[Reason] = Counter()
     with _replacing(folder, aside):
@@ -152,12 +149,34 @@ class _Splitter:
                 yield document
 
 
-def _encoded(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterator[tuple[Encoded, float]]:
+def _format(own: Vocabulary | None, tokenizer: Tokenizer | None, fields: PackingFields) -> PackingFormat:
+    """Args: own: the source's own ids; None: those of the tokenizer."""
+    if own is None:
+        assert tokenizer is not None, "text needs a tokenizer"
+        own = Vocabulary(tokenizer.vocab_size, tokenizer.eod_id)
+    return PackingFormat(
+        seq_len=fields.seq_len,
+        eod_id=own.eod_id,
+        vocab_size=own.size,
+        token_dtype="uint16" if own.size <= 1 << 16 else "uint32",
+        tokenizer_sha256=tokenizer.sha256 if tokenizer is not None else None,
+        has_loss_mask=own.has_loss_mask,
+    )
+
+
+def _encoded(documents: Iterable[AnyDocument], tokenizer: Tokenizer | None) -> Iterator[tuple[Encoded, float]]:
+    """Documents with their own ids or those of their text, each with its position_of."""
     for batch in _batches(documents):
-        ids_of = tokenizer.encode_batch([document.text for document in batch])
-        for document, ids in zip(batch, ids_of, strict=True):
-            raw = document.text.encode("utf-8")
-            yield Encoded(document.id, document.start, document.end, len(raw), ids), position_of(raw)
+        texts = [document.text for document in batch if isinstance(document, Document)]
+        ids_of = iter(tokenizer.encode_batch(texts) if tokenizer is not None and texts else [])
+        for document in batch:
+            mask = None
+            if isinstance(document, Document):
+                ids = next(ids_of)
+            else:
+                ids, mask = document.ids, document.loss_mask
+            encoded = Encoded(document.id, document.start, document.end, document.num_bytes, ids, mask)
+            yield encoded, position_of(document.raw)
 
 
 def _write_stream(
@@ -171,7 +190,8 @@ def _write_stream(
     num_documents = num_samples = num_tokens = num_bytes = num_cut = 0
     for block in PACKERS[fields.packing](documents, seq_len, eod):
         for sample in block.samples:
-            shards.write({"tokens": sample.tokens, "doc_starts": sample.doc_starts.tobytes()})
+            mask = {"loss_mask": sample.loss_mask} if format_.has_loss_mask else {}
+            shards.write({"tokens": sample.tokens, "doc_starts": sample.doc_starts.tobytes(), **mask})
         table.add(block.documents)
         num_samples += len(block.samples)
         num_documents += len(block.documents)
@@ -213,12 +233,12 @@ def _replacing(*paths: Path) -> Iterator[None]:
         raise
 
 
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    batch: list[Document] = []
+def _batches(documents: Iterable[AnyDocument]) -> Iterator[list[AnyDocument]]:
+    batch: list[AnyDocument] = []
     num_chars = 0
     for document in documents:
         batch.append(document)
-        num_chars += len(document.text)
+        num_chars += document.size
         if num_chars >= _ENCODE_CHARS:
             yield batch
             batch, num_chars = [], 0

@@ -12,17 +12,22 @@ SPLITS: tuple[Split, ...] = ("train", "valid")
 
 
 class PackingFormat(StrictConfig):
-    """How the tokens in shards are to be read."""
+    """How the tokens in shards are to be read.
+
+    tokenizer_sha256: None if the ids came without a tokenizer.
+    has_loss_mask: whether each sample has a column that says which of its tokens are targets of the loss.
+    """
 
     seq_len: int
     eod_id: int
     vocab_size: int
     token_dtype: Literal["uint16", "uint32"]
-    tokenizer_sha256: str
+    tokenizer_sha256: str | None
+    has_loss_mask: bool
 
 
 class SplitCounts(StrictConfig):
-    """What a split holds. num_tokens counts targets: the documents' tokens and one end for each.
+    """What a split holds. num_tokens counts targets: the documents' tokens and one end for each, masked or not.
 
     num_cut_documents: those whose tokens stand in more than one sample.
     """

@@ -7,8 +7,8 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from data.config import Source
-from data.sources import Slice, plan_slices, read_slice
+from data.config import TextSource
+from data.sources import Document, Slice, plan_slices, read_slice
 
 _SLICE_BYTES = 1 << 20
 _PIECE_BYTES = 256 << 10  # one place of the corpus gives about this much
@@ -16,7 +16,7 @@ _FEWEST_PIECES = 64
 _SEED = 0
 
 
-def sample_texts(source: Source, sample_bytes: int) -> Iterator[str]:
+def sample_texts(source: TextSource, sample_bytes: int) -> Iterator[str]:
     """About `sample_bytes` of a source's text in whole documents; all of it, in order, if the source has no more.
 
     Places are drawn evenly over the planned bytes, one in each of as many equal stretches. What a place gives is drawn
@@ -66,7 +66,8 @@ def _draw(slices: Sequence[Slice], wanted_bytes: float, rng: random.Random) -> l
     """
     held: list[tuple[float, int, int, str]] = []  # key, index, bytes, text
     held_bytes = 0
-    for index, document in enumerate(document for slice_ in slices for document in read_slice(slice_)):
+    documents = (document for slice_ in slices for document in read_slice(slice_) if isinstance(document, Document))
+    for index, document in enumerate(documents):
         num_bytes = len(document.text.encode())
         heapq.heappush(held, (rng.random(), index, num_bytes, document.text))
         held_bytes += num_bytes

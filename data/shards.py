@@ -31,7 +31,7 @@ class TokenBatch(NamedTuple):
     """A micro batch, int64 throughout. The token at t is followed by the target at t.
 
     tokens_bt: inputs; padding holds the end-of-document token.
-    targets_bt: the next tokens; IGNORED_TARGET where there is padding.
+    targets_bt: the next tokens; IGNORED_TARGET where there is padding, or the loss counts only some tokens.
     doc_ids_bt: which document a token belongs to, non-decreasing along t; PADDING_DOC where there is padding.
     """
 
@@ -136,6 +136,8 @@ def collate(samples: Sequence[dict[str, np.ndarray]], format_: PackingFormat) ->
         num_inputs = len(tokens) - 1
         tokens_bt[row, :num_inputs] = tokens[:-1]
         targets_bt[row, :num_inputs] = tokens[1:]
+        if format_.has_loss_mask:
+            targets_bt[row, :num_inputs][sample["loss_mask"][1:] == 0] = IGNORED_TARGET
         starts_t[:] = 0
         starts_t[sample["doc_starts"].view(DOC_STARTS_DTYPE)] = 1
         np.cumsum(starts_t[:num_inputs], out=doc_ids_bt[row, :num_inputs])
@@ -191,4 +193,8 @@ def read_token_documents(tokens: TokenSplit) -> Iterator[np.ndarray]:
 
 
 def _padding_sample(format_: PackingFormat) -> dict[str, np.ndarray]:
-    return {"tokens": np.array([format_.eod_id]), "doc_starts": np.empty(0, np.uint8)}
+    return {
+        "tokens": np.array([format_.eod_id]),
+        "doc_starts": np.empty(0, np.uint8),
+        "loss_mask": np.zeros(1, np.uint8),
+    }

@@ -29,6 +29,8 @@ from data.sources.document import reading
 TOKENIZER_FILE = "tokenizer.json"
 _CONFIG_FILE = "tokenizer_config.json"  # what transformers reads beside it; names the end-of-document token
 
+_END_OF_DOCUMENT = "<|endoftext|>"  # of the tokenizer of bytes
+
 # Contractions; a word with the one character before it; up to three digits; punctuation; white space, whose last blank
 # goes to the next word. As GPT-4's, with marks counted as letters and every run bounded, so that no text makes the
 # regular expression backtrack far or a pre-token long.
@@ -147,6 +149,15 @@ def train_tokenizer(documents: Iterable[str], fields: TokenizerFields) -> Tokeni
     if not counted.num_chars:
         raise DataError("source: empty corpus: no document holds any text. Name files with text in them.")
     return Tokenizer(model, fields.end_of_document)
+
+
+def byte_tokenizer() -> Tokenizer:
+    """The tokenizer whose ids are the bytes themselves, 0 to 255; 256 ends a document."""
+    model = tokenizers.Tokenizer(models.BPE(vocab=byte_of_char(), merges=[]))
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    model.decoder = decoders.ByteLevel()
+    model.add_special_tokens([_END_OF_DOCUMENT])
+    return Tokenizer(model, _END_OF_DOCUMENT, "bytes")
 
 
 def load_tokenizer(path: str | Path, end_of_document: str | None = None) -> Tokenizer:

@@ -1,4 +1,4 @@
-"""Where text comes from: documents out of files, a Hugging Face data set or the Python standard library.
+"""Where documents come from: text, token ids or bytes of files, a Hugging Face data set, made up for a task, ...
 
 Work is split by bytes, not by documents or files: `plan_slices` cuts a source into slices of about equal size, each of
 which any process reads alone with `read_slice`, in bounded memory (one document at a time).
@@ -9,17 +9,29 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from data.config import MIB, FilesSource, HuggingFaceSource, PythonStdlibSource, Source, TokenizeFields
+from data.config import (
+    MIB,
+    BytesSource,
+    FilesSource,
+    HuggingFaceSource,
+    PythonStdlibSource,
+    Source,
+    SyntheticSource,
+    TokenizeFields,
+    TokensSource,
+)
 from data.paths import expanded
 from data.records import Reason
 from data.sources import python_stdlib
 from data.sources.digests import stamp_of
-from data.sources.document import Document, LeftOut, Part, Slice
+from data.sources.document import AnyDocument, Document, LeftOut, Part, Slice, TokenDocument
 
 __all__ = [
+    "AnyDocument",
     "Document",
     "Part",
     "Slice",
+    "TokenDocument",
     "content_identity",
     "duplicate_files",
     "local_paths",
@@ -29,6 +41,7 @@ __all__ = [
     "with_absolute_paths",
 ]
 
+_OF_PATHS = FilesSource | TokensSource | BytesSource
 _SLICES = 128  # of a source of some size: enough for as many workers
 _FEWEST_SLICE_BYTES = 8 * MIB
 _MOST_SLICE_BYTES = 512 * MIB  # fills a few shards
@@ -38,7 +51,7 @@ _SLICE_BYTES_PER_TOKEN = 256  # of seq_len: some 64 samples, so that the short l
 def with_absolute_paths(source: Source) -> Source:
     """The same source for a process that may have another working directory."""
     match source:
-        case FilesSource():
+        case FilesSource() | TokensSource() | BytesSource():
             return source.model_copy(update={"paths": tuple(_absolute(path) for path in source.paths)})
         case HuggingFaceSource() if _reader_of(source).local_folder(source):
             return source.model_copy(update={"dataset": _absolute(source.dataset)})
@@ -48,7 +61,7 @@ def with_absolute_paths(source: Source) -> Source:
 def local_paths(source: Source) -> tuple[str, ...]:
     """The files and folders of this machine that the source names, as they are written, also with wildcards."""
     match source:
-        case FilesSource():
+        case FilesSource() | TokensSource() | BytesSource():
             return source.paths
         case HuggingFaceSource() if _reader_of(source).local_folder(source):
             return (source.dataset,)
@@ -87,7 +100,7 @@ def plan_slices(source: Source, slice_bytes: int) -> list[Slice]:
     is one slice's at most.
     Raises: DataError: as content_identity.
     """
-    settings = source.model_copy(update={"paths": ()}) if isinstance(source, FilesSource) else source
+    settings = source.model_copy(update={"paths": ()}) if isinstance(source, _OF_PATHS) else source
     slices: list[Slice] = []
     parts: list[Part] = []
     num_bytes = 0
@@ -104,12 +117,12 @@ def plan_slices(source: Source, slice_bytes: int) -> list[Slice]:
 
 def duplicate_files(source: Source) -> list[str]:
     """Names in the source that lead to a file that another name leads to already; each file is read once."""
-    if not isinstance(source, FilesSource):
+    if not isinstance(source, _OF_PATHS):
         return []
     return [str(path) for path in _reader_of(source).find(source).duplicates]
 
 
-def read_slice(slice_: Slice, left_out: Counter[Reason] | None = None) -> Iterator[Document]:
+def read_slice(slice_: Slice, left_out: Counter[Reason] | None = None) -> Iterator[AnyDocument]:
     """The documents of a slice, in order, empty ones left out.
 
     Args: left_out: counts, by reason, the documents that are not handed on.
@@ -118,7 +131,7 @@ def read_slice(slice_: Slice, left_out: Counter[Reason] | None = None) -> Iterat
     reader = _reader_of(slice_.source)
     for part in slice_.parts:
         for found in reader.read_part(slice_.source, part):
-            if isinstance(found, Document) and found.text:
+            if not isinstance(found, LeftOut) and found.size:
                 yield found
             elif left_out is not None:
                 left_out[found.reason if isinstance(found, LeftOut) else "empty"] += 1
@@ -129,7 +142,7 @@ def _absolute(path: str) -> str:
 
 
 def _reader_of(source: Source):  # type: ignore[no-untyped-def]  # a module with the functions called above
-    from data.sources import files, huggingface
+    from data.sources import files, huggingface, raw_bytes, synthetic, tokens
 
     match source:
         case FilesSource():
@@ -138,3 +151,9 @@ def _reader_of(source: Source):  # type: ignore[no-untyped-def]  # a module with
             return huggingface
         case PythonStdlibSource():
             return python_stdlib
+        case TokensSource():
+            return tokens
+        case BytesSource():
+            return raw_bytes
+        case SyntheticSource():
+            return synthetic

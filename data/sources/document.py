@@ -8,11 +8,16 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data.config import InvalidUtf8, Source
 from data.errors import DataError
 from data.records import Reason
+
+if TYPE_CHECKING:
+    import numpy as np
 
 BOM = b"\xef\xbb\xbf"
 _NOT_UTF8 = {  # first bytes of files that no policy for invalid UTF-8 makes text of; longer ones first
@@ -38,6 +43,53 @@ class Document:
     start: int = -1
     end: int = -1
 
+    @property
+    def size(self) -> int:
+        """Characters."""
+        return len(self.text)
+
+    @cached_property
+    def raw(self) -> bytes:
+        """The content as bytes: equal for equal documents."""
+        return self.text.encode("utf-8")
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of text."""
+        return len(self.raw)
+
+
+@dataclass(frozen=True, eq=False)
+class TokenDocument:
+    """A document of token ids, and a name that finds it again.
+
+    Attributes:
+        ids: (t,) integers; the end-of-document id is not among them.
+        start, end: the bytes of its file that hold it, `end` exclusive; -1 where there is none.
+        num_bytes: bytes of text that they stand for; 0 if they are no text.
+        loss_mask: (t,) bool, the tokens that the loss counts, and the end not; None: all tokens and the end.
+    """
+
+    id: str
+    ids: np.ndarray
+    start: int = -1
+    end: int = -1
+    num_bytes: int = 0
+    loss_mask: np.ndarray | None = None
+
+    @property
+    def size(self) -> int:
+        """Tokens."""
+        return len(self.ids)
+
+    @cached_property
+    def raw(self) -> bytes:
+        """The content as bytes: equal for equal documents, whatever the type of the ids."""
+        return self.ids.astype("<u4").tobytes()
+
+
+AnyDocument = Document | TokenDocument
+
 
 @dataclass(frozen=True)
 class LeftOut:
@@ -52,8 +104,9 @@ class Part:
     """A stretch of one file (or data set) that is read from start to end.
 
     Attributes:
-        path: the file; for python_stdlib relative to the library's folder.
-        start, end: bytes (.txt, .jsonl), row groups (.parquet) or rows (huggingface); `end` is exclusive.
+        path: the file; for python_stdlib relative to the library's folder; "" for a source without files.
+        start, end: bytes (.txt, .jsonl, kind bytes), row groups (.parquet), rows (huggingface), ids or documents
+            (kind tokens), documents (kind synthetic); `end` is exclusive.
         num_bytes: about how much text it holds, for planning.
         file_bytes: size of the file when the plan was made; another size now means it changed.
     """
@@ -103,6 +156,23 @@ def decode_utf8(raw: bytes, policy: InvalidUtf8, where: str, first_byte: int | N
             "its encoding (such as iconv -f LATIN1 -t UTF-8), or set source.invalid_utf8 to `replace` or "
             "`skip_document`."
         ) from None
+
+
+def check_unchanged(part: Part) -> None:
+    """Check that a part's file is still the one that was planned for. Raises DataError: it is not."""
+    path = Path(part.path)
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise DataError(
+            f"{path}: {error.strerror}. The file was there when the work was planned: every machine that tokenizes "
+            "must see it at the same path."
+        ) from error
+    if size != part.file_bytes:
+        raise DataError(
+            f"{path}: {size} bytes, but {part.file_bytes} when the work was planned. Leave the files alone while they "
+            "are tokenized, then run again."
+        )
 
 
 def check_beginning(raw: bytes, where: str) -> None:

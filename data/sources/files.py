@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import errno
-import glob
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from base.digest import digest_of
 from data.config import FORMAT_OF_SUFFIX, FileFormat, FilesSource
 from data.errors import DataError
-from data.paths import expanded
 from data.sources import jsonl, parquet
 from data.sources.digests import remembered_sha256
-from data.sources.document import Document, LeftOut, Part, check_beginning, decode_utf8, reading, without_bom
+from data.sources.document import (
+    Document,
+    LeftOut,
+    Part,
+    check_beginning,
+    check_unchanged,
+    decode_utf8,
+    reading,
+    without_bom,
+)
+from data.sources.named import Found, find_files
 
 _COMPRESSION_RATIO = 3  # bytes of text per compressed byte, for planning only
-_SHOWN_CHARS = 60
 _LOOK_AHEAD_BYTES = 64 << 10  # how far past a cut a line end is looked for
 
 
@@ -63,18 +68,7 @@ def read_part(source: FilesSource, part: Part) -> Iterator[Document | LeftOut]:
     Raises: DataError: the file is gone, changed, damaged, or a document in it is not text.
     """
     path = Path(part.path)
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise DataError(
-            f"{path}: {error.strerror}. The file was there when the work was planned: every machine that tokenizes "
-            "must see it at the same path."
-        ) from error
-    if size != part.file_bytes:
-        raise DataError(
-            f"{path}: {size} bytes, but {part.file_bytes} when the work was planned. Leave the files alone while they "
-            "are tokenized, then run again."
-        )
+    check_unchanged(part)
     with reading(path):
         match _format(path):
             case "parquet":
@@ -124,73 +118,9 @@ def _txt_boundary(file, offset: int, size: int) -> int:  # type: ignore[no-untyp
     return offset + inside_character
 
 
-class Found(NamedTuple):
-    """Files in the order they are read, and names that lead to one of them once more."""
-
-    paths: list[Path]
-    duplicates: list[Path]
-
-
 def find(source: FilesSource) -> Found:
     """The files a source names. Raises DataError: one is missing, no file, of an unknown format, or all are empty."""
-    found = Found([], [])
-    seen: set[tuple[int, int]] = set()
-    for path in (path for pattern in source.paths for path in _matches(pattern)):
-        stat = path.stat()
-        if (stat.st_dev, stat.st_ino) in seen:
-            found.duplicates.append(path.absolute())
-        else:
-            seen.add((stat.st_dev, stat.st_ino))
-            found.paths.append(path.absolute())
-    if not any(path.stat().st_size for path in found.paths):
-        raise DataError(f"source.paths: empty corpus: all {len(found.paths)} files have 0 bytes. Name files with text.")
-    return found
-
-
-def _matches(pattern: str) -> list[Path]:
-    if "://" in pattern:
-        raise DataError(
-            f"source.paths: {pattern} is an address. Text is read from files that every machine sees at the same path: "
-            "copy it there, or use source.kind=huggingface."
-        )
-    try:
-        return _regular_files(pattern, expanded(pattern, "source.paths"))
-    except OSError as error:
-        if error.errno not in (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM):
-            raise
-        shown = pattern if len(pattern) <= _SHOWN_CHARS else f"{pattern[:_SHOWN_CHARS]}..."
-        raise DataError(
-            f"source.paths: {shown}: {error.strerror}. Correct the path, or allow entering its folders."
-        ) from error
-
-
-def _regular_files(pattern: str, named: Path) -> list[Path]:
-    if named.is_dir():
-        raise DataError(
-            f"source.paths: {pattern} is a folder. Name files in it, for example {pattern.rstrip('/')}/*.jsonl; "
-            f"formats: {', '.join(FORMAT_OF_SUFFIX)}."
-        )
-    is_glob = glob.has_magic(pattern) and not named.exists()
-    found = [Path(name) for name in sorted(glob.glob(str(named), recursive=True))] if is_glob else [named]
-    if is_glob:
-        found = [path for path in found if not path.is_dir() and not _is_endless(path)]
-    if not found:
-        raise DataError(f"source.paths: no file matches {pattern!r} (from {Path.cwd()}). Correct the pattern.")
-    for path in found:
-        if not path.is_file():
-            what = f"{path} is not a regular file" if path.exists() else f"there is no file {path}"
-            raise DataError(f"source.paths: {what} (from {Path.cwd()}). Correct the path.")
-        _format(path)
-    return found
-
-
-def _is_endless(path: Path) -> bool:
-    """Whether a glob came here by way of a link to a folder above, once too often."""
-    try:
-        path.stat()
-    except OSError as error:
-        return error.errno == errno.ELOOP
-    return False
+    return find_files(source.paths, _format, f"*.jsonl; formats: {', '.join(FORMAT_OF_SUFFIX)}")
 
 
 def _sha256(path: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from base.errors import DamagedError
+from base.errors import DamagedError, UserError
 from data.errors import DataError
 
 if TYPE_CHECKING:
@@ -24,9 +24,18 @@ def load_model(artifact: ArtifactDir, relpath: str) -> BMojoLM:
         raise DamagedError(f"{error} {artifact.remedy}") from error
 
 
-def load_tokenizer_of(trained: ArtifactDir, reference: str) -> Tokenizer:
-    """The tokenizer in a folder of an artifact, as a train stage's output refers to it. Raises DamagedError."""
+def load_tokenizer_of(trained: ArtifactDir, reference: str | None) -> Tokenizer:
+    """The tokenizer in a folder of an artifact, as a train stage's output refers to it.
+
+    Raises: UserError: there is none. DamagedError.
+    """
     from data.tokenizer import load_tokenizer
+
+    if reference is None:
+        raise UserError(
+            f"{trained.url}: this model was trained on token ids that are no text, so it has no tokenizer. Load it "
+            "with bmojo.checkpoint_io.load_pretrained, and give it ids."
+        )
 
     parent, _, folder = reference.rstrip("/").rpartition("/")
     artifact = trained.referred(parent)

@@ -51,7 +51,7 @@ def test_runs_of_other_settings_are_not_mixed(tmp_path):
 def test_what_is_kept_is_counted_at_the_time_of_the_query():
     settings = recall.Settings(num_test=16)
     model = recall.BMojoLM(settings.model("bmojo"))
-    figures = recall.evaluate(model, recall.recall_batch(settings.task, 16, 0), settings.num_pairs)
+    figures = recall.evaluate(model, recall.as_tensors(recall.recall_batch(settings.task, 16, 0)), settings.num_pairs)
     for layer in figures["layers"]:
         kept = layer["kept"]
         assert sum(layer["mass"]) == pytest.approx(1, abs=1e-3)

@@ -23,7 +23,7 @@ class Tokenized(NamedTuple):
     summary: ShardsSummary
 
 
-def tokenize_here(tokenizer: Tokenizer, fields: TokenizeFields, folder: Path) -> Tokenized:
+def tokenize_here(tokenizer: Tokenizer | None, fields: TokenizeFields, folder: Path) -> Tokenized:
     """Write the shards of a source and their indexes to the folder."""
     slices = plan_slices(fields.source, slice_bytes_of(fields))
     records = [write_slice(slice_, tokenizer, fields, folder) for slice_ in slices]

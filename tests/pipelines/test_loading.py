@@ -194,6 +194,26 @@ def test_broken_files_are_explained(tmp_path: Path, text: str, expected: str) ->
         ("train.model.window_size=8", "stages.train.model: chunk_size=16 exceeds window_size=8"),
         ("tokenizer.source=null", "stages.tokenizer: found neither of source and load"),
         ("tokenizer.source={kind: files, paths: []}", "stages.tokenizer.source.paths: found [], expected at least 1"),
+        (
+            "tokenizer.source={kind: bytes, paths: [x]}",
+            "stages.tokenizer.source: found kind 'bytes', expected one of files, huggingface, python_stdlib.",
+        ),
+        (
+            "tokens.needs=[]",
+            "stages.tokens.needs: names no stage of kind tokenizer, which a source of text (kind 'python_stdlib')",
+        ),
+        (
+            "tokens.source={kind: bytes, paths: [x]}",
+            "stages.tokens.source: kind 'bytes' has token ids already, but `needs` names the tokenizer 'tokenizer'.",
+        ),
+        (
+            "tokens.source={kind: synthetic, num_documents: 3, task: {kind: mqr}}",
+            "stages.tokens.source.task: found kind 'mqr', expected one of mqar, in_context_recall, noisy_recall, ",
+        ),
+        (
+            "tokens.source={kind: synthetic, num_documents: 3, task: {kind: mqar, num_pair: 3}}",
+            "stages.tokens.source.task.num_pair: unknown key. Did you mean 'num_pairs'?",
+        ),
         ("train.schedule={kind: x}", "stages.train.schedule: found kind 'x', expected one of cosine, wsd."),
         ("report.kind=null", "stages.report: `kind` is missing. It is one of tokenizer, "),
         ("report.kind=raport", "found kind 'raport', expected one of tokenizer, tokenize, train, evaluate, report, "),

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from data.config import SyntheticSource
 from data.shards import read_token_documents
 from pipelines.engine.stage import Resources, StageNode
 from pipelines.stages.evaluate import scoring, work
@@ -26,10 +27,19 @@ def evaluate(
     config: EvaluateStageConfig, trained: StageNode[TrainStage], tokens: StageNode[TokenizeStage], journal: Journal
 ) -> EvaluateOutput:
     """Score the trained model on the validation split in Ray tasks. Raises as run_tasks."""
-    subject = work.Subject(trained.artifact, trained.output.model, tokens.artifact, TOKENIZER_FOLDER, config.resources)
+    subject = work.Subject(
+        trained.artifact,
+        trained.output.model,
+        tokens.artifact,
+        TOKENIZER_FOLDER if tokens.output.is_text else None,
+        tokens.output.has_loss_mask,
+        config.resources,
+    )
     windows, bin_ends = _windows(config, subject, tokens.output)
     results = _run(_tasks(config, subject, tokens.output, windows, bin_ends), config.resources, journal)
-    return _output(config, tokens.output, results, bin_ends)
+    source = tokens.config.source
+    chance = source.task.chance if isinstance(source, SyntheticSource) else None
+    return _output(config, tokens.output, results, bin_ends, chance)
 
 
 @dataclass(frozen=True)
@@ -60,10 +70,10 @@ def _tasks(
 ) -> list[_Task]:
     subjects = {"trained": subject}
     tasks = []
-    if config.baselines:
+    if config.baselines and tokens.is_text:
         subjects["untrained"] = replace(subject, untrained=True)
         tasks.append(_Task("gzip", work.gzip_bits_per_byte, (subject,)))
-    for prompt in config.sample.prompts:
+    for prompt in config.sample.prompts if tokens.is_text else ():
         tasks.append(_Task("sample", work.sample_text, (subject, prompt, config.sample)))
     for window in windows:
         tasks.append(_Task("window", work.score_window, (subject, window, tuple(bin_ends))))
@@ -104,7 +114,12 @@ def _num_batches(config: EvaluateStageConfig, tokens: TokenizeOutput) -> int:
 def _windows(
     config: EvaluateStageConfig, subject: work.Subject, tokens: TokenizeOutput
 ) -> tuple[list[np.ndarray], list[int]]:
-    """Stretches of `context_multiple` training lengths, or as long as documents allow, and the bins of positions."""
+    """Stretches of `context_multiple` training lengths, or as long as documents allow, and the bins of positions.
+
+    None of a task, in which only answers count.
+    """
+    if tokens.has_loss_mask:
+        return [], []
     # As in training, a document begins with the end-of-document token.
     documents = [np.concatenate(([tokens.eod_id], ids)) for ids in read_token_documents(subject.split())]
     for multiple in range(config.context_multiple, 0, -1):
@@ -116,7 +131,11 @@ def _windows(
 
 
 def _output(
-    config: EvaluateStageConfig, tokens: TokenizeOutput, results: _Results, bin_ends: list[int]
+    config: EvaluateStageConfig,
+    tokens: TokenizeOutput,
+    results: _Results,
+    bin_ends: list[int],
+    chance: float | None,
 ) -> EvaluateOutput:
     score = _total(results.trained)
     num_windows = len(results.window)
@@ -128,19 +147,21 @@ def _output(
         seq_len=tokens.seq_len,
         num_documents=tokens.num_valid_documents,
         num_tokens=score.num_tokens,
-        num_bytes=score.num_bytes,
+        num_bytes=score.num_bytes if tokens.is_text else None,
         loss=score.loss,
         perplexity=score.perplexity,
-        bits_per_byte=score.bits_per_byte,
-        untrained_bits_per_byte=_total(results.untrained).bits_per_byte if config.baselines else None,
-        gzip_bits_per_byte=results.gzip[0] if config.baselines else None,
+        bits_per_byte=score.bits_per_byte if tokens.is_text else None,
+        untrained_bits_per_byte=_total(results.untrained).bits_per_byte if results.untrained else None,
+        gzip_bits_per_byte=results.gzip[0] if results.gzip else None,
+        accuracy=score.num_right / score.num_tokens if tokens.has_loss_mask else None,
+        chance_accuracy=chance,
         context_tokens=bin_ends[-1] if bin_ends else 0,
         num_windows=num_windows,
         position_bin_ends=tuple(bin_ends),
         position_loss=tuple(losses.tolist()),
         samples=tuple(
             SampleText(prompt=prompt, text=text)
-            for prompt, text in zip(config.sample.prompts, results.sample, strict=True)
+            for prompt, text in zip(config.sample.prompts if tokens.is_text else (), results.sample, strict=True)
         ),
     )
 

@@ -20,15 +20,24 @@ from pipelines.stages.numbers import perplexity
 
 @dataclass(frozen=True)
 class Score:
-    """Total negative log-likelihood over some targets, and how many tokens and bytes of text those are."""
+    """Total negative log-likelihood over some targets, and how many tokens and bytes of text those are.
+
+    Attributes:
+        num_bytes: 0 if the targets are no text.
+        num_right: targets that are the likeliest token; 0 if nobody counted.
+    """
 
     nll_nats: float
     num_tokens: int
     num_bytes: int
+    num_right: int = 0
 
     def __add__(self, other: Score) -> Score:
         return Score(
-            self.nll_nats + other.nll_nats, self.num_tokens + other.num_tokens, self.num_bytes + other.num_bytes
+            self.nll_nats + other.nll_nats,
+            self.num_tokens + other.num_tokens,
+            self.num_bytes + other.num_bytes,
+            self.num_right + other.num_right,
         )
 
     @property
@@ -48,24 +57,38 @@ class Score:
 
 
 @torch.inference_mode()
-def score_batches(model: BMojoLM, batches: Iterable[TokenBatch], token_num_bytes: np.ndarray) -> Score:
+def score_batches(
+    model: BMojoLM, batches: Iterable[TokenBatch], token_num_bytes: np.ndarray | None, counts_right: bool = False
+) -> Score:
     """Score packed sequences, documents kept apart.
 
-    Args: token_num_bytes: bytes each token id stands for.
+    Args:
+        token_num_bytes: bytes each token id stands for; None: they are no text.
+        counts_right: also count the targets that the likeliest token hits, which costs another forward pass.
     Raises: ValueError: there is no target at all.
     """
     device = next(model.parameters()).device
-    num_bytes_of = torch.as_tensor(token_num_bytes, dtype=torch.int64)
+    num_bytes_of = None if token_num_bytes is None else torch.as_tensor(token_num_bytes, dtype=torch.int64)
     total = Score(0.0, 0, 0)
     for batch in batches:
-        output = model(
-            batch.tokens_bt.to(device), batch.targets_bt.to(device), batch.doc_ids_bt.to(device), token_losses=True
-        )
+        tokens_bt, targets_bt, doc_ids_bt = (part.to(device) for part in batch)
+        output = model(tokens_bt, targets_bt, doc_ids_bt, token_losses=True)
         scored = batch.targets_bt[batch.targets_bt >= 0]
-        total += Score(output.nll_bt.double().sum().item(), scored.numel(), int(num_bytes_of[scored].sum()))
+        total += Score(
+            output.nll_bt.double().sum().item(),
+            scored.numel(),
+            0 if num_bytes_of is None else int(num_bytes_of[scored].sum()),
+            _num_right(model, tokens_bt, targets_bt, doc_ids_bt) if counts_right else 0,
+        )
     if not total.num_tokens:
         raise ValueError("no validation token to score: the validation split is empty.")
     return total
+
+
+def _num_right(model: BMojoLM, tokens_bt: torch.Tensor, targets_bt: torch.Tensor, doc_ids_bt: torch.Tensor) -> int:
+    is_target_bt = targets_bt >= 0
+    logits_sv = model.head(model.features(tokens_bt, doc_ids_bt)[is_target_bt])
+    return int((logits_sv.argmax(-1) == targets_bt[is_target_bt]).sum())
 
 
 @torch.inference_mode()

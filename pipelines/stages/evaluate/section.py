@@ -41,24 +41,28 @@ class EvaluatedModel:
             cells=cells | self.training.speed_cells(),
             notes=[_VALIDATION] if self.evaluation.gzip_bits_per_byte is None else [_VALIDATION, _BASELINES],
             data=self.data,
-            plots=[self._compression(), *training_plots(self.history), *self._by_position()],
+            plots=[*self._compression(), *training_plots(self.history), *self._by_position()],
             passages=[Passage(sample.prompt, sample.text) for sample in self.evaluation.samples],
         )
 
-    def _compression(self) -> BarPlot:
+    def _compression(self) -> list[Plot]:
         def known(name: str, value: float | None) -> dict[str, float]:
             return {} if value is None else {name: value}
 
-        return BarPlot(
-            file="bits_per_byte.png",
-            heading="Compression",
-            alt="Bars of bits per byte",
-            title="Bits per byte on the validation documents (lower is better)",
-            x_label="bits per byte",
-            value=self.evaluation.bits_per_byte,
-            references=known("gzip -9", self.evaluation.gzip_bits_per_byte),
-            own_references=known("untrained", self.evaluation.untrained_bits_per_byte),
-        )
+        if self.evaluation.bits_per_byte is None:
+            return []
+        return [
+            BarPlot(
+                file="bits_per_byte.png",
+                heading="Compression",
+                alt="Bars of bits per byte",
+                title="Bits per byte on the validation documents (lower is better)",
+                x_label="bits per byte",
+                value=self.evaluation.bits_per_byte,
+                references=known("gzip -9", self.evaluation.gzip_bits_per_byte),
+                own_references=known("untrained", self.evaluation.untrained_bits_per_byte),
+            )
+        ]
 
     def _by_position(self) -> list[Plot]:
         curve = self.evaluation.position_perplexity

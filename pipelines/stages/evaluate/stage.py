@@ -26,17 +26,24 @@ class SampleText(StageOutput):
 
 
 class EvaluateOutput(StageOutput):
-    """The figures of one model. Losses are nats per token, positions and lengths tokens."""
+    """The figures of one model. Losses are nats per token, positions and lengths tokens.
+
+    Of token ids that are no text there are no bytes, and no samples.
+    """
 
     seq_len: int
     num_documents: int
     num_tokens: int
-    num_bytes: int
+    num_bytes: int | None
     loss: float
     perplexity: float
-    bits_per_byte: float
+    bits_per_byte: float | None
     untrained_bits_per_byte: float | None
     gzip_bits_per_byte: float | None
+    accuracy: float | None = Field(
+        description="Share of the answers of a synthetic task that are the model's likeliest token; null: no task."
+    )
+    chance_accuracy: float | None = Field(description="The same of a guess among the possible answers.")
     context_tokens: int = Field(
         description="Length up to which loss by position was measured; 0: no document is long enough."
     )
@@ -53,18 +60,23 @@ class EvaluateOutput(StageOutput):
             "eval/bits_per_byte": self.bits_per_byte,
             "eval/untrained_bits_per_byte": self.untrained_bits_per_byte,
             "eval/gzip_bits_per_byte": self.gzip_bits_per_byte,
+            "eval/accuracy": self.accuracy,
+            "eval/chance_accuracy": self.chance_accuracy,
         }
         return {name: value for name, value in figures.items() if value is not None}
 
     def report_cells(self) -> dict[str, str]:
         """Those of the whole validation split, and the baselines', for the table of a report."""
-        return {
+        cells = {
             "loss (nats/token)": f"{self.loss:.4f}",
             "perplexity": f"{self.perplexity:.2f}",
-            "bits per byte": f"{self.bits_per_byte:.3f}",
+            "bits per byte": optional(self.bits_per_byte, "{:.3f}"),
             "untrained": optional(self.untrained_bits_per_byte, "{:.3f}"),
             "gzip -9": optional(self.gzip_bits_per_byte, "{:.3f}"),
         }
+        if self.accuracy is not None:
+            cells["accuracy"] = f"{self.accuracy:.1%} (chance {self.chance_accuracy:.1%})"
+        return cells
 
     @property
     def position_perplexity(self) -> list[tuple[int, float]]:
@@ -84,7 +96,7 @@ class EvaluateInputs(StageInputs):
 class EvaluateStage(Stage[EvaluateStageConfig, EvaluateInputs, EvaluateOutput]):
     """Spread over Ray tasks; nothing is kept between attempts, since it takes seconds to minutes."""
 
-    code_version = 1
+    code_version = 2
     progress = ProgressMetrics("evaluate/tasks_total", {})
 
     def check(self, name: str, config: EvaluateStageConfig, inputs: EvaluateInputs) -> None:
@@ -122,11 +134,15 @@ class EvaluateStage(Stage[EvaluateStageConfig, EvaluateInputs, EvaluateOutput]):
         ).section()
 
     def headline(self, config: EvaluateStageConfig, output: EvaluateOutput, artifact: ArtifactDir) -> str:
-        """The loss in its three units, beside the baselines."""
+        """The loss in its three units, beside the baselines; of a task also the answers that are right."""
         baselines = {"gzip -9": output.gzip_bits_per_byte, "untrained": output.untrained_bits_per_byte}
         compared = ", ".join(f"{name} {value:.3f}" for name, value in baselines.items() if value is not None)
+        first = ""
+        if output.accuracy is not None:
+            first = f"[bold]{output.accuracy:.1%} of the answers right[/] (chance {output.chance_accuracy:.1%}), "
+        if output.bits_per_byte is not None:
+            first = f"[bold]{output.bits_per_byte:.3f} bits per byte[/]{f' ({compared})' if compared else ''}, "
         return (
-            f"[bold]{output.bits_per_byte:.3f} bits per byte[/]{f' ({compared})' if compared else ''}, "
-            f"loss {output.loss:.4f} nats per token, perplexity {output.perplexity:.2f}, "
+            f"{first}loss {output.loss:.4f} nats per token, perplexity {output.perplexity:.2f}, "
             f"on {output.num_documents} documents"
         )

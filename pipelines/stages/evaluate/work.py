@@ -32,21 +32,29 @@ SPLIT: Split = "valid"
 
 @dataclass(frozen=True)
 class Subject:
-    """The model that is evaluated, and on what. `untrained`: the same architecture before its first step."""
+    """The model that is evaluated, and on what.
+
+    Attributes:
+        tokenizer_path: None: what is scored is no text.
+        is_task: whether only answers are scored.
+        untrained: the same architecture before its first step.
+    """
 
     trained: ArtifactDir
     model_path: str
     tokens: ArtifactDir
-    tokenizer_path: str
+    tokenizer_path: str | None
+    is_task: bool
     resources: Resources
     untrained: bool = False
 
     def split(self) -> TokenSplit:
-        """The text that is scored."""
+        """What is scored."""
         return token_split(self.tokens, SPLIT)
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer of the shards."""
+        """The tokenizer of the shards, which are of text."""
+        assert self.tokenizer_path is not None, "only text has a tokenizer"
         return load_tokenizer(self.tokens.fetch(self.tokenizer_path))
 
     def model(self) -> BMojoLM:
@@ -68,7 +76,8 @@ _loaded: dict[tuple[str, bool], BMojoLM] = {}
 def score_batches(subject: Subject, batch_size: int, start: int, stop: int) -> scoring.Score:
     """Score the batches `start` to `stop`, exclusive, of the validation split."""
     batches = read_token_batches(subject.split(), batch_size, start=start * batch_size, max_samples=stop * batch_size)
-    return scoring.score_batches(subject.model(), batches, subject.tokenizer().token_num_bytes)
+    token_num_bytes = None if subject.tokenizer_path is None else subject.tokenizer().token_num_bytes
+    return scoring.score_batches(subject.model(), batches, token_num_bytes, counts_right=subject.is_task)
 
 
 def score_window(subject: Subject, window: np.ndarray, bin_ends: tuple[int, ...]) -> np.ndarray:

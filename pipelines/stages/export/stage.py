@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from pydantic import Field
 
+from data.config import BytesSource
 from pipelines.engine.stage import Stage, StageContext, StageInputs, StageNode, StageOutput
+from pipelines.errors import FieldError
 from pipelines.stages.export.config import ExportFormat, ExportStageConfig
 from pipelines.stages.export.directory import export_model
 from pipelines.stages.models import load_model, load_tokenizer_of
@@ -35,6 +37,17 @@ class ExportStage(Stage[ExportStageConfig, ExportInputs, ExportOutput]):
 
     code_version = 1
 
+    def check(self, name: str, config: ExportStageConfig, inputs: ExportInputs) -> None:
+        """Refuse a model without a tokenizer, which the exported folder would have to hold."""
+        tokens = inputs.trained.inputs.tokens[0]
+        if tokens.inputs.tokenizer is None and not isinstance(tokens.config.source, BytesSource):
+            raise FieldError(
+                ("stages", name, "needs"),
+                f"the model of {inputs.trained.name!r} is trained on token ids that are no text, and format "
+                f"{config.format!r} needs a tokenizer. Remove this stage: the model is in the artifact of "
+                f"{inputs.trained.name!r}.",
+            )
+
     def run(self, config: ExportStageConfig, inputs: ExportInputs, context: StageContext) -> ExportOutput:
         """Export the trained model."""
         trained = inputs.trained
@@ -49,7 +62,7 @@ class ExportStage(Stage[ExportStageConfig, ExportInputs, ExportOutput]):
 
 
 def export_trained(
-    trained: ArtifactDir, model_path: str, tokenizer_reference: str, artifact: ArtifactDir, to: ExportFormat
+    trained: ArtifactDir, model_path: str, tokenizer_reference: str | None, artifact: ArtifactDir, to: ExportFormat
 ) -> int:
     """Export a train stage's model into `artifact`, in a folder named after the format. Returns its bytes."""
     artifact.delete(to)  # of an attempt that died

@@ -1,15 +1,14 @@
-"""The `tokenize` stage: text to packed token ids in MDS shards, slice by slice in Ray tasks.
+"""The `tokenize` stage: text, or ids that there are, to packed token ids in MDS shards, slice by slice in Ray tasks.
 
 In the artifact: {train,valid}/slice-NNNNN/ with shards and the table of their documents. A slice counts as done by its
 record slices/NNNNN.json; its documents for validation wait in held_out/NNNNN.parquet. Those of many slices are packed
 together, with the record validation_streams/NNNNN.json. At the end come the indexes {train,valid}/shards.table (for
-other programs index.json), which make a data set of the shards, and a copy of the tokenizer.
+other programs index.json), which make a data set of the shards. The tokenizer, if there is one, is copied first.
 """
 
 from __future__ import annotations
 
 import logging
-import shutil
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -36,9 +35,11 @@ from pipelines.engine.stage import (
     StageNode,
     StageOutput,
 )
+from pipelines.errors import FieldError
 from pipelines.stages.tasks import require_planned_content, user_errors
+from pipelines.stages.tokenize.stored_tokenizer import store_tokenizer
 from pipelines.stages.tokenize.writing import write_slices, write_validation_streams
-from pipelines.stages.tokenizer.stage import TOKENIZER_FOLDER, TokenizerStage, describe_source
+from pipelines.stages.tokenizer.stage import TokenizerStage, describe_source
 from pipelines.storage.artifact import ArtifactDir
 
 _NOTICEABLE_SHARE = 0.01
@@ -47,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 
 class TokenizeStageConfig(StageConfig, TokenizeFields):
-    """Tokenize text with the tokenizer of the stage in `needs`."""
+    """Tokenize text with the tokenizer of the stage in `needs`; or pack token ids, which need none."""
 
     kind: Literal["tokenize"]
 
@@ -56,15 +57,16 @@ class TokenizeOutput(StageOutput):
     """Content of the shards. Tokens count targets: the documents' tokens and one end for each document."""
 
     seq_len: int
-    vocab_size: int = Field(description="Number of the tokenizer's ids.")
+    vocab_size: int = Field(description="Number of token ids.")
     eod_id: int = Field(description="Id of the end-of-document token.")
     token_dtype: str
-    tokenizer_sha256: str
+    tokenizer_sha256: str | None = Field(description="Identity of the tokenizer; null: the ids are no text.")
+    has_loss_mask: bool = Field(description="Whether the loss counts only answers, and not all of these tokens.")
     num_slices: int
     num_train_documents: int
     num_train_samples: int
     num_train_tokens: int
-    num_train_bytes: int = Field(description="Bytes of the text, in UTF-8.")
+    num_train_bytes: int = Field(description="Bytes of the text, in UTF-8; 0 if the ids are no text.")
     num_train_cut_documents: int = Field(description="Documents whose tokens stand in more than one sequence.")
     num_train_padded_tokens: int = Field(description="Positions of sequences that hold padding.")
     num_valid_documents: int
@@ -80,6 +82,11 @@ class TokenizeOutput(StageOutput):
     num_duplicate_files: int = Field(description="Names in the source that lead to a file already read.")
     train_sha256: str = Field(description="Identity of the training split's content.")
     valid_sha256: str | None = Field(description="Identity of the validation split's content; null: it is empty.")
+
+    @property
+    def is_text(self) -> bool:
+        """Whether there is a tokenizer to read the ids by."""
+        return self.tokenizer_sha256 is not None
 
     def summary(self) -> str:
         """The documents: in which split, and how many in none, by reason."""
@@ -101,20 +108,36 @@ class TokenizeOutput(StageOutput):
 
 @dataclass(frozen=True)
 class TokenizeInputs(StageInputs):
-    """Inputs of a `tokenize` stage."""
+    """Inputs of a `tokenize` stage. `tokenizer`: for text; none if the source has token ids of its own."""
 
-    tokenizer: StageNode[TokenizerStage]
+    tokenizer: StageNode[TokenizerStage] | None = None
 
 
 class TokenizeStage(Stage[TokenizeStageConfig, TokenizeInputs, TokenizeOutput]):
     """Finished slices are kept between attempts; one that was being written is written again."""
 
-    code_version = 4
+    code_version = 5
     progress = ProgressMetrics("tokenize/slices_total", {"tokenize/tokens_per_s": "{:,.0f} tokens/s"})
 
     def mark(self, config: TokenizeStageConfig, artifact: ArtifactDir) -> int:
         """Number of slices and validation streams written."""
         return sum(len(artifact.listdir(folder)) for folder in RECORDS.values())
+
+    def check(self, name: str, config: TokenizeStageConfig, inputs: TokenizeInputs) -> None:
+        """Refuse text without a tokenizer, and token ids with one."""
+        has_ids = config.source.vocabulary is not None
+        if has_ids and inputs.tokenizer is not None:
+            raise FieldError(
+                ("stages", name, "source"),
+                f"kind {config.source.kind!r} has token ids already, but `needs` names the tokenizer "
+                f"{inputs.tokenizer.name!r}. Remove it there, or give a source of text.",
+            )
+        if not has_ids and inputs.tokenizer is None:
+            raise FieldError(
+                ("stages", name, "needs"),
+                f"names no stage of kind tokenizer, which a source of text (kind {config.source.kind!r}) needs. Add "
+                "one; a source of kind bytes needs none.",
+            )
 
     def content_identity(self, config: TokenizeStageConfig) -> str:
         """Digest of the text. Raises UserError where it is missing."""
@@ -131,7 +154,7 @@ class TokenizeStage(Stage[TokenizeStageConfig, TokenizeInputs, TokenizeOutput]):
         from data.merging import INDEX_FILE, check_slices, merge
         from data.packing import plan_validation
 
-        tokenizer, artifact = inputs.tokenizer, context.artifact
+        artifact = context.artifact
         config = config.model_copy(update={"source": with_absolute_paths(config.source)})
         with user_errors():
             source_stamp = stamp(config.source)
@@ -139,12 +162,11 @@ class TokenizeStage(Stage[TokenizeStageConfig, TokenizeInputs, TokenizeOutput]):
         require_planned_content(context, digest)
         context.journal.log_dataset(context.name, digest, describe_source(config.source), context="tokenize")
         with user_errors(artifact.local):
+            tokenizer = store_tokenizer(config, inputs.tokenizer, artifact)
             slices = plan_slices(config.source, slice_bytes_of(config))
             duplicates = duplicate_files(config.source)
             fields = PackingFields(**{name: getattr(config, name) for name in PackingFields.model_fields})
-            records = write_slices(
-                slices, fields, tokenizer.artifact, tokenizer.output.sha256, source_stamp, config.resources, context
-            )
+            records = write_slices(slices, fields, tokenizer, source_stamp, config.resources, context)
             if stamp(config.source) != source_stamp:
                 raise UserError(
                     f"stages.{context.name}: the files it reads were changed or touched while they were read. Nothing "
@@ -157,12 +179,18 @@ class TokenizeStage(Stage[TokenizeStageConfig, TokenizeInputs, TokenizeOutput]):
             for split in summary.index_sha256:
                 artifact.publish(f"{split}/{INDEX_FILE}")
                 artifact.publish(f"{split}/{TABLE_FILE}")
-            tokenizer_folder = tokenizer.artifact.fetch(TOKENIZER_FOLDER)
-            shutil.copytree(tokenizer_folder, artifact.local / TOKENIZER_FOLDER, dirs_exist_ok=True)
-            artifact.publish(TOKENIZER_FOLDER)
         output = _output(summary, len(slices), duplicates)
         _report(output, duplicates, context)
         return output
+
+
+def planned_vocab_size(tokens: StageNode[TokenizeStage]) -> int:
+    """Number of token ids before the stage has run; a tokenizer that will be trained or loaded may have others."""
+    own, tokenizer = tokens.config.source.vocabulary, tokens.inputs.tokenizer
+    if own is not None:
+        return own.size
+    assert tokenizer is not None, "check() refuses text without a tokenizer"
+    return tokenizer.config.vocab_size
 
 
 def _report(output: TokenizeOutput, duplicates: list[str], context: StageContext) -> None:

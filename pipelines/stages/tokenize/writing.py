@@ -19,12 +19,11 @@ from data.sources import Slice
 from pipelines.engine.stage import Resources, StageContext
 from pipelines.faults import explained_disk
 from pipelines.stages.tasks import run_tasks
-from pipelines.stages.tokenizer.stage import TOKENIZER_FOLDER
+from pipelines.stages.tokenize.stored_tokenizer import StoredTokenizer, load_tokenizer
 from pipelines.storage.artifact import ArtifactDir
 
 if TYPE_CHECKING:
     from data.packing import ValidationStream
-    from data.tokenizer import Tokenizer
 
 _LOG_EVERY_S = 1.0
 _READS_AT_ONCE = 16
@@ -37,21 +36,16 @@ logger = logging.getLogger(__name__)
 def write_slices(
     slices: Sequence[Slice],
     fields: PackingFields,
-    tokenizer: ArtifactDir,
-    tokenizer_sha256: str,
+    tokenizer: StoredTokenizer | None,
     source_stamp: str,
     resources: Resources,
     context: StageContext,
 ) -> list[SliceRecord]:
     """Write the slices that are not yet written from these files by this tokenizer. Returns the records of all."""
     artifact, journal = context.artifact, context.journal
-    records = finished_slices(artifact, source_stamp, tokenizer_sha256)
+    records = finished_slices(artifact, source_stamp, tokenizer.sha256 if tokenizer else None)
     finished = {record.index for record in records}
-    calls = [
-        (slice_, fields, tokenizer, tokenizer_sha256, source_stamp, artifact)
-        for slice_ in slices
-        if slice_.index not in finished
-    ]
+    calls = [(slice_, fields, tokenizer, source_stamp, artifact) for slice_ in slices if slice_.index not in finished]
     num_tokens, num_bytes = map(sum, zip((0, 0), *map(_size_of, records), strict=True))
     num_reused, tokens_reused = len(records), num_tokens
     journal.log_metrics(num_reused, {"tokenize/slices_total": len(slices), "tokenize/slices_done": num_reused})
@@ -70,7 +64,7 @@ def write_slices(
                 "tokenize/slices_done": len(records),
                 "tokenize/tokens": num_tokens,
                 "tokenize/tokens_per_s": (num_tokens - tokens_reused) / (now - started),
-                "tokenize/bytes_per_token": num_bytes / max(num_tokens, 1),
+                **({"tokenize/bytes_per_token": num_bytes / num_tokens} if num_bytes else {}),
             },
         )
     return records
@@ -104,8 +98,7 @@ def _size_of(record: SliceRecord) -> tuple[int, int]:
 def _tokenize_slice(
     slice_: Slice,
     fields: PackingFields,
-    tokenizer: ArtifactDir,
-    tokenizer_sha256: str,
+    tokenizer: StoredTokenizer | None,
     source_stamp: str,
     artifact: ArtifactDir,
 ) -> SliceRecord:
@@ -115,7 +108,7 @@ def _tokenize_slice(
     from data.packing import write_slice
 
     with explained_disk(artifact.local):
-        record = write_slice(slice_, _load_tokenizer(tokenizer, tokenizer_sha256), fields, artifact.local)
+        record = write_slice(slice_, load_tokenizer(tokenizer) if tokenizer else None, fields, artifact.local)
     record = record.model_copy(update={"source_stamp": source_stamp})
     if record.train:
         artifact.publish(f"train/{folder_name(slice_.index)}")
@@ -149,26 +142,7 @@ def _fetch_held_out(slice_index: int, artifact: ArtifactDir) -> Path:
         raise DamagedError(f"{error} Delete {record} to have it written again.") from error
 
 
-_loaded_tokenizers: dict[
-    tuple[str, str], Tokenizer
-] = {}  # by URL and digest: a worker process does many slices with one tokenizer
-
-
-def _load_tokenizer(artifact: ArtifactDir, sha256: str) -> Tokenizer:
-    from data.tokenizer import load_tokenizer
-
-    if (artifact.url, sha256) not in _loaded_tokenizers:
-        tokenizer = load_tokenizer(artifact.fetch(TOKENIZER_FOLDER))
-        if tokenizer.sha256 != sha256:
-            raise DamagedError(
-                f"{artifact.url}/{TOKENIZER_FOLDER}: another tokenizer than its stage made (digest "
-                f"{tokenizer.sha256[:16]}..., expected {sha256[:16]}...). {artifact.remedy}"
-            )
-        _loaded_tokenizers[artifact.url, sha256] = tokenizer
-    return _loaded_tokenizers[artifact.url, sha256]
-
-
-def finished_slices(artifact: ArtifactDir, source_stamp: str, tokenizer_sha256: str) -> list[SliceRecord]:
+def finished_slices(artifact: ArtifactDir, source_stamp: str, tokenizer_sha256: str | None) -> list[SliceRecord]:
     """The records of slices written from these files by this tokenizer; those of others are removed.
 
     Raises: DamagedError: a record is not as it was written.

@@ -15,6 +15,7 @@ import torch
 from base.cache import cache_dir
 from bmojo.counting import count
 from pipelines.engine.stage import Estimate, StageNode
+from pipelines.stages.tokenize.stage import planned_vocab_size
 from pipelines.stages.train.device import CPU, measure_peak
 from pipelines.stages.train.stage import TrainStage, padded_vocab_size
 
@@ -76,7 +77,7 @@ def estimate_training(node: StageNode[TrainStage], core_flops: float, num_cores:
     seq_len = tokens.config.seq_len
     model = train.model
     if model.vocab_size is None:
-        model = model.with_vocab_size(padded_vocab_size(tokens.inputs.tokenizer.config.vocab_size))
+        model = model.with_vocab_size(padded_vocab_size(planned_vocab_size(tokens)))
     counts = count(model, seq_len)
     num_tokens = train.num_steps(seq_len) * train.global_batch_size * seq_len
     flops = counts.train_flops_per_token * num_tokens

@@ -22,7 +22,8 @@ from pipelines.engine.stage import (
 )
 from pipelines.errors import FieldError
 from pipelines.stages.numbers import optional
-from pipelines.stages.tokenize.stage import TokenizeStage
+from pipelines.stages.tokenize.stage import TokenizeStage, planned_vocab_size
+from pipelines.stages.tokenizer.stage import TOKENIZER_FOLDER
 from pipelines.stages.train.config import TrainStageConfig, check_seq_len
 from pipelines.stages.train.data import TokenSource, check_mixture, mixture_of
 from pipelines.stages.train.job import History, MetricSink, TrainFigures, TrainJob
@@ -43,11 +44,12 @@ class TrainOutput(StageOutput, TrainFigures):
 
     model: str = Field(description="Folder of the final model (config.json, model.safetensors) in this artifact.")
     history: str = Field(description="JSON file in this artifact: for each metric its [step, value] points.")
-    tokenizer: str = Field(
-        description="Folder with the tokenizer that the model was trained with: a path in the storage, or a URL."
+    tokenizer: str | None = Field(
+        description="Folder with the tokenizer that the model was trained with: a path in the storage, or a URL; null: "
+        "it was trained on ids that are no text."
     )
     seq_len: int
-    vocab_size: int = Field(description="The model's, padded; the tokenizer may have fewer ids.")
+    vocab_size: int = Field(description="The model's, padded; there may be fewer token ids.")
 
     def figures(self) -> dict[str, float]:
         """At the end of training; speed and MFU are those of the whole training."""
@@ -98,20 +100,26 @@ class TrainStage(Stage[TrainStageConfig, TrainInputs, TrainOutput]):
         return max(complete_steps(artifact), default=0)
 
     def check(self, name: str, config: TrainStageConfig, inputs: TrainInputs) -> None:
-        """Refuse a model that cannot read such sequences, or has no room for the ids of a tokenizer to be trained."""
+        """Refuse a model that cannot read such sequences, or has no room for the token ids."""
         tokens = inputs.tokens[0]
         for other in inputs.tokens[1:]:
             _check_same_form(name, tokens, other)
         check_mixture(config, name, [node.name for node in inputs.tokens])
         check_seq_len(config, tokens.config.seq_len, name, tokens.name)
-        tokenizer = tokens.inputs.tokenizer
-        vocab_size = tokenizer.config.vocab_size
-        room = config.model.vocab_size
-        if tokenizer.config.load is None and room is not None and room < vocab_size:
+        tokenizer, room = tokens.inputs.tokenizer, config.model.vocab_size
+        if tokenizer is not None and tokenizer.config.load is not None:
+            return  # how many ids it has is known when it is read
+        vocab_size = planned_vocab_size(tokens)
+        if room is not None and room < vocab_size:
+            whose = (
+                f"the tokenizer {tokenizer.name!r} ({tokenizer.name}.vocab_size)"
+                if tokenizer is not None
+                else f"the source of {tokens.name!r}"
+            )
             raise FieldError(
                 ("stages", name, "model", "vocab_size"),
-                f"found {room}, which is less than the {vocab_size} ids of the tokenizer {tokenizer.name!r} "
-                f"({tokenizer.name}.vocab_size). Leave it out, or set it to {vocab_size} or more.",
+                f"found {room}, which is less than the {vocab_size} ids of {whose}. Leave it out, or set it to "
+                f"{vocab_size} or more.",
             )
 
     def estimate(self, stages: Sequence[StageNode[Self]], num_cores: float) -> Estimate:
@@ -144,7 +152,9 @@ class TrainStage(Stage[TrainStageConfig, TrainInputs, TrainOutput]):
             **facts.model_dump(exclude={"history"}),
             model="model",
             history=HISTORY,
-            tokenizer=context.artifact.reference_to(tokens.artifact, "tokenizer"),
+            tokenizer=context.artifact.reference_to(tokens.artifact, TOKENIZER_FOLDER)
+            if tokens.output.tokenizer_sha256 is not None
+            else None,
             seq_len=tokens.output.seq_len,
             vocab_size=job.model.vocab_size,
         )
@@ -201,13 +211,23 @@ def _check_same_form(name: str, first: StageNode[TokenizeStage], other: StageNod
             f"found {other.config.seq_len}, but {first.name}.seq_len is {first.config.seq_len}, and {name} mixes the "
             "two. Give both one length.",
         )
-    tokenizer, expected = other.inputs.tokenizer.name, first.inputs.tokenizer.name
-    if tokenizer != expected:
+    found, expected = _ids_in_words(other), _ids_in_words(first)
+    if found != expected:
         raise FieldError(
-            ("stages", other.name, "needs"),
-            f"found the tokenizer {tokenizer!r}, but {first.name} has {expected!r}, and {name} mixes the two. Give "
-            "both one tokenizer.",
+            ("stages", other.name, "needs" if other.inputs.tokenizer else "source"),
+            f"found {found}, but {first.name} has {expected}, and {name} mixes the two. Give both one tokenizer, "
+            "or the same ids.",
         )
+
+
+def _ids_in_words(tokens: StageNode[TokenizeStage]) -> str:
+    """What the token ids are: equal for stages that can be mixed."""
+    own, tokenizer = tokens.config.source.vocabulary, tokens.inputs.tokenizer
+    if own is None:
+        assert tokenizer is not None, "check() refuses text without a tokenizer"
+        return f"the tokenizer {tokenizer.name!r}"
+    answers = ", and the loss on answers only" if own.has_loss_mask else ""
+    return f"{own.size} ids of its own, {own.eod_id} ending documents{answers}"
 
 
 def padded_vocab_size(num_ids: int) -> int:
@@ -216,13 +236,13 @@ def padded_vocab_size(num_ids: int) -> int:
 
 
 def _sized_model(config: TrainStageConfig, tokens: StageNode[TokenizeStage]) -> ModelConfig:
-    """The model's config with room for every id of the tokenizer."""
+    """The model's config with room for every token id."""
     needed = tokens.output.vocab_size
     if config.model.vocab_size is None:
         return config.model.with_vocab_size(padded_vocab_size(needed))
     if config.model.vocab_size < needed:
         raise UserError(
-            f"train.model.vocab_size={config.model.vocab_size} is less than the {needed} ids of the tokenizer of stage "
+            f"train.model.vocab_size={config.model.vocab_size} is less than the {needed} token ids of stage "
             f"{tokens.name!r}. Leave vocab_size out, or set it to {needed} or more."
         )
     return config.model

@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 import torch
 import torch.distributed as dist
 
+from base.errors import UserError
 from data.shards import TokenBatch
 
 PARAM = "param"
@@ -83,10 +84,15 @@ class TargetCounts(NamedTuple):
 
 
 def count_targets(micro_batches: Sequence[TokenBatch], device: torch.device) -> TargetCounts:
-    """Count what a step's losses are averaged over. A collective."""
+    """Count what a step's losses are averaged over. A collective. Raises UserError: there is nothing, on any rank."""
     counts = [int((batch.targets_bt >= 0).sum()) for batch in micro_batches]
     total = torch.tensor(sum(counts), dtype=torch.int64, device=device)
     dist.all_reduce(total)
+    if not total:
+        raise UserError(
+            "no token of a global batch is an answer that the loss would count. Raise train.global_batch_size, or make "
+            "the task's documents shorter than seq_len."
+        )
     return TargetCounts(counts, int(total))
 
 

@@ -31,6 +31,22 @@ def test_an_evaluation_gives_its_loss_beside_the_baselines(artifact: ArtifactDir
     assert EvaluateStage().headline(config, alone, artifact) == f"[bold]1.456 bits per byte[/], {loss}"
 
 
+def test_an_evaluation_of_ids_that_are_no_text_gives_no_bytes(artifact: ArtifactDir) -> None:
+    no_text: dict[str, object] = {"num_bytes": None, "bits_per_byte": None, "samples": ()}
+    no_text |= {"gzip_bits_per_byte": None, "untrained_bits_per_byte": None}
+    config = EvaluateStageConfig(kind="evaluate")
+    loss = "loss 3.2100 nats per token, perplexity 24.78, on 10 documents"
+    of_ids = EVALUATION.model_copy(update=no_text)
+    assert EvaluateStage().headline(config, of_ids, artifact) == loss
+    of_task = of_ids.model_copy(update={"accuracy": 0.75, "chance_accuracy": 0.125})
+    assert EvaluateStage().headline(config, of_task, artifact) == (
+        f"[bold]75.0% of the answers right[/] (chance 12.5%), {loss}"
+    )
+    assert set(of_task.figures()) == {"eval/loss", "eval/perplexity", "eval/accuracy", "eval/chance_accuracy"}
+    assert of_task.report_cells()["accuracy"] == "75.0% (chance 12.5%)"
+    assert "accuracy" not in of_ids.report_cells()
+
+
 def test_a_report_gives_its_address_with_brackets_that_are_no_markup(artifact: ArtifactDir) -> None:
     headline = ReportStage().headline(ReportStageConfig(kind="report"), ReportOutput(), artifact)
     assert headline.endswith("/a\\[b]/report.html[/]")

@@ -56,6 +56,19 @@ def test_the_score_is_the_sum_over_targets_and_their_bytes(model: BMojoLM) -> No
     assert score.bits_per_byte == pytest.approx(expected / math.log(2) / score.num_bytes, rel=1e-6)
 
 
+def test_right_answers_are_those_that_are_the_likeliest_token(model: BMojoLM) -> None:
+    batch = batch_of(3, seed=1)
+    with torch.no_grad():
+        likeliest_bt = model(batch.tokens_bt, doc_ids_bt=batch.doc_ids_bt).logits_btv.argmax(-1)
+    targets_bt = batch.targets_bt.clone()
+    targets_bt[0, :5] = likeliest_bt[0, :5]
+    targets_bt[1, :5] = (likeliest_bt[1, :5] + 1) % VOCAB
+    targets_bt[:, 5:] = -100
+    targets_bt[2] = -100
+    score = score_batches(model, [batch._replace(targets_bt=targets_bt)], None, counts_right=True)
+    assert (score.num_right, score.num_tokens, score.num_bytes) == (5, 10, 0)
+
+
 def test_parts_add_up_to_the_whole_to_the_last_bit(model: BMojoLM) -> None:
     batches = [batch_of(2, seed) for seed in range(4)]
     num_bytes = np.ones(VOCAB, dtype=np.int64)

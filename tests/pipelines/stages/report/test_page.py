@@ -18,8 +18,8 @@ TRAINING = TrainOutput(
 )  # fmt: skip
 EVALUATION = EvaluateOutput(
     seq_len=512, num_documents=10, num_tokens=1000, num_bytes=4000, loss=3.21, perplexity=24.78, bits_per_byte=1.456,
-    untrained_bits_per_byte=3.789, gzip_bits_per_byte=2.111, context_tokens=1024, num_windows=16,
-    position_bin_ends=(256, 512, 1024), position_loss=(3.4, 3.2, 3.1),
+    untrained_bits_per_byte=3.789, gzip_bits_per_byte=2.111, accuracy=None, chance_accuracy=None,
+    context_tokens=1024, num_windows=16, position_bin_ends=(256, 512, 1024), position_loss=(3.4, 3.2, 3.1),
     samples=(SampleText(prompt="def ", text="f(x): return x < 1 & y"),),
 )  # fmt: skip
 MODEL = EvaluatedModel(

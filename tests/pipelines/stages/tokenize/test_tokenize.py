@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from base.errors import UserError
@@ -65,7 +66,7 @@ def tokenize_config(source: Any) -> TokenizeStageConfig:
 
 
 def run_tokenize(
-    folder: Path, tokenizer: StageNode[TokenizerStage], config: TokenizeStageConfig, content: str | None = None
+    folder: Path, tokenizer: StageNode[TokenizerStage] | None, config: TokenizeStageConfig, content: str | None = None
 ) -> TokenizeOutput:
     with (context := context_at(folder, "tokens", content)).journal:
         return TokenizeStage().run(config, TokenizeInputs(tokenizer), context)
@@ -137,6 +138,25 @@ def test_what_is_left_out_is_counted_tracked_and_warned_about(tmp_path: Path, ca
     assert metrics(tmp_path, "tokenize/duplicate_files") == [(0, 1.0)]
     assert f"3 of {len(TEXTS) + 3} documents were left out: 2 empty, 1 not valid UTF-8." in caplog.text
     assert "1 names in the source lead to files that were already read" in caplog.text
+
+
+def test_token_ids_need_no_tokenizer_and_bytes_bring_their_own(tmp_path: Path) -> None:
+    np.arange(400, dtype=np.uint16).tofile(tmp_path / "ids.bin")
+    source: Any = {"kind": "tokens", "paths": [str(tmp_path / "ids.bin")], "vocab_size": 400, "document_tokens": 10}
+    output = run_tokenize(tmp_path / "ids", None, tokenize_config(source))
+    assert (output.vocab_size, output.eod_id, output.tokenizer_sha256, output.is_text) == (401, 400, None, False)
+    assert output.num_train_documents + output.num_valid_documents == 40
+    assert output.num_train_bytes == 0
+    assert not (tmp_path / "ids/tokens/tokenizer").exists()
+    assert not metrics(tmp_path / "ids", "tokenize/bytes_per_token")
+
+    config = tokenize_config({**write_corpus(tmp_path, TEXTS), "kind": "bytes"})
+    output = run_tokenize(tmp_path / "bytes", None, config.model_copy(update={"validation_fraction": 0.0}))
+    assert output.is_text
+    loaded = load_tokenizer(tmp_path / "bytes/tokens/tokenizer")
+    documents = read_token_documents(TokenSplit(tmp_path / "bytes/tokens", "train"))
+    assert b"".join(loaded.decode(ids.tolist()) for ids in documents) == (tmp_path / "corpus.jsonl").read_bytes()
+    assert output.num_train_bytes == (tmp_path / "corpus.jsonl").stat().st_size
 
 
 def test_bad_text_fails_the_stage_and_leaves_no_data_set(tmp_path: Path) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from itertools import islice
 
+import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.recall import RecallBatch, RecallConfig, recall_batch, recall_batches
+from data.tasks.mqar import RecallConfig
+from data.tasks.recall_batches import RecallBatch, recall_batch, recall_batches
 
 
 @st.composite
@@ -33,21 +34,21 @@ def configs(draw: st.DrawFn) -> RecallConfig:
 def test_targets_stand_behind_their_keys_at_the_start(config: RecallConfig, seed: int) -> None:
     batch = recall_batch(config, 5, seed)
     for tokens, targets, values_at, queries_at in zip(*batch, strict=True):
-        assert torch.nonzero(targets >= 0).flatten().tolist() == queries_at.tolist()
+        assert np.flatnonzero(targets >= 0).tolist() == queries_at.tolist()
         assert len(set(queries_at.tolist())) == len(set(values_at.tolist())) == config.num_queries
-        assert torch.equal(tokens[queries_at], tokens[values_at - 1])
-        assert torch.equal(targets[queries_at], tokens[values_at])
+        assert np.array_equal(tokens[queries_at], tokens[values_at - 1])
+        assert np.array_equal(targets[queries_at], tokens[values_at])
         assert (values_at % 2 == 1).all()
         assert (values_at < 2 * config.num_pairs).all()
         assert (queries_at - values_at >= config.min_distance).all()
-        is_key = (tokens < config.vocab_size // 2) & (torch.tensor(config.noise) | (tokens > 0))
+        is_key = (tokens < config.vocab_size // 2) & (config.noise | (tokens > 0))
         assert int(is_key.sum()) == config.num_pairs + config.num_queries, "a key occurs in its pair and its query only"
         keys = tokens[0 : 2 * config.num_pairs : 2]
         assert len(set(keys.tolist())) == config.num_pairs
 
 
 def same(a: RecallBatch, b: RecallBatch) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 def test_batches_follow_from_the_seed() -> None:
