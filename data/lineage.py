@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -113,30 +113,59 @@ def documents_of(tokens: TokenSplit, sample: int) -> list[SamplePart]:
     seq_len = tokens.index.format.seq_len
     place = place_of(tokens.index, sample)
     begin, end = place.in_folder * seq_len, (place.in_folder + 1) * seq_len
-    name = f"{tokens.split}/{folder_name(place.folder_number)}/{DOCUMENTS_FILE}"
     parts = []
-    try:
-        table = tokens.files.read(name)
-        if hashlib.sha256(table).hexdigest() != _packed(tokens, place.folder_number).documents_sha256:
-            raise DamagedError("its content does not match the digest in the record of its slice")
-        for rows in read_columns(io.BytesIO(table)):
-            firsts = rows["position"]
-            lasts = firsts + rows["num_tokens"]  # the target that is the document's end
-            for row in range(int(np.searchsorted(lasts, begin)), int(np.searchsorted(firsts, end))):
-                first, stop = max(int(firsts[row]), begin), min(int(lasts[row]) + 1, end)
-                parts.append(
-                    SamplePart(
-                        id=rows["id"][row],
-                        start=_known(rows["start"][row]),
-                        end=_known(rows["end"][row]),
-                        num_tokens=int(rows["num_tokens"][row]),
-                        targets=range(first - begin, stop - begin),
-                        tokens=range(first - int(firsts[row]), stop - int(firsts[row])),
-                    )
+    for rows in _table(tokens, place.folder_number):
+        firsts = rows["position"]
+        lasts = firsts + rows["num_tokens"]  # the target that is the document's end
+        for row in range(int(np.searchsorted(lasts, begin)), int(np.searchsorted(firsts, end))):
+            first, stop = max(int(firsts[row]), begin), min(int(lasts[row]) + 1, end)
+            parts.append(
+                SamplePart(
+                    id=rows["id"][row],
+                    start=_known(rows["start"][row]),
+                    end=_known(rows["end"][row]),
+                    num_tokens=int(rows["num_tokens"][row]),
+                    targets=range(first - begin, stop - begin),
+                    tokens=range(first - int(firsts[row]), stop - int(firsts[row])),
                 )
+            )
+    return parts
+
+
+def read_documents(tokens: TokenSplit) -> Iterator[Mapping[str, Any]]:
+    """The rows of all tables of a split, by column, in the order of the documents' places.
+
+    Raises: DataError, DamagedError: the index or a table is missing, or not as it was written.
+    """
+    for folder in np.unique(tokens.index.folders).tolist():
+        yield from _table(tokens, folder)
+
+
+def document_tables(tokens: TokenSplit) -> Iterator[tuple[str, str | None]]:
+    """The name of each table of a split, and what is wrong with it; None: nothing."""
+    for folder in np.unique(tokens.index.folders).tolist():
+        problem = None
+        try:
+            for _ in _table(tokens, folder):
+                pass
+        except DamagedError as error:
+            problem = str(error)
+        yield _table_name(tokens, folder), problem
+
+
+def _table_name(tokens: TokenSplit, folder: int) -> str:
+    return f"{tokens.split}/{folder_name(folder)}/{DOCUMENTS_FILE}"
+
+
+def _table(tokens: TokenSplit, folder: int) -> Iterator[Mapping[str, Any]]:
+    name = _table_name(tokens, folder)
+    try:
+        data = tokens.files.read(name)
+        if hashlib.sha256(data).hexdigest() != _packed(tokens, folder).documents_sha256:
+            raise DamagedError("its content does not match the digest in the record of its slice")
+        yield from read_columns(io.BytesIO(data))
     except (OSError, ValueError, KeyError, DamagedError) as error:  # Arrow's are of the first two kinds
         raise DamagedError(f"{tokens.files}/{name}: missing or damaged: {error}. {REMEDY}") from error
-    return parts
 
 
 def _packed(tokens: TokenSplit, folder_number: int) -> Packed:

@@ -81,14 +81,12 @@ class RayCluster:
         report = self._report
         if report.failure is not None:
             error = _raised(report.failure)
-            if self._was_there and isinstance(error, UserError):  # the address was right: its head has gone
-                raise LostError(f"The Ray cluster that this run works on is gone. {error}")
-            raise error
+            raise _gone(error) if self._was_there and isinstance(error, UserError) else error
         if not heard or report.address is None:
             raise LostError("The process that keeps the Ray cluster died. The same command resumes.")
         if self._address == "local":
             return partial(join_local, report.address)
-        return partial(join, self._address)
+        return partial(rejoin, self._address)
 
     def nodes(self) -> Sequence[ClusterNode]:
         """The machines there were a moment ago."""
@@ -126,6 +124,21 @@ class RayCluster:
                 self._report = report
                 self._was_there |= report.address is not None
             self._heard.notify_all()
+
+
+def rejoin(address: str) -> None:
+    """Join a cluster that was there a moment ago: what is wrong now is not the address.
+
+    Raises: LostError: its head has gone. InfrastructureError: it does not answer.
+    """
+    try:
+        join(address)
+    except UserError as error:
+        raise _gone(error) from error
+
+
+def _gone(error: Exception) -> LostError:
+    return LostError(f"The Ray cluster that this run works on is gone. {error}")
 
 
 def _died() -> Failure:

@@ -15,7 +15,7 @@ import typer
 from rich.markup import escape
 
 from base.cache import cache_dir
-from pipelines.cli import environment, export, garbage, inspect, models, results, running, runs, submit, watching
+from pipelines.cli import data, environment, export, garbage, inspect, models, results, running, runs, submit, watching
 from pipelines.cli.console import OverridableCommand, console, error_console, escape_unprintable
 from pipelines.engine.failures import EXIT_BUG, EXIT_CANCELLED, Failure, classify
 from pipelines.engine.interrupts import exit_after_signal, handle_signals
@@ -47,12 +47,14 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "sync": runs.sync,
         "gc": garbage.gc,
     },
+    "Look at data": {"lineage": data.lineage},
     "Use a trained model": {"generate": models.generate, "inspect": inspect.inspect, "export": export.export},
     "Environment": {"ui": environment.ui, "doctor": environment.doctor, "schema": environment.schema},
 }
 for panel, commands in COMMANDS.items():
     for name, command in commands.items():
         app.command(name=name, rich_help_panel=panel, cls=OverridableCommand)(command)
+app.add_typer(data.app, name="data", rich_help_panel="Look at data")
 
 
 def _show_version(wanted: bool) -> None:

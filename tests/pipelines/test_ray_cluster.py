@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import Sequence
 
@@ -13,7 +14,7 @@ from pipelines.cluster_process import ClusterReport, MachineReport
 from pipelines.config import ClusterConfig
 from pipelines.engine.failures import classify
 from pipelines.errors import LostError
-from pipelines.ray_cluster import RayCluster
+from pipelines.ray_cluster import RayCluster, rejoin
 from tests.pipelines.waiting import wait_until
 
 SAYS = "import sys; print(sys.argv[1], flush=True); sys.stdin.read() if len(sys.argv) == 2 else None"
@@ -55,3 +56,12 @@ def test_a_cluster_that_comes_back_is_joined_again(monkeypatch: pytest.MonkeyPat
     cluster.start()
     assert not cluster.is_lost()
     cluster.close()
+
+
+def test_a_stage_that_cannot_join_a_cluster_that_was_there_is_lost() -> None:
+    """Its head died between the scheduler's look and the start of the stage's process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    with pytest.raises(LostError, match=r"is gone\. cluster\.address=.*: nothing listens on port"):
+        rejoin(address)

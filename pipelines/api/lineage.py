@@ -1,0 +1,109 @@
+"""Which samples, documents and bytes of which files an optimizer step was trained on: from indexes alone."""
+
+from __future__ import annotations
+
+from pydantic import ValidationError
+
+from base.errors import UserError
+from pipelines.api.finding import needs_of
+from pipelines.api.tokens import tokens_artifact
+from pipelines.engine.runs import Run
+from pipelines.engine.stage import Facts
+from pipelines.stages.tokenize.stage import TokenizeStage
+from pipelines.stages.train.config import TrainStageConfig
+from pipelines.stages.train.data import TokenSource, mixture_of
+from pipelines.stages.train.stage import TrainStage
+
+
+class DocumentPart(Facts):
+    """The part of a document that stands in a sample. Bytes are those of the whole document in its file."""
+
+    document: str
+    first_byte: int | None
+    end_byte: int | None
+    first_token: int
+    num_tokens: int
+
+
+class StepSample(Facts):
+    """One sequence of a step."""
+
+    source: str  # name of the tokenize stage
+    sample: int  # its number in the training split
+    shard: str
+    in_shard: int
+    documents: tuple[DocumentPart, ...]
+
+
+class StepLineage(Facts):
+    """The global batch of an optimizer step."""
+
+    run: str
+    stage: str
+    step: int  # from 1, as the curves count
+    samples: tuple[StepSample, ...]
+
+
+def lineage(run: Run, stage: str, step: int) -> StepLineage:
+    """The samples of a step (from 1) of a `train` stage, finished or not; in the order in which workers share them.
+
+    Raises: UserError: it is no train stage, has no such step, or the tokens it reads are not there.
+    """
+    from data.lineage import documents_of
+    from data.streaming import StreamOrder, TokenStream, Worker
+    from pipelines.stages.tokenize.reading import token_split
+
+    info = run.info()
+    stages = run.stored_state().stages
+    if stages[stage].kind != TrainStage.kind:
+        names = [name for name, found in stages.items() if found.kind == TrainStage.kind]
+        raise UserError(
+            f"Stage {stage} of run {run.run_id} is a {stages[stage].kind} stage, expected a train stage. This run's: "
+            f"{', '.join(names) or 'none'}."
+        )
+    try:
+        config = TrainStageConfig.model_validate(info.config["stages"][stage])
+    except ValidationError as error:
+        raise UserError(f"The settings of stage {stage} are of another version of this program: {error}") from error
+    sources = [name for name in needs_of(info, stage) if stages[name].kind == TokenizeStage.kind]
+    splits = [token_split(tokens_artifact(run, name), "train") for name in sources]
+    num_steps = config.num_steps(splits[0].index.format.seq_len)
+    if not 1 <= step <= num_steps:
+        raise UserError(f"Stage {stage} has no step {step}: its steps are 1 to {num_steps}.")
+    counted = [
+        TokenSource(name, tokens_artifact(run, name), split.index.counts.num_samples, has_validation=False)
+        for name, split in zip(sources, splits, strict=True)
+    ]
+    order = StreamOrder(config.seed, num_paths=config.data.paths, block_samples=config.data.shuffle_block_samples)
+    with TokenStream(
+        splits,
+        micro_batch_size=config.global_batch_size,
+        global_batch_size=config.global_batch_size,
+        order=order,
+        worker=Worker(),
+        mixture=mixture_of(config, counted, num_steps),
+    ) as stream:
+        places = stream.places(step - 1)
+    samples = []
+    for place in places:
+        index = splits[place.source].index
+        number = int(index.sample_ends[place.shard]) - int(index.shard_samples[place.shard]) + place.sample
+        samples.append(
+            StepSample(
+                source=sources[place.source],
+                sample=number,
+                shard=index.entry(place.shard).name,
+                in_shard=place.sample,
+                documents=tuple(
+                    DocumentPart(
+                        document=part.id,
+                        first_byte=part.start,
+                        end_byte=part.end,
+                        first_token=part.tokens.start,
+                        num_tokens=len(part.targets),
+                    )
+                    for part in documents_of(splits[place.source], number)
+                ),
+            )
+        )
+    return StepLineage(run=run.run_id, stage=stage, step=step, samples=tuple(samples))
