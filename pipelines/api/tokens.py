@@ -6,10 +6,12 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from base.errors import DamagedError, UserError
+from data.errors import DataError
 from data.records import SPLITS, Split
 from pipelines.engine.runs import Run
 from pipelines.engine.stage import Facts
 from pipelines.stages.tokenize.stage import TokenizeStage
+from pipelines.stages.tokenizer.stage import TOKENIZER_FOLDER
 from pipelines.storage.artifact import ArtifactDir
 
 if TYPE_CHECKING:
@@ -185,7 +187,6 @@ def verify(artifact: ArtifactDir) -> Iterator[Checked]:
 
 def _split(artifact: ArtifactDir, split: Split) -> TokenSplit | None:
     """A split; None if it is the one for validation and empty. Raises DataError, DamagedError: there is no index."""
-    from data.errors import DataError
     from pipelines.stages.tokenize.reading import token_split
 
     tokens = token_split(artifact, split)
@@ -200,7 +201,6 @@ def _split(artifact: ArtifactDir, split: Split) -> TokenSplit | None:
 
 def _tokenizer(artifact: ArtifactDir) -> Tokenizer:
     from data.tokenizer import load_tokenizer
-    from pipelines.stages.tokenizer.stage import TOKENIZER_FOLDER
 
     return load_tokenizer(artifact.fetch(TOKENIZER_FOLDER))
 
