@@ -106,5 +106,5 @@ def _values(array: pa.Array) -> Any:
         numbers = _values(array.values)
         ends = np.frombuffer(array.buffers()[1], np.int32)[array.offset : array.offset + len(array) + 1]
         return [numbers[start:end] for start, end in pairwise(ends)]
-    dtype = array.type.to_pandas_dtype()
+    dtype = np.dtype(str(array.type))  # int64 and the like are called the same
     return np.frombuffer(array.buffers()[1], dtype)[array.offset : array.offset + len(array)]

@@ -7,6 +7,7 @@ parse for a large corpus; ours is mapped into arrays at once.
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,7 @@ from data.records import PackingFormat, ShardEntry, SplitCounts
 TABLE_FILE = "shards.table"
 REMEDY = "Delete the tokenize stage's artifact and run it again."
 _ROW = np.dtype([("folder", "<u4"), ("number", "<u4"), ("samples", "<u4"), ("bytes", "<u4"), ("sha256", "u1", 32)])
+_PACKED_ROW = struct.Struct("<4I32s")
 
 
 def folder_name(number: int) -> str:
@@ -74,19 +76,16 @@ class ShardIndex:
 
 def pack_index(format_: PackingFormat, counts: SplitCounts, shards: Iterable[tuple[int, ShardEntry]]) -> bytes:
     """The file's content. `shards`: number of the folder, and the shard's entry."""
-    rows = np.array(
-        [
-            (
-                folder,
-                int(entry.name.split(".")[1]),
-                entry.num_samples,
-                entry.num_bytes,
-                list(bytes.fromhex(entry.sha256)),
-            )
-            for folder, entry in shards
-        ],
-        _ROW,
-    ).tobytes()
+    rows = b"".join(
+        _PACKED_ROW.pack(
+            folder,
+            int(entry.name.split(".")[1]),
+            entry.num_samples,
+            entry.num_bytes,
+            bytes.fromhex(entry.sha256),
+        )
+        for folder, entry in shards
+    )
     head = {
         "format": format_.model_dump(),
         "counts": counts.model_dump(),

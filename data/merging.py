@@ -17,12 +17,13 @@ from data.mds import index_entry
 from data.packing import columns_of
 from data.records import (
     NOTHING,
-    SPLITS,
     Packed,
     PackingFormat,
+    Reason,
     ShardEntry,
     ShardsSummary,
     SliceRecord,
+    SliceRecords,
     Split,
     ValidationRecord,
 )
@@ -30,55 +31,67 @@ from data.records import (
 INDEX_FILE = "index.json"  # for mosaicml-streaming and what reads its format; ours is TABLE_FILE
 
 
-def check_slices(records: Sequence[SliceRecord], fields: PackingFields) -> None:
+def check_slices(records: SliceRecords, fields: PackingFields) -> None:
     """Check that all slices together make a data set.
 
     Raises: DataError: no document at all, or none for a split that should have some.
     """
-    other = next((record for record in records if record.format != records[0].format), None)
-    if other is not None:
-        raise DataError(
-            f"slices {records[0].index} and {other.index} were written with different tokenizers or lengths: "
-            f"{records[0].format} and {other.format}. Delete the tokenize stage's artifact and run it again."
-        )
-    num_documents: dict[Split, int] = {
-        "train": sum(record.train.counts.num_documents for record in records if record.train),
-        "valid": sum(record.held_out.num_documents for record in records if record.held_out),
-    }
-    _check_not_empty(num_documents, [record.positions for record in records if record.positions], fields)
+    first: SliceRecord | None = None
+    num_of: dict[Split, int] = {"train": 0, "valid": 0}
+    least, greatest = 1.0, 0.0
+    for record in records:
+        first = first or record
+        if record.format != first.format:
+            raise DataError(
+                f"slices {first.index} and {record.index} were written with different tokenizers or lengths: "
+                f"{first.format} and {record.format}. Delete the tokenize stage's artifact and run it again."
+            )
+        num_of["train"] += record.train.counts.num_documents if record.train else 0
+        num_of["valid"] += record.held_out.num_documents if record.held_out else 0
+        if record.positions:
+            least, greatest = min(least, record.positions[0]), max(greatest, record.positions[1])
+    _check_not_empty(num_of, least, greatest, fields)
 
 
 def merge(
-    out_dir: Path,
-    slices: Sequence[SliceRecord],
-    validation: Sequence[ValidationRecord],
-    fields: PackingFields,
+    out_dir: Path, slices: SliceRecords, validation: Iterable[ValidationRecord], fields: PackingFields
 ) -> ShardsSummary:
     """Write the indexes of both splits over all their folders in order. Only then are the shards a data set.
 
     Only the records are read, so the shards may be on other machines. A split without documents gets no index.
     Args: slices: as check_slices wants them. validation: the records of all that plan_validation(slices) gave.
     """
-    format_ = slices[0].format
-    folders: dict[Split, list[tuple[int, Packed]]] = {
-        "train": sorted(((record.index, record.train) for record in slices if record.train), key=_number),
-        "valid": sorted(((record.index, record.valid) for record in validation), key=_number),
-    }
-    counts = {split: sum((packed.counts for _, packed in folders[split]), NOTHING) for split in SPLITS}
+    train, valid = _Split(), _Split()
+    left_out: Counter[Reason] = Counter()
+    for record in slices:
+        format_ = record.format
+        left_out.update(record.left_out)
+        if record.train:
+            train.add(record.index, record.train)
+    for stream in sorted(validation, key=lambda stream: stream.index):
+        valid.add(stream.index, stream.valid)
+    splits: dict[Split, _Split] = {"train": train, "valid": valid}
     digests: dict[Split, str] = {}
-    for split in SPLITS:
-        if counts[split].num_samples:
-            shards = [(number, shard) for number, packed in folders[split] for shard in packed.shards]
-            _write_atomic(out_dir / split / INDEX_FILE, _index_json(format_, shards, fields.shard_bytes))
-            data = pack_index(format_, counts[split], shards)
-            _write_atomic(out_dir / split / TABLE_FILE, [data])
-            digests[split] = hashlib.sha256(data).hexdigest()
-    left_out = sum((Counter(record.left_out) for record in slices), Counter())
+    for name, split in splits.items():
+        if split.shards:
+            _write_atomic(out_dir / name / INDEX_FILE, _index_json(format_, split.shards, fields.shard_bytes))
+            data = pack_index(format_, split.counts, split.shards)
+            _write_atomic(out_dir / name / TABLE_FILE, [data])
+            digests[name] = hashlib.sha256(data).hexdigest()
+    counts = {name: split.counts for name, split in splits.items()}
     return ShardsSummary(format=format_, counts=counts, left_out=dict(left_out), index_sha256=digests)
 
 
-def _number(folder: tuple[int, Packed]) -> int:
-    return folder[0]
+class _Split:
+    """What all folders of a split hold together, and their shards, each with the number of its folder."""
+
+    def __init__(self) -> None:
+        self.counts = NOTHING
+        self.shards: list[tuple[int, ShardEntry]] = []
+
+    def add(self, number: int, packed: Packed) -> None:
+        self.counts += packed.counts
+        self.shards += [(number, shard) for shard in packed.shards]
 
 
 def _index_json(format_: PackingFormat, shards: Sequence[tuple[int, ShardEntry]], shard_bytes: int) -> Iterator[bytes]:
@@ -90,14 +103,13 @@ def _index_json(format_: PackingFormat, shards: Sequence[tuple[int, ShardEntry]]
     yield b'], "version": 2}'
 
 
-def _check_not_empty(num_of: dict[Split, int], positions: Sequence[tuple[float, float]], fields: PackingFields) -> None:
+def _check_not_empty(num_of: dict[Split, int], least: float, greatest: float, fields: PackingFields) -> None:
     num_documents = sum(num_of.values())
     if not num_documents:
         raise DataError("source: empty corpus: no document holds any text. Name files with text in them.")
     missing: Split = "valid" if num_of["train"] else "train"
     if num_of[missing] or (missing == "valid" and fields.validation_fraction == 0):
         return
-    least, greatest = min(low for low, _ in positions), max(high for _, high in positions)
     found = f"source: none of the {num_documents:,} documents went to the {missing} split"
     if num_documents > 1 and least == greatest:
         raise DataError(

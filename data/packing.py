@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +25,7 @@ from data.index import folder_name
 from data.lineage import DocumentsWriter
 from data.mds import BYTES, MdsWriter, array_of
 from data.packers import PACKERS, Encoded
-from data.records import HeldOut, Packed, PackingFormat, Reason, SliceRecord, SplitCounts
+from data.records import HeldOut, Packed, PackingFormat, Reason, SliceRecord, SliceRecords, SplitCounts
 from data.sources import AnyDocument, Document, Slice, read_slice
 from data.tokenizer import Tokenizer
 
@@ -81,26 +81,36 @@ class ValidationStream(NamedTuple):
     sha256: str
 
 
-def plan_validation(records: Sequence[SliceRecord], fields: PackingFields) -> list[ValidationStream]:
+def plan_validation(records: SliceRecords, fields: PackingFields) -> list[ValidationStream]:
     """Cut the documents put aside by all slices into streams. The same records give the same streams.
 
     Each holds enough samples that its short last one does not count, and no more than a task does in a while.
     """
-    records = sorted((record for record in records if record.held_out), key=lambda record: record.index)
-    if not records:
+    found = [
+        _Waiting(record.index, record.source_stamp, record.held_out)
+        for record in records
+        if record.held_out is not None
+    ]
+    if not found:
         return []
-    format_ = records[0].format
+    format_ = next(iter(records)).format
     shard_tokens = fields.shard_bytes // np.dtype(format_.token_dtype).itemsize
     enough = max(_VALIDATION_SAMPLES * fields.seq_len, _VALIDATION_SHARDS * shard_tokens)
-    num_tokens = sum(record.held_out.num_tokens for record in records if record.held_out)
-    last = max(num_tokens // enough, 1) - 1
-    groups: dict[int, list[SliceRecord]] = {}
+    last = max(sum(waiting.held_out.num_tokens for waiting in found) // enough, 1) - 1
+    groups: dict[int, list[_Waiting]] = {}
     before = 0
-    for record in records:
-        assert record.held_out is not None
-        groups.setdefault(min(before // enough, last), []).append(record)
-        before += record.held_out.num_tokens
-    return [_stream_of(index, group) for index, group in enumerate(groups.values())]
+    for waiting in found:
+        groups.setdefault(min(before // enough, last), []).append(waiting)
+        before += waiting.held_out.num_tokens
+    return [
+        ValidationStream(
+            number,
+            format_,
+            tuple((waiting.slice_index, waiting.held_out) for waiting in group),
+            digest_of(f"{waiting.source_stamp} {waiting.slice_index} {waiting.held_out.sha256}" for waiting in group),
+        )
+        for number, group in enumerate(groups.values())
+    ]
 
 
 def write_validation(
@@ -125,6 +135,14 @@ def position_of(raw: bytes) -> float:
     Texts below validation_fraction are for validation.
     """
     return int.from_bytes(hashlib.sha256(raw).digest()[:8], "big") / 2**64
+
+
+class _Waiting(NamedTuple):
+    """What a slice has put aside."""
+
+    slice_index: int
+    source_stamp: str
+    held_out: HeldOut
 
 
 class _Splitter:
@@ -209,12 +227,6 @@ def _write_stream(
         num_cut_documents=num_cut,
     )
     return Packed(counts=counts, shards=shards.finish(), documents_sha256=table.finish().sha256)
-
-
-def _stream_of(index: int, records: Sequence[SliceRecord]) -> ValidationStream:
-    slices = tuple((record.index, record.held_out) for record in records if record.held_out)
-    parts = (f"{record.source_stamp} {record.index} {record.held_out and record.held_out.sha256}" for record in records)
-    return ValidationStream(index, records[0].format, slices, digest_of(parts))
 
 
 @contextmanager

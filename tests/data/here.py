@@ -10,7 +10,7 @@ from data import held_out
 from data.config import TokenizeFields
 from data.merging import check_slices, merge
 from data.packing import plan_validation, write_slice, write_validation
-from data.records import ShardsSummary, SliceRecord, ValidationRecord, record_name
+from data.records import ShardsSummary, SliceRecord, SliceRecords, ValidationRecord, record_name
 from data.sources import plan_slices, slice_bytes_of
 from data.tokenizer import Tokenizer
 
@@ -26,7 +26,7 @@ class Tokenized(NamedTuple):
 def tokenize_here(tokenizer: Tokenizer | None, fields: TokenizeFields, folder: Path) -> Tokenized:
     """Write the shards of a source and their indexes to the folder."""
     slices = plan_slices(fields.source, slice_bytes_of(fields))
-    records = [write_slice(slice_, tokenizer, fields, folder) for slice_ in slices]
+    records = SliceRecords(write_slice(slice_, tokenizer, fields, folder) for slice_ in slices)
     check_slices(records, fields)
     validation = []
     for stream in plan_validation(records, fields):
@@ -38,4 +38,4 @@ def tokenize_here(tokenizer: Tokenizer | None, fields: TokenizeFields, folder: P
             path = folder / record_name(split, record.index)
             path.parent.mkdir(exist_ok=True)
             path.write_text(dumps(seal(record.model_dump(mode="json"))))
-    return Tokenized(records, validation, merge(folder, records, validation, fields))
+    return Tokenized(list(records), validation, merge(folder, records, validation, fields))

@@ -141,7 +141,7 @@ READERS: dict[str, tuple[str, list[Reader]]] = {
         lambda root: in_order(root / "tokens-0"),
         fetched("tokens-0")]),
     "slice record": ("tokens-0/slices/00000.json", [
-        lambda root: finished_slices(ArtifactDir.at(root / "tokens-0"), "", tiny_tokenizer().sha256)]),
+        lambda root: list(finished_slices(ArtifactDir.at(root / "tokens-0"), "", tiny_tokenizer().sha256))]),
     "tokenize record": ("tokens-0/record.json", [fetched("tokens-0")]),
     "train record": ("train-0/record.json", [fetched("train-0")]),
     "weights": ("train-0/model/model.safetensors", [

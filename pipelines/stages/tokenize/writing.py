@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from base.config import StrictConfig
 from base.errors import DamagedError
 from data.config import PackingFields
-from data.records import RECORDS, SliceRecord, ValidationRecord, record_name
+from data.records import RECORDS, SliceRecord, SliceRecords, ValidationRecord, record_name
 from data.sources import Slice
 from pipelines.engine.stage import Resources, StageContext
 from pipelines.faults import explained_disk
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _LOG_EVERY_S = 1.0
 _READS_AT_ONCE = 16
+_READS_HELD = 256
 
 Record = TypeVar("Record", bound=StrictConfig)
 
@@ -40,18 +41,20 @@ def write_slices(
     source_stamp: str,
     resources: Resources,
     context: StageContext,
-) -> list[SliceRecord]:
+) -> SliceRecords:
     """Write the slices that are not yet written from these files by this tokenizer. Returns the records of all."""
     artifact, journal = context.artifact, context.journal
     records = finished_slices(artifact, source_stamp, tokenizer.sha256 if tokenizer else None)
-    finished = {record.index for record in records}
-    calls = [(slice_, fields, tokenizer, source_stamp, artifact) for slice_ in slices if slice_.index not in finished]
-    num_tokens, num_bytes = map(sum, zip((0, 0), *map(_size_of, records), strict=True))
+    calls = [(slice_, fields, tokenizer, source_stamp, artifact) for slice_ in slices if slice_.index not in records]
+    num_tokens = num_bytes = 0
+    for record in records:
+        tokens_of_slice, bytes_of_slice = _size_of(record)
+        num_tokens, num_bytes = num_tokens + tokens_of_slice, num_bytes + bytes_of_slice
     num_reused, tokens_reused = len(records), num_tokens
     journal.log_metrics(num_reused, {"tokenize/slices_total": len(slices), "tokenize/slices_done": num_reused})
     started = logged = time.monotonic()
     for record in run_tasks(_tokenize_slice, calls, resources):
-        records.append(record)
+        records.add(record)
         tokens_of_slice, bytes_of_slice = _size_of(record)
         num_tokens, num_bytes = num_tokens + tokens_of_slice, num_bytes + bytes_of_slice
         now = time.monotonic()
@@ -142,15 +145,15 @@ def _fetch_held_out(slice_index: int, artifact: ArtifactDir) -> Path:
         raise DamagedError(f"{error} Delete {record} to have it written again.") from error
 
 
-def finished_slices(artifact: ArtifactDir, source_stamp: str, tokenizer_sha256: str | None) -> list[SliceRecord]:
+def finished_slices(artifact: ArtifactDir, source_stamp: str, tokenizer_sha256: str | None) -> SliceRecords:
     """The records of slices written from these files by this tokenizer; those of others are removed.
 
     Raises: DamagedError: a record is not as it was written.
     """
-    finished = []
+    finished = SliceRecords()
     for relpath, record in _records(artifact, RECORDS["train"], SliceRecord):
         if record.source_stamp == source_stamp and record.format.tokenizer_sha256 == tokenizer_sha256:
-            finished.append(record)
+            finished.add(record)
         else:
             artifact.delete(relpath)
     return finished
@@ -158,13 +161,19 @@ def finished_slices(artifact: ArtifactDir, source_stamp: str, tokenizer_sha256: 
 
 def _records(artifact: ArtifactDir, folder: str, kind: type[Record]) -> Iterator[tuple[str, Record]]:
     """Paths and contents of all records in a folder, read several at once: each may be a request to a store."""
+
+    def read(relpath: str) -> Record:
+        fields = artifact.read_json(relpath)
+        try:
+            return kind.model_validate(fields)
+        except ValidationError as error:
+            raise DamagedError(
+                f"{artifact.url}/{relpath}: of another version of this program. Delete it to have what it describes "
+                "written again."
+            ) from error
+
     relpaths = [f"{folder}/{name}" for name in artifact.listdir(folder)]
     with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
-        for relpath, fields in zip(relpaths, pool.map(artifact.read_json, relpaths), strict=True):
-            try:
-                yield relpath, kind.model_validate(fields)
-            except ValidationError as error:
-                raise DamagedError(
-                    f"{artifact.url}/{relpath}: of another version of this program. Delete it to have what it "
-                    "describes written again."
-                ) from error
+        for first in range(0, len(relpaths), _READS_HELD):
+            some = relpaths[first : first + _READS_HELD]
+            yield from zip(some, pool.map(read, some), strict=True)
