@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from base.digest import digest_of
 from data.config import FORMAT_OF_SUFFIX, FileFormat, FilesSource
 from data.errors import DataError
 from data.sources import jsonl, parquet
-from data.sources.digests import remembered_sha256
+from data.sources.digests import identity_of
 from data.sources.document import (
     Document,
     LeftOut,
@@ -28,7 +27,7 @@ _LOOK_AHEAD_BYTES = 64 << 10  # how far past a cut a line end is looked for
 
 def content_identity(source: FilesSource) -> str:
     """Digest of the names and contents of the files."""
-    return digest_of(entry for path in find(source).paths for entry in (path.name, _sha256(path)))
+    return identity_of(find(source).paths)
 
 
 def text_bytes(source: FilesSource) -> int:
@@ -121,11 +120,6 @@ def _txt_boundary(file, offset: int, size: int) -> int:  # type: ignore[no-untyp
 def find(source: FilesSource) -> Found:
     """The files a source names. Raises DataError: one is missing, no file, of an unknown format, or all are empty."""
     return find_files(source.paths, _format, f"*.jsonl; formats: {', '.join(FORMAT_OF_SUFFIX)}")
-
-
-def _sha256(path: Path) -> str:
-    with reading(path):
-        return remembered_sha256(path)
 
 
 def _format(path: Path) -> FileFormat:

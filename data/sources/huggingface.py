@@ -12,7 +12,7 @@ from base.digest import digest_of
 from data.config import FORMAT_OF_SUFFIX, HuggingFaceSource
 from data.errors import DataError, SourceUnavailableError
 from data.paths import expanded
-from data.sources.digests import remembered_sha256
+from data.sources.digests import content_digests
 from data.sources.document import Document, LeftOut, Part, text_of
 from data.sources.parquet import is_text_type
 
@@ -26,9 +26,9 @@ logger = logging.getLogger(__name__)
 def content_identity(source: HuggingFaceSource) -> str:
     """Digest of the data set's commit on the Hub (of its files, for a local folder), configuration and split."""
     if where := local_folder(source):
-        entries = [
-            entry for path in paths(source) for entry in (path.relative_to(where).as_posix(), remembered_sha256(path))
-        ]
+        read = paths(source)
+        named = zip(read, content_digests(read), strict=True)
+        entries = [entry for path, digest in named for entry in (path.relative_to(where).as_posix(), digest)]
     else:
         entries = [source.dataset, _commit(source)]
     return digest_of([*entries, source.name or "", source.split, source.text_field])

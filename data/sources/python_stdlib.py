@@ -15,7 +15,7 @@ from pathlib import Path
 from base.digest import digest_of
 from data.config import PythonStdlibSource
 from data.errors import DataError
-from data.sources.digests import remembered_sha256
+from data.sources.digests import content_digests
 from data.sources.document import Document, LeftOut, Part
 
 _NEVER = {"__pycache__", "site-packages", "dist-packages"}
@@ -24,8 +24,9 @@ _TESTS = {"test", "tests", "idle_test"}
 
 def content_identity(source: PythonStdlibSource) -> str:
     """Digest of the names and contents of the files."""
-    root = _root()
-    return digest_of(entry for name in _names(source) for entry in (name, remembered_sha256(root / name)))
+    names = _names(source)
+    digests = content_digests([_root() / name for name in names])
+    return digest_of(entry for named in zip(names, digests, strict=True) for entry in named)
 
 
 def text_bytes(source: PythonStdlibSource) -> int:

@@ -7,16 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from base.digest import digest_of
 from data.config import BytesSource
-from data.sources.digests import remembered_sha256
+from data.sources.digests import identity_of
 from data.sources.document import LeftOut, Part, TokenDocument, check_unchanged, reading
 from data.sources.named import Found, find_files
 
 
 def content_identity(source: BytesSource) -> str:
     """Digest of the names and contents of the files."""
-    return digest_of(entry for path in paths(source) for entry in (path.name, _sha256(path)))
+    return identity_of(paths(source))
 
 
 def text_bytes(source: BytesSource) -> int:
@@ -56,8 +55,3 @@ def read_part(source: BytesSource, part: Part) -> Iterator[TokenDocument | LeftO
         for start in range(part.start, part.end, source.document_bytes):
             ids = np.frombuffer(file.read(min(source.document_bytes, part.end - start)), np.uint8)
             yield TokenDocument(f"{path}:{start}", ids, start, start + len(ids), num_bytes=len(ids))
-
-
-def _sha256(path: Path) -> str:
-    with reading(path):
-        return remembered_sha256(path)

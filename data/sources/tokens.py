@@ -12,10 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from base.digest import digest_of
 from data.config import TokensSource
 from data.errors import DataError
-from data.sources.digests import remembered_sha256
+from data.sources.digests import identity_of
 from data.sources.document import LeftOut, Part, TokenDocument, check_unchanged, reading
 from data.sources.named import Found, find_files
 
@@ -29,7 +28,7 @@ _MEGATRON_DTYPES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
 
 def content_identity(source: TokensSource) -> str:
     """Digest of the names and contents of the files."""
-    return digest_of(entry for path in paths(source) for entry in (path.name, _sha256(path)))
+    return identity_of(paths(source))
 
 
 def text_bytes(source: TokensSource) -> int:
@@ -219,8 +218,3 @@ def _check_ids(ids: np.ndarray, source: TokensSource, where: str) -> None:
             f"{where}: it holds id {wrong}, expected 0 to {source.vocab_size - 1} (source.vocab_size). Set "
             "source.vocab_size and source.dtype to what the file was written with."
         )
-
-
-def _sha256(path: Path) -> str:
-    with reading(path):
-        return remembered_sha256(path)

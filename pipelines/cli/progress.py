@@ -13,11 +13,13 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     SpinnerColumn,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
+from data.sources.digests import shown_by
 from pipelines.engine.stage import ProgressMetrics
 
 LOG_EVERY_S = 15.0
@@ -74,6 +76,27 @@ def progress_display(console: Console) -> Iterator[Progress | None]:
     ]
     with Progress(*columns, console=console, transient=True) as progress:
         yield progress
+
+
+@contextmanager
+def source_progress(progress: Progress | None, console: Console) -> Iterator[None]:
+    """Show how far the files of a source are read to know their content, where that takes a while."""
+    task: TaskID | None = None
+    last_line_at = time.monotonic()
+
+    def show(done: int, total: int) -> None:
+        nonlocal task, last_line_at
+        done_mb, total_mb = done >> 20, total >> 20
+        if progress is not None:
+            if task is None:
+                task = progress.add_task("reading the source's files (MB)", total=total_mb, detail="")
+            progress.update(task, completed=done_mb, total=total_mb, visible=done < total)
+        elif time.monotonic() - last_line_at > LOG_EVERY_S:
+            last_line_at = time.monotonic()
+            console.print(f"  reading the source's files: {done_mb:,} of {total_mb:,} MB", markup=False)
+
+    with shown_by(show):
+        yield
 
 
 @contextmanager

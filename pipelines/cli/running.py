@@ -28,7 +28,7 @@ from pipelines.cli.console import (
     styled,
     watched,
 )
-from pipelines.cli.progress import StageProgress, progress_display
+from pipelines.cli.progress import StageProgress, progress_display, source_progress
 from pipelines.engine.observer import Observer
 from pipelines.engine.runs import find_run
 from pipelines.engine.stage import tells_progress
@@ -59,7 +59,8 @@ def plan(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     loaded = load_pipeline(config, overrides or ())
     pipeline = open_pipeline(loaded, config)
     table = Table("stage", "kind", "action", "why", box=None, pad_edge=False)
-    planned = pipeline.plan()
+    with progress_display(console) as progress, source_progress(progress, console):
+        planned = pipeline.plan()
     running = pipeline.holders(planned, watched)
     for stage in planned:
         if stage.name in running:
@@ -135,7 +136,7 @@ def resume(
 def _resume_all(storage: str, as_json: bool) -> None:
     from pipelines.api.resuming import resume_all, worst_exit_code
 
-    with progress_display(console) as progress:
+    with progress_display(console) as progress, source_progress(progress, console):
         resumed = resume_all(open_storage(storage), lambda run: ConsoleObserver(progress, ProgressPipe()), watched)
     if as_json:
         print_json(resumed)
@@ -150,7 +151,7 @@ def _resume_all(storage: str, as_json: bool) -> None:
 
 def _drive(work: Callable[[Observer], RunResult], as_json: bool, supervisor: ProgressPipe | None = None) -> None:
     """Run something and show it. The exit code is that of the run."""
-    with progress_display(console) as progress:
+    with progress_display(console) as progress, source_progress(progress, console):
         result = work(ConsoleObserver(progress, supervisor or ProgressPipe()))
     if as_json:
         from pipelines.api.run_status import status

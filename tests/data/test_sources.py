@@ -96,23 +96,6 @@ def test_identity_follows_names_and_contents(tmp_path: Path) -> None:
     assert content_identity(files(path)) != first
 
 
-def test_the_digest_of_a_big_file_is_remembered_until_it_changes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from data.sources import digests
-
-    monkeypatch.setenv("BMOJO_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(digests, "_CACHED_FROM_BYTES", 1)
-    path = tmp_path / "big.txt"
-    path.write_text("one")
-    first = digests.remembered_sha256(path)
-    with monkeypatch.context() as patched:
-        patched.setattr(digests, "file_sha256", lambda path: pytest.fail("read again"))
-        assert digests.remembered_sha256(path) == first
-    path.write_text("other")
-    assert digests.remembered_sha256(path) != first
-
-
 def test_a_user_without_home_has_a_cache_too(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HOME", "XDG_CACHE_HOME", "BMOJO_CACHE_DIR"):
         monkeypatch.delenv(name, raising=False)
