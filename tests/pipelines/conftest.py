@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from pipelines.storage import Storage, open_storage
+from pipelines.storage import storage as storage_module
+from tests.pipelines.faulty_proxy import FaultyProxy
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +37,16 @@ def s3_storage(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path, requ
     s3fs.S3FileSystem().mkdir(bucket)
     yield open_storage(f"s3://{bucket}/prefix")
     s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def proxy(s3_storage: Storage, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+    """What stands between storages and the server, and breaks requests as it is told."""
+    import s3fs
+
+    server = FaultyProxy(s3_endpoint, hang_s=1.0)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+    monkeypatch.setattr(storage_module, "_PAUSE_S", (0.02, 0.2))
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield server
+    server.close()

@@ -34,18 +34,6 @@ from pipelines.storage import storage as storage_module
 from tests.pipelines.faulty_proxy import FaultyProxy
 
 
-@pytest.fixture
-def proxy(s3_storage: Storage, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
-    import s3fs
-
-    server = FaultyProxy(s3_endpoint, hang_s=1.0)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
-    monkeypatch.setattr(storage_module, "_PAUSE_S", (0.02, 0.2))
-    s3fs.S3FileSystem.clear_instance_cache()
-    yield server
-    server.close()
-
-
 class HandSetTime:
     """A `time` module whose clock only its own sleep moves."""
 
