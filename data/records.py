@@ -49,13 +49,36 @@ class SplitCounts(StrictConfig):
 NOTHING = SplitCounts(num_documents=0, num_samples=0, num_tokens=0, num_bytes=0, num_cut_documents=0)
 
 
-Reason = Literal["empty", "invalid_utf8", "undecodable"]
-"""Why a document is left out: no text in it; the policy for invalid UTF-8; its declared encoding does not fit."""
+Reason = Literal[
+    "empty",
+    "invalid_utf8",
+    "undecodable",
+    "too_short",
+    "too_long",
+    "low_quality",
+    "repetitive",
+    "other_language",
+    "contaminated",
+    "duplicate",
+    "near_duplicate",
+    "predicate",
+]
+"""Why a document is left out: no text in it; the policy for invalid UTF-8; its declared encoding does not fit; or, from
+too_short on, a filter."""
 
 _IN_WORDS: dict[Reason, str] = {
     "empty": "empty",
     "invalid_utf8": "not valid UTF-8",
     "undecodable": "not in the encoding they declare",
+    "too_short": "too short",
+    "too_long": "too long",
+    "low_quality": "of low quality",
+    "repetitive": "repetitive",
+    "other_language": "in another language",
+    "contaminated": "with text of evaluation sets",
+    "duplicate": "duplicates",
+    "near_duplicate": "near duplicates",
+    "predicate": "by a function of yours",
 }
 
 
