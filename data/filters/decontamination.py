@@ -31,6 +31,11 @@ class Decontamination(Filter):
         13, ge=1, description="Words in a run. Texts of an evaluation set that are shorter are not looked for."
     )
 
+    @property
+    def source(self) -> FilesSource:
+        """The texts of the evaluation sets."""
+        return FilesSource(kind="files", paths=self.paths, text_field=self.text_field)
+
     def judge(self) -> Judge:
         """Look every run of words up. Raises DataError: a file cannot be read, or none holds a run that long."""
         known = _runs_of_files(self)
@@ -44,8 +49,7 @@ class Decontamination(Filter):
 
 @lru_cache(maxsize=4)  # a worker process does many slices
 def _runs_of_files(config: Decontamination) -> frozenset[str]:
-    source = FilesSource(kind="files", paths=config.paths, text_field=config.text_field)
-    slices = plan_slices(source, 64 << 20)
+    slices = plan_slices(config.source, 64 << 20)
     documents = (document for slice_ in slices for document in read_slice(slice_) if isinstance(document, Document))
     runs = frozenset(run for document in documents for run in _runs(document.text, config.ngram_words))
     if not runs:

@@ -15,6 +15,7 @@ from data.filters.filter import Filter, Judge, Rejection
 
 _MODULE = r"[^\W\d]\w*(\.[^\W\d]\w*)*"
 _SHOWN_CHARACTERS = 60
+_NOT_IN_FINGERPRINT: dict[str, Any] = {"affects_result": False}  # as pipelines.engine.stage reads it
 
 
 class Python(Filter):
@@ -28,12 +29,14 @@ class Python(Filter):
         (),
         description="Modules whose source counts and travels besides that of `call` and what this imports from the "
         "same folders: those that are imported by a name computed at run time.",
+        json_schema_extra=_NOT_IN_FINGERPRINT,  # their source counts
     )
     folder: str | None = Field(
         None,
         min_length=1,
         description="Folder in which modules are looked up, before the current one and installed packages; left out: "
         "that of the pipeline file.",
+        json_schema_extra=_NOT_IN_FINGERPRINT,
     )
 
     @model_validator(mode="before")

@@ -122,6 +122,9 @@ class Screening(NamedTuple):
         return Rejection(filter_.reason, f"as document {ordinal} of slice {slice_index}")
 
 
+NO_FILTERS = Screening(())
+
+
 def write_slice_fingerprints(slice_: Slice, screening: Screening, folder: Path) -> int:
     """Note what the next filter that compares documents needs to know of a slice. Returns the number of documents."""
     comparing = screening.next_comparison()

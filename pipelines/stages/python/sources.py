@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
+from typing import Protocol
 
 from base.digest import digest_of
 from base.errors import UserError
 from data.paths import expanded
 from pipelines.faults import explained_disk
 from pipelines.packages import PACKAGES
-from pipelines.stages.python.config import PythonStageConfig
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,23 @@ class Sources:
             target.write_bytes(file.data)
 
 
-def find_sources(config: PythonStageConfig) -> Sources:
-    """Find and read the modules of a stage, and look for its function in them.
+class CallsFunction(Protocol):
+    """Settings that name a function, such as PythonStageConfig."""
 
+    @property
+    def call(self) -> str: ...
+
+    @property
+    def modules(self) -> tuple[str, ...]: ...
+
+    @property
+    def folder(self) -> str | None: ...
+
+
+def find_sources(config: CallsFunction, argument: str = "the running stage") -> Sources:
+    """Find and read the modules of a function, and look for it in them.
+
+    Args: argument: what the function is called with, for messages.
     Raises: UserError: a module or the function is not there, or a module is not valid Python.
     """
     places = _Places(config.folder)
@@ -70,7 +84,7 @@ def find_sources(config: PythonStageConfig) -> Sources:
     for field, name in [("call", module), *(("modules", name) for name in config.modules)]:
         places.require(name, field)
         _follow(name, places, found)
-    _check_function(config.call, function, *found[module])
+    _check_function(function, argument, *found[module])
     return Sources(tuple(found[name][0] for name in sorted(found)))
 
 
@@ -183,8 +197,8 @@ def _file_under(root: Path, module: str) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
-def _check_function(call: str, function: str, file: SourceFile, tree: ast.Module) -> None:
-    """Refuse what cannot be called with the running stage, as far as the source says it.
+def _check_function(function: str, argument: str, file: SourceFile, tree: ast.Module) -> None:
+    """Refuse what cannot be called with one argument, as far as the source says it.
 
     Raises: UserError: the module does not define it, or it takes other arguments.
     """
@@ -207,8 +221,9 @@ def _check_function(call: str, function: str, file: SourceFile, tree: ast.Module
     required = len(positional) - len(arguments.defaults) + arguments.kw_defaults.count(None)
     if required > 1 or not (positional or arguments.vararg):
         raise UserError(
-            f"{file.path}:{node.lineno}: {first}({ast.unparse(arguments)}) is called with one argument, the running "
-            f"stage. Write `def {first}(stage)`; your settings are in stage.args."
+            f"{file.path}:{node.lineno}: {first}({ast.unparse(arguments)}) is called with one argument, {argument}. "
+            f"Write `def {first}({argument.split()[-1]})`"
+            + ("; your settings are in stage.args." if argument.endswith("stage") else ".")
         )
 
 

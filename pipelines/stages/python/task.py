@@ -59,7 +59,7 @@ def call_function(call: Call, journal: PointJournal) -> PythonOutput:
         artifact.publish(LOG_FILE)
         artifact.publish_exactly(FILES_FOLDER)
 
-    with _log_file(call.stage, artifact.local / LOG_FILE) as log, _importable(source, call.modules):
+    with _log_file(call.stage, artifact.local / LOG_FILE) as log, importable(source, call.modules):
         stage = RunningStage(
             folder, call.args, call.inputs, call.gathered,
             name=call.stage, log=log, journal=journal, publish=publish,
@@ -142,7 +142,7 @@ def _relpath(module: str, file: str) -> str:
 
 
 @contextmanager
-def _importable(source: Path, modules: Mapping[str, str]) -> Iterator[None]:
+def importable(source: Path, modules: Mapping[str, str]) -> Iterator[None]:
     """Let modules be imported from `source`, and forget them after: a worker process does several stages."""
 
     def forget() -> None:

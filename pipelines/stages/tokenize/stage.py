@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
 from base.errors import UserError
 from data.config import PackingFields, TokenizeFields
+from data.filters import FilterFields
 from data.records import RECORDS, SPLITS, Reason, ShardsSummary, reasons_in_words
 from data.sources import (
     content_identity,
@@ -27,6 +29,7 @@ from data.sources import (
     with_absolute_paths,
 )
 from pipelines.engine.stage import (
+    Content,
     ProgressMetrics,
     Stage,
     StageConfig,
@@ -37,6 +40,7 @@ from pipelines.engine.stage import (
 )
 from pipelines.errors import FieldError
 from pipelines.stages.tasks import require_planned_content, user_errors
+from pipelines.stages.tokenize.screening import code_of, compare_documents, content_of, files_of, ship
 from pipelines.stages.tokenize.stored_tokenizer import store_tokenizer
 from pipelines.stages.tokenize.writing import write_slices, write_validation_streams
 from pipelines.stages.tokenizer.stage import TokenizerStage, describe_source
@@ -47,7 +51,7 @@ _NOTICEABLE_SHARE = 0.01
 logger = logging.getLogger(__name__)
 
 
-class TokenizeStageConfig(StageConfig, TokenizeFields):
+class TokenizeStageConfig(StageConfig, TokenizeFields, FilterFields):
     """Tokenize text with the tokenizer of the stage in `needs`; or pack token ids, which need none."""
 
     kind: Literal["tokenize"]
@@ -77,7 +81,7 @@ class TokenizeOutput(StageOutput):
     num_valid_padded_tokens: int
     left_out: dict[Reason, int] = Field(
         description="Documents in neither split, by reason: `empty` (no text), `invalid_utf8` (left out by "
-        "source.invalid_utf8), `undecodable` (not in the encoding they declare)."
+        "source.invalid_utf8), `undecodable` (not in the encoding they declare), and those of filters."
     )
     num_duplicate_files: int = Field(description="Names in the source that lead to a file already read.")
     train_sha256: str = Field(description="Identity of the training split's content.")
@@ -132,6 +136,11 @@ class TokenizeStage(Stage[TokenizeStageConfig, TokenizeInputs, TokenizeOutput]):
                 f"kind {config.source.kind!r} has token ids already, but `needs` names the tokenizer "
                 f"{inputs.tokenizer.name!r}. Remove it there, or give a source of text.",
             )
+        if has_ids and config.filters:
+            raise FieldError(
+                ("stages", name, "filters"),
+                f"look at text, and a source of kind {config.source.kind!r} has none. Remove them.",
+            )
         if not has_ids and inputs.tokenizer is None:
             raise FieldError(
                 ("stages", name, "needs"),
@@ -139,14 +148,19 @@ class TokenizeStage(Stage[TokenizeStageConfig, TokenizeInputs, TokenizeOutput]):
                 "one; a source of kind bytes needs none.",
             )
 
-    def content_identity(self, config: TokenizeStageConfig) -> str:
-        """Digest of the text. Raises UserError where it is missing."""
+    def content_identity(self, config: TokenizeStageConfig) -> Content:
+        """Digest of the text; with it those of what filters read. Raises UserError where something is missing."""
         with user_errors():
-            return content_identity(config.source)
+            text, filters = content_identity(config.source), content_of(config.filters)
+        return {"text": text, **filters} if filters else text
 
     def local_paths(self, config: TokenizeStageConfig) -> tuple[str, ...]:
-        """The text."""
-        return local_paths(config.source)
+        """The text, and files that filters read."""
+        return (*local_paths(config.source), *files_of(config.filters))
+
+    def code_files(self, config: TokenizeStageConfig) -> list[Path]:
+        """The modules of filters that are functions of the user's."""
+        return [file.path for sources in code_of(config.filters) for file in sources.files]
 
     def run(self, config: TokenizeStageConfig, inputs: TokenizeInputs, context: StageContext) -> TokenizeOutput:
         """Write the shards. Raises UserError: the text is invalid, or there is none for a split."""
@@ -160,13 +174,16 @@ class TokenizeStage(Stage[TokenizeStageConfig, TokenizeInputs, TokenizeOutput]):
             source_stamp = stamp(config.source)
         digest = self.content_identity(config)
         require_planned_content(context, digest)
-        context.journal.log_dataset(context.name, digest, describe_source(config.source), context="tokenize")
+        of_text = digest if isinstance(digest, str) else digest["text"]
+        context.journal.log_dataset(context.name, of_text, describe_source(config.source), context="tokenize")
         with user_errors(artifact.local):
             tokenizer = store_tokenizer(config, inputs.tokenizer, artifact)
             slices = plan_slices(config.source, slice_bytes_of(config))
             duplicates = duplicate_files(config.source)
             fields = PackingFields(**{name: getattr(config, name) for name in PackingFields.model_fields})
-            records = write_slices(slices, fields, tokenizer, source_stamp, config.resources, context)
+            filters, code = ship(config.filters, artifact)
+            screening = compare_documents(slices, filters, code, source_stamp, config.resources, artifact)
+            records = write_slices(slices, fields, tokenizer, source_stamp, config.resources, context, screening, code)
             if stamp(config.source) != source_stamp:
                 raise UserError(
                     f"stages.{context.name}: the files it reads were changed or touched while they were read. Nothing "

@@ -14,11 +14,13 @@ from pydantic import ValidationError
 from base.config import StrictConfig
 from base.errors import DamagedError
 from data.config import PackingFields
+from data.filters.screening import NO_FILTERS, Screening
 from data.records import RECORDS, SliceRecord, SliceRecords, ValidationRecord, record_name
 from data.sources import Slice
 from pipelines.engine.stage import Resources, StageContext
 from pipelines.faults import explained_disk
 from pipelines.stages.tasks import run_tasks
+from pipelines.stages.tokenize.screening import NO_CODE, ShippedCode
 from pipelines.stages.tokenize.stored_tokenizer import StoredTokenizer, load_tokenizer
 from pipelines.storage.artifact import ArtifactDir
 
@@ -41,11 +43,17 @@ def write_slices(
     source_stamp: str,
     resources: Resources,
     context: StageContext,
+    screening: Screening = NO_FILTERS,
+    code: ShippedCode = NO_CODE,
 ) -> SliceRecords:
     """Write the slices that are not yet written from these files by this tokenizer. Returns the records of all."""
     artifact, journal = context.artifact, context.journal
     records = finished_slices(artifact, source_stamp, tokenizer.sha256 if tokenizer else None)
-    calls = [(slice_, fields, tokenizer, source_stamp, artifact) for slice_ in slices if slice_.index not in records]
+    calls = [
+        (slice_, fields, tokenizer, source_stamp, artifact, screening.of_slice(slice_.index), code)
+        for slice_ in slices
+        if slice_.index not in records
+    ]
     num_tokens = num_bytes = 0
     for record in records:
         tokens_of_slice, bytes_of_slice = _size_of(record)
@@ -104,14 +112,17 @@ def _tokenize_slice(
     tokenizer: StoredTokenizer | None,
     source_stamp: str,
     artifact: ArtifactDir,
+    screening: Screening = NO_FILTERS,
+    code: ShippedCode = NO_CODE,
 ) -> SliceRecord:
     """Runs as a Ray task. Raises DataError. The record is written last: with it the slice is done."""
     from data import held_out
     from data.index import folder_name
     from data.packing import write_slice
 
-    with explained_disk(artifact.local):
-        record = write_slice(slice_, load_tokenizer(tokenizer) if tokenizer else None, fields, artifact.local)
+    with explained_disk(artifact.local), code.importable():
+        loaded = load_tokenizer(tokenizer) if tokenizer else None
+        record = write_slice(slice_, loaded, fields, artifact.local, screening)
     record = record.model_copy(update={"source_stamp": source_stamp})
     if record.train:
         artifact.publish(f"train/{folder_name(slice_.index)}")

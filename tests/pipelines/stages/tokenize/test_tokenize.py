@@ -159,6 +159,40 @@ def test_token_ids_need_no_tokenizer_and_bytes_bring_their_own(tmp_path: Path) -
     assert output.num_train_bytes == (tmp_path / "corpus.jsonl").stat().st_size
 
 
+def test_filters_leave_documents_out_and_say_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_corpus(
+        tmp_path, [*TEXTS, *TEXTS[:30], "tiny", "odd one out, of some length", "odd again, the second"]
+    )
+    (tmp_path / "of_mine.py").write_text("import helps_mine\n\ndef even(text):\n    return helps_mine.even(text)\n")
+    (tmp_path / "helps_mine.py").write_text("def even(text):\n    return not text.startswith('odd')\n")
+    (tmp_path / "exam.txt").write_text("Document 7")
+    filters = [
+        {"kind": "length", "min_characters": 5},
+        {"kind": "exact_duplicates"},
+        {"kind": "python", "call": "of_mine:even", "folder": str(tmp_path)},
+        {"kind": "decontamination", "paths": ["exam.txt"], "ngram_words": 2},
+    ]
+    plain = tokenize_config(source)
+    config = TokenizeStageConfig.model_validate({**plain.model_dump(), "filters": filters})
+    monkeypatch.chdir(tmp_path)
+    stage = TokenizeStage()
+    content = stage.content_identity(config)
+    assert set(content) == {"text", "texts of exam.txt", "source of of_mine", "source of helps_mine"}
+    assert [path.name for path in stage.code_files(config)] == ["helps_mine.py", "of_mine.py"]
+    assert stage.local_paths(config)[-1] == "exam.txt"
+
+    tokenizer = run_tokenizer(tmp_path, source)
+    output = run_tokenize(tmp_path, tokenizer, config)
+    assert output.left_out == {"too_short": 1, "duplicate": 30, "predicate": 2, "contaminated": 1}
+    shards = tmp_path / "tokens"
+    assert len(np.load(shards / "comparisons/0.npy")) == 30
+    assert not (shards / "comparisons/0").exists()
+
+    (shards / "slices/00001.json").unlink()
+    monkeypatch.setattr("pipelines.stages.tokenize.screening._compare", None)  # what it found is read again
+    assert run_tokenize(tmp_path, tokenizer, config) == output
+
+
 def test_bad_text_fails_the_stage_and_leaves_no_data_set(tmp_path: Path) -> None:
     source = write_corpus(tmp_path, TEXTS)
     tokenizer = run_tokenizer(tmp_path, source)
