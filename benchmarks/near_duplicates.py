@@ -96,9 +96,8 @@ def main() -> None:
     texts = list(stretches(options.paths, options.words))
     random.Random(options.seed).shuffle(texts)
     texts = texts[: options.documents]
-    print(
-        f"{len(texts):,} documents of {options.words} words, copies of {options.planted:.1%} edited by {options.edited:.0%}"
-    )
+    edits = f"copies of {options.planted:.1%} edited by {options.edited:.0%}"
+    print(f"{len(texts):,} documents of {options.words} words, {edits}")
     print("\n| settings | planted | left out | recall | precision |\n|---|--:|--:|--:|--:|")
     for settings in SETTINGS:
         figures = measure(
