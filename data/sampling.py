@@ -20,7 +20,7 @@ def sample_texts(source: TextSource, sample_bytes: int) -> Iterator[str]:
     """About `sample_bytes` of a source's text in whole documents; all of it, in order, if the source has no more.
 
     Places are drawn evenly over the planned bytes, one in each of as many equal stretches. What a place gives is drawn
-    from all documents of the slice around it, so a compressed file, which is one slice, is sampled throughout. A
+    from all documents of the slice around it, so a compressed file, whose slices are large, is sampled throughout. A
     document that is longer than its place's share is taken whole, and later places give less.
     """
     slices = plan_slices(source, _SLICE_BYTES)

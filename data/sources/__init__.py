@@ -96,8 +96,8 @@ def slice_bytes_of(fields: TokenizeFields) -> int:
 def plan_slices(source: Source, slice_bytes: int) -> list[Slice]:
     """Cut the source into slices of about `slice_bytes` each. The same source gives the same slices.
 
-    A .txt, .jsonl or .parquet file is spread over slices (by piece, line, row group); a compressed file cannot be and
-    is one slice's at most.
+    Every file is spread over slices: .txt by piece, .jsonl by line, .parquet by row group. A compressed .jsonl of some
+    size is too, a .zst file of many frames into any number, one that can only be entered at its beginning into few.
     Raises: DataError: as content_identity.
     """
     settings = source.model_copy(update={"paths": ()}) if isinstance(source, _OF_PATHS) else source

@@ -105,10 +105,11 @@ class Part:
 
     Attributes:
         path: the file; for python_stdlib relative to the library's folder; "" for a source without files.
-        start, end: bytes (.txt, .jsonl, kind bytes), row groups (.parquet), rows (huggingface), ids or documents
-            (kind tokens), documents (kind synthetic); `end` is exclusive.
+        start, end: bytes of the text (.txt, .jsonl) or file (kind bytes), row groups (.parquet), rows (huggingface),
+            ids or documents (kind tokens), documents (kind synthetic); `end` is exclusive.
         num_bytes: about how much text it holds, for planning.
         file_bytes: size of the file when the plan was made; another size now means it changed.
+        entry: where a compressed file can be entered before `start`: its byte, and how much text lies before that.
     """
 
     path: str
@@ -116,6 +117,7 @@ class Part:
     end: int
     num_bytes: int
     file_bytes: int
+    entry: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -135,11 +137,11 @@ class Slice:
         return sum(part.num_bytes for part in self.parts)
 
 
-def decode_utf8(raw: bytes, policy: InvalidUtf8, where: str, first_byte: int | None = None) -> str | None:
+def decode_utf8(raw: bytes, policy: InvalidUtf8, where: object, first_byte: int | None = None) -> str | None:
     """Text of `raw` by the policy for invalid UTF-8; None leaves the document out.
 
     Args:
-        where: the file and line, for the message.
+        where: the file and line; made a string only for a message, as counting lines takes long.
         first_byte: offset of `raw` in the file, where known.
     Raises: DataError: the policy is `error` and the bytes are not UTF-8.
     """
@@ -211,7 +213,7 @@ def reading(path: Path) -> Iterator[None]:
         ) from error
 
 
-def text_of(value: object, policy: InvalidUtf8, where: str) -> str | None:
+def text_of(value: object, policy: InvalidUtf8, where: object) -> str | None:
     """The text in a value of a column: a string, or bytes in UTF-8. None leaves the document out.
 
     Raises: DataError: it is neither, or not valid UTF-8 and the policy is `error`.
@@ -226,7 +228,7 @@ def text_of(value: object, policy: InvalidUtf8, where: str) -> str | None:
     )
 
 
-def mend_surrogates(text: str, policy: InvalidUtf8, where: str) -> str | None:
+def mend_surrogates(text: str, policy: InvalidUtf8, where: object) -> str | None:
     """A text without lone surrogates, which JSON escapes such as "\\ud800" smuggle in and UTF-8 cannot express.
 
     Raises: DataError: the policy is `error` and there is one.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data.config import FORMAT_OF_SUFFIX, FileFormat, FilesSource
 from data.errors import DataError
-from data.sources import jsonl, parquet
+from data.sources import compressed, jsonl, parquet
 from data.sources.digests import identity_of
 from data.sources.document import (
     Document,
@@ -21,7 +21,6 @@ from data.sources.document import (
 )
 from data.sources.named import Found, find_files
 
-_COMPRESSION_RATIO = 3  # bytes of text per compressed byte, for planning only
 _LOOK_AHEAD_BYTES = 64 << 10  # how far past a cut a line end is looked for
 
 
@@ -33,7 +32,7 @@ def content_identity(source: FilesSource) -> str:
 def text_bytes(source: FilesSource) -> int:
     """About how much text the files hold, by their sizes."""
     return sum(
-        path.stat().st_size * (1 if _format(path) in ("txt", "jsonl") else _COMPRESSION_RATIO)
+        path.stat().st_size * (1 if _format(path) in ("txt", "jsonl") else compressed.RATIO)
         for path in find(source).paths
     )
 
@@ -57,8 +56,10 @@ def plan_parts(source: FilesSource, slice_bytes: int) -> Iterator[Part]:
                 yield from _cut(path, size, slice_bytes)
             case "txt":
                 yield from _cut(path, size, source.max_txt_document_bytes)
-            case _:
-                yield Part(str(path), 0, size, size * _COMPRESSION_RATIO, size)
+            case "jsonl.gz" | "jsonl.zst" as compression:
+                with reading(path):
+                    for piece in compressed.pieces(path, compression, slice_bytes):
+                        yield Part(str(path), piece.start, piece.end, piece.num_bytes, size, piece.entry)
 
 
 def read_part(source: FilesSource, part: Part) -> Iterator[Document | LeftOut]:
@@ -76,8 +77,9 @@ def read_part(source: FilesSource, part: Part) -> Iterator[Document | LeftOut]:
                 yield from _read_txt(source, path, part)
             case "jsonl":
                 yield from jsonl.read_range(source, path, part.start, part.end)
-            case "jsonl.gz" | "jsonl.zst" as compressed:
-                yield from jsonl.read_compressed(source, path, compressed)
+            case "jsonl.gz" | "jsonl.zst" as compression:
+                entry = compressed.Entry(*part.entry)
+                yield from jsonl.read_compressed(source, path, compression, part.start, part.end, entry)
 
 
 def _cut(path: Path, size: int, step: int) -> Iterator[Part]:

@@ -1,18 +1,15 @@
-"""JSON lines, plain (from any byte on) and compressed (from the start)."""
+"""JSON lines, plain and compressed, from any byte of the text on."""
 
 from __future__ import annotations
 
-import gzip
 import json
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, Literal
-
-import zstandard
+from typing import BinaryIO
 
 from data.config import FilesSource
 from data.errors import DataError
+from data.sources.compressed import DAMAGE, Compression, Entry, open_text
 from data.sources.document import (
     Document,
     LeftOut,
@@ -23,7 +20,6 @@ from data.sources.document import (
     without_bom,
 )
 
-_BLOCK_BYTES = 1 << 16
 _SKIP_BYTES = 1 << 20
 _DECODER = json.JSONDecoder(parse_int=float)  # of a number only its type matters, and int refuses 4,301 digits
 _SHOWN_CHARS = 60
@@ -32,78 +28,86 @@ _SHOWN_CHARS = 60
 def read_range(source: FilesSource, path: Path, start: int, end: int) -> Iterator[Document | LeftOut]:
     """The documents of the lines that begin in bytes [start, end) of a plain file."""
     with open(path, "rb", buffering=1 << 20) as file:
-        if start:
-            file.seek(start - 1)
-            while file.tell() < end and not file.readline(_SKIP_BYTES).endswith(b"\n"):
-                pass  # the rest of the line before, which begins in another range and may be longer than memory
-        while (offset := file.tell()) < end:
-            line = file.readline()
+        file.seek(max(start - 1, 0))
+        for offset, line in _lines(file, start, end):
             if offset == 0:
                 check_beginning(line, str(path))
-            yield from _parse(source, line, f"{path}:{offset}", offset, _Place(path, offset))
+            yield from _parse(source, line, offset, _Place(path, offset))
 
 
 def read_compressed(
-    source: FilesSource, path: Path, format_: Literal["jsonl.gz", "jsonl.zst"]
+    source: FilesSource, path: Path, compression: Compression, start: int, end: int, entry: Entry
 ) -> Iterator[Document | LeftOut]:
-    """The documents of a .jsonl.gz or .jsonl.zst file.
+    """The documents of the lines that begin in bytes [start, end) of the text of a .jsonl.gz or .jsonl.zst file.
 
+    Args: entry: where the file can be entered, before `start`.
     Raises: DataError: the compressed stream is cut off or damaged, or a line is bad.
     """
-    tool = "gzip" if format_ == "jsonl.gz" else "zstd"
+    tool = "gzip" if compression == "jsonl.gz" else "zstd"
     advice = f"Check the file with `{tool} -t`, and fetch it again if that fails."
-    number = 0
+    number, read_to = 0, start
     try:
         if not path.stat().st_size:
             raise EOFError("the file has 0 bytes")
-        end = 0
-        for number, line in enumerate(_lines(path, format_), start=1):
-            end += len(line)
-            try:
-                if number == 1:
-                    check_beginning(line, str(path))
-                yield from _parse(source, line, f"{path}:{number}", end - len(line), _Place(path, line_number=number))
-            except DataError as error:
-                raise DataError(f"{error} {advice}") from error.__cause__
-    except (EOFError, gzip.BadGzipFile, zlib.error, _ZstdError) as error:
-        where = f"damaged or cut off after line {number}" if number else f"not {tool}, or damaged at its beginning"
+        with open_text(path, compression, entry, max(start - 1, 0)) as text:
+            for offset, line in _lines(text, start, end):
+                number, read_to = number + 1, offset + len(line)
+                try:
+                    if offset == 0:
+                        check_beginning(line, str(path))
+                    yield from _parse(source, line, offset, _Place(path, offset, compression))
+                except DataError as error:
+                    raise DataError(f"{error} {advice}") from error.__cause__
+    except DAMAGE as error:
+        where = f"not {tool}, or damaged at its beginning"
+        if read_to:
+            where = f"damaged or cut off after {f'byte {read_to:,} of its text' if start else f'line {number}'}"
         raise DataError(f"{path}: the compressed stream is {where}: {error}. {advice}") from error
 
 
-class _ZstdError(Exception):
-    """A zstd stream is cut off or damaged."""
+def _lines(text: BinaryIO, start: int, end: int) -> Iterator[tuple[int, bytes]]:
+    """The lines that begin in bytes [start, end), each with its first byte. `text` stands at the byte before start."""
+    offset = max(start - 1, 0)
+    if start:
+        while offset < end:  # the rest of the line before, which begins in another range and may be longer than memory
+            skipped = text.readline(_SKIP_BYTES)
+            offset += len(skipped)
+            if not skipped or skipped.endswith(b"\n"):
+                break
+    while offset < end and (line := text.readline()):
+        yield offset, line
+        offset += len(line)
 
 
 class _Place:
-    """Where a line is. Its number in a plain file is only counted when a message needs it."""
+    """Where a line is. Its number is only counted when a message needs it."""
 
-    def __init__(self, path: Path, offset: int | None = None, line_number: int | None = None) -> None:
-        self._path, self.offset, self._line_number = path, offset, line_number
+    def __init__(self, path: Path, offset: int, compression: Compression | None = None) -> None:
+        self.path, self.offset, self._compression = path, offset, compression
 
     def __str__(self) -> str:
-        number = self._line_number
-        if number is None:
-            with open(self._path, "rb") as file:
-                number = 1
-                left = self.offset or 0
-                while left and (block := file.read(min(left, 1 << 20))):
-                    number += block.count(b"\n")
-                    left -= len(block)
-        return f"{self._path}, line {number}"
+        number, left = 1, self.offset
+        with (
+            open_text(self.path, self._compression, Entry(0, 0), 0)
+            if self._compression
+            else open(self.path, "rb") as file
+        ):
+            while left and (block := file.read(min(left, 1 << 20))):
+                number += block.count(b"\n")
+                left -= len(block)
+        return f"{self.path}, line {number}"
 
 
-def _parse(
-    source: FilesSource, line: bytes, document_id: str, start: int, place: _Place
-) -> Iterator[Document | LeftOut]:
-    """The document of one line; none for a blank line. Args: start: offset of the line in the decompressed file."""
-    end = start + len(line)
+def _parse(source: FilesSource, line: bytes, start: int, place: _Place) -> Iterator[Document | LeftOut]:
+    """The document of one line; none for a blank line. Args: start: offset of the line in the text of the file."""
+    document_id, end = f"{place.path}:{start}", start + len(line)
     line = without_bom(line)
     if is_blank(line):
         return
     try:
         decoded = line.decode("utf-8")
     except UnicodeDecodeError:
-        decoded_line = decode_utf8(line, source.invalid_utf8, str(place), place.offset)
+        decoded_line = decode_utf8(line, source.invalid_utf8, place, place.offset)
         if decoded_line is None:
             yield LeftOut(document_id, "invalid_utf8")
             return
@@ -134,45 +138,8 @@ def _parse(
             f"{place}: field {source.text_field!r} is a JSON {_json_type(text)}, expected a string. "
             "Set source.text_field to the field that holds the text, or fix the line."
         )
-    text = mend_surrogates(text, source.invalid_utf8, str(place))
+    text = mend_surrogates(text, source.invalid_utf8, place)
     yield LeftOut(document_id, "invalid_utf8") if text is None else Document(document_id, text, start, end)
-
-
-def _lines(path: Path, format_: Literal["jsonl.gz", "jsonl.zst"]) -> Iterator[bytes]:
-    if format_ == "jsonl.gz":
-        with gzip.open(path, "rb") as file:
-            yield from file
-        return
-    with open(path, "rb") as compressed:
-        begun: list[bytes] = []  # blocks of a line whose end has not come yet
-        for block in _zstd_blocks(compressed):
-            first, *others = block.split(b"\n")
-            begun.append(first)
-            for begin_of_next in others:
-                yield b"".join(begun)
-                begun = [begin_of_next]
-        if last := b"".join(begun):
-            yield last
-
-
-def _zstd_blocks(compressed: BinaryIO) -> Iterator[bytes]:
-    """Decompressed blocks of all frames of a .zst file."""
-    decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
-    frame = None
-    try:
-        while block := compressed.read(_BLOCK_BYTES):
-            while block:
-                frame = frame or decompressor.decompressobj()
-                text = frame.decompress(block)
-                if text:
-                    yield text
-                block = b""
-                if frame.eof:
-                    block, frame = frame.unused_data, None
-    except zstandard.ZstdError as error:
-        raise _ZstdError(str(error)) from error
-    if frame is not None:
-        raise _ZstdError("it ends inside a frame")
 
 
 def _shown(text: str) -> str:
