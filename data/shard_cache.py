@@ -110,7 +110,7 @@ class CachedShardFiles:
                 continue
             with file:
                 if reserved:
-                    self._receive(split, entry, part, file)
+                    self._receive(split, entry, part)
                     return
                 part.unlink()
             if time.monotonic() > deadline:
@@ -123,7 +123,7 @@ class CachedShardFiles:
                 )
             time.sleep(_POLL_S)
 
-    def _receive(self, split: Split, entry: ShardEntry, part: Path, file: BinaryIO) -> None:
+    def _receive(self, split: Split, entry: ShardEntry, part: Path) -> None:
         name = f"{split}/{entry.name}"
         arriving = part.with_suffix(f".{os.getpid()}.arriving")
         try:
@@ -135,12 +135,15 @@ class CachedShardFiles:
                     f"{self._url}/{name}: damaged: its SHA-256 is {found[:16]}..., expected {entry.sha256[:16]}.... "
                     f"{REMEDY}"
                 )
-            os.replace(arriving, self._path(entry))
-        except FileNotFoundError:
-            raise DamagedError(f"{self._url}/{name}: missing, expected {entry.num_bytes} bytes. {REMEDY}") from None
-        finally:
+        except BaseException as error:
             arriving.unlink(missing_ok=True)
-            part.unlink(missing_ok=True)
+            part.unlink()
+            if isinstance(error, FileNotFoundError):
+                raise DamagedError(f"{self._url}/{name}: missing, expected {entry.num_bytes} bytes. {REMEDY}") from None
+            raise
+        with self._alone():  # whoever counts what is there sees it either here or there
+            os.replace(arriving, self._path(entry))
+            part.unlink()
 
     def _make_room(self, part: Path, file: BinaryIO, num_bytes: int) -> bool:
         """Reserve the room of a shard that will arrive, by the size of its .part. Whether there is enough."""
