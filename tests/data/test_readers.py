@@ -17,6 +17,7 @@ import zstandard
 
 from data.errors import DataError
 from data.sources import Part, content_identity, duplicate_files, plan_slices, read_slice
+from data.sources import jsonl as jsonl_reader
 from tests.data.corpora import TEXTS, files, jsonl, texts_of, without_privileges, write
 
 
@@ -226,3 +227,17 @@ class TestCounting:
         tracemalloc.stop()
         assert found == ["short"]
         assert peak < 8_000_000
+
+
+def test_lines_are_counted_only_for_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To count them the file is read from its start: once for each document that would be quadratic."""
+    counted: list[str] = []
+    of_place = jsonl_reader._Place.__str__
+    monkeypatch.setattr(jsonl_reader._Place, "__str__", lambda place: counted.append(of_place(place)) or counted[-1])
+    path = tmp_path / "c.jsonl"
+    path.write_bytes(jsonl([*TEXTS, "bad"]).replace(b"bad", b"\xff"))
+    assert texts_of(files(path, invalid_utf8="replace")) == [*TEXTS, "\ufffd"]
+    assert not counted
+    with pytest.raises(DataError, match=f"line {len(TEXTS) + 1}: invalid UTF-8"):
+        texts_of(files(path))
+    assert len(counted) == 1
