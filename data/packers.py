@@ -129,7 +129,7 @@ class _Stream:
 
     def add(self, document: Encoded) -> None:
         self._begin_document()
-        self._pieces.append(document.ids.astype(self._eod.dtype))
+        self._pieces.append(document.ids.astype(self._eod.dtype, copy=False))
         self._masks.append(document.loss_mask)
         self.num_tokens += len(document.ids)
 

@@ -195,14 +195,17 @@ def _encoded(documents: Iterable[AnyDocument], tokenizer: Tokenizer | None) -> I
     for batch in _batches(documents):
         texts = [document.text for document in batch if isinstance(document, Document)]
         ids_of = iter(tokenizer.encode_batch(texts) if tokenizer is not None and texts else [])
-        for document in batch:
-            mask = None
-            if isinstance(document, Document):
-                ids = next(ids_of)
-            else:
-                ids, mask = document.ids, document.loss_mask
-            encoded = Encoded(document.id, document.start, document.end, document.num_bytes, ids, mask)
-            yield encoded, position_of(document.raw)
+        del texts
+        yield from map(_with_ids, batch, (next(ids_of) if isinstance(one, Document) else one.ids for one in batch))
+
+
+def _with_ids(document: AnyDocument, ids: np.ndarray) -> tuple[Encoded, float]:
+    raw = document.raw
+    if isinstance(document, Document):
+        num_bytes, mask = len(raw), None
+    else:
+        num_bytes, mask = document.num_bytes, document.loss_mask
+    return Encoded(document.id, document.start, document.end, num_bytes, ids, mask), position_of(raw)
 
 
 def _write_stream(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -38,6 +39,10 @@ PATTERN = (
     r"'(?:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{M}\p{N}]?[\p{L}\p{M}]{1,64}|\p{N}{1,3}| ?[^\s\p{L}\p{M}\p{N}]{1,64}"
     r"|\s{1,64}(?!\S)|\s{1,64}"
 )
+
+
+_PIECE_CHARS = 1 << 20
+_CUT = re.compile(r"[^\W_](?=[ \n])")
 
 
 class Tokenizer:
@@ -93,9 +98,12 @@ class Tokenizer:
         return np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Token ids (uint32) of each text, without any special token. The texts must be encodable in UTF-8."""
+        """Token ids of each text, without any special token. The texts must be encodable in UTF-8.
+
+        Memory: tiktoken gets long texts in pieces, so it needs little beside the ids.
+        """
         if self._tiktoken is not None:
-            return [self._tiktoken.encode_to_numpy(text) for text in texts]
+            return [self._encode_tiktoken(self._tiktoken, text) for text in texts]
         return self._encode_batch_tokenizers(texts)
 
     def decode(self, ids: Iterable[int]) -> bytes:
@@ -114,6 +122,10 @@ class Tokenizer:
         }
         (folder / _CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
+    def _encode_tiktoken(self, encoding: tiktoken.Encoding, text: str) -> np.ndarray:
+        pieces = [encoding.encode_to_numpy(piece).astype(self.dtype) for piece in _pieces(text)]
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
     def _encode_batch_tokenizers(self, texts: Sequence[str]) -> list[np.ndarray]:
         try:
             encodings = self._model.encode_batch_fast(list(texts), add_special_tokens=False)
@@ -124,7 +136,7 @@ class Tokenizer:
                 f"{self._name}: the tokenizer gave up on a text: {error}. A regular expression of its pre-tokenizer "
                 "tries too many ways. Load another tokenizer, or train one: set `source` instead of `load`."
             ) from error
-        return [np.asarray(encoding.ids, np.uint32) for encoding in encodings]
+        return [np.asarray(encoding.ids, self.dtype) for encoding in encodings]
 
 
 def train_tokenizer(documents: Iterable[str], fields: TokenizerFields) -> Tokenizer:
@@ -189,6 +201,20 @@ def load_tokenizer(path: str | Path, end_of_document: str | None = None) -> Toke
         if not isinstance(error, Exception) and not _is_panic(error):
             raise
         raise DataError(f"{file}: cannot be read as a tokenizer: {error}. Train or copy it again.") from error
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """A text in pieces of about _PIECE_CHARS, which together give the ids of the whole.
+
+    They are cut where PATTERN cuts anyway: between a letter or digit and a blank or line end. None of its alternatives
+    has white space behind anything else, so one always ends there. None looks back, so the next piece is matched as in
+    the whole. Only white space looks at what follows it, and no piece but the last ends with it.
+    """
+    start = 0
+    while len(text) - start > _PIECE_CHARS and (found := _CUT.search(text, start + _PIECE_CHARS)):
+        yield text[start : found.end()]
+        start = found.end()
+    yield text[start:]
 
 
 def _is_panic(error: BaseException) -> bool:

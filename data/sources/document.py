@@ -48,9 +48,9 @@ class Document:
         """Characters."""
         return len(self.text)
 
-    @cached_property
+    @property
     def raw(self) -> bytes:
-        """The content as bytes: equal for equal documents."""
+        """The content as bytes: equal for equal documents. Not kept, as it may be large."""
         return self.text.encode("utf-8")
 
     @property

@@ -32,7 +32,8 @@ def read_range(source: FilesSource, path: Path, start: int, end: int) -> Iterato
         for offset, line in _lines(file, start, end):
             if offset == 0:
                 check_beginning(line, str(path))
-            yield from _parse(source, line, offset, _Place(path, offset))
+            if found := _parse(source, line, offset, _Place(path, offset)):
+                yield found
 
 
 def read_compressed(
@@ -55,9 +56,11 @@ def read_compressed(
                 try:
                     if offset == 0:
                         check_beginning(line, str(path))
-                    yield from _parse(source, line, offset, _Place(path, offset, compression))
+                    found = _parse(source, line, offset, _Place(path, offset, compression))
                 except DataError as error:
                     raise DataError(f"{error} {advice}") from error.__cause__
+                if found:
+                    yield found
     except DAMAGE as error:
         where = f"not {tool}, or damaged at its beginning"
         if read_to:
@@ -98,19 +101,18 @@ class _Place:
         return f"{self.path}, line {number}"
 
 
-def _parse(source: FilesSource, line: bytes, start: int, place: _Place) -> Iterator[Document | LeftOut]:
-    """The document of one line; none for a blank line. Args: start: offset of the line in the text of the file."""
+def _parse(source: FilesSource, line: bytes, start: int, place: _Place) -> Document | LeftOut | None:
+    """The document of one line; None for a blank line. Args: start: offset of the line in the text of the file."""
     document_id, end = f"{place.path}:{start}", start + len(line)
     line = without_bom(line)
     if is_blank(line):
-        return
+        return None
     try:
         decoded = line.decode("utf-8")
     except UnicodeDecodeError:
         decoded_line = decode_utf8(line, source.invalid_utf8, place, place.offset)
         if decoded_line is None:
-            yield LeftOut(document_id, "invalid_utf8")
-            return
+            return LeftOut(document_id, "invalid_utf8")
         decoded = decoded_line
     try:
         record = _DECODER.decode(decoded)
@@ -139,7 +141,7 @@ def _parse(source: FilesSource, line: bytes, start: int, place: _Place) -> Itera
             "Set source.text_field to the field that holds the text, or fix the line."
         )
     text = mend_surrogates(text, source.invalid_utf8, place)
-    yield LeftOut(document_id, "invalid_utf8") if text is None else Document(document_id, text, start, end)
+    return LeftOut(document_id, "invalid_utf8") if text is None else Document(document_id, text, start, end)
 
 
 def _shown(text: str) -> str:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
+from data import tokenizer as tokenizer_module
 from data.config import PythonStdlibSource, TokenizerFields
 from data.errors import DataError
 from data.sampling import sample_texts
@@ -50,6 +51,24 @@ def test_any_text_round_trips_with_the_same_ids_from_both_encoders(tokenizer: To
 @given(text=CODE_LIKE)
 def test_code_like_text_round_trips_with_the_same_ids_from_both_encoders(tokenizer: Tokenizer, text: str) -> None:
     assert_round_trip(tokenizer, text)
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=ANY_TEXT | CODE_LIKE | st.text(st.sampled_from("ab1_ \n\r\t.'s\u00e9\u0301\u2003\x1c"), max_size=200))
+def test_a_text_encoded_in_pieces_has_the_ids_of_the_whole(tokenizer: Tokenizer, text: str) -> None:
+    (whole,) = tokenizer.encode_batch([text])
+    for size in (1, 3, 10):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tokenizer_module, "_PIECE_CHARS", size)
+            pieces = list(tokenizer_module._pieces(text))
+            assert "".join(pieces) == text
+            np.testing.assert_array_equal(tokenizer.encode_batch([text])[0], whole)
+
+
+def test_a_long_text_is_encoded_in_pieces() -> None:
+    text = "some words " * 400_000
+    assert [len(piece) >> 20 for piece in tokenizer_module._pieces(text)] == [1, 1, 1, 1, 0]
+    assert list(tokenizer_module._pieces("x" * (3 << 20))) == ["x" * (3 << 20)]
 
 
 def test_real_text_round_trips_with_the_same_ids_from_both_encoders(tokenizer: Tokenizer) -> None:
