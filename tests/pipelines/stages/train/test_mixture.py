@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,14 @@ import torch
 
 from base.errors import UserError
 from data.errors import DataError
+from data.mixture import Mixture, Phase
+from data.shards import TokenBatch, TokenSplit, read_token_batches
+from data.streaming import StreamOrder, TokenStream, Worker
 from pipelines.errors import FieldError
 from pipelines.stages.train import layout
 from pipelines.stages.train.config import TrainStageConfig
 from pipelines.stages.train.job import TrainJob
-from pipelines.stages.train.sources import mean_by_weight
+from pipelines.stages.train.sources import mean_by_weight, source_losses
 from pipelines.stages.train.stage import TrainInputs, TrainStage, make_job
 from tests.pipelines.stages.train.plain_trainer import train_plainly
 from tests.pipelines.stages.train.training import FileSink, Tokens, context_of, weights, write_tokens
@@ -70,6 +75,42 @@ def test_it_trains_on_its_shares_with_curves_by_source_and_resumes_bitwise(
         assert resumed.history[metric] == facts.history[metric]
     expected = weights(tmp_path / "train-0")
     assert all(torch.equal(value, expected[name]) for name, value in weights(folder).items())
+
+
+class KnowsItsSources:
+    """A trainer to which each sequence of the first source costs 1 nat per token, and each of the second 2."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, sources: Sequence[Tokens]) -> None:
+        self.costs = {
+            tuple(row): number
+            for number, source in enumerate(sources, 1)
+            for batch in read_token_batches(TokenSplit(source.artifact.local, "train"), 64)
+            for row in batch.tokens_bt.tolist()
+        }
+
+    def token_losses(self, batch: TokenBatch) -> torch.Tensor:
+        costs_b = torch.tensor([self.costs[tuple(row)] for row in batch.tokens_bt.tolist()])
+        return (batch.targets_bt >= 0) * costs_b[:, None]
+
+
+@pytest.mark.usefixtures("single_process")
+def test_losses_by_source_are_of_its_own_sequences(tokens: Tokens, more: Tokens) -> None:
+    with TokenStream(
+        [TokenSplit(source.artifact.local, "train") for source in (tokens, more)],
+        micro_batch_size=2,
+        global_batch_size=8,
+        order=StreamOrder(),
+        worker=Worker(),
+        mixture=Mixture([Phase(0, (Fraction(7, 10), Fraction(3, 10)))]),
+    ) as stream:
+        batches = iter(stream)
+        for step in range(10):
+            micro_batches = list(islice(batches, 4))
+            trainer: Any = KnowsItsSources((tokens, more))
+            found = source_losses(trainer, stream, step, micro_batches, ["tokens", "more"])
+            assert found == {"tokens": 1.0, "more": 2.0}
 
 
 def test_a_curriculum_changes_the_shares_at_its_steps(job_of: Callable[..., TrainJob], tmp_path: Path) -> None:
