@@ -39,7 +39,8 @@ class FilesSource(SourceConfig):
 
     kind: Literal["files"]
     paths: Paths = Field(
-        description="Files or globs (`**` descends), read in this order, a glob's matches sorted. "
+        description="Files or globs (`**` descends), read in this order, a glob's matches sorted; also URLs of stores "
+        "(s3://, gs:// and what else fsspec reaches). "
         "Formats: .txt (one file is one document); .jsonl or .json, plain or as .gz or .zst (one JSON object per "
         "line); .parquet. A file that several names or links lead to is read once.",
     )

@@ -92,7 +92,9 @@ class BytesSource(SourceConfig):
     """The bytes of any files as token ids 0 to 255; 256 ends a document. Needs no tokenizer."""
 
     kind: Literal["bytes"]
-    paths: Paths = Field(description=f"{_PATHS} A file that several names or links lead to is read once.")
+    paths: Paths = Field(
+        description=f"{_PATHS} Also URLs of stores. A file that several names or links lead to is read once."
+    )
     document_bytes: int = Field(
         16 * MIB,
         ge=1,

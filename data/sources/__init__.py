@@ -25,6 +25,7 @@ from data.records import Reason
 from data.sources import python_stdlib
 from data.sources.digests import stamp_of
 from data.sources.document import AnyDocument, Document, LeftOut, Part, Slice, TokenDocument
+from data.sources.remote import is_url
 
 __all__ = [
     "AnyDocument",
@@ -62,7 +63,7 @@ def local_paths(source: Source) -> tuple[str, ...]:
     """The files and folders of this machine that the source names, as they are written, also with wildcards."""
     match source:
         case FilesSource() | TokensSource() | BytesSource():
-            return source.paths
+            return tuple(path for path in source.paths if not is_url(path))
         case HuggingFaceSource() if _reader_of(source).local_folder(source):
             return (source.dataset,)
     return ()
@@ -138,7 +139,7 @@ def read_slice(slice_: Slice, left_out: Counter[Reason] | None = None) -> Iterat
 
 
 def _absolute(path: str) -> str:
-    return str(expanded(path).absolute())
+    return path if is_url(path) else str(expanded(path).absolute())
 
 
 def _reader_of(source: Source):  # type: ignore[no-untyped-def]  # a module with the functions called above

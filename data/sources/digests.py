@@ -17,6 +17,7 @@ from typing import NamedTuple, TypeVar
 from base.cache import cache_dir
 from base.digest import digest_of
 from data.sources.document import reading
+from data.sources.remote import AnyPath, RemoteFile
 
 STORE_FILE = "digests.sqlite"
 Item = TypeVar("Item")
@@ -44,16 +45,21 @@ def shown_by(progress: Progress) -> Iterator[None]:
         _progress.reset(token)
 
 
-def stamp_of(paths: Iterable[Path]) -> str:
+def stamp_of(paths: Iterable[AnyPath]) -> str:
     """Digest of the files' names, sizes, inodes and times of change; "" of none."""
     entries = [f"{path}:{_mark(path)}" for path in paths]
     return digest_of(entries) if entries else ""
 
 
-def identity_of(paths: Sequence[Path]) -> str:
-    """Digest of the files' names, without their folders, and contents. Raises DataError: as content_digests."""
-    digests = content_digests(paths)
-    return digest_of(entry for path, digest in zip(paths, digests, strict=True) for entry in (path.name, digest))
+def identity_of(paths: Sequence[AnyPath]) -> str:
+    """Digest of the files' names, without their folders, and contents. Raises DataError: as content_digests.
+
+    Of a file behind a URL the store tells what changes with its content; it is not read.
+    """
+    local = [path for path in paths if isinstance(path, Path)]
+    digests = dict(zip(local, content_digests(local), strict=True))
+    versions = (digests[path] if isinstance(path, Path) else path.version() for path in paths)
+    return digest_of(entry for path, version in zip(paths, versions, strict=True) for entry in (path.name, version))
 
 
 def content_digests(paths: Sequence[Path]) -> list[str]:
@@ -134,7 +140,9 @@ def _groups(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
         yield group
 
 
-def _mark(path: Path) -> str:
+def _mark(path: AnyPath) -> str:
+    if isinstance(path, RemoteFile):
+        return path.version()
     stat = path.stat()
     return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}"
 

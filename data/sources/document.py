@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.config import InvalidUtf8, Source
 from data.errors import DataError
 from data.records import Reason
+from data.sources.remote import AnyPath, path_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -162,7 +162,7 @@ def decode_utf8(raw: bytes, policy: InvalidUtf8, where: object, first_byte: int 
 
 def check_unchanged(part: Part) -> None:
     """Check that a part's file is still the one that was planned for. Raises DataError: it is not."""
-    path = Path(part.path)
+    path = path_of(part.path)
     try:
         size = path.stat().st_size
     except OSError as error:
@@ -200,7 +200,7 @@ def is_blank(line: bytes) -> bool:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
+def reading(path: AnyPath) -> Iterator[None]:
     """A file that is gone or forbidden is told by its name."""
     try:
         yield

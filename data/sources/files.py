@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from data.config import FORMAT_OF_SUFFIX, FileFormat, FilesSource
 from data.errors import DataError
@@ -20,6 +19,7 @@ from data.sources.document import (
     without_bom,
 )
 from data.sources.named import Found, find_files
+from data.sources.remote import AnyPath, open_file, path_of
 
 _LOOK_AHEAD_BYTES = 64 << 10  # how far past a cut a line end is looked for
 
@@ -37,7 +37,7 @@ def text_bytes(source: FilesSource) -> int:
     )
 
 
-def paths(source: FilesSource) -> list[Path]:
+def paths(source: FilesSource) -> list[AnyPath]:
     """The files it reads."""
     return list(find(source).paths)
 
@@ -67,7 +67,7 @@ def read_part(source: FilesSource, part: Part) -> Iterator[Document | LeftOut]:
 
     Raises: DataError: the file is gone, changed, damaged, or a document in it is not text.
     """
-    path = Path(part.path)
+    path = path_of(part.path)
     check_unchanged(part)
     with reading(path):
         match _format(path):
@@ -82,14 +82,14 @@ def read_part(source: FilesSource, part: Part) -> Iterator[Document | LeftOut]:
                 yield from jsonl.read_compressed(source, path, compression, part.start, part.end, entry)
 
 
-def _cut(path: Path, size: int, step: int) -> Iterator[Part]:
+def _cut(path: AnyPath, size: int, step: int) -> Iterator[Part]:
     for start in range(0, size or 1, step):  # an empty file is a part too: an empty document, if it is a .txt
         end = min(start + step, size)
         yield Part(str(path), start, end, end - start, size)
 
 
-def _read_txt(source: FilesSource, path: Path, part: Part) -> Iterator[Document | LeftOut]:
-    with open(path, "rb") as file:
+def _read_txt(source: FilesSource, path: AnyPath, part: Part) -> Iterator[Document | LeftOut]:
+    with open_file(path) as file:
         start, end = _txt_boundary(file, part.start, part.file_bytes), _txt_boundary(file, part.end, part.file_bytes)
         file.seek(start)
         raw = file.read(end - start)
@@ -124,7 +124,7 @@ def find(source: FilesSource) -> Found:
     return find_files(source.paths, _format, f"*.jsonl; formats: {', '.join(FORMAT_OF_SUFFIX)}")
 
 
-def _format(path: Path) -> FileFormat:
+def _format(path: AnyPath) -> FileFormat:
     name = path.name.lower()
     for suffix, format_ in FORMAT_OF_SUFFIX.items():
         if name.endswith(suffix):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import BinaryIO
 
 from data.config import FilesSource
@@ -19,15 +18,16 @@ from data.sources.document import (
     mend_surrogates,
     without_bom,
 )
+from data.sources.remote import AnyPath, open_file
 
 _SKIP_BYTES = 1 << 20
 _DECODER = json.JSONDecoder(parse_int=float)  # of a number only its type matters, and int refuses 4,301 digits
 _SHOWN_CHARS = 60
 
 
-def read_range(source: FilesSource, path: Path, start: int, end: int) -> Iterator[Document | LeftOut]:
+def read_range(source: FilesSource, path: AnyPath, start: int, end: int) -> Iterator[Document | LeftOut]:
     """The documents of the lines that begin in bytes [start, end) of a plain file."""
-    with open(path, "rb", buffering=1 << 20) as file:
+    with open_file(path) as file:
         file.seek(max(start - 1, 0))
         for offset, line in _lines(file, start, end):
             if offset == 0:
@@ -37,7 +37,7 @@ def read_range(source: FilesSource, path: Path, start: int, end: int) -> Iterato
 
 
 def read_compressed(
-    source: FilesSource, path: Path, compression: Compression, start: int, end: int, entry: Entry
+    source: FilesSource, path: AnyPath, compression: Compression, start: int, end: int, entry: Entry
 ) -> Iterator[Document | LeftOut]:
     """The documents of the lines that begin in bytes [start, end) of the text of a .jsonl.gz or .jsonl.zst file.
 
@@ -85,7 +85,7 @@ def _lines(text: BinaryIO, start: int, end: int) -> Iterator[tuple[int, bytes]]:
 class _Place:
     """Where a line is. Its number is only counted when a message needs it."""
 
-    def __init__(self, path: Path, offset: int, compression: Compression | None = None) -> None:
+    def __init__(self, path: AnyPath, offset: int, compression: Compression | None = None) -> None:
         self.path, self.offset, self._compression = path, offset, compression
 
     def __str__(self) -> str:
@@ -93,7 +93,7 @@ class _Place:
         with (
             open_text(self.path, self._compression, Entry(0, 0), 0)
             if self._compression
-            else open(self.path, "rb") as file
+            else open_file(self.path) as file
         ):
             while left and (block := file.read(min(left, 1 << 20))):
                 number += block.count(b"\n")

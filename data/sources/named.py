@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from data.errors import DataError
 from data.paths import expanded
+from data.sources.remote import AnyPath, RemoteFile, find_remote, is_url
 
 _SHOWN_CHARS = 60
 
@@ -17,11 +18,11 @@ _SHOWN_CHARS = 60
 class Found(NamedTuple):
     """Files in the order they are read, and names that lead to one of them once more."""
 
-    paths: list[Path]
-    duplicates: list[Path]
+    paths: list[AnyPath]
+    duplicates: list[AnyPath]
 
 
-def find_files(patterns: Sequence[str], check: Callable[[Path], object], example: str) -> Found:
+def find_files(patterns: Sequence[str], check: Callable[[AnyPath], object], example: str) -> Found:
     """The files that paths and globs name.
 
     Args:
@@ -30,26 +31,30 @@ def find_files(patterns: Sequence[str], check: Callable[[Path], object], example
     Raises: DataError: one is missing or no file, or all are empty; and what `check` raises.
     """
     found = Found([], [])
-    seen: set[tuple[int, int]] = set()
+    seen: set[object] = set()
     for path in (path for pattern in patterns for path in _matches(pattern, example)):
         check(path)
-        stat = path.stat()
-        if (stat.st_dev, stat.st_ino) in seen:
-            found.duplicates.append(path.absolute())
+        if isinstance(path, RemoteFile):
+            identity: object = path
         else:
-            seen.add((stat.st_dev, stat.st_ino))
-            found.paths.append(path.absolute())
+            stat = path.stat()
+            path, identity = path.absolute(), (stat.st_dev, stat.st_ino)
+        (found.duplicates if identity in seen else found.paths).append(path)
+        seen.add(identity)
     if not any(path.stat().st_size for path in found.paths):
         raise DataError(f"source.paths: empty corpus: all {len(found.paths)} files have 0 bytes. Name files with text.")
     return found
 
 
-def _matches(pattern: str, example: str) -> list[Path]:
-    if "://" in pattern:
-        raise DataError(
-            f"source.paths: {pattern} is an address. Text is read from files that every machine sees at the same path: "
-            "copy it there, or use source.kind=huggingface."
-        )
+def _matches(pattern: str, example: str) -> Sequence[AnyPath]:
+    if is_url(pattern):
+        try:
+            return find_remote(pattern, example)
+        except OSError as error:
+            what = "there is no file" if error.errno == errno.ENOENT else "no right to read"
+            raise DataError(
+                f"source.paths: {what} {pattern}. Correct the URL, or allow reading it on every machine."
+            ) from error
     try:
         return _regular_files(pattern, expanded(pattern, "source.paths"), example)
     except OSError as error:

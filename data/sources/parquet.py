@@ -12,11 +12,12 @@ from pyarrow import parquet, types
 from data.config import FilesSource
 from data.errors import DataError
 from data.sources.document import Document, LeftOut, text_of
+from data.sources.remote import AnyPath
 
 _ROWS_AT_ONCE = 256
 
 
-def row_group_bytes(path: Path, text_field: str) -> list[int]:
+def row_group_bytes(path: AnyPath, text_field: str) -> list[int]:
     """Bytes of text in each row group, uncompressed.
 
     Raises: DataError: not a parquet file, or the column is missing or not a string.
@@ -27,7 +28,7 @@ def row_group_bytes(path: Path, text_field: str) -> list[int]:
     return [group.column(column).total_uncompressed_size for group in groups]
 
 
-def read_row_groups(source: FilesSource, path: Path, groups: range) -> Iterator[Document | LeftOut]:
+def read_row_groups(source: FilesSource, path: AnyPath, groups: range) -> Iterator[Document | LeftOut]:
     """The documents of some row groups; ids are path:row.
 
     A damaged page is found by its checksum, if the file was written with them, by its compression, or by values outside
@@ -75,13 +76,13 @@ def _leaf(file: Any, text_field: str) -> int:
     return (tops or leaves)[0]
 
 
-def _damaged(path: Path, row: int, problem: str) -> DataError:
+def _damaged(path: AnyPath, row: int, problem: str) -> DataError:
     return DataError(f"{path}: damaged near row {row}: {problem}. Fetch or write the file again.")
 
 
-def _open(path: Path, text_field: str) -> Any:
+def _open(path: AnyPath, text_field: str) -> Any:
     try:
-        file = parquet.ParquetFile(path, page_checksum_verification=True)
+        file = parquet.ParquetFile(path if isinstance(path, Path) else path.open(), page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         if getattr(error, "errno", None) is not None:  # the operating system's; Arrow's own OSErrors have none
             raise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
@@ -11,6 +10,7 @@ from data.config import BytesSource
 from data.sources.digests import identity_of
 from data.sources.document import LeftOut, Part, TokenDocument, check_unchanged, reading
 from data.sources.named import Found, find_files
+from data.sources.remote import AnyPath, open_file, path_of
 
 
 def content_identity(source: BytesSource) -> str:
@@ -23,7 +23,7 @@ def text_bytes(source: BytesSource) -> int:
     return sum(path.stat().st_size for path in paths(source))
 
 
-def paths(source: BytesSource) -> list[Path]:
+def paths(source: BytesSource) -> list[AnyPath]:
     """The files it reads."""
     return find(source).paths
 
@@ -46,11 +46,11 @@ def plan_parts(source: BytesSource, slice_bytes: int) -> Iterator[Part]:
 def read_part(source: BytesSource, part: Part) -> Iterator[TokenDocument | LeftOut]:
     """The documents of one part. Raises DataError: the file is gone or has changed."""
     check_unchanged(part)
-    path = Path(part.path)
+    path = path_of(part.path)
     if part.start == part.end:
         yield LeftOut(str(path), "empty")
         return
-    with reading(path), open(path, "rb") as file:
+    with reading(path), open_file(path) as file:
         file.seek(part.start)
         for start in range(part.start, part.end, source.document_bytes):
             ids = np.frombuffer(file.read(min(source.document_bytes, part.end - start)), np.uint8)

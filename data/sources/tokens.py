@@ -17,6 +17,7 @@ from data.errors import DataError
 from data.sources.digests import identity_of
 from data.sources.document import LeftOut, Part, TokenDocument, check_unchanged, reading
 from data.sources.named import Found, find_files
+from data.sources.remote import is_url
 
 _SCANNED = 1 << 20  # ids looked through at once for the ends of documents
 _NUMPY, _MEGATRON = b"\x93NUMPY", b"MMIDIDX\0\0"
@@ -33,23 +34,28 @@ def content_identity(source: TokensSource) -> str:
 
 def text_bytes(source: TokensSource) -> int:
     """Size of the files, which is about that of the text or less."""
-    return sum(path.stat().st_size for path in find(source).paths)
+    return sum(path.stat().st_size for path in _files(source))
 
 
 def paths(source: TokensSource) -> list[Path]:
     """The files it reads, the indexes of Megatron-LM among them."""
-    return [path for data in find(source).paths for path in (data, _index_file(data)) if path is not None]
+    return [path for data in _files(source) for path in (data, _index_file(data)) if path is not None]
 
 
 def find(source: TokensSource) -> Found:
-    """The files with ids that a source names. Raises DataError: one is missing or no file, or all are empty."""
-    found = find_files(source.paths, lambda path: None, "*.bin")
-    return Found([path for path in found.paths if not _is_index_of_another(path)], found.duplicates)
+    """The files that a source names. Raises DataError: one is missing or no file, or all are empty."""
+    url = next(filter(is_url, source.paths), None)
+    if url is not None:
+        raise DataError(
+            f"source.paths: {url} is a URL. Files of token ids are mapped into memory: copy them to where every "
+            "machine sees them at the same path."
+        )
+    return find_files(source.paths, lambda path: None, "*.bin")
 
 
 def plan_parts(source: TokensSource, slice_bytes: int) -> Iterator[Part]:
     """Pieces of the files, in order, of about slice_bytes."""
-    for path in find(source).paths:
+    for path in _files(source):
         with reading(path):
             ids = _open(source, path)
         num_bytes = path.stat().st_size
@@ -70,6 +76,12 @@ def read_part(source: TokensSource, part: Part) -> Iterator[TokenDocument | Left
             document = ids.ids[begin:end]
             _check_ids(document, source, f"{path}, id {begin}")
             yield TokenDocument(f"{path}:{begin}", document, first_byte + begin * size, first_byte + end * size)
+
+
+def _files(source: TokensSource) -> list[Path]:
+    """Those that hold ids."""
+    found = (path for path in find(source).paths if isinstance(path, Path))
+    return [path for path in found if not _is_index_of_another(path)]
 
 
 class _Stream:

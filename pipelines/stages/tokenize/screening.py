@@ -18,7 +18,7 @@ from data.filters.decontamination import Decontamination
 from data.filters.duplicates import DuplicateFilter, find_pairs, join_pairs
 from data.filters.python import Python
 from data.filters.screening import Screening, write_slice_fingerprints
-from data.sources import Slice, content_identity, with_absolute_paths
+from data.sources import Slice, content_identity, local_paths, with_absolute_paths
 from pipelines.engine.stage import Resources
 from pipelines.faults import explained_disk
 from pipelines.stages.python.sources import Sources, find_sources
@@ -75,7 +75,9 @@ def content_of(filters: Filters) -> dict[str, str]:
 
 def files_of(filters: Filters) -> tuple[str, ...]:
     """Files of this machine that filters read, as the settings name them."""
-    return tuple(path for filter_ in filters if isinstance(filter_, Decontamination) for path in filter_.paths)
+    return tuple(
+        path for filter_ in filters if isinstance(filter_, Decontamination) for path in local_paths(filter_.source)
+    )
 
 
 def ship(filters: Filters, artifact: ArtifactDir) -> tuple[Filters, ShippedCode]:
