@@ -29,17 +29,22 @@ SHARD_BYTES = 4096
 CACHE_BYTES = 1 << 15
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """About 150 shards of a tokenize stage."""
-    folder = tmp_path_factory.mktemp("tokens")
+def write(folder: Path, num_documents: int) -> Path:
+    """Somewhat more shards of a tokenize stage than there are documents."""
+    folder.mkdir()
     rng = np.random.default_rng(0)
-    lines = [json.dumps({"text": " ".join(map(str, rng.integers(0, 10**6, 300)))}) for _ in range(120)]
+    lines = [json.dumps({"text": " ".join(map(str, rng.integers(0, 10**6, 300)))}) for _ in range(num_documents)]
     (folder / "corpus.jsonl").write_text("\n".join(lines))
     source = FilesSource(kind="files", paths=(str(folder / "corpus.jsonl"),))
     fields = TokenizeFields(source=source, seq_len=64, shard_bytes=SHARD_BYTES, validation_fraction=0)
     tokenize_here(tiny_tokenizer(), fields, folder / "tokens")
     return folder / "tokens"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """About 25 shards, four times what the cache has room for."""
+    return write(tmp_path_factory.mktemp("few") / "text", 20)
 
 
 @pytest.fixture
@@ -73,9 +78,11 @@ def cached_bytes(tmp_path: Path) -> int:
 
 
 def test_shards_come_when_they_are_needed_and_the_cache_keeps_its_limit(
-    artifact: ArtifactDir, folder: Path, proxy: FaultyProxy, tmp_path: Path
+    s3_storage: Storage, proxy: FaultyProxy, tmp_path: Path
 ) -> None:
-    tokens = token_split(artifact, "train", CACHE_BYTES)
+    folder = write(tmp_path / "text", 100)
+    s3_storage.put_tree(folder, "artifacts/tokens-0")
+    tokens = token_split(ArtifactDir(s3_storage, "artifacts/tokens-0"), "train", CACHE_BYTES)
     num_batches = tokens.index.counts.num_samples // 4
     most = 0
     with stream_of(tokens) as stream:
@@ -102,9 +109,9 @@ def test_an_outage_longer_than_a_call_is_repeated_costs_time_only(
     with stream_of(tokens) as stream, stream_of(TokenSplit(folder, "train")) as expected:
         for number, (here, there) in enumerate(zip(expected, stream, strict=False)):
             assert here.tokens_bt.equal(there.tokens_bt)
-            if number == 20:
-                away_until = time.monotonic() + 2.0
-            if number > 100:
+            if number == 5:
+                away_until = time.monotonic() + 1.0
+            if number > 40:
                 break
     assert time.monotonic() > away_until
 
@@ -116,7 +123,7 @@ def test_a_store_that_does_not_come_back_is_an_error_of_its_own(
     monkeypatch.setattr(reading, "_PAUSE_S", 0.1)
     monkeypatch.setattr(reading, "_OUTAGE_S", 0.5)
     tokens = token_split(artifact, "train", CACHE_BYTES)
-    assert len(tokens.index) > 100
+    assert len(tokens.index) > 20
     proxy.fault = lambda method, path: "503 SlowDown"
     with stream_of(tokens) as stream, pytest.raises(InfrastructureError):
         next(iter(stream))
