@@ -14,6 +14,8 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+import struct
+from bisect import bisect_left
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,6 +27,7 @@ from data.records import ShardEntry
 
 _UINT32 = np.dtype("<u4")
 _SHAPE_DTYPES = tuple(map(np.dtype, ("<u1", "<u2", "<u4", "<u8")))
+_SHAPE_LIMITS = tuple(int(np.iinfo(dtype).max) for dtype in _SHAPE_DTYPES)
 _ARRAY = "ndarray:"
 BYTES = "bytes"
 
@@ -66,6 +69,7 @@ class MdsWriter:
         self._folder, self._shard_bytes = folder, shard_bytes
         self._encodings = [columns[name] for name in sorted(columns)]
         self._names = sorted(columns)
+        self._sizes = struct.Struct(f"<{len(columns)}I")
         self._header = json.dumps(_config(columns, shard_bytes), sort_keys=True).encode()
         self._samples: list[bytes] = []
         self._num_bytes = self._bytes_of_none
@@ -74,7 +78,7 @@ class MdsWriter:
     def write(self, sample: Mapping[str, Any]) -> None:
         """Append one sample: bytes or a one-dimensional array, not empty, for each column."""
         values = [_encode(sample[name], encoding) for name, encoding in zip(self._names, self._encodings, strict=True)]
-        data = b"".join([np.array([len(value) for value in values], _UINT32).tobytes(), *values])
+        data = b"".join([self._sizes.pack(*map(len, values)), *values])
         num_bytes = len(data) + _UINT32.itemsize
         if self._samples and self._num_bytes + num_bytes > self._shard_bytes:
             self._flush()
@@ -112,9 +116,8 @@ def _encode(value: Any, encoding: str) -> bytes:
     if encoding == BYTES:
         return bytes(value)
     array: np.ndarray = np.ascontiguousarray(value, np.dtype(encoding.removeprefix(_ARRAY)).newbyteorder("<"))
-    kind = next(kind for kind, dtype in enumerate(_SHAPE_DTYPES) if len(array) <= np.iinfo(dtype).max)
-    shape = np.array([len(array)], _SHAPE_DTYPES[kind])
-    return bytes([1 << 2 | kind]) + shape.tobytes() + array.tobytes()
+    kind = bisect_left(_SHAPE_LIMITS, len(array))
+    return bytes([1 << 2 | kind]) + len(array).to_bytes(_SHAPE_DTYPES[kind].itemsize, "little") + array.tobytes()
 
 
 class MdsShard:
