@@ -105,7 +105,7 @@ def show_samples(artifact: ArtifactDir, split: Split, samples: Sequence[int]) ->
     from pipelines.stages.tokenize.reading import token_split
 
     tokens = token_split(artifact, split)
-    tokenizer = _tokenizer(artifact)
+    tokenizer = None if tokens.index.format.tokenizer_sha256 is None else _tokenizer(artifact)
     for number in samples:
         if not 0 <= number < tokens.index.counts.num_samples:
             raise UserError(
@@ -205,11 +205,17 @@ def _tokenizer(artifact: ArtifactDir) -> Tokenizer:
     return load_tokenizer(artifact.fetch(TOKENIZER_FOLDER))
 
 
-def _show(tokens: TokenSplit, tokenizer: Tokenizer, number: int) -> ShownSample:
+def _show(tokens: TokenSplit, tokenizer: Tokenizer | None, number: int) -> ShownSample:
     from data.lineage import documents_of, place_of
 
     (sample,) = tokens.samples(number, number + 1)
     targets = sample["tokens"][1:].tolist()
+    counts = sample["loss_mask"][1:].tolist() if "loss_mask" in sample else [0] * len(targets)
+    eod_id = tokens.index.format.eod_id
+    texts = [
+        _text(tokenizer, target) if tokenizer else _number(target, bool(is_answer), eod_id)
+        for target, is_answer in zip(targets, counts, strict=True)
+    ]
     place = place_of(tokens.index, number)
     pieces = [
         Piece(
@@ -219,7 +225,7 @@ def _show(tokens: TokenSplit, tokenizer: Tokenizer, number: int) -> ShownSample:
             first_token=part.tokens.start,
             num_tokens=len(part.targets),
             document_tokens=part.num_tokens,
-            tokens=tuple(_text(tokenizer, targets[target]) for target in part.targets),
+            tokens=tuple(texts[target] for target in part.targets),
         )
         for part in documents_of(tokens, number)
     ]
@@ -231,6 +237,11 @@ def _show(tokens: TokenSplit, tokenizer: Tokenizer, number: int) -> ShownSample:
         num_padded=tokens.index.format.seq_len - sum(piece.num_tokens for piece in pieces),
         pieces=tuple(pieces),
     )
+
+
+def _number(token: int, is_answer: bool, eod_id: int) -> str:
+    """An id that is no text: `=` before one that the loss counts, if it counts some only."""
+    return "end " if token == eod_id else f"{'=' * is_answer}{token} "
 
 
 def _text(tokenizer: Tokenizer, token: int) -> str:

@@ -17,8 +17,16 @@ from data.filters import AnyFilter
 from data.filters.decontamination import Decontamination
 from data.filters.duplicates import DuplicateFilter, find_pairs, join_pairs
 from data.filters.python import Python
-from data.filters.screening import Screening, write_slice_fingerprints
-from data.sources import Slice, content_identity, local_paths, with_absolute_paths
+from data.filters.screening import Screening, Verdict, write_slice_fingerprints
+from data.sources import (
+    Slice,
+    content_identity,
+    local_paths,
+    plan_slices,
+    read_slice,
+    slice_bytes_of,
+    with_absolute_paths,
+)
 from pipelines.engine.stage import Resources
 from pipelines.faults import explained_disk
 from pipelines.stages.python.sources import Sources, find_sources
@@ -28,6 +36,8 @@ from pipelines.storage.artifact import ArtifactDir
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from pipelines.stages.tokenize.stage import TokenizeStageConfig
 
 _FOLDER = "comparisons"
 _CODE_FOLDER = "filters"
@@ -118,6 +128,20 @@ def compare_documents(
             left_out = _compare(slices, screening, comparing, code, source_stamp, resources, artifact)
         screening = screening._replace(left_out=(*screening.left_out, left_out))
     return screening
+
+
+def verdicts(config: TokenizeStageConfig, artifact: ArtifactDir) -> Iterator[Verdict]:
+    """What the filters of a finished stage say of each document of its source, in order. Reads the source.
+
+    Raises: UserError: the source or a module is missing. FileNotFoundError: the stage is not finished.
+    """
+    import numpy as np
+
+    num_comparisons = sum(isinstance(filter_, DuplicateFilter) for filter_ in config.filters)
+    found = [np.load(artifact.fetch(f"{_FOLDER}/{number}.npy")) for number in range(num_comparisons)]
+    screening = Screening(config.filters, tuple(found))
+    for slice_ in plan_slices(config.source, slice_bytes_of(config)):
+        yield from screening.verdicts(read_slice(slice_), slice_.index)
 
 
 def _compare(

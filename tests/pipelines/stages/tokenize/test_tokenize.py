@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from data.tokenizer import load_tokenizer
 from pipelines.engine.stage import Resources, StageContext, StageInputs, StageNode, StageResult
 from pipelines.stages import tasks
 from pipelines.stages.tokenize import stage as stage_module
+from pipelines.stages.tokenize.screening import verdicts
 from pipelines.stages.tokenize.stage import TokenizeInputs, TokenizeOutput, TokenizeStage, TokenizeStageConfig
 from pipelines.stages.tokenizer.stage import TokenizerStage, TokenizerStageConfig
 from pipelines.storage.artifact import ArtifactDir
@@ -187,6 +189,9 @@ def test_filters_leave_documents_out_and_say_why(tmp_path: Path, monkeypatch: py
     shards = tmp_path / "tokens"
     assert len(np.load(shards / "comparisons/0.npy")) == 30
     assert not (shards / "comparisons/0").exists()
+
+    told = [verdict.rejection.reason for verdict in verdicts(config, ArtifactDir.at(shards)) if verdict.rejection]
+    assert Counter(told) == output.left_out
 
     (shards / "slices/00001.json").unlink()
     monkeypatch.setattr("pipelines.stages.tokenize.screening._compare", None)  # what it found is read again
