@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -10,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from base.errors import DamagedError, UserError
 from pipelines.cli.console import JsonOption, OverridableCommand, StorageOption, console, error_console, print_json
+from pipelines.engine.runs import Run
 from pipelines.storage import open_storage
 from pipelines.storage.artifact import ArtifactDir
 
@@ -76,6 +78,38 @@ def stats(words: TokenizeArgument, storage: StorageOption = "runs", as_json: Jso
         _print_lengths(each.lengths)
 
 
+def filters(
+    words: TokenizeArgument,
+    count: Annotated[int, typer.Option(min=1, help="How many documents to show.")] = 20,
+    reason: Annotated[
+        str | None, typer.Option(help="Only those left out for this reason, such as too_short or near_duplicate.")
+    ] = None,
+    kept: Annotated[bool, typer.Option("--kept", help="Those that are kept, instead of those left out.")] = False,
+    storage: StorageOption = "runs",
+    as_json: JsonOption = False,
+) -> None:
+    """Show which documents the stage's filters leave out, by which filter and why. Reads the source again.
+
+    Example: `bmojo data filters quickstart tokens --reason too_short`
+    """
+    from pipelines.api.verdicts import verdicts
+
+    found = _stage_of(storage, words)
+    wanted = (one for one in verdicts(*found) if one.kept == kept and reason in (None, one.reason))
+    shown = list(islice(wanted, count))
+    if as_json:
+        print_json(shown)
+        return
+    for one in shown:
+        why = "" if one.kept else f": {one.reason} by {one.filter}: {escape(one.why or '')}"
+        console.print(f"[bold blue]{escape(one.document)}[/]{why}", soft_wrap=True)
+        console.print(
+            f"  {' '.join(one.text.split())}", markup=False, highlight=False, overflow="ellipsis", no_wrap=True
+        )
+    if not shown:
+        console.print("No such document.")
+
+
 def verify(words: TokenizeArgument, storage: StorageOption = "runs", as_json: JsonOption = False) -> None:
     """Read every shard and compare it with its digest. Exit code 1 if one is damaged.
 
@@ -137,18 +171,22 @@ def lineage(
             )
 
 
-for _command in (show, stats, verify):
+for _command in (show, stats, filters, verify):
     app.command(cls=OverridableCommand)(_command)
 
 
 def _artifact(storage: str, words: list[str]) -> ArtifactDir:
     from pipelines.api.tokens import tokens_artifact
 
+    return tokens_artifact(*_stage_of(storage, words))
+
+
+def _stage_of(storage: str, words: list[str]) -> tuple[Run, str]:
     found = _found(storage, words)
     if found.stage is None:
         names = ", ".join(found.run.info().fingerprints)
         raise UserError(f"{words[0]!r} is a run. Name its tokenize stage too; its stages: {names}.")
-    return tokens_artifact(found.run, found.stage)
+    return found.run, found.stage
 
 
 def _found(storage: str, words: list[str]) -> RunAndStage:

@@ -12,10 +12,12 @@ from base.errors import UserError
 from data.shards import TokenSplit
 from pipelines.api.lineage import lineage
 from pipelines.api.tokens import show_samples, statistics, tokens_artifact, verify
+from pipelines.api.verdicts import verdicts
 from pipelines.engine.runs import Run, find_run
 from pipelines.storage import open_storage
 from pipelines.storage.artifact import ArtifactDir
 from tests.pipelines.end_to_end.tiny_pipeline import Finished, TinyPipeline
+from tests.pipelines.made_runs import made_run
 
 Pipeline = tuple[TinyPipeline, Finished]
 GLOBAL_BATCH, SEQ_LEN = 8, 64
@@ -114,3 +116,34 @@ def test_the_commands_say_the_same(finished_pipeline: Pipeline, run: Run, tokens
     assert "".join(first.pieces[0].tokens).splitlines()[0] in shown
     assert "are as they were written" in pipeline.bmojo("data", "verify", "tokens", *storage).output
     assert "tokens per document: min: " in pipeline.bmojo("data", "stats", "tokens", *storage).output
+
+
+def test_filters_say_why(tmp_path: Path) -> None:
+    lines = [
+        json.dumps({"text": text}) for text in ("short", "a longer text " * 9, "a longer text " * 9, "another " * 9)
+    ]
+    (tmp_path / "corpus.jsonl").write_text("\n".join(lines))
+    stage = {
+        "kind": "tokenize",
+        "needs": ["tokenizer"],
+        "source": {"kind": "files", "paths": ["corpus.jsonl"]},
+        "seq_len": 8,
+        "filters": [{"kind": "length", "min_characters": 20}, {"kind": "exact_duplicates"}],
+    }
+    storage = open_storage(str(tmp_path / "runs"))
+    kinds = {"tokens": "tokenize", "plain": "tokenize", "train": "train"}
+    stages = {"tokens": stage, "plain": {**stage, "filters": []}}
+    run = made_run(storage, "f-00000000", {"stages": stages}, kinds, base_dir=str(tmp_path))
+    found = list(verdicts(run, "tokens"))
+    assert [(one.kept, one.filter, one.reason) for one in found] == [
+        (False, "length", "too_short"),
+        (True, None, None),
+        (False, "exact_duplicates", "duplicate"),
+        (True, None, None),
+    ]
+    assert found[0].why == "5 characters, at least 20 are asked for"
+    assert found[0].document == f"{tmp_path}/corpus.jsonl:0"
+    with pytest.raises(UserError, match="Stage plain has no filters"):
+        next(verdicts(run, "plain"))
+    with pytest.raises(UserError, match=r"is a train stage, expected a tokenize stage\. This run's: tokens, plain"):
+        next(verdicts(run, "train"))

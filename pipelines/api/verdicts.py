@@ -1,0 +1,61 @@
+"""What the filters of a `tokenize` stage say of each document of its source."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from pydantic import ValidationError
+
+from base.errors import UserError
+from pipelines.engine.runs import Run
+from pipelines.engine.stage import Facts
+from pipelines.stages.tasks import user_errors
+from pipelines.stages.tokenize.stage import TokenizeStage, TokenizeStageConfig
+
+_SHOWN_CHARS = 200
+
+
+class DocumentVerdict(Facts):
+    """A document and what became of it."""
+
+    document: str  # its name: path and byte, line or row
+    kept: bool
+    filter: str | None  # kind of the filter that left it out
+    reason: str | None  # as it is counted
+    why: str | None  # what was found in it
+    text: str  # how it begins, as the filter saw it
+
+
+def verdicts(run: Run, stage: str) -> Iterator[DocumentVerdict]:
+    """Read the source of a stage again, from the beginning. Comparing filters read all of it before the first verdict.
+
+    Raises: UserError: it is no tokenize stage, has no filters, or the text is not there any more.
+    """
+    from data.filters.screening import screened
+    from data.sources import plan_slices, slice_bytes_of
+
+    info = run.info()
+    if info.kinds.get(stage) != TokenizeStage.kind:
+        names = [name for name, kind in info.kinds.items() if kind == TokenizeStage.kind]
+        raise UserError(
+            f"Stage {stage} of run {run.run_id} is a {info.kinds.get(stage)} stage, expected a tokenize stage. This "
+            f"run's: {', '.join(names) or 'none'}."
+        )
+    try:
+        config = TokenizeStageConfig.model_validate(info.config["stages"][stage])
+    except ValidationError as error:
+        raise UserError(f"The settings of stage {stage} are of another version of this program: {error}") from error
+    if not config.filters:
+        raise UserError(f"Stage {stage} has no filters. Set `filters` in the pipeline file.")
+    with user_errors(), contextlib.chdir(info.base_dir or "."):
+        for verdict in screened(plan_slices(config.source, slice_bytes_of(config)), config.filters):
+            rejection = verdict.rejection
+            yield DocumentVerdict(
+                document=verdict.document.id,
+                kept=rejection is None,
+                filter=None if rejection is None else config.filters[verdict.filter].kind,
+                reason=None if rejection is None else rejection.reason,
+                why=None if rejection is None else rejection.why,
+                text=verdict.document.text[:_SHOWN_CHARS],
+            )
