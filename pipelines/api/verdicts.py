@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pydantic import ValidationError
 
 from base.errors import UserError
+from data.filters.screening import screened
+from data.sources import plan_slices, slice_bytes_of
 from pipelines.engine.runs import Run
 from pipelines.engine.stage import Facts
 from pipelines.stages.tasks import user_errors
@@ -32,9 +34,6 @@ def verdicts(run: Run, stage: str) -> Iterator[DocumentVerdict]:
 
     Raises: UserError: it is no tokenize stage, has no filters, or the text is not there any more.
     """
-    from data.filters.screening import screened
-    from data.sources import plan_slices, slice_bytes_of
-
     info = run.info()
     if info.kinds.get(stage) != TokenizeStage.kind:
         names = [name for name, kind in info.kinds.items() if kind == TokenizeStage.kind]
