@@ -19,6 +19,7 @@ from pydantic import Field, model_validator
 
 from base.config import StrictConfig
 from data.errors import DataError
+from data.filters.mixing import mixed
 from data.records import Reason
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ class NearDuplicates(DuplicateFilter):
         bands = signatures.reshape(len(texts), self.num_bands, -1).astype(np.uint64)
         keys = np.zeros(bands.shape[:2], np.uint64)
         for row in range(bands.shape[2]):
-            keys = _mixed(keys ^ bands[:, :, row])
+            keys = mixed(keys ^ bands[:, :, row])
         return Fingerprints(keys.T.copy(), signatures)
 
     def is_same(self, details: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -156,16 +157,6 @@ class NearDuplicates(DuplicateFilter):
         words = _WORD.findall(text.lower())
         last = max(len(words) - self.shingle_words, 0)
         return [" ".join(words[start : start + self.shingle_words]) for start in range(last + 1)]
-
-
-def _mixed(x: np.ndarray) -> np.ndarray:
-    """A bijection of 64 bits in which every bit of the input counts for every bit of the output (splitmix64)."""
-    import numpy as np
-
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ x >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ x >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
-    return x ^ x >> np.uint64(31)
 
 
 def write_fingerprints(documents: Iterable[tuple[int, str]], filter_: DuplicateFilter, folder: Path) -> int:

@@ -5,13 +5,16 @@ Words are what white space keeps apart, lines and paragraphs what one line end a
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from data.filters.filter import Filter, Judge, Rejection
+from data.filters.mixing import mixed
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _STOP_WORDS = frozenset(("the", "be", "to", "of", "and", "that", "have", "with"))
 _BULLETS = ("•", "-", "*", "‣", "●", "◦")
@@ -118,12 +121,12 @@ class GopherRepetition(Filter):
         ):
             if (share := sum(map(len, _repeated(pieces))) / num_characters) > greatest:
                 yield f"{share:.0%} of the characters are in {name} that occurred before"
-        words = text.split()
+        runs = _Runs(text.split())
         for length, greatest in enumerate(self.max_top_ngrams, start=2):
-            if (share := _top_ngram(words, length) / num_characters) > greatest:
+            if (share := runs.most_frequent(length) / num_characters) > greatest:
                 yield f"{share:.0%} of the characters are in one run of {length} words"
         for length, greatest in enumerate(self.max_duplicate_ngrams, start=5):
-            if (share := _duplicate_ngrams(words, length) / num_characters) > greatest:
+            if (share := runs.repeated(length) / num_characters) > greatest:
                 yield f"{share:.0%} of the characters are in repeated runs of {length} words"
 
 
@@ -142,25 +145,47 @@ def _repeated(pieces: Sequence[str]) -> list[str]:
     return repeated
 
 
-def _runs(words: Sequence[str], length: int) -> list[tuple[str, ...]]:
-    return list(zip(*(words[i:] for i in range(length)), strict=False))
+class _Runs:
+    """Runs of words of a text, told apart by hashes of 64 bits. Sizes count the characters of words."""
 
+    def __init__(self, words: Sequence[str]) -> None:
+        import numpy as np
 
-def _top_ngram(words: Sequence[str], length: int) -> int:
-    """Characters of the most frequent run of words, all times it occurs; 0 if none occurs twice."""
-    counts = Counter(_runs(words, length))
-    if not counts:
-        return 0
-    run, count = counts.most_common(1)[0]
-    return count * sum(map(len, run)) if count > 1 else 0
+        numbers: dict[str, int] = {}
+        self._words = np.array([numbers.setdefault(word, len(numbers)) for word in words], np.uint64)
+        self._ends = np.cumsum([0, *map(len, words)])
+        self._hashes = mixed(self._words)  # of runs of
+        self._length = 1  # word; grows
 
+    def most_frequent(self, length: int) -> int:
+        """Size of the most frequent run, the first of several, all times it occurs; 0 if none occurs twice."""
+        import numpy as np
 
-def _duplicate_ngrams(words: Sequence[str], length: int) -> int:
-    """Characters of words that are in a run of words that occurs more than once; each word counts once."""
-    runs = _runs(words, length)
-    counts = Counter(runs)
-    is_repeated = bytearray(len(words))
-    for start, run in enumerate(runs):
-        if counts[run] > 1:
-            is_repeated[start : start + length] = b"\1" * length
-    return sum(len(word) for word, repeated in zip(words, is_repeated, strict=True) if repeated)
+        hashes = self._of(length)
+        if not len(hashes):
+            return 0
+        _, firsts, counts = np.unique(hashes, return_index=True, return_counts=True)
+        count = counts.max()
+        first = firsts[counts == count].min()
+        return int(count * (self._ends[first + length] - self._ends[first])) if count > 1 else 0
+
+    def repeated(self, length: int) -> int:
+        """Size of the words that are in a run that occurs more than once; each word counts once."""
+        import numpy as np
+
+        hashes = self._of(length)
+        _, which, counts = np.unique(hashes, return_inverse=True, return_counts=True)
+        starts = np.flatnonzero(counts[which] > 1) if len(hashes) else np.empty(0, np.int64)
+        begun = np.zeros(len(self._words) + 1, np.int64)
+        np.add.at(begun, starts, 1)
+        np.add.at(begun, starts + length, -1)
+        return int(np.diff(self._ends)[begun.cumsum()[:-1] > 0].sum())
+
+    def _of(self, length: int) -> np.ndarray:
+        """A hash of the run of words from each word on; lengths are asked for in increasing order, or again from 2."""
+        if length < self._length:
+            self._hashes, self._length = mixed(self._words), 1
+        while self._length < length:
+            self._hashes = mixed(self._hashes[:-1] ^ self._words[self._length :])
+            self._length += 1
+        return self._hashes

@@ -22,6 +22,7 @@ from data.errors import DataError
 from data.filters import AnyFilter
 from data.filters.duplicates import find_pairs, join_pairs, write_fingerprints
 from data.filters.filter import Filter, Rejection
+from data.filters.gopher import _Runs
 from data.filters.screening import compare, screened
 from data.records import Reason
 from data.sources import plan_slices, read_slice
@@ -119,6 +120,19 @@ def test_gopher_repetition_counts_lines_paragraphs_and_runs_of_words() -> None:
     repeated = " ".join(words + words[:10])
     assert why(repeated, kind=kind, max_top_ngrams=(), **only).endswith("are in repeated runs of 5 words")
     assert judge(" ".join(words), kind=kind, **only) == " ".join(words)
+
+
+@settings(max_examples=60, deadline=None)
+@given(words=st.lists(st.sampled_from(["a", "bb", "ccc", "dddd"]), max_size=40), length=st.integers(2, 6))
+def test_runs_of_words_are_counted_as_by_hand(words: list[str], length: int) -> None:
+    runs = [tuple(words[start : start + length]) for start in range(len(words) - length + 1)]
+    counts = Counter(runs)
+    most = max(counts.values(), default=0)
+    first = next((run for run in runs if counts[run] == most), ())
+    counted = _Runs(words)
+    assert counted.most_frequent(length) == (most * sum(map(len, first)) if most > 1 else 0)
+    inside = {at + i for at, run in enumerate(runs) if counts[run] > 1 for i in range(length)}
+    assert counted.repeated(length) == sum(len(words[i]) for i in inside)
 
 
 def test_documents_with_a_run_of_an_evaluation_set_are_left_out(tmp_path: Path) -> None:
