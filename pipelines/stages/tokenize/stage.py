@@ -93,7 +93,7 @@ class TokenizeOutput(StageOutput):
         return self.tokenizer_sha256 is not None
 
     def summary(self) -> str:
-        """The documents: in which split, and how many in none, by reason."""
+        """The documents: in which split, how many are cut, and how many are in none, by reason; and the padding."""
         text = (
             f"{self.num_train_documents:,} documents for training ({self.num_train_tokens:,} tokens), "
             f"{self.num_valid_documents:,} for validation ({self.num_valid_tokens:,} tokens)"

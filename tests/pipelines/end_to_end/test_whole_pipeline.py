@@ -71,7 +71,8 @@ def test_status_and_list_know_the_run(finished_pipeline: Pipeline) -> None:
     assert status.code == 0
     assert "SUCCEEDED" in status.output
     assert re.search(
-        r"^tokens: \d+ documents for training \([\d,]+ tokens\), \d+ for validation \([\d,]+ tokens\); left out: none$",
+        r"^tokens: \d+ documents for training \([\d,]+ tokens\), \d+ for validation \([\d,]+ tokens\); "
+        r"cut: \d+ documents; padding: [\d.]+%; left out: none$",
         status.output,
         re.MULTILINE,
     )
