@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 
+import fsspec
 import pytest
 import zstandard
 from hypothesis import given, settings
@@ -47,7 +49,20 @@ def zst(pieces: list[bytes], sized: bool = True, between: bytes = b"") -> bytes:
     return between.join([b"", *frames])
 
 
+def seekable(pieces: list[bytes], has_checksums: bool = False) -> bytes:
+    """Frames that do not tell how much text they hold, and a table that does."""
+    frames = [zst([piece], sized=False) for piece in pieces]
+    table = b"".join(
+        struct.pack("<II", len(frame), len(piece)) + b"sums" * has_checksums
+        for frame, piece in zip(frames, pieces, strict=True)
+    )
+    table += struct.pack("<IBI", len(frames), 0x80 * has_checksums, 0x8F92EAB1)
+    return b"".join(frames) + struct.pack("<II", 0x184D2A5E, len(table)) + table
+
+
 FORMATS = {
+    "seekable.zst": seekable,
+    "summed.zst": lambda pieces: seekable(pieces, has_checksums=True),
     "gz": gz,
     "zst": zst,
     "unsized.zst": lambda pieces: zst(pieces, sized=False),
@@ -106,19 +121,42 @@ def test_a_file_is_cut_into_pieces_of_about_the_size_asked_for(tmp_path: Path, f
     assert max(of_slice[:-1]) - min(of_slice[:-1]) < 30
 
 
-def test_a_frame_is_entered_without_reading_those_before(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["zst", "seekable.zst", "summed.zst"])
+def test_a_frame_is_entered_without_reading_those_before(tmp_path: Path, form: str) -> None:
     frames = [json.dumps({"text": letter + Random(0).randbytes(1500).hex()}).encode() + b"\n" for letter in "abcd"]
-    raw = [zst([frame]) for frame in frames]
+    first = len(FORMATS["zst" if form == "zst" else "unsized.zst"](frames[:1]))
     path = tmp_path / "c.jsonl.zst"
-    path.write_bytes(b"".join(raw))
+    path.write_bytes(FORMATS[form](frames))
     slices = plan_slices(files(path), len(frames[0]))
     assert len(slices) == 4
     damaged = bytearray(path.read_bytes())
-    damaged[len(raw[0]) - 6] ^= 0xFF  # in the first frame, whose checksum it is behind
+    damaged[first - 6] ^= 0xFF  # in the first frame, whose checksum it is behind
     path.write_bytes(damaged)
     assert [document.text[0] for slice_ in slices[2:] for document in read_slice(slice_)] == ["c", "d"]
     with pytest.raises(DataError, match=r"the compressed stream is .*zstd -t"):
         list(read_slice(slices[0]))
+
+
+@pytest.mark.parametrize("change", [lambda raw: raw[:-3] + b"abc", lambda raw: b"\0" + raw])
+def test_a_table_that_does_not_fit_the_file_is_not_believed(tmp_path: Path, change: Callable[[bytes], bytes]) -> None:
+    path = tmp_path / "c.jsonl.zst"
+    path.write_bytes(change(seekable([b"{}\n" * 100] * 3)))
+    assert compressed._seek_table(path, path.stat().st_size) is None
+
+
+def test_in_a_store_a_file_is_cut_at_the_frames_of_its_table_or_not_at_all(tmp_path: Path) -> None:
+    data = [json.dumps({"text": f"{i} " + Random(i).randbytes(500).hex()}).encode() + b"\n" for i in range(8)]
+    store = fsspec.filesystem("memory")
+    for form, num_slices in (("seekable.zst", 8), ("zst", 1), ("gz", 1)):
+        name = f"c.jsonl.{form.rpartition('.')[2]}"
+        store.pipe(f"/compressed/{name}", FORMATS[form](data))
+        source = files(f"memory://compressed/{name}")
+        slices = plan_slices(source, len(data[0]) + 1)
+        assert len(slices) == num_slices
+        texts = [
+            document.text for slice_ in slices for document in read_slice(slice_) if isinstance(document, Document)
+        ]
+        assert texts == [json.loads(line)["text"] for line in data]
 
 
 def test_few_pieces_are_cut_of_what_cannot_be_entered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
