@@ -56,6 +56,8 @@ class Screening(NamedTuple):
 
     def of_slice(self, slice_index: int) -> Screening:
         """The same with what concerns one slice only, which is small enough to travel."""
+        if not self.left_out:
+            return self
         import numpy as np
 
         low, high = number_of(slice_index, 0), number_of(slice_index + 1, 0)
