@@ -13,6 +13,7 @@ from data.sources import plan_slices, slice_bytes_of
 from pipelines.engine.runs import Run
 from pipelines.engine.stage import Facts
 from pipelines.stages.tasks import user_errors
+from pipelines.stages.tokenize.screening import verdicts as verdicts_of
 from pipelines.stages.tokenize.stage import TokenizeStage, TokenizeStageConfig
 
 _SHOWN_CHARS = 200
@@ -30,7 +31,9 @@ class DocumentVerdict(Facts):
 
 
 def verdicts(run: Run, stage: str) -> Iterator[DocumentVerdict]:
-    """Read the source of a stage again, from the beginning. Comparing filters read all of it before the first verdict.
+    """Read the source of a stage again, from the beginning.
+
+    If the stage is not finished, filters that compare documents read all of it before the first verdict.
 
     Raises: UserError: it is no tokenize stage, has no filters, or the text is not there any more.
     """
@@ -48,7 +51,13 @@ def verdicts(run: Run, stage: str) -> Iterator[DocumentVerdict]:
     if not config.filters:
         raise UserError(f"Stage {stage} has no filters. Set `filters` in the pipeline file.")
     with user_errors(), contextlib.chdir(info.base_dir or "."):
-        for verdict in screened(plan_slices(config.source, slice_bytes_of(config)), config.filters):
+        artifact = run.artifact_of(run.stored_state().stages[stage])
+        found = (
+            screened(plan_slices(config.source, slice_bytes_of(config)), config.filters)
+            if artifact is None
+            else verdicts_of(config, artifact)
+        )
+        for verdict in found:
             rejection = verdict.rejection
             yield DocumentVerdict(
                 document=verdict.document.id,
