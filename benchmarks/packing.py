@@ -62,10 +62,8 @@ def main() -> None:
     source = FilesSource(kind="files", paths=paths)
     learnt = TokenizerFields(source=source, vocab_size=options.vocab_size, sample_bytes=4 << 20)
     tokenizer = train_tokenizer(sample_texts(source, learnt.sample_bytes), learnt)
-    print(
-        "| seq_len | packing | slices | train padded | train cut | valid padded, alone | valid padded | table, B/doc |"
-    )
-    print("|--:|---|--:|--:|--:|--:|--:|--:|")
+    titles = "seq_len", "packing", "slices", "padded", "cut", "valid, alone", "valid padded", "table, B/document"
+    print(f"| {' | '.join(titles)} |\n|--:|---|--:|--:|--:|--:|--:|--:|")
     for seq_len in options.seq_len:
         for packing in get_args(Packing):
             fields = TokenizeFields(

@@ -82,6 +82,8 @@ def pieces(path: AnyPath, compression: Compression, piece_bytes: int) -> Iterato
         else:
             entries, num_bytes, largest = _frames(path)
     step = max(least, -(-largest // _PIECES[compression]))
+    if len(entries) == 1 and num_bytes < 2 * step:
+        step = num_bytes or 1  # not worth decompressing most of it twice
     at = [entry.text_byte for entry in entries]
     for start in range(0, num_bytes or 1, step):
         is_last = start + step >= num_bytes

@@ -144,6 +144,15 @@ def test_a_table_that_does_not_fit_the_file_is_not_believed(tmp_path: Path, chan
     assert compressed._seek_table(path, path.stat().st_size) is None
 
 
+@pytest.mark.parametrize("form", ["gz", "zst"])
+def test_a_file_of_less_than_two_pieces_that_cannot_be_entered_is_not_cut(tmp_path: Path, form: str) -> None:
+    data = b"".join(json.dumps({"text": Random(i).randbytes(50).hex()}).encode() + b"\n" for i in range(100))
+    path = tmp_path / f"c.jsonl.{form}"
+    path.write_bytes(FORMATS[form]([data]))
+    assert len(plan_slices(files(path), len(data) // 2 + 1)) == 1
+    assert len(plan_slices(files(path), len(data) // 2 - 1)) == 3
+
+
 def test_in_a_store_a_file_is_cut_at_the_frames_of_its_table_or_not_at_all(tmp_path: Path) -> None:
     data = [json.dumps({"text": f"{i} " + Random(i).randbytes(500).hex()}).encode() + b"\n" for i in range(8)]
     store = fsspec.filesystem("memory")
