@@ -410,7 +410,7 @@ class _Scheduler:
                     )
                 )
                 self._observer.on_notice(
-                    f"{planned.name}: {failure.text}. It starts again in {retry.pause_s:.0f} s "
+                    f"{planned.name}: {failure.text.rstrip('.')}. It starts again in {retry.pause_s:.0f} s "
                     f"({retry.left} more {retry.budget} left)"
                 )
                 self._launcher.prepare()

@@ -44,9 +44,11 @@ class MlflowSink:
         Raises: UserError: a SQLite file that cannot be opened, or a deleted experiment. Whatever MLflow or the
             network raises.
         """
-        for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.tracking", "mlflow.store.model_registry"):
+        for noisy in ("alembic", "mlflow.tracking", "mlflow.store.model_registry"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
-        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # the replayer reports it, once
+        # What these two say, the second with a page of traceback, the replayer reports once.
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         if artifact_root is not None:
             prepare_store(artifact_root)
         check_store(uri)
