@@ -92,9 +92,9 @@ class Server:
                 stderr=log,
             )
 
-    def fetched(self) -> set[str]:
-        """Names of the shards that were read."""
-        return set(re.findall(r'"GET /bucket/\S*/(train/\S+\.mds)', self._log.read_text(errors="replace")))
+    def fetched(self, name: str) -> set[str]:
+        """The shards of a storage that were read."""
+        return set(re.findall(rf'"GET /bucket/{name}/(\S+\.mds)', self._log.read_text(errors="replace")))
 
 
 class CacheWatch(threading.Thread):
@@ -144,7 +144,6 @@ def measure(name: str, corpus: Path, server: Server, folder: Path, outage_s: flo
     file.write_text(PIPELINE.format(name=name, corpus=corpus, cache_bytes=CACHE_BYTES, folder=folder))
     watch = CacheWatch(caches)
     watch.start()
-    before = server.fetched()
     with cluster(caches) as address:
         command = [sys.executable, "-m", "pipelines", "run", str(file), "--restarts", "3", f"cluster.address={address}"]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -157,7 +156,7 @@ def measure(name: str, corpus: Path, server: Server, folder: Path, outage_s: flo
             time.sleep(0.5)
             step = step_of(storage)
             if at_first_step is None and step:
-                at_first_step = len(server.fetched() - before)
+                at_first_step = len(server.fetched(name))
             if not stopped and step >= STOP_AT_STEP:
                 stopped = True
                 server.process.send_signal(signal.SIGSTOP)
@@ -180,7 +179,7 @@ def measure(name: str, corpus: Path, server: Server, folder: Path, outage_s: flo
     num_shards = len(files.glob(f"{artifact}/train/*/*.mds"))
     (weights,) = files.glob(f"{storage}/artifacts/train/*/model/model.safetensors")
     digest = hashlib.sha256(files.cat_file(weights)).hexdigest()
-    fetched = len(server.fetched() - before)
+    fetched = len(server.fetched(name))
     print(
         f"{name}: exit {process.returncode} after {seconds:.0f} s; {at_first_step} of {num_shards} shards had arrived "
         f"at the first step that was seen, {fetched} at the end; caches held at most "
