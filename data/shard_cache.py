@@ -75,10 +75,6 @@ class CachedShardFiles:
             if entry.sha256 not in self._ahead and not self._path(entry).exists():
                 self._ahead[entry.sha256] = self._fetches.submit(self._fetch, split, entry, patience_s=0.0)
 
-    def close(self) -> None:
-        """Give up what is still to be fetched; waits for what is arriving."""
-        self._fetches.shutdown(wait=True, cancel_futures=True)
-
     def __str__(self) -> str:
         return self._url
 

@@ -25,6 +25,7 @@ from data.shards import TokenBatch, TokenSplit, collate
 
 _BATCHES_AHEAD = 4
 _POLL_S = 0.1
+_END_S = 5.0
 
 
 class Worker(NamedTuple):
@@ -219,9 +220,9 @@ class _Reader:
         return batch
 
     def stop(self) -> None:
-        """End the thread; it finishes the file it is waiting for."""
+        """End the thread. One that waits for a storage which is away is left behind: it ends with the process."""
         self._stopped.set()
-        self._thread.join()
+        self._thread.join(_END_S)
         self._open.clear()
 
     def _read(self) -> None:

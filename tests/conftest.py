@@ -16,24 +16,23 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
-_TOGETHER = {
-    "tests/pipelines/end_to_end/": "whole pipelines",  # the session's one finished run, Ray's ports
-    "tests/pipelines/submit/": "whole pipelines",
-    "tests/pipelines/stages/train/": "stages on Ray",  # the session's one Ray cluster
-    "tests/pipelines/stages/tokenize/": "stages on Ray",
-}
-"""Tests that share what is made once per process, or use what a machine has once: they run one after the other."""
+_ONE_PER_MACHINE = (
+    "tests/pipelines/end_to_end/",
+    "tests/pipelines/stages/train/",
+    "tests/pipelines/stages/tokenize/",
+    "tests/pipelines/submit/",
+)
+"""Tests that use what a machine has once: Ray's ports. They run one after the other."""
 
 
 class _Parts(LoadScopeScheduling):
-    """Divides the tests among the processes of `pytest -n 2`: some folders go together, else a file is a part.
+    """Divides the tests among the processes of `pytest -n 2`: all of the above are one part, else a file is one.
 
     Not xdist's own groups: those of 3.8 have no effect with pytest 9.2, whose node ids it cannot change.
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        parts = (part for folder, part in _TOGETHER.items() if nodeid.startswith(folder))
-        return next(parts, nodeid.partition("::")[0])
+        return "machine" if nodeid.startswith(_ONE_PER_MACHINE) else nodeid.partition("::")[0]
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:

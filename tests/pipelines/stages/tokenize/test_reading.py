@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from base.errors import DamagedError
+from data import streaming
 from data.config import FilesSource, TokenizeFields
 from data.shards import TokenSplit, read_token_batches
 from data.streaming import StreamOrder, TokenStream, Worker
@@ -147,3 +148,19 @@ def test_reading_a_few_samples_fetches_their_shards_only(artifact: ArtifactDir, 
     start = tokens.index.counts.num_samples // 2
     assert len(list(tokens.samples(start, start + 3))) == 3
     assert len(shards_fetched(proxy)) <= 2
+
+
+def test_a_stream_that_waits_for_the_store_is_closed_soon(
+    artifact: ArtifactDir, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that is about to be taken away has seconds, and its store may be away too."""
+    monkeypatch.setenv("BMOJO_STORAGE_RETRY_S", "0.2")
+    monkeypatch.setattr(reading, "_OUTAGE_S", 8.0)
+    monkeypatch.setattr(streaming, "_END_S", 0.5)
+    tokens = token_split(artifact, "train", CACHE_BYTES)
+    assert len(tokens.index) > 20
+    proxy.fault = lambda method, path: "503 SlowDown"
+    with stream_of(tokens) as stream:
+        iter(stream)
+        started = time.monotonic()
+    assert time.monotonic() - started < 5.0
