@@ -50,6 +50,17 @@ def known_stage(run: Run, stage: str) -> str:
     return stage
 
 
+def require_kind(run: Run, stage: str, kind: str) -> None:
+    """Raises UserError: the stage is of another kind; names the run's stages of this one."""
+    kinds = run.info().kinds
+    if kinds.get(stage) != kind:
+        names = [name for name, found in kinds.items() if found == kind]
+        raise UserError(
+            f"Stage {stage} of run {run.run_id} is a {kinds.get(stage)} stage, expected a {kind} stage. This run's: "
+            f"{', '.join(names) or 'none'}."
+        )
+
+
 def needs_of(info: RunInfo, stage: str) -> tuple[str, ...]:
     """Names of the stages that a stage reads, in the order of the pipeline file."""
     needs = info.config.get("stages", {}).get(stage, {}).get("needs", ())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import ValidationError
 
 from base.errors import UserError
-from pipelines.api.finding import needs_of
+from pipelines.api.finding import needs_of, require_kind
 from pipelines.api.tokens import tokens_artifact
 from pipelines.engine.runs import Run
 from pipelines.engine.stage import Facts
@@ -55,12 +55,7 @@ def lineage(run: Run, stage: str, step: int) -> StepLineage:
 
     info = run.info()
     stages = run.stored_state().stages
-    if stages[stage].kind != TrainStage.kind:
-        names = [name for name, found in stages.items() if found.kind == TrainStage.kind]
-        raise UserError(
-            f"Stage {stage} of run {run.run_id} is a {stages[stage].kind} stage, expected a train stage. This run's: "
-            f"{', '.join(names) or 'none'}."
-        )
+    require_kind(run, stage, TrainStage.kind)
     try:
         config = TrainStageConfig.model_validate(info.config["stages"][stage])
     except ValidationError as error:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from base.errors import DamagedError, UserError
 from data.errors import DataError
 from data.records import SPLITS, Split
+from pipelines.api.finding import require_kind
 from pipelines.engine.runs import Run
 from pipelines.engine.stage import Facts
 from pipelines.stages.tokenize.stage import TokenizeStage
@@ -87,14 +88,8 @@ class VerifyReport(Facts):
 
 def tokens_artifact(run: Run, stage: str) -> ArtifactDir:
     """The artifact of a finished `tokenize` stage. Raises UserError: it is of another kind, or not finished."""
-    stages = run.stored_state().stages
-    if stages[stage].kind != TokenizeStage.kind:
-        names = [name for name, found in stages.items() if found.kind == TokenizeStage.kind]
-        raise UserError(
-            f"Stage {stage} of run {run.run_id} is a {stages[stage].kind} stage, expected a tokenize stage. This "
-            f"run's: {', '.join(names) or 'none'}."
-        )
-    artifact = run.artifact_of(stages[stage])
+    require_kind(run, stage, TokenizeStage.kind)
+    artifact = run.artifact_of(run.stored_state().stages[stage])
     if artifact is None:
         raise UserError(f"Stage {stage} of run {run.run_id} is not finished. Run the pipeline first.")
     return artifact

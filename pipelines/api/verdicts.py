@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from base.errors import UserError
 from data.filters.screening import screened
 from data.sources import plan_slices, slice_bytes_of
+from pipelines.api.finding import require_kind
 from pipelines.engine.runs import Run
 from pipelines.engine.stage import Facts
 from pipelines.stages.tasks import user_errors
@@ -38,12 +39,7 @@ def verdicts(run: Run, stage: str) -> Iterator[DocumentVerdict]:
     Raises: UserError: it is no tokenize stage, has no filters, or the text is not there any more.
     """
     info = run.info()
-    if info.kinds.get(stage) != TokenizeStage.kind:
-        names = [name for name, kind in info.kinds.items() if kind == TokenizeStage.kind]
-        raise UserError(
-            f"Stage {stage} of run {run.run_id} is a {info.kinds.get(stage)} stage, expected a tokenize stage. This "
-            f"run's: {', '.join(names) or 'none'}."
-        )
+    require_kind(run, stage, TokenizeStage.kind)
     try:
         config = TokenizeStageConfig.model_validate(info.config["stages"][stage])
     except ValidationError as error:
