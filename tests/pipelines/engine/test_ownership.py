@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from base.errors import UserError
+from base.files import is_temporary
 from pipelines.engine.events import Ended, Planned, Status
 from pipelines.engine.lease import Lease, LeaseLostError
 from pipelines.engine.observer import Observer
@@ -108,7 +109,9 @@ def test_a_stopped_driver_is_replaced_and_its_heir_alone_succeeds(store: Path, w
     assert record is not None
     assert record.lease_number == 2
     assert sorted(set(steps_told(run))) == list(range(16))
-    assert len(list((artifact / "steps").iterdir())) == 16
+    # The stopped process may have been in the middle of a write, which it never finished: `bmojo gc` removes that.
+    steps = [path.name for path in (artifact / "steps").iterdir() if not is_temporary(path.name)]
+    assert len(steps) == 16
     assert run_here(open_storage(store), upto=16).status is Status.SUCCEEDED
 
 
