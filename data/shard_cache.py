@@ -179,32 +179,29 @@ class CachedShardFiles:
 def _created(part: Path) -> BinaryIO | None:
     """The file, locked by this process; None if another one has it."""
     file = open(part, "ab")  # noqa: SIM115  # held until the shard has arrived
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    if not os.fstat(file.fileno()).st_nlink:
-        file.close()
-        return None
-    return file
+    if _locked(file) and os.fstat(file.fileno()).st_nlink:
+        return file
+    file.close()
+    return None
 
 
 def _is_left_over(part: Path) -> bool:
     with open(part, "ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-    return True
+        return _locked(file)
 
 
 def _removed(path: Path) -> bool:
     """Remove a shard unless someone has it open."""
     with open(path, "rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        path.unlink()
+        if free := _locked(file):
+            path.unlink()
+    return free
+
+
+def _locked(file: BinaryIO) -> bool:
+    """Lock a file unless somebody holds it. Whether it is ours now, until it is closed."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
     return True

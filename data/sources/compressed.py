@@ -198,7 +198,7 @@ class _ZstdText(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # any buffer, as io asks
         if not self._left:
             self._left = memoryview(next(self._blocks, b""))
         size = min(len(buffer), len(self._left))

@@ -66,7 +66,7 @@ class InContextRecall(Task):
 class NoisyRecall(InContextRecall):
     """Noisy in-context recall: the same, with tokens between the pairs that mean nothing. Ids: keys, values, noise."""
 
-    kind: Literal["noisy_recall"]  # type: ignore[assignment]
+    kind: Literal["noisy_recall"]  # type: ignore[assignment]  # narrower than the base's
     num_noise_ids: int = Field(16, ge=1, description="Different tokens of noise.")
     noise_share: float = Field(0.2, ge=0, lt=1, description="Share of the pairs that are noise, on average.")
 
