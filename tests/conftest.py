@@ -18,6 +18,8 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 
 _ONE_PER_MACHINE = (
     "tests/pipelines/end_to_end/",
+    "tests/pipelines/stages/evaluate/",
+    "tests/pipelines/stages/test_actors.py",
     "tests/pipelines/stages/train/",
     "tests/pipelines/stages/tokenize/",
     "tests/pipelines/submit/",

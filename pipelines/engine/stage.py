@@ -62,6 +62,10 @@ class Resources(StrictConfig):
         }
         return {name: float(amount) for name, amount in asked.items() if amount}
 
+    def without_accelerators(self) -> Resources:
+        """The same for work on the CPU: on machines that have none, too, and holding none."""
+        return self.model_copy(update={"gpus_per_worker": 0, "neuron_cores_per_worker": 0})
+
 
 def _check_form(needs: Any) -> Any:
     """Refuse what is neither a list of names nor a mapping of roles to names."""

@@ -18,7 +18,7 @@ from pipelines.stages.ray_resources import task_options, wait_for_machines
 
 Result = TypeVar("Result")
 
-_MAX_RETRIES = 3  # of a task whose worker process or machine died
+MAX_RETRIES = 3  # of a task whose worker process or machine died
 _CANCEL_S = 5.0
 
 
@@ -58,7 +58,7 @@ def run_tasks(
 
     with explained_ray("Looking for room in the cluster"):
         wait_for_machines(Demand(resources, fewest=1))
-    task = ray.remote(max_retries=_MAX_RETRIES, **task_options(resources))(function)
+    task = ray.remote(max_retries=MAX_RETRIES, **task_options(resources))(function)
     waiting = list(reversed(calls))
     running: list[Any] = []
     try:

@@ -2,41 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from data.config import SyntheticSource
 from data.shards import read_token_documents
-from pipelines.engine.stage import Resources, StageNode
+from pipelines.engine.stage import StageNode
+from pipelines.stages.actors import Call, call_actors
 from pipelines.stages.evaluate import scoring, work
 from pipelines.stages.evaluate.config import EvaluateStageConfig
+from pipelines.stages.evaluate.sampling import Drawing
 from pipelines.stages.evaluate.stage import EvaluateOutput, SampleText
-from pipelines.stages.tasks import run_tasks
 from pipelines.stages.tokenize.stage import TokenizeOutput, TokenizeStage
 from pipelines.stages.tokenizer.stage import TOKENIZER_FOLDER
 from pipelines.stages.train.stage import TrainStage
 from pipelines.tracking.journal import Journal
 
-BATCHES_PER_TASK = 4
-
 
 def evaluate(
     config: EvaluateStageConfig, trained: StageNode[TrainStage], tokens: StageNode[TokenizeStage], journal: Journal
 ) -> EvaluateOutput:
-    """Score the trained model on the validation split in Ray tasks. Raises as run_tasks."""
+    """Score the trained model on the validation split in Ray actors. Raises as call_actors."""
     subject = work.Subject(
         trained.artifact,
         trained.output.model,
         tokens.artifact,
         TOKENIZER_FOLDER if tokens.output.is_text else None,
         tokens.output.has_loss_mask,
-        config.resources,
+        config.resources.cpus_per_worker,
+        config.on_gpu,
+        config.used_precision == "bf16",
     )
     windows, bin_ends = _windows(config, subject, tokens.output)
-    results = _run(_tasks(config, subject, tokens.output, windows, bin_ends), config.resources, journal)
+    results = _run(subject, _tasks(config, tokens.output, windows, bin_ends), journal)
     source = tokens.config.source
     chance = source.task.chance if isinstance(source, SyntheticSource) else None
     return _output(config, tokens.output, results, bin_ends, chance)
@@ -49,47 +50,47 @@ class _Results:
     trained: list[scoring.Score] = field(default_factory=list)
     untrained: list[scoring.Score] = field(default_factory=list)
     gzip: list[float] = field(default_factory=list)
-    window: list[np.ndarray] = field(default_factory=list)
-    sample: list[str] = field(default_factory=list)
+    windows: list[np.ndarray] = field(default_factory=list)
+    samples: list[list[str]] = field(default_factory=list)
 
 
 class _Task(NamedTuple):
     """`result`: the list of _Results that its result goes to."""
 
     result: str
-    function: Callable[..., Any]
-    arguments: tuple[Any, ...]
+    call: Call
 
 
 def _tasks(
-    config: EvaluateStageConfig,
-    subject: work.Subject,
-    tokens: TokenizeOutput,
-    windows: list[np.ndarray],
-    bin_ends: list[int],
+    config: EvaluateStageConfig, tokens: TokenizeOutput, windows: list[np.ndarray], bin_ends: list[int]
 ) -> list[_Task]:
-    subjects = {"trained": subject}
+    resources, sample = config.resources, config.sample
+    pieces = config.pieces(tokens.seq_len, window_tokens=bin_ends[-1] if bin_ends else 1)
+    models = ["trained"]
     tasks = []
     if config.baselines and tokens.is_text:
-        subjects["untrained"] = replace(subject, untrained=True)
-        tasks.append(_Task("gzip", work.gzip_bits_per_byte, (subject,)))
-    for prompt in config.sample.prompts if tokens.is_text else ():
-        tasks.append(_Task("sample", work.sample_text, (subject, prompt, config.sample)))
-    for window in windows:
-        tasks.append(_Task("window", work.score_window, (subject, window, tuple(bin_ends))))
-    num_batches = _num_batches(config, tokens)
-    for name, scored in subjects.items():
-        for start in range(0, num_batches, BATCHES_PER_TASK):
-            stop = min(start + BATCHES_PER_TASK, num_batches)
-            tasks.append(_Task(name, work.score_batches, (scored, config.batch_size, start, stop)))
+        models.append("untrained")
+        tasks.append(_Task("gzip", Call("gzip_bits_per_byte", (), resources.without_accelerators())))
+    drawing = Drawing(**sample.model_dump(exclude={"prompts"}))
+    for first in range(0, len(sample.prompts) if tokens.is_text else 0, pieces.prompts):
+        prompts = sample.prompts[first : first + pieces.prompts]
+        tasks.append(_Task("samples", Call("continue_texts", (prompts, drawing), resources)))
+    for first in range(0, len(windows), pieces.windows):
+        windows_nt = np.stack(windows[first : first + pieces.windows])
+        tasks.append(_Task("windows", Call("score_windows", (windows_nt, tuple(bin_ends)), resources)))
+    num_batches = _num_batches(config, tokens, pieces.batch_size)
+    for model in models:
+        for start in range(0, num_batches, pieces.batches_per_task):
+            stop = min(start + pieces.batches_per_task, num_batches)
+            piece = (model == "untrained", pieces.batch_size, start, stop)
+            tasks.append(_Task(model, Call("score_batches", piece, resources)))
     return tasks
 
 
-def _run(tasks: list[_Task], resources: Resources, journal: Journal) -> _Results:
+def _run(subject: work.Subject, tasks: list[_Task], journal: Journal) -> _Results:
     done: dict[int, Any] = {}
     journal.log_metrics(0, {"evaluate/tasks_total": len(tasks)})
-    calls = [(index, task.function, task.arguments) for index, task in enumerate(tasks)]
-    for index, result in run_tasks(_numbered, calls, resources):
+    for index, result in call_actors(work.Evaluator, (subject,), [task.call for task in tasks]):
         done[index] = result
         journal.log_metrics(len(done), {"evaluate/tasks_done": len(done)})
     results = _Results()
@@ -98,17 +99,12 @@ def _run(tasks: list[_Task], resources: Resources, journal: Journal) -> _Results
     return results
 
 
-def _numbered(index: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[int, Any]:
-    """Runs as a Ray task."""
-    return index, function(*arguments)
-
-
-def _num_batches(config: EvaluateStageConfig, tokens: TokenizeOutput) -> int:
+def _num_batches(config: EvaluateStageConfig, tokens: TokenizeOutput, batch_size: int) -> int:
     """Batches of the validation split that are scored."""
     num_samples = tokens.num_valid_samples
     if config.max_tokens is not None:
         num_samples = min(num_samples, -(-config.max_tokens // tokens.seq_len))
-    return -(-num_samples // config.batch_size)
+    return -(-num_samples // batch_size)
 
 
 def _windows(
@@ -138,12 +134,15 @@ def _output(
     chance: float | None,
 ) -> EvaluateOutput:
     score = _total(results.trained)
-    num_windows = len(results.window)
+    sums = [sums for piece in results.windows for sums in piece]
+    num_windows = len(sums)
     if num_windows:
-        losses = sum(results.window) / np.diff([0, *bin_ends]) / num_windows
+        losses = sum(sums) / np.diff([0, *bin_ends]) / num_windows
     else:
         losses = np.zeros(0)
+    prompts = config.sample.prompts if tokens.is_text else ()
     return EvaluateOutput(
+        precision=config.used_precision,
         seq_len=tokens.seq_len,
         num_documents=tokens.num_valid_documents,
         num_tokens=score.num_tokens,
@@ -160,8 +159,7 @@ def _output(
         position_bin_ends=tuple(bin_ends),
         position_loss=tuple(losses.tolist()),
         samples=tuple(
-            SampleText(prompt=prompt, text=text)
-            for prompt, text in zip(config.sample.prompts if tokens.is_text else (), results.sample, strict=True)
+            SampleText(prompt=prompt, text=text) for prompt, text in zip(prompts, chain(*results.samples), strict=True)
         ),
     )
 

@@ -1,49 +1,65 @@
-"""Text in, text out: a model's continuation of a prompt, piece by piece."""
+"""Text in, text out: a model's continuations of prompts, whole, or of one prompt piece by piece."""
 
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 
 from bmojo import BMojoLM
 from bmojo.generation import generate
 from data.tokenizer import Tokenizer
+from pipelines.stages.train.device import device_of
 
 
-def continue_text(
-    model: BMojoLM,
-    tokenizer: Tokenizer,
-    prompt: str,
-    *,
-    max_new_tokens: int,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    seed: int,
-) -> Iterator[str]:
+class Drawing(NamedTuple):
+    """How tokens are drawn: see bmojo.generation.generate."""
+
+    max_new_tokens: int
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    seed: int
+
+
+def continue_text(model: BMojoLM, tokenizer: Tokenizer, prompt: str, drawing: Drawing) -> Iterator[str]:
     """Yield the continuation as it is drawn, ending with the document or after `max_new_tokens`.
 
     The prompt begins a document: the model sees the end-of-document token before it, as in training. Bytes that do not
     form UTF-8 appear as the replacement character.
     """
-    device = next(model.parameters()).device
-    prompt_ids = [tokenizer.eod_id, *(tokenizer.encode_batch([prompt])[0].tolist() if prompt else [])]
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    for token_b in generate(
-        model,
-        torch.tensor([prompt_ids], device=device),
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
-        stop_tokens=(tokenizer.eod_id,),
-        num_token_ids=tokenizer.vocab_size,
-    ):
+    for token_b in _drawn(model, tokenizer, [prompt], drawing):
         token = int(token_b[0])
         if token == tokenizer.eod_id:
             break
         yield decoder.decode(tokenizer.decode([token]))
     yield decoder.decode(b"", final=True)
+
+
+def continue_texts(model: BMojoLM, tokenizer: Tokenizer, prompts: Sequence[str], drawing: Drawing) -> list[str]:
+    """The continuation of each prompt, drawn side by side; as continue_text."""
+    texts = []
+    for ids in torch.stack(list(_drawn(model, tokenizer, prompts, drawing)), dim=1).tolist():
+        end = ids.index(tokenizer.eod_id) if tokenizer.eod_id in ids else len(ids)
+        texts.append(tokenizer.decode(ids[:end]).decode("utf-8", "replace"))
+    return texts
+
+
+def _drawn(model: BMojoLM, tokenizer: Tokenizer, prompts: Sequence[str], drawing: Drawing) -> Iterator[torch.Tensor]:
+    """The tokens of all rows, one position after the other."""
+    device = device_of(model)
+    rows = [[tokenizer.eod_id, *ids.tolist()] for ids in tokenizer.encode_batch(list(prompts))]
+    most = max(map(len, rows))
+    prompt_bt = torch.tensor([[tokenizer.eod_id] * (most - len(row)) + row for row in rows], device=device)
+    valid_bt = torch.tensor([[False] * (most - len(row)) + [True] * len(row) for row in rows], device=device)
+    return generate(
+        model,
+        prompt_bt,
+        valid_bt=valid_bt if len(rows) > 1 else None,
+        **drawing._asdict(),
+        stop_tokens=(tokenizer.eod_id,),
+        num_token_ids=tokenizer.vocab_size,
+    )

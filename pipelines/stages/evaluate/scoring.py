@@ -9,6 +9,7 @@ import gzip
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ import torch
 from bmojo import BMojoLM
 from data.shards import TokenBatch
 from pipelines.stages.numbers import perplexity
+from pipelines.stages.train.device import copy_to, device_of
 
 
 @dataclass(frozen=True)
@@ -60,49 +62,52 @@ class Score:
 def score_batches(
     model: BMojoLM, batches: Iterable[TokenBatch], token_num_bytes: np.ndarray | None, counts_right: bool = False
 ) -> Score:
-    """Score packed sequences, documents kept apart.
+    """Score packed sequences, documents kept apart. The host reads the next batch while a GPU computes, and waits once.
 
     Args:
         token_num_bytes: bytes each token id stands for; None: they are no text.
         counts_right: also count the targets that the likeliest token hits, which costs another forward pass.
     Raises: ValueError: there is no target at all.
     """
-    device = next(model.parameters()).device
+    device = device_of(model)
     num_bytes_of = None if token_num_bytes is None else torch.as_tensor(token_num_bytes, dtype=torch.int64)
-    total = Score(0.0, 0, 0)
+    num_tokens = num_bytes = 0
+    of_batches: list[torch.Tensor] = []  # nll and hits, float64, on the device
     for batch in batches:
-        tokens_bt, targets_bt, doc_ids_bt = (part.to(device) for part in batch)
-        output = model(tokens_bt, targets_bt, doc_ids_bt, token_losses=True)
-        scored = batch.targets_bt[batch.targets_bt >= 0]
-        total += Score(
-            output.nll_bt.double().sum().item(),
-            scored.numel(),
-            0 if num_bytes_of is None else int(num_bytes_of[scored].sum()),
-            _num_right(model, tokens_bt, targets_bt, doc_ids_bt) if counts_right else 0,
-        )
-    if not total.num_tokens:
+        tokens_bt, targets_bt, doc_ids_bt = (copy_to(device, part) for part in batch)
+        nll_bt = model(tokens_bt, targets_bt, doc_ids_bt, token_losses=True).nll_bt
+        is_target_bt = batch.targets_bt >= 0
+        scored_s = batch.targets_bt[is_target_bt]
+        num_tokens += scored_s.numel()
+        num_bytes += 0 if num_bytes_of is None else int(num_bytes_of[scored_s].sum())
+        num_right = torch.zeros((), dtype=torch.float64, device=device)
+        if counts_right:
+            at_s = copy_to(device, is_target_bt.flatten().nonzero()[:, 0])
+            logits_sv = model.head(model.features(tokens_bt, doc_ids_bt).flatten(0, 1)[at_s])
+            num_right = (logits_sv.argmax(-1) == targets_bt.flatten()[at_s]).double().sum()
+        of_batches.append(torch.stack((nll_bt.double().sum(), num_right)))
+    if not num_tokens:
         raise ValueError("no validation token to score: the validation split is empty.")
+    total = Score(0.0, num_tokens, num_bytes)
+    for nll_nats, num_right_of_batch in torch.stack(of_batches).tolist():
+        total += Score(nll_nats, 0, 0, int(num_right_of_batch))
     return total
 
 
-def _num_right(model: BMojoLM, tokens_bt: torch.Tensor, targets_bt: torch.Tensor, doc_ids_bt: torch.Tensor) -> int:
-    is_target_bt = targets_bt >= 0
-    logits_sv = model.head(model.features(tokens_bt, doc_ids_bt)[is_target_bt])
-    return int((logits_sv.argmax(-1) == targets_bt[is_target_bt]).sum())
-
-
 @torch.inference_mode()
-def score_by_position(model: BMojoLM, window: np.ndarray, bin_ends: Sequence[int]) -> np.ndarray:
-    """Sum of the losses in each stretch of the context, of a text that begins with an empty memory.
+def score_by_position(model: BMojoLM, windows_nt: np.ndarray, bin_ends: Sequence[int]) -> np.ndarray:
+    """Sum of the losses in each stretch of the context, of texts that begin with an empty memory.
 
     Args:
-        window: token ids, one more than the last of `bin_ends`.
+        windows_nt: token ids of each text, one more than the last of `bin_ends`.
         bin_ends: bin i covers the positions from bin_ends[i-1] (0 at first) to bin_ends[i], exclusive.
+    Returns: nats of each text in each bin, (n, bins).
     """
-    device = next(model.parameters()).device
-    tokens_1t = torch.as_tensor(window.astype(np.int64), device=device)[None]
-    nll_t = model(tokens_1t[:, :-1], tokens_1t[:, 1:], token_losses=True).nll_bt[0].double().cpu().numpy()
-    return np.array([nll_t[start:end].sum() for start, end in zip([0, *bin_ends], bin_ends, strict=False)])
+    device = device_of(model)
+    ids_nt = copy_to(device, torch.from_numpy(windows_nt.astype(np.int64)))
+    nll_nt = model(ids_nt[:, :-1], ids_nt[:, 1:], token_losses=True).nll_bt.double().cpu().numpy()
+    bins = list(pairwise([0, *bin_ends]))
+    return np.array([[nll_t[start:end].sum() for start, end in bins] for nll_t in nll_nt])
 
 
 def long_windows(documents: Iterable[np.ndarray], window_tokens: int, max_windows: int) -> list[np.ndarray]:

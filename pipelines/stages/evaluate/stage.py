@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field
 
@@ -31,6 +31,7 @@ class EvaluateOutput(StageOutput):
     Of token ids that are no text there are no bytes, and no samples.
     """
 
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="What the model computed in.")
     seq_len: int
     num_documents: int
     num_tokens: int
@@ -74,6 +75,8 @@ class EvaluateOutput(StageOutput):
             "untrained": optional(self.untrained_bits_per_byte, "{:.3f}"),
             "gzip -9": optional(self.gzip_bits_per_byte, "{:.3f}"),
         }
+        if self.precision != "fp32":
+            cells["precision"] = self.precision
         if self.accuracy is not None:
             cells["accuracy"] = f"{self.accuracy:.1%} (chance {self.chance_accuracy:.1%})"
         return cells
@@ -94,7 +97,7 @@ class EvaluateInputs(StageInputs):
 
 
 class EvaluateStage(Stage[EvaluateStageConfig, EvaluateInputs, EvaluateOutput]):
-    """Spread over Ray tasks; nothing is kept between attempts, since it takes seconds to minutes."""
+    """Spread over Ray actors; nothing is kept between attempts, since it takes seconds to minutes."""
 
     code_version = 2
     progress = ProgressMetrics("evaluate/tasks_total", {})

@@ -10,6 +10,7 @@ from base.config import StrictConfig
 from bmojo import ModelConfig
 from pipelines.engine.stage import NOT_IN_FINGERPRINT, StageConfig
 from pipelines.errors import FieldError
+from pipelines.stages.precision import Precision, used_precision
 from pipelines.stages.train.backends.config import AnyBackendConfig, DeepSpeedConfig
 from pipelines.stages.train.data import TrainDataConfig
 
@@ -74,7 +75,7 @@ class TrainStageConfig(StageConfig):
         description="What updates the weights, and how it shards them over the workers.",
         json_schema_extra=NOT_IN_FINGERPRINT,  # as such: settled() puts it in, in the backend's own form
     )
-    precision: Literal["auto", "fp32", "bf16"] = Field(
+    precision: Precision = Field(
         "auto",
         description="bf16: matrix products in bfloat16 under autocast, parameters and optimizer in float32. "
         "auto: bf16 on a GPU, fp32 on the CPU.",
@@ -150,7 +151,7 @@ class TrainStageConfig(StageConfig):
 
     def settled(self) -> dict[str, Any]:
         """The precision that is used (`auto` depends on the resources, which do not count), and the backend's part."""
-        return {"precision": "bf16" if self.autocast_bf16 else "fp32", **self.backend.hashed()}
+        return {"precision": used_precision(self.precision, self.on_gpu), **self.backend.hashed()}
 
     @property
     def on_gpu(self) -> bool:
@@ -165,7 +166,7 @@ class TrainStageConfig(StageConfig):
     @property
     def autocast_bf16(self) -> bool:
         """Matrix products run in bfloat16; parameters stay in float32 in any case."""
-        return self.precision == "bf16" or (self.precision == "auto" and self.on_gpu)
+        return used_precision(self.precision, self.on_gpu) == "bf16"
 
     @property
     def accumulation_steps(self) -> int:

@@ -57,6 +57,11 @@ def pick(on_gpu: bool) -> torch.device:
     return torch.device("cuda") if on_gpu else CPU
 
 
+def device_of(model: torch.nn.Module) -> torch.device:
+    """Where a model's parameters are."""
+    return next(model.parameters()).device
+
+
 def pick_in_worker(on_gpu: bool) -> torch.device:
     """The device that Ray Train gave to this worker."""
     if not on_gpu:
@@ -104,6 +109,18 @@ def set_rng_state(states: dict[str, torch.Tensor], device: torch.device) -> None
     torch.set_rng_state(states["torch"])
     if device.type != "cpu" and device.type in states:
         torch.get_device_module(device).set_rng_state(states[device.type], device)
+
+
+def autocast(device: torch.device, bf16: bool) -> torch.autocast:
+    """Matrix products in bfloat16 inside it, if asked. Weights are cast once in it, so keep it over many calls."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
+
+
+def copy_to(device: torch.device, tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor of the host on the device; the host does not wait for the copy."""
+    if device.type != "cpu" and not tensor.is_pinned():
+        tensor = tensor.pin_memory()  # from other memory the driver copies only when the device has done its work
+    return tensor.to(device, non_blocking=True)
 
 
 def synchronize(device: torch.device) -> None:

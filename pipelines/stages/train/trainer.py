@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from base.errors import UserError
 from data.shards import TokenBatch
+from pipelines.stages.train.device import copy_to
 
 PARAM = "param"
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -98,4 +99,4 @@ def count_targets(micro_batches: Sequence[TokenBatch], device: torch.device) -> 
 
 def to_device(batch: TokenBatch, device: torch.device) -> TokenBatch:
     """Copy a batch to the device, without waiting for it."""
-    return TokenBatch(*(tensor.to(device, non_blocking=True) for tensor in batch))
+    return TokenBatch(*(copy_to(device, tensor) for tensor in batch))

@@ -79,6 +79,13 @@ def test_parts_add_up_to_the_whole_to_the_last_bit(model: BMojoLM) -> None:
     assert whole == score_batches(model, batches, num_bytes)
 
 
+def test_windows_scored_together_are_scored_as_alone(model: BMojoLM) -> None:
+    windows_nt = np.random.default_rng(0).integers(0, VOCAB, (3, 33))
+    together = score_by_position(model, windows_nt, [8, 16, 32])
+    for window, by_bin in zip(windows_nt, together, strict=True):
+        assert by_bin == pytest.approx(score_by_position(model, window[None], [8, 16, 32])[0], rel=1e-5)
+
+
 def test_nothing_to_score_is_an_error(model: BMojoLM) -> None:
     with pytest.raises(ValueError, match="validation split is empty"):
         score_batches(model, [], np.ones(VOCAB))
@@ -86,7 +93,7 @@ def test_nothing_to_score_is_an_error(model: BMojoLM) -> None:
 
 def test_loss_by_position_sums_to_the_loss_of_the_window(model: BMojoLM) -> None:
     window = np.random.default_rng(0).integers(0, VOCAB, 33)
-    by_bin = score_by_position(model, window, [8, 16, 32])
+    (by_bin,) = score_by_position(model, window[None], [8, 16, 32])
     tokens = torch.from_numpy(window)[None]
     with torch.no_grad():
         nll = model(tokens[:, :-1], tokens[:, 1:], token_losses=True).nll_bt[0].double()

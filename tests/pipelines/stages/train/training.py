@@ -18,7 +18,7 @@ from data.config import FilesSource, TokenizeFields, TokenizerFields
 from data.tokenizer import train_tokenizer
 from pipelines.engine.stage import StageContext, StageInputs, StageNode, StageResult
 from pipelines.stages.tokenize.stage import TokenizeInputs, TokenizeStage, TokenizeStageConfig, _output
-from pipelines.stages.tokenizer.stage import TokenizerStage, TokenizerStageConfig
+from pipelines.stages.tokenizer.stage import TOKENIZER_FOLDER, TokenizerStage, TokenizerStageConfig
 from pipelines.storage.artifact import ArtifactDir
 from pipelines.tracking.journal import Journal
 from tests.data.here import tokenize_here
@@ -68,6 +68,7 @@ def write_tokens(folder: Path, name: str = "tokens", first: int = 0) -> Tokens:
     (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     source = FilesSource(kind="files", paths=(str(folder / "text.jsonl"),))
     tokenizer = train_tokenizer(map(_text, range(60)), TokenizerFields(source=source, vocab_size=300))
+    tokenizer.save(folder / TOKENIZER_FOLDER)
     config = TokenizeStageConfig(kind="tokenize", source=source, seq_len=SEQ_LEN, validation_fraction=0.2)
     fields = TokenizeFields(source=source, seq_len=SEQ_LEN, validation_fraction=0.2)
     done = tokenize_here(tokenizer, fields, folder)

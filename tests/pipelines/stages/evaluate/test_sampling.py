@@ -1,0 +1,29 @@
+"""Continuations of prompts: side by side as alone, whole as piece by piece."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipelines.stages.evaluate.sampling import Drawing, continue_text, continue_texts
+from pipelines.stages.models import to_bf16
+from tests.pipelines.stages.trained_run import tiny_model, tiny_tokenizer
+
+PROMPTS = ("", "def function", "x")
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_prompts_side_by_side_are_continued_as_alone(bf16: bool) -> None:
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    if bf16:
+        to_bf16(model)
+    drawing = Drawing(12, temperature=0.0, top_k=None, top_p=None, seed=0)
+    alone = ["".join(continue_text(model, tokenizer, prompt, drawing)) for prompt in PROMPTS]
+    assert continue_texts(model, tokenizer, PROMPTS, drawing) == alone
+    assert all(alone)
+
+
+def test_a_text_drawn_whole_is_the_one_drawn_piece_by_piece() -> None:
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    drawing = Drawing(40, temperature=1.0, top_k=50, top_p=0.9, seed=3)
+    pieces = "".join(continue_text(model, tokenizer, "def", drawing))
+    assert continue_texts(model, tokenizer, ["def"], drawing) == [pieces]
