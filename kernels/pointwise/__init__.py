@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from kernels.operator import Operator, random_tensors
-from kernels.pointwise import cpp_path, reference, torch_path, triton_path
+from kernels.operator import Operator, Path, random_tensors
+from kernels.pointwise import cpp_path, reference, torch_path
 from kernels.pointwise.reference import (
     AddNormInputs,
     BranchInputs,
@@ -36,6 +39,18 @@ __all__ = [
 ]
 
 
+def _triton(name: str) -> Callable[[], Path[Any, Any]]:
+    """Imports Triton if there is a GPU."""
+
+    def path() -> Path[Any, Any]:
+        from kernels.pointwise import triton_path
+
+        found: Path[Any, Any] = getattr(triton_path, name)
+        return found
+
+    return path
+
+
 def _rows() -> tuple[Tensor, Tensor, Tensor]:
     x, other, weight = random_tensors((2, 5, 8), (2, 5, 8), (8,))
     return x, other, weight
@@ -52,7 +67,7 @@ rms_norm = Operator(
     reference=reference.rms_norm,
     torch=torch_path.rms_norm,
     cpp=cpp_path.rms_norm,
-    triton=lambda: triton_path.rms_norm,
+    triton=_triton("rms_norm"),
     example=lambda: NormInputs(*_rows()[::2], 1e-5),
 )
 add_rms_norm = Operator(
@@ -61,7 +76,7 @@ add_rms_norm = Operator(
     reference=reference.add_rms_norm,
     torch=torch_path.add_rms_norm,
     cpp=cpp_path.add_rms_norm,
-    triton=lambda: triton_path.add_rms_norm,
+    triton=_triton("add_rms_norm"),
     example=lambda: AddNormInputs(*_rows(), 1e-5),
 )
 gated = Operator(
@@ -70,6 +85,7 @@ gated = Operator(
     reference=reference.gated,
     torch=torch_path.gated,
     cpp=cpp_path.gated,
+    triton=_triton("gated"),
     example=lambda: GatedInputs(*_rows()[:2]),
 )
 gated_rms_norm = Operator(
@@ -78,7 +94,7 @@ gated_rms_norm = Operator(
     reference=reference.gated_rms_norm,
     torch=torch_path.gated_rms_norm,
     cpp=cpp_path.gated_rms_norm,
-    triton=lambda: triton_path.gated_rms_norm,
+    triton=_triton("gated_rms_norm"),
     example=lambda: GatedNormInputs(*_rows(), 1e-5),
 )
 gated_product = Operator(
@@ -87,7 +103,7 @@ gated_product = Operator(
     reference=reference.gated_product,
     torch=torch_path.gated_product,
     cpp=cpp_path.gated_product,
-    triton=lambda: triton_path.gated_product,
+    triton=_triton("gated_product"),
     example=lambda: GateUpInputs(_rows()[0]),
 )
 rotate = Operator(
@@ -96,6 +112,7 @@ rotate = Operator(
     reference=reference.rotate,
     torch=torch_path.rotate,
     cpp=cpp_path.rotate,
+    triton=_triton("rotate"),
     example=lambda: RotateInputs(*_heads()),
 )
 rotate_both = Operator(
@@ -104,6 +121,7 @@ rotate_both = Operator(
     reference=reference.rotate_both,
     torch=torch_path.rotate_both,
     cpp=cpp_path.rotate_both,
+    triton=_triton("rotate_both"),
     example=lambda: RotateBothInputs(_heads()[0], _heads()[1:], _heads()[:0:-1]),
 )
 rotate_keys = Operator(
@@ -112,6 +130,7 @@ rotate_keys = Operator(
     reference=reference.rotate_keys,
     torch=torch_path.rotate_keys,
     cpp=cpp_path.rotate_keys,
+    triton=_triton("rotate_keys"),
     example=lambda: RotateKeysInputs(*_heads()),
 )
 branch = Operator(
@@ -119,6 +138,7 @@ branch = Operator(
     BranchInputs,
     torch=torch_path.branch,
     cpp=cpp_path.branch,
+    triton=_triton("branch"),
     example=lambda: BranchInputs(_rows()[0].requires_grad_(), (5, 3, 0)),
 )
 split = Operator(
@@ -126,6 +146,7 @@ split = Operator(
     SplitInputs,
     torch=torch_path.split,
     cpp=cpp_path.split,
+    triton=_triton("split"),
     example=lambda: SplitInputs(_rows()[0].requires_grad_(), (4, 3, 1)),
 )
 cross_entropy_ = Operator(
@@ -134,5 +155,6 @@ cross_entropy_ = Operator(
     reference=reference.cross_entropy_,
     torch=torch_path.cross_entropy_,
     cpp=cpp_path.cross_entropy_,
+    triton=_triton("cross_entropy_"),
     example=lambda: RowInputs(random_tensors((5, 11))[0], torch.arange(5), 0.1),
 )

@@ -223,6 +223,11 @@ def _other_dtype(inputs: AddNormInputs | GatedInputs | GatedNormInputs) -> str |
     return None if first == second else f"tensors of {first} and {second}"
 
 
+def _other_result(inputs: NormInputs | AddNormInputs) -> str | None:
+    x, dtype = inputs.x, inputs.dtype
+    return None if dtype in (None, x.dtype) else f"a result of {dtype}"
+
+
 def _rotation_refuses(x: Tensor, cos: Tensor, sin: Tensor) -> str | None:
     if not x.dtype == cos.dtype == sin.dtype:
         return f"x of {x.dtype} and a table of {cos.dtype}"
@@ -282,11 +287,11 @@ _branch_call = differentiable(_branch, _branch_backward, materialize_grads=False
 _split_call = differentiable(_split, _split_backward, materialize_grads=False)
 
 rms_norm = Path[NormInputs, Tensor](
-    lambda inputs: _norm_call(inputs.x, inputs.weight.to(inputs.x.dtype), inputs.eps), tolerance=TOLERANCE
+    lambda inputs: _norm_call(inputs.x, inputs.weight.to(inputs.x.dtype), inputs.eps), _other_result, TOLERANCE
 )
 add_rms_norm = Path[AddNormInputs, SumAndNorm](
     lambda inputs: SumAndNorm(*_add_norm_call(*inputs[:2], inputs.weight.to(inputs.x.dtype), inputs.eps)),
-    _other_dtype,
+    lambda inputs: _other_dtype(inputs) or _other_result(inputs),
     TOLERANCE,
 )
 gated = Path[GatedInputs, Tensor](lambda inputs: _gated_call(*inputs), _other_dtype, TOLERANCE)

@@ -17,21 +17,23 @@ Three = tuple[Tensor, Tensor, Tensor]  # views
 class NormInputs(NamedTuple):
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension (arXiv:1910.07467).
 
-    Args: x: [..., d].  weight: [d], taken in the dtype of x.
+    Args: x: [..., d].  weight: [d], taken in the dtype of x.  dtype: of the result; None: that of x.
     """
 
     x: Tensor
     weight: Tensor
     eps: float
+    dtype: torch.dtype | None = None
 
 
 class AddNormInputs(NamedTuple):
-    """x + delta, and its rms_norm: a step along the residual stream. x and delta: [..., d]."""
+    """x + delta, and its rms_norm: a step along the residual stream. x, delta: [..., d]; the rest as in rms_norm."""
 
     x: Tensor
     delta: Tensor
     weight: Tensor
     eps: float
+    dtype: torch.dtype | None = None
 
 
 class SumAndNorm(NamedTuple):
@@ -139,14 +141,15 @@ class RowLosses(NamedTuple):
     log_z_s: Tensor
 
 
-def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def _norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None = None) -> Tensor:
     precise = x.to(torch.promote_types(x.dtype, torch.float32))
-    return (precise / (precise.square().mean(-1, keepdim=True) + eps).sqrt() * weight.to(x.dtype)).to(x.dtype)
+    normed = precise / (precise.square().mean(-1, keepdim=True) + eps).sqrt() * weight.to(x.dtype)
+    return normed.to(dtype or x.dtype)
 
 
 def _add_norm(inputs: AddNormInputs) -> SumAndNorm:
     total = inputs.x + inputs.delta
-    return SumAndNorm(total, _norm(total, inputs.weight, inputs.eps))
+    return SumAndNorm(total, _norm(total, inputs.weight, inputs.eps, inputs.dtype))
 
 
 def _gated(x: Tensor, gate: Tensor) -> Tensor:

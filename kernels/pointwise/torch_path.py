@@ -31,14 +31,14 @@ from kernels.pointwise.reference import (
 )
 
 
-def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    normed: Tensor = _RMSNorm.apply(x, weight.to(x.dtype), eps)
+def _norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None = None) -> Tensor:
+    normed: Tensor = _RMSNorm.apply(x, weight.to(x.dtype), eps, dtype or x.dtype)
     return normed
 
 
 def _add_norm(inputs: AddNormInputs) -> SumAndNorm:
     total = inputs.x + inputs.delta
-    return SumAndNorm(total, _norm(total, inputs.weight, inputs.eps))
+    return SumAndNorm(total, _norm(total, inputs.weight, inputs.eps, inputs.dtype))
 
 
 def _gated_norm(inputs: GatedNormInputs) -> Tensor:
@@ -50,12 +50,12 @@ class _RMSNorm(torch.autograd.Function):
     rounded to 16 bits would scale a whole row, and the innovation score sees that."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
         precise = torch.promote_types(x.dtype, torch.float32)
         mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=precise).square_().div_(x.shape[-1])
         inverse = mean_square.add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, inverse)
-        return (x * inverse).mul_(weight).to(x.dtype)
+        return (x * inverse).mul_(weight).to(dtype)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
@@ -66,7 +66,7 @@ class _RMSNorm(torch.autograd.Function):
         grad_weight = product.flatten(0, -2).sum(0)
         share = (product @ weight.to(product.dtype))[..., None].div_(-x.shape[-1])
         grad_x = (grad * weight).to(product.dtype).addcmul_(normed, share).mul_(inverse)
-        return grad_x.to(x.dtype), grad_weight.to(weight.dtype), None
+        return grad_x.to(x.dtype), grad_weight.to(weight.dtype), None, None
 
 
 def _gated_product(gate_up: Tensor) -> Tensor:

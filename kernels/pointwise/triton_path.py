@@ -1,56 +1,345 @@
-"""RMSNorm and SwiGLU by liger-kernel."""
+"""The small operators in Triton: shapes, memory, gradients. Tensors may differ in dtype, so that no cast is needed.
+
+Under torch.compile they give way to the plain formulas, which Inductor fuses with their neighbours.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from kernels.gpu import liger
-from kernels.operator import Path
-from kernels.pointwise import torch_path
+from kernels.gpu.launch import Launch
+from kernels.operator import Kept, Path, Saved, differentiable
+from kernels.pointwise import triton_plan as plan
 from kernels.pointwise.reference import (
     AddNormInputs,
+    BranchInputs,
     GatedInputs,
     GatedNormInputs,
     GateUpInputs,
+    KeysAndValues,
     NormInputs,
+    RotateBothInputs,
+    RotateInputs,
+    RotateKeysInputs,
+    RowInputs,
+    RowLosses,
+    SplitInputs,
     SumAndNorm,
+    Three,
 )
+from kernels.pointwise.torch_path import heads_first
 
-# bfloat16: two roundings of 2^-8, on either side.
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
-
-
-def _refuses(inputs: tuple[Any, ...]) -> str | None:
-    return liger.refuses(inputs[0])
+# bfloat16: two roundings of 2^-8, on either side; the interpreter cuts where a GPU rounds.
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
+MAX_WIDTH = 16384  # of a row that one program normalises
 
 
-def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Everything between reading x and writing the result is float32 ("gemma", offset 0)."""
-    offset, in_place = 0.0, False  # in place: over the gradient, which is not ours to overwrite
-    function = liger.function("rms_norm", "LigerRMSNormFunction")
-    normed: Tensor = function.apply(x, weight.to(x.dtype), eps, offset, "gemma", in_place)
-    return normed
+def _norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None, *, save: bool) -> Kept[Tensor]:
+    _require(weight.shape == x.shape[-1:], x, weight)
+    out, inverse = x.new_empty(x.shape, dtype=dtype), _inverses(x, save)
+    plan.norm(_rows(x), None, None, weight.contiguous(), None, out, inverse, eps).run()
+    return out, (x, weight, inverse), ()
 
 
-def _add_norm(inputs: AddNormInputs) -> SumAndNorm:
-    total = inputs.x + inputs.delta
-    return SumAndNorm(total, _norm(total, inputs.weight, inputs.eps))
+def _norm_backward(saved: Saved, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, inverse = saved.tensors
+    grad_x = x.new_empty(x.shape)
+    grad_weight = _norm_gradients(x, None, weight, inverse, grad, None, grad_x, None, None)
+    return grad_x, grad_weight, None, None
 
 
-def _gated_norm(inputs: GatedNormInputs) -> Tensor:
-    return _norm(torch_path.gated.run(GatedInputs(inputs.x, inputs.gate)), inputs.weight, inputs.eps)
+def _add_norm(
+    x: Tensor, delta: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None, *, save: bool
+) -> Kept[tuple[Tensor, Tensor]]:
+    _require(weight.shape == x.shape[-1:] and delta.shape == x.shape, x, delta, weight)
+    total = x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, delta.dtype))
+    normed, inverse = x.new_empty(x.shape, dtype=dtype or total.dtype), _inverses(x, save)
+    plan.norm(_rows(x), _rows(delta), None, weight.contiguous(), total, normed, inverse, eps).run()
+    return (total, normed), (total, weight, inverse), (x.dtype, delta.dtype)
 
 
-def _gated_product(inputs: GateUpInputs) -> Tensor:
-    function = liger.function("swiglu", "LigerFusedGateUpSiLUMulFunction")
-    product: Tensor = function.apply(inputs.gate_up.flatten(0, -2))
-    return product.unflatten(0, inputs.gate_up.shape[:-1])
+def _add_norm_backward(
+    saved: Saved, grad_total: Tensor | None, grad_normed: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """The gradients of the sum and of its norm are added without a tensor for each, in the dtype of each term."""
+    (total, weight, inverse), (dtype, delta_dtype) = saved
+    if grad_normed is None:
+        grad, grad_delta = (None if grad_total is None else grad_total.to(kind) for kind in (dtype, delta_dtype))
+        return grad, grad_delta, None, None, None
+    grad = total.new_empty(total.shape, dtype=dtype)
+    other = None if delta_dtype == dtype else total.new_empty(total.shape, dtype=delta_dtype)
+    grad_weight = _norm_gradients(total, None, weight, inverse, grad_normed, grad_total, grad, other, None)
+    return grad, grad if other is None else other, grad_weight, None, None
 
 
-rms_norm = Path[NormInputs, Tensor](lambda inputs: _norm(*inputs), _refuses, TOLERANCE)
-add_rms_norm = Path(_add_norm, _refuses, TOLERANCE)
-gated_rms_norm = Path(_gated_norm, _refuses, TOLERANCE)
-gated_product = Path(_gated_product, _refuses, TOLERANCE)
+def _gated_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float, *, save: bool) -> Kept[Tensor]:
+    """Keep the inputs and one number per row: the product is cheaper to compute again than to read."""
+    _require(gate.shape == x.shape and weight.shape == x.shape[-1:], x, gate, weight)
+    out, inverse = gate.new_empty(gate.shape), _inverses(x, save)
+    plan.norm(_rows(x), None, _rows(gate), weight.contiguous(), None, out, inverse, eps).run()
+    return out, (x, gate, weight, inverse), ()
+
+
+def _gated_norm_backward(saved: Saved, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, gate, weight, inverse = saved.tensors
+    grad_x, grad_gate = x.new_empty(x.shape), gate.new_empty(gate.shape)
+    grad_weight = _norm_gradients(x, gate, weight, inverse, grad, None, grad_x, None, grad_gate)
+    return grad_x, grad_gate, grad_weight, None
+
+
+def _norm_gradients(
+    x: Tensor, gate: Tensor | None, weight: Tensor, inverse: Tensor, grad: Tensor, base: Tensor | None,
+    grad_x: Tensor, grad_delta: Tensor | None, grad_gate: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """Fill the gradients of rows; return the weight's, the sum of what each program leaves."""
+    x, grad = _rows(x), _rows(grad)
+    gate, base = (None if rows is None else _rows(rows) for rows in (gate, base))
+    launch = plan.norm_backward(x, gate, weight.contiguous(), inverse, grad, base, grad_x, grad_delta, grad_gate)
+    launch.run()
+    share: Tensor = launch.args["share_ptr"]
+    return share.sum(0).to(weight.dtype)
+
+
+def _gated(x: Tensor, gate: Tensor, *, save: bool) -> Kept[Tensor]:
+    _require(gate.shape == x.shape, x, gate)
+    out = gate.new_empty(gate.shape)
+    plan.gated(_rows(x), _rows(gate), out).run()
+    return out, (x, gate), ()
+
+
+def _gated_backward(saved: Saved, grad: Tensor) -> tuple[Tensor, Tensor]:
+    x, gate = saved.tensors
+    grad_x, grad_gate = x.new_empty(x.shape), gate.new_empty(gate.shape)
+    plan.gated_backward(_rows(x), _rows(gate), _rows(grad), grad_x, grad_gate).run()
+    return grad_x, grad_gate
+
+
+def _gated_product(gate_up: Tensor, *, save: bool) -> Kept[Tensor]:
+    *leading, width = gate_up.shape
+    _require(width % 2 == 0, gate_up)
+    gate, up = _rows(gate_up).chunk(2, -1)
+    out = gate_up.new_empty(*leading, width // 2)
+    plan.gated(up, gate, out).run()
+    return out, (gate_up,), ()
+
+
+def _gated_product_backward(saved: Saved, grad: Tensor) -> Tensor:
+    """The gradients land side by side too, without a copy."""
+    (gate_up,) = saved.tensors
+    grad_gate_up = gate_up.new_empty(gate_up.shape)
+    (gate, up), (grad_gate, grad_up) = (_rows(both).chunk(2, -1) for both in (gate_up, grad_gate_up))
+    plan.gated_backward(up, gate, _rows(grad), grad_up, grad_gate).run()
+    return grad_gate_up
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, inverse: bool, *, save: bool) -> Kept[Tensor]:
+    out = heads_first(x)
+    plan.rotate(_channels(x), out, None, (cos, sin), None, back=inverse).run()
+    return out, (cos, sin), (inverse,)
+
+
+def _rotate_backward(saved: Saved, grad: Tensor) -> tuple[Tensor | None, ...]:
+    (cos, sin), (inverse,) = saved
+    grad_x = grad.new_empty(grad.shape)  # as projections have it
+    plan.rotate(_channels(grad), grad_x, None, (cos, sin), None, back=not inverse).run()
+    return grad_x, None, None, None
+
+
+def _rotate_both(x: Tensor, *tables: Tensor, save: bool) -> Kept[tuple[Tensor, Tensor]]:
+    cos, sin, other_cos, other_sin = tables
+    first, second = heads_first(x), heads_first(x)
+    plan.rotate(_channels(x), first, second, (cos, sin), (other_cos, other_sin), back=False).run()
+    return (first, second), tables, (x.shape, x.dtype, x.device)
+
+
+def _rotate_both_backward(saved: Saved, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The two gradients are added without a tensor for each."""
+    (cos, sin, other_cos, other_sin), (shape, dtype, device) = saved
+    first, second = (None if grad is None else _channels(grad) for grad in grads)
+    total = torch.empty(shape, dtype=dtype, device=device)
+    plan.rotate_back(first, second, None, total, (cos, sin), (other_cos, other_sin)).run()
+    return total, None, None, None, None
+
+
+def _rotate_keys(keys_values: Tensor, cos: Tensor, sin: Tensor, *, save: bool) -> Kept[tuple[Tensor, ...]]:
+    k, v = keys_values.chunk(2, -2)
+    rotated = heads_first(k)
+    plan.rotate(_channels(k), rotated, None, (cos, sin), None, back=False).run()
+    return (rotated, k, v), (cos, sin), (keys_values.shape, keys_values.dtype, keys_values.device)
+
+
+def _rotate_keys_backward(
+    saved: Saved, grad_rotated: Tensor | None, grad_k: Tensor | None, grad_v: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """The gradients land side by side, as the projection has them."""
+    (cos, sin), (shape, dtype, device) = saved
+    grad = torch.empty(shape, dtype=dtype, device=device)
+    into_k, into_v = grad.chunk(2, -2)
+    rotated, base = (None if x is None else _channels(x) for x in (grad_rotated, grad_k))
+    plan.rotate_back(rotated, None, base, into_k, (cos, sin), None).run()
+    if grad_v is None:
+        into_v.zero_()
+    else:
+        into_v.copy_(grad_v)
+    return grad, None, None
+
+
+def _branch(x_btd: Tensor, num_rows: tuple[int, ...], *, save: bool) -> Kept[tuple[Tensor, ...]]:
+    return tuple(x_btd[:, :count] for count in num_rows), (), (x_btd.shape, x_btd.dtype, x_btd.device)
+
+
+def _branch_backward(saved: Saved, *grads: Tensor | None) -> tuple[Tensor, None]:
+    """The branches' gradients are added in one pass, without filling up what is shorter."""
+    shape, dtype, device = saved.facts
+    total = torch.empty(shape, dtype=dtype, device=device)
+    first, second, third = (None if grad is None else _channels(grad) for grad in grads)
+    plan.add_rows(first, second, third, total).run()
+    return total, None
+
+
+def _split(x: Tensor, widths: tuple[int, ...], *, save: bool) -> Kept[tuple[Tensor, ...]]:
+    return x.split(widths, -1), (), (x.shape, x.dtype, x.device, widths)
+
+
+def _split_backward(saved: Saved, *grads: Tensor | None) -> tuple[Tensor, None]:
+    """Join the parts' gradients in one pass."""
+    shape, dtype, device, widths = saved.facts
+    joined = torch.empty(shape, dtype=dtype, device=device)
+    join(grads, joined, widths)
+    return joined, None
+
+
+def join(parts: Sequence[Tensor | None], into: Tensor, widths: Sequence[int]) -> None:
+    """Write three parts side by side; zeros for those that are None, and for the rest of the rows."""
+    first, second, third = (None if part is None else _rows(part) for part in parts)
+    plan.join(first, second, third, _rows(into), widths[0], widths[1]).run()
+
+
+def _cross_entropy_(inputs: RowInputs) -> RowLosses:
+    logits_sv, target_s, z_loss_weight, with_gradient = inputs
+    if logits_sv.stride(-1) != 1:
+        raise ValueError(f"cross_entropy_ works in place on contiguous rows; these have strides {logits_sv.stride()}.")
+    nll_s, log_z_s = logits_sv.new_empty(2, logits_sv.shape[0], dtype=torch.float32)
+    if logits_sv.shape[0]:
+        plan.cross_entropy(logits_sv, target_s.contiguous(), nll_s, log_z_s, z_loss_weight, with_gradient).run()
+    return RowLosses(nll_s, log_z_s)
+
+
+def _refuses(*tensors: Tensor) -> str | None:
+    """The reason why these tensors are not for Triton, if any."""
+    if torch.compiler.is_compiling():
+        return "torch.compile fuses the plain formulas"
+    for x in tensors:
+        if x.dtype not in TOLERANCE:
+            return f"{x.dtype} in Triton"
+    return None
+
+
+def _norm_refuses(inputs: NormInputs | AddNormInputs | GatedNormInputs) -> str | None:
+    x, weight = inputs.x, inputs.weight
+    if x.shape[-1] > MAX_WIDTH:
+        return f"rows of {x.shape[-1]}, more than {MAX_WIDTH}"
+    if isinstance(inputs, NormInputs):
+        return _refuses(x, weight)
+    return _refuses(x, weight, inputs.delta if isinstance(inputs, AddNormInputs) else inputs.gate)
+
+
+def _rotation_refuses(x: Tensor, *tables: Tensor) -> str | None:
+    leading = x.shape[:-2]
+    for table in tables:
+        if not (x.shape[-1] == 2 * table.shape[-1] and 1 <= len(leading) <= 2 and table.dim() - 1 <= len(leading)):
+            return "more than four dimensions, or a table that does not broadcast to x"
+        sizes = zip(reversed(table.shape[:-1]), reversed(leading), strict=False)
+        if not all(size in (1, full) for size, full in sizes):
+            return "a table that does not broadcast to x"
+    return _refuses(x, *tables)
+
+
+def _parts_refuse(x: Tensor) -> str | None:
+    return _refuses(x) if x.requires_grad and torch.is_grad_enabled() else "no gradient is wanted"
+
+
+def _require(fits: bool, *inputs: Tensor) -> None:
+    """Raise ValueError if shapes, which kernels trust, do not fit together."""
+    if not fits:
+        raise ValueError(f"these shapes do not go together: {', '.join(str(tuple(x.shape)) for x in inputs)}.")
+
+
+def _inverses(x: Tensor, save: bool) -> Tensor | None:
+    """Room for a number per row, which the backward reads."""
+    return x.new_empty(x.shape[:-1].numel(), dtype=torch.float32) if save else None
+
+
+def _rows(x: Tensor) -> Tensor:
+    """x as [rows, width], rows contiguous: a view if it can be one."""
+    return _channels(x if x.dim() == 2 else x.reshape(-1, x.shape[-1]))
+
+
+def _channels(x: Tensor) -> Tensor:
+    """x with its last dimension contiguous: x itself if it is."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def report_cases(arch: str) -> list[tuple[str, list[Launch]]]:
+    """Launches at a representative size, on meta tensors: 8 x 4096 tokens, d 1024, 16 heads of 64, MLP 2816."""
+    x = torch.empty(8, 4096, 1024, dtype=torch.bfloat16, device="meta")
+    stream, weight, inverse = x.float(), x.new_empty(1024, dtype=torch.float32), x.new_empty(8 * 4096).float()
+    gate_up = x.new_empty(8, 4096, 2 * 2816)
+    gate, up = gate_up.chunk(2, -1)
+    product, heads = x.new_empty(gate.shape), x.unflatten(-1, (16, 64))
+    table = stream.new_empty(4096, 32)
+    both, logits, target = (table, table), x.new_empty(8192, 32768), x.new_empty(8192, dtype=torch.int64)
+    return [
+        ("add_rms_norm", [plan.norm(stream, x, None, weight, stream, x, inverse, 1e-5)]),
+        ("add_rms_norm, backward", [plan.norm_backward(stream, None, weight, inverse, x, stream, stream, x, None)]),
+        ("gated_rms_norm", [plan.norm(x, None, x, weight, None, x, inverse, 1e-5)]),
+        ("gated_rms_norm, backward", [plan.norm_backward(x, x, weight, inverse, x, None, x, None, x)]),
+        ("gated_product", [plan.gated(up, gate, product)]),
+        ("gated_product, backward", [plan.gated_backward(up, gate, product, up, gate)]),
+        ("rotate_both", [plan.rotate(heads, heads_first(heads), heads_first(heads), both, both, back=False)]),
+        ("rotate_both, backward", [plan.rotate_back(heads, heads, None, heads, both, both)]),
+        ("split, backward", [plan.join(x, x, x, x.new_empty(8, 4096, 3072), 1024, 1024)]),
+        ("branch, backward", [plan.add_rows(x, x, x[:, :3584], x)]),
+        ("cross_entropy_", [plan.cross_entropy(logits, target, inverse[:8192], inverse[:8192], 0.0, True)]),
+    ]
+
+
+_norms = differentiable(_norm, _norm_backward)
+_add_norms = differentiable(_add_norm, _add_norm_backward, materialize_grads=False)
+_gated_norms = differentiable(_gated_norm, _gated_norm_backward)
+_gates = differentiable(_gated, _gated_backward)
+_gated_products = differentiable(_gated_product, _gated_product_backward)
+_rotations = differentiable(_rotate, _rotate_backward)
+_both_rotations = differentiable(_rotate_both, _rotate_both_backward, materialize_grads=False)
+_key_rotations = differentiable(_rotate_keys, _rotate_keys_backward, materialize_grads=False)
+_branches = differentiable(_branch, _branch_backward, materialize_grads=False)
+_splits = differentiable(_split, _split_backward, materialize_grads=False)
+
+rms_norm = Path[NormInputs, Tensor](lambda inputs: _norms(*inputs), _norm_refuses, TOLERANCE)
+add_rms_norm = Path[AddNormInputs, SumAndNorm](
+    lambda inputs: SumAndNorm(*_add_norms(*inputs)), _norm_refuses, TOLERANCE
+)
+gated = Path[GatedInputs, Tensor](lambda inputs: _gates(*inputs), lambda inputs: _refuses(*inputs), TOLERANCE)
+gated_rms_norm = Path[GatedNormInputs, Tensor](lambda inputs: _gated_norms(*inputs), _norm_refuses, TOLERANCE)
+gated_product = Path[GateUpInputs, Tensor](
+    lambda inputs: _gated_products(*inputs), lambda inputs: _refuses(*inputs), TOLERANCE
+)
+rotate = Path[RotateInputs, Tensor](
+    lambda inputs: _rotations(*inputs), lambda inputs: _rotation_refuses(*inputs[:3]), TOLERANCE
+)
+rotate_both = Path[RotateBothInputs, tuple[Tensor, Tensor]](
+    lambda inputs: _both_rotations(inputs.x, *inputs.first, *inputs.second),
+    lambda inputs: _rotation_refuses(inputs.x, *inputs.first, *inputs.second),
+    TOLERANCE,
+)
+rotate_keys = Path[RotateKeysInputs, KeysAndValues](
+    lambda inputs: KeysAndValues(*_key_rotations(*inputs)), lambda inputs: _rotation_refuses(*inputs), TOLERANCE
+)
+branch = Path[BranchInputs, Three](
+    lambda inputs: _branches(*inputs), lambda inputs: _parts_refuse(inputs.x_btd), TOLERANCE
+)
+split = Path[SplitInputs, Three](lambda inputs: _splits(*inputs), lambda inputs: _parts_refuse(inputs.x), TOLERANCE)
+cross_entropy_ = Path(_cross_entropy_, lambda inputs: _refuses(inputs.logits_sv), TOLERANCE)
