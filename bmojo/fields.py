@@ -31,6 +31,10 @@ class ModelFields(StrictConfig):
     )
     tie_embeddings: bool = Field(default=True, description="Share the embedding matrix with the output projection.")
     norm_eps: float = Field(default=1e-5, gt=0, description="Added to the mean square in every RMSNorm.")
+    residual_precision: Literal["float32", "compute"] = Field(
+        default="float32",
+        description="Precision of the residual stream in training with bf16: float32, or that of the products.",
+    )
 
     # Attention, in the mixers attention, swa, bmojo_f and bmojo
     num_heads: int = Field(default=12, gt=0, description="Attention query heads per layer [h].")

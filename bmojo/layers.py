@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bmojo.fields import ModelFields
 from kernels import pointwise
-from kernels.linear import linear
+from kernels.linear import linear, linear_parts
 
 
 class Linear(nn.Linear):
@@ -25,6 +25,10 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight)
+
+    def parts(self, x: Tensor, widths: tuple[int, int, int]) -> tuple[Tensor, Tensor, Tensor]:
+        """The projection cut into three along its last dimension, as views."""
+        return linear_parts(x, self.weight, widths)
 
     def init_weights(self, generator: torch.Generator) -> None:
         nn.init.normal_(self.weight, std=self.std, generator=generator)
@@ -71,16 +75,28 @@ class RMSNorm(nn.Module):
         if isinstance(x, Residual):
             return self._of_stream(x)
         if gate is None:
-            return pointwise.rms_norm(x, self.weight, self.eps)
+            return pointwise.rms_norm(x, self.weight, self.eps, _dtype_of_norm(x))
         return pointwise.gated_rms_norm(x, gate, self.weight, self.eps)
 
     def _of_stream(self, stream: Residual) -> Tensor:
         """Normalize the stream, which holds the sum from now on."""
         if stream.added is None:
             return self.forward(stream.x)
-        stream.x, normed = pointwise.add_rms_norm(stream.x, stream.added, self.weight, self.eps)
+        dtype = _dtype_of_norm(stream.x)
+        stream.x, normed = pointwise.add_rms_norm(stream.x, stream.added, self.weight, self.eps, dtype)
         stream.added = None
         return normed
+
+
+def _dtype_of_norm(x: Tensor) -> torch.dtype | None:
+    """On a GPU the norm writes what the products read, so that no cast follows; None: the dtype of x."""
+    return autocast_dtype(x) if x.is_cuda else None
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """What autocast converts x to for the products that read it; None: it is off."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
 class SwiGLU(nn.Module):

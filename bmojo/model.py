@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from bmojo.config import ModelConfig
-from bmojo.layers import Linear, Residual, RMSNorm, RotaryTable, SwiGLU, residual, terms, total
+from bmojo.layers import Linear, Residual, RMSNorm, RotaryTable, SwiGLU, autocast_dtype, residual, terms, total
 from bmojo.mixers import MIXERS
 from bmojo.mixers.base import LayerMemory, Mixer, MixerOutput, Sequence
 from bmojo.prefill import pieces, prefill
@@ -145,7 +145,7 @@ class BMojoLM(nn.Module):
             )
         t = tokens_bt.shape[1]
         sequence = Sequence(t, 0, doc_ids_bt, self._rotary(torch.arange(t, device=tokens_bt.device)), return_memory)
-        x = residual(self.embedding(tokens_bt))
+        x = self._embed(tokens_bt)
         predictor_losses, memory = [], []
         for block in self._blocks():
             if hidden is not None:
@@ -158,6 +158,13 @@ class BMojoLM(nn.Module):
         if hidden is not None:
             hidden.append(normed_btd)
         return normed_btd, predictor_losses, memory
+
+    def _embed(self, tokens: Tensor) -> Tensor | Residual:
+        """The residual stream before the first layer."""
+        x = self.embedding(tokens)
+        if self.config.residual_precision == "compute":
+            x = x.to(autocast_dtype(x) or x.dtype)
+        return residual(x)
 
     def _run(self, block: Block, x: Tensor | Residual, sequence: Sequence) -> tuple[Tensor | Residual, MixerOutput]:
         """Run a block, again in the backward pass if `checkpoint` is set, which sees tensors only."""
@@ -205,7 +212,7 @@ class BMojoLM(nn.Module):
         for first, last in pieces(start, tokens_bt.shape[1], self.config.chunk_size):
             position_t = torch.arange(start + first, start + last, device=tokens_bt.device)
             sequence = Sequence(last - first, start + first, None, self._rotary(position_t))
-            x = residual(self.embedding(tokens_bt[:, first:last]))
+            x = self._embed(tokens_bt[:, first:last])
             for block, layer in zip(self._blocks(), state.layers, strict=True):
                 x, _ = block(x, sequence, layer)
             normed_btd = self.norm(x)
@@ -216,7 +223,7 @@ class BMojoLM(nn.Module):
     def step(self, tokens_b: Tensor, state: DecodingState) -> tuple[Tensor, DecodingState]:
         """Read one token per row. Returns logits_bv for the next, and the state, which is updated in place."""
         rotary = self._rotary(state.position_b)
-        x = residual(self.embedding(tokens_b))
+        x = self._embed(tokens_b)
         for block, layer in zip(self._blocks(), state.layers, strict=True):
             x = block.step(x, state.position_b, rotary, layer)
         logits_bv = self.head(self.norm(x))

@@ -113,7 +113,7 @@ class GatedDeltaNet(Mixer[SSMState]):
 
     def _project(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """z, the convolution's input, log a and b; the gates in float32 at least."""
-        z, conv_in, gates = parts(self.in_proj(u), (self.d_inner, self.conv_channels, 2 * self.num_heads))
+        z, conv_in, gates = self.in_proj.parts(u, (self.d_inner, self.conv_channels, 2 * self.num_heads))
         a, b = gates.to(torch.promote_types(gates.dtype, self.A_log.dtype)).chunk(2, -1)
         return z, conv_in, -torch.exp(self.A_log) * F.softplus(a + self.dt_bias), torch.sigmoid(b)
 

@@ -128,7 +128,7 @@ class Mamba2(Mixer[SSMState]):
         )
 
     def _project(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        z, conv_in, dt = parts(self.in_proj(u), (self.d_inner, self.conv_channels, self.num_heads))
+        z, conv_in, dt = self.in_proj.parts(u, (self.d_inner, self.conv_channels, self.num_heads))
         precise = torch.promote_types(dt.dtype, self.dt_bias.dtype)
         return z, conv_in, F.softplus(dt.to(precise) + self.dt_bias)
 

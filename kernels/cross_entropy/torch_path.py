@@ -17,13 +17,15 @@ from kernels.pointwise import cross_entropy_
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5}
 CHUNK_LOGITS = 1 << 22  # logits held at a time, 16 MiB in float32: fewer make thin products, more gain nothing
+GPU_CHUNK_LOGITS = 1 << 28  # 512 MiB in bfloat16: a GPU needs products this large
 MIN_ROWS = 64  # unless the vocabulary is so large that products would become thin
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        hidden_sd, weight_vd, target_s, z_loss_weight = inputs
+        hidden_sd, weight_vd, target_s, z_loss_weight, logits_dtype = inputs
+        weight_vd, ctx.weight_dtype = weight_vd.to(hidden_sd.dtype), weight_vd.dtype
         num_tokens, vocab_size = hidden_sd.shape[0], weight_vd.shape[0]
         precise = torch.promote_types(hidden_sd.dtype, torch.float32)
         counted_s = (target_s != IGNORED).to(precise)
@@ -35,10 +37,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_hidden_sd = torch.empty_like(hidden_sd) if with_grad else None
         empty_like = torch.empty_like if num_tokens else torch.zeros_like
         grad_weight_vd = empty_like(weight_vd, dtype=precise) if with_grad else None
-        rows = max(MIN_ROWS, CHUNK_LOGITS // vocab_size)
+        rows = max(MIN_ROWS, (CHUNK_LOGITS if hidden_sd.is_cpu else GPU_CHUNK_LOGITS) // vocab_size)
         for first in range(0, num_tokens, rows):
             part = slice(first, min(first + rows, num_tokens))
-            logits_sv = product(hidden_sd[part], weight_vd).to(precise)
+            logits_sv = product(hidden_sd[part], weight_vd).to(logits_dtype)
             class_s = target_s[part].clamp_min(0)
             nll_s[part], log_z_s = cross_entropy_(logits_sv, class_s, z_loss_weight, with_gradient=with_grad)
             nll_s[part] *= counted_s[part]
@@ -57,24 +59,33 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden_sd, grad_weight_vd = ctx.saved_tensors
         scale = grad_outputs[0]
-        return grad_hidden_sd * scale, (grad_weight_vd * scale).to(grad_hidden_sd.dtype), None, None
+        return (
+            (grad_hidden_sd * scale).to(grad_hidden_sd.dtype),
+            (grad_weight_vd * scale).to(ctx.weight_dtype),
+            *[None] * 3,
+        )
 
 
 def _add_weight_gradient(total: Tensor, grad_logits: Tensor, hidden: Tensor, add: bool) -> None:
     """Add grad_logits^T hidden to a total of the same or a higher precision; if not `add`, overwrite it unread."""
     if total.dtype == hidden.dtype:
         total.addmm_(grad_logits.t(), hidden, beta=int(add))  # with beta 0 the total may hold anything
+    elif total.is_cuda:
+        torch.addmm(total, grad_logits.t(), hidden, beta=int(add), out_dtype=total.dtype, out=total)
     elif add:
         total += grad_logits.t() @ hidden
     else:
         total.copy_(grad_logits.t() @ hidden)
 
 
-def _run(inputs: LossInputs) -> LossOutputs:
-    hidden_sd, weight_vd, target_s, z_loss_weight = inputs
-    weight_vd = weight_vd.to(hidden_sd.dtype)
-    loss, nll_s, num_targets = _LinearCrossEntropy.apply(hidden_sd, weight_vd, target_s, z_loss_weight)
+def loss_of(inputs: LossInputs, logits_dtype: torch.dtype) -> LossOutputs:
+    """The loss, from logits in this dtype."""
+    loss, nll_s, num_targets = _LinearCrossEntropy.apply(*inputs, logits_dtype)
     return LossOutputs(loss, nll_s.float(), num_targets)
+
+
+def _run(inputs: LossInputs) -> LossOutputs:
+    return loss_of(inputs, torch.promote_types(inputs.hidden_sd.dtype, torch.float32))
 
 
 linear_cross_entropy = Path(_run, tolerance=TOLERANCE)

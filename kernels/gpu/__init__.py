@@ -1,1 +1,1 @@
-"""What operators share on GPUs: launches of Triton kernels, their tuning, device functions, liger-kernel."""
+"""What operators share on GPUs: launches of Triton kernels, their tuning, device functions."""

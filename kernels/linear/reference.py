@@ -25,9 +25,30 @@ class ProductInputs(LinearInputs):
     """As linear, for shapes that come again and again. No gradient passes."""
 
 
+class PartsInputs(NamedTuple):
+    """x W^T cut into three along its last dimension: a projection whose outputs go three ways.
+
+    Args: x: [..., i].  weight_oi: [o, i].  widths: of the parts; they sum to o.
+    Returns: views.
+    """
+
+    x: Tensor
+    weight_oi: Tensor
+    widths: tuple[int, int, int]
+
+
+class Parts(NamedTuple):
+    first: Tensor
+    second: Tensor
+    third: Tensor
+
+
 def _run(inputs: LinearInputs) -> Tensor:
     return torch.einsum("...i,oi->...o", *inputs)
 
 
 linear = Path(_run)
 product = Path[LinearInputs, Tensor](torch.no_grad()(_run))
+linear_parts = Path[PartsInputs, Parts](
+    lambda inputs: Parts(*torch.einsum("...i,oi->...o", *inputs[:2]).split(inputs.widths, -1))
+)

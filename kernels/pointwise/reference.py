@@ -17,7 +17,7 @@ Three = tuple[Tensor, Tensor, Tensor]  # views
 class NormInputs(NamedTuple):
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension (arXiv:1910.07467).
 
-    Args: x: [..., d].  weight: [d], taken in the dtype of x.  dtype: of the result; None: that of x.
+    Args: x: [..., d].  weight: [d], rounded to the dtype of x except on a GPU.  dtype: of the result; None: of x.
     """
 
     x: Tensor
@@ -127,7 +127,7 @@ class RowInputs(NamedTuple):
         target_s: a class per row, in 0 .. v - 1.
         with_gradient: if False the logits are lost all the same, but what replaces them has no meaning.
     Returns: nll = -log softmax[target] and log_z = logsumexp of each row.
-    Raises: IndexError, or RuntimeError: a target is no class.
+    Raises: IndexError, or RuntimeError: a target is no class. On Triton its loss is NaN instead.
     """
 
     logits_sv: Tensor

@@ -20,10 +20,8 @@ def store_tile(ptr, row, stride, column, mask, value):
 
 
 @triton.jit
-def load_weight(weight_ptr, x_ptr, column, width):
-    """In float32, rounded to the dtype of x before."""
-    weight = tl.load(weight_ptr + column, mask=column < width, other=0.0)
-    return weight.to(x_ptr.dtype.element_ty).to(tl.float32)[None, :]
+def load_weight(weight_ptr, column, width):
+    return tl.load(weight_ptr + column, mask=column < width, other=0.0).to(tl.float32)[None, :]
 
 
 @triton.jit
@@ -47,7 +45,7 @@ def norm_kernel(
         gate = load_tile(gate_ptr, row, gate_stride, column, mask)
         value *= gate * tl.sigmoid(gate)
     inverse = 1 / tl.sqrt_rn(tl.sum(value * value, 1) / width + eps)
-    normed = value * inverse[:, None] * load_weight(weight_ptr, x_ptr, column, width)
+    normed = value * inverse[:, None] * load_weight(weight_ptr, column, width)
     store_tile(out_ptr, row, width, column, mask, normed)
     if inverse_ptr is not None:
         tl.store(inverse_ptr + row, inverse, mask=row < num_rows)
@@ -65,7 +63,7 @@ def norm_backward_kernel(
     share: room for what each program adds to the weight's gradient, [programs, width].
     """
     column = tl.arange(0, BLOCK)
-    weight = load_weight(weight_ptr, x_ptr, column, width)
+    weight = load_weight(weight_ptr, column, width)
     share = tl.zeros([ROWS, BLOCK], tl.float32)
     for tile in range(tl.program_id(0), tl.cdiv(num_rows, ROWS), tl.num_programs(0)):
         row = (tile * ROWS + tl.arange(0, ROWS)).to(tl.int64)
@@ -100,7 +98,10 @@ def cross_entropy_kernel(
     logits_ptr, target_ptr, nll_ptr, log_z_ptr, width, stride, z_loss_weight,
     WITH_GRADIENT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """See RowInputs. Grid: rows. The maximum and the sum are one pass over the row, what replaces it a second."""
+    """See RowInputs. Grid: rows. The maximum and the sum are one pass over the row, what replaces it a second.
+
+    A target that is no class makes the loss NaN: it is not read.
+    """
     row = tl.program_id(0).to(tl.int64)
     logits_ptr += row * stride
     column = tl.arange(0, BLOCK)
@@ -114,7 +115,9 @@ def cross_entropy_kernel(
     peak = tl.max(most, 0)
     log_z = peak + tl.log(tl.sum(total * tl.exp(most - peak), 0))
     target = tl.load(target_ptr + row)
-    tl.store(nll_ptr + row, log_z - tl.load(logits_ptr + target).to(tl.float32))
+    is_class = (target >= 0) & (target < width)
+    picked = tl.load(logits_ptr + target, mask=is_class, other=float("nan")).to(tl.float32)
+    tl.store(nll_ptr + row, log_z - picked)
     tl.store(log_z_ptr + row, log_z)
     if WITH_GRADIENT:
         hit = 1 / (1 + 2 * z_loss_weight * log_z)
