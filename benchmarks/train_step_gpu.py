@@ -1,7 +1,8 @@
 """Training step on a GPU: forward + backward + AdamW under bfloat16 autocast, B'MOJO against models of equal size.
 
-All models but llama, which is transformers' with SDPA, are ours, and differ in their layers' mixers. Steps of a model
-are timed one after the other, between synchronisations; the table shows medians.
+All models but llama, which is transformers' with SDPA, are ours, and differ in their layers' mixers. Every model runs
+eagerly, as two CUDA graphs (bmojo.graphs) and compiled by torch, as `--ways` asks. Steps of a model are timed one after
+the other, between CUDA events; the table shows medians. `--check` compares graphs with eager steps to the bit.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ import argparse
 import gc
 import statistics
 import sys
-import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,21 +22,31 @@ from torch import Tensor, nn
 from benchmarks._peers import PLAIN, build, loss_of, num_params
 from bmojo import BMojoLM, ModelConfig
 from bmojo.counting import count
+from bmojo.graphs import GraphedLoss
 from bmojo.mixers import MIXERS
 from kernels.operator import use
 
 MODELS = (*dict.fromkeys(("bmojo", *MIXERS)), PLAIN, "llama")
+WAYS = ("eager", "graphs", "compiled")
+SIZES = {  # by millions of parameters
+    "116m": {"num_layers": 12, "d_model": 768, "d_ff": 1408, "num_heads": 12},
+    "370m": {"num_layers": 24, "d_model": 1024, "d_ff": 2368, "num_heads": 16},
+    "1.4b": {"num_layers": 24, "d_model": 2048, "d_ff": 5056, "num_heads": 32},
+}
 HEADER = """\
-| model | parameters | seq_len | tokens/s | step, ms | lowest .. highest | peak memory, GiB | bmojo is x times as fast |
-| --- | --- | --- | --- | --- | --- | --- | --- |"""
+| model | way | parameters | seq_len | tokens/s | step, ms | lowest .. highest | of the peak | memory, GiB | bmojo is x times as fast |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"""  # noqa: E501
+
+Way = Literal["eager", "graphs", "compiled"]
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Seconds of each timed step, and the most memory that was allocated meanwhile; no steps: out of memory."""
+    """Milliseconds of each timed step, and the most memory that was allocated meanwhile; no steps: it failed."""
 
-    times_s: list[float]
+    times_ms: list[float]
     peak_bytes: int
+    failure: str = ""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -48,63 +60,99 @@ def main(arguments: list[str] | None = None) -> int:
         target = num_params(BMojoLM(config))
     peak = matmul_peak_flops()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, bfloat16 matmul peak {peak / 1e12:.0f} TFLOP/s")
-    print(f"{options.tokens} tokens per step; {config.num_layers} layers, d_model {config.d_model}\n\n{HEADER}")
+    print(f"{options.tokens} tokens per step; {config.num_layers} layers, d_model {config.d_model}")
+    if options.check:
+        print(check(config, options))
+    print(f"\n{HEADER}")
     for seq_len in options.seq_len:
         ours: float | None = None
         for name in options.models:
-            model = BMojoLM(config) if name == "bmojo" else build(name, config, target)
-            measured = measure(model.cuda(), name, seq_len, options)
-            row, ours = row_of(name, num_params(model), seq_len, measured, options.tokens, ours)
-            print(row, flush=True)
-            del model
-        if ours is not None:
-            flops = count(config, seq_len).train_flops_per_token * options.tokens / ours
-            print(f"\nbmojo at {seq_len}: {flops / 1e12:.0f} TFLOP/s, {flops / peak:.0%} of the matmul peak\n")
+            for way in options.ways:
+                model = BMojoLM(config) if name == "bmojo" else build(name, config, target)
+                measured = measure(model.cuda(), name, way, seq_len, options)
+                flops = count(model.config, seq_len).train_flops_per_token if isinstance(model, BMojoLM) else None
+                if name == "bmojo" and measured.times_ms and ours is None:
+                    ours = statistics.median(measured.times_ms)
+                row = row_of(measured, options.tokens, None if flops is None else flops / peak, ours)
+                print(f"| {name} | {way} | {num_params(model):,} | {seq_len} | {row} |", flush=True)
+                del model
     return 0
 
 
-def measure(model: nn.Module, name: str, seq_len: int, options: argparse.Namespace) -> Measurement:
-    """Time steps of one model after two to warm up; memory is freed afterwards."""
-    gc.collect()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
+def measure(model: nn.Module, name: str, way: Way, seq_len: int, options: argparse.Namespace) -> Measurement:
+    """Time steps of one model after some to warm up; memory is freed afterwards."""
+    _free()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    shape, times_s = (options.tokens // seq_len, seq_len), []
+    shape, events = (options.tokens // seq_len, seq_len), []
     try:
         with use("torch") if name == PLAIN else nullcontext():
-            for repeat in range(options.repeats + 2):
+            loss = loss_function(model, way)
+            for repeat in range(options.repeats + 3):
+                if repeat == 2:
+                    torch.cuda.reset_peak_memory_stats()
                 tokens_bt = torch.randint(options.vocab_size, shape, device="cuda")
-                torch.cuda.synchronize()
-                start = time.perf_counter()
-                step(model, optimizer, tokens_bt)
-                torch.cuda.synchronize()
-                if repeat > 1:
-                    times_s.append(time.perf_counter() - start)
-    except torch.OutOfMemoryError:
-        times_s = []
-    return Measurement(times_s, torch.cuda.max_memory_allocated())
+                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                start.record()
+                step(loss, optimizer, tokens_bt)
+                end.record()
+                if repeat > 2:
+                    events.append((start, end))
+            torch.cuda.synchronize()
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        return Measurement([], 0, str(error).splitlines()[0][:60])
+    return Measurement([start.elapsed_time(end) for start, end in events], torch.cuda.max_memory_allocated())
 
 
-def row_of(
-    name: str, parameters: int, seq_len: int, measured: Measurement, tokens: int, ours: float | None
-) -> tuple[str, float | None]:
-    """A row of the table, and bmojo's median in seconds as soon as it is known."""
-    if not measured.times_s:
-        return f"| {name} | {parameters:,} | {seq_len} | out of memory |  |  |  |  |", ours
-    median = statistics.median(measured.times_s)
-    ours = median if name == "bmojo" else ours
-    low, high = (1e3 * pick(measured.times_s) for pick in (min, max))
-    ratio = f"{median / ours:.2f}" if ours else ""
-    times = f"{tokens / median:,.0f} | {median * 1e3:,.1f} | {low:,.1f} .. {high:,.1f}"
-    return f"| {name} | {parameters:,} | {seq_len} | {times} | {measured.peak_bytes / 2**30:.1f} | {ratio} |", ours
+def loss_function(model: nn.Module, way: Way) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss of tokens and targets, run in that way."""
+    if way == "compiled":
+        model = torch.compile(model, fullgraph=isinstance(model, BMojoLM))
+
+    def loss(tokens_bt: Tensor, targets_bt: Tensor) -> Tensor:
+        return loss_of(model, tokens_bt, targets_bt)
+
+    return GraphedLoss(loss, list(model.parameters())) if way == "graphs" else loss
 
 
-def step(model: nn.Module, optimizer: torch.optim.Optimizer, tokens_bt: Tensor) -> None:
+def row_of(measured: Measurement, tokens: int, flops_of_peak: float | None, ours: float | None) -> str:
+    """The columns after the length; flops_of_peak: FLOPs per token as a share of the peak per second."""
+    if not measured.times_ms:
+        return f"{measured.failure} |  |  |  |  | "
+    median = statistics.median(measured.times_ms)
+    rate = tokens / median * 1e3
+    share = "" if flops_of_peak is None else f"{flops_of_peak * rate:.1%}"
+    times = f"{rate:,.0f} | {median:,.1f} | {min(measured.times_ms):,.1f} .. {max(measured.times_ms):,.1f}"
+    return f"{times} | {share} | {measured.peak_bytes / 2**30:.1f} | {'' if ours is None else f'{median / ours:.2f}'}"
+
+
+def step(loss: Callable[[Tensor, Tensor], Tensor], optimizer: torch.optim.Optimizer, tokens_bt: Tensor) -> None:
     with torch.autocast("cuda", torch.bfloat16):
-        loss = loss_of(model, tokens_bt, tokens_bt.roll(-1, 1))
-    loss.backward()  # type: ignore[no-untyped-call]
+        result = loss(tokens_bt, tokens_bt.roll(-1, 1))
+    result.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     optimizer.zero_grad()
+
+
+def check(config: ModelConfig, options: argparse.Namespace) -> str:
+    """Three steps eagerly and as graphs, from the same weights on the same tokens: are the weights the same?"""
+    weights = []
+    for way in ("eager", "graphs"):
+        model = BMojoLM(config).cuda()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+        loss = loss_function(model, way)  # type: ignore[arg-type]
+        for seed in range(3):
+            generator = torch.Generator("cuda").manual_seed(seed)
+            step(loss, optimizer, torch.randint(options.vocab_size, (4, 2048), device="cuda", generator=generator))
+        weights.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
+        del model, optimizer, loss
+        _free()
+    same, apart = torch.equal(*weights), (weights[0] - weights[1]).abs().max().item()
+    return f"graphs against eager steps: {'the same bits' if same else f'weights differ by up to {apart:.1e}'}"
+
+
+def _free() -> None:
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def matmul_peak_flops(size: int = 8192) -> float:
@@ -116,22 +164,26 @@ def matmul_peak_flops(size: int = 8192) -> float:
 
 
 def config_of(options: argparse.Namespace) -> ModelConfig:
-    d = options.d_model
+    size = SIZES[options.size]
     return ModelConfig(
-        pattern=f"bmojo*{options.num_layers}", vocab_size=options.vocab_size, d_model=d, num_heads=d // 64,
-        window_size=512, chunk_size=256, num_eidetic=128, d_state=128, ssm_head_dim=64,
+        pattern=f"bmojo*{size['num_layers']}", vocab_size=options.vocab_size, d_model=size["d_model"],
+        d_ff=size["d_ff"], num_heads=size["num_heads"], window_size=512, chunk_size=128, num_eidetic=64, d_state=128,
+        ssm_head_dim=64, fading_output=options.fading_output, residual_precision=options.residual_precision,
     )  # fmt: skip
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step_gpu", description=__doc__)
+    parser.add_argument("--size", choices=SIZES, default="116m", help="number of parameters")
     parser.add_argument("--seq-len", type=int, nargs="+", default=[2048, 8192, 32768], help="tokens per sequence")
     parser.add_argument("--tokens", type=int, default=32768, help="tokens per step, of all sequences together")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="bmojo first for ratios")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="how models run; ratios: the first")
     parser.add_argument("--repeats", type=int, default=10, help="steps of each model that are timed")
-    parser.add_argument("--num-layers", type=int, default=12, help="layers of every model")
-    parser.add_argument("--d-model", type=int, default=1024, help="width of every model; heads have 64 channels")
     parser.add_argument("--vocab-size", type=int, default=32768, help="size of the vocabulary")
+    parser.add_argument("--fading-output", choices=("memory", "memory_and_residual"), default="memory")
+    parser.add_argument("--residual-precision", choices=("float32", "compute"), default="float32")
+    parser.add_argument("--check", action="store_true", help="compare graphs with eager steps first")
     return parser.parse_args(arguments)
 
 

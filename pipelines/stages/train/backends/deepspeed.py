@@ -24,6 +24,7 @@ from deepspeed.utils import (
 from torch import nn
 
 from bmojo import BMojoLM, float32_names
+from bmojo.graphs import GraphedLoss
 from data.shards import TokenBatch
 from pipelines.stages.train.backends.config import DeepSpeedConfig
 from pipelines.stages.train.config import TrainStageConfig
@@ -33,18 +34,25 @@ from pipelines.stages.train.trainer import MOMENTS, PARAM, StepResult, count_tar
 class Objective(nn.Module):
     """The model with its loss inside, so that DeepSpeed's hooks see one forward that returns one tensor."""
 
-    def __init__(self, model: BMojoLM) -> None:
+    def __init__(self, model: BMojoLM, as_graphs: bool) -> None:
         super().__init__()
         self.model = model
+        self._loss = GraphedLoss(self._loss_of, list(model.parameters())) if as_graphs else self._loss_of
 
     def forward(
         self, tokens_bt: torch.Tensor, targets_bt: torch.Tensor, doc_ids_bt: torch.Tensor, token_losses: bool = False
     ) -> torch.Tensor:
         """The training loss, a scalar; with `token_losses` the pure NLL of each target (b, t), 0 where ignored."""
-        output = self.model(tokens_bt, targets_bt, doc_ids_bt, token_losses=token_losses)
-        result = output.nll_bt if token_losses else output.loss
-        assert result is not None
-        return result
+        if not token_losses:
+            return self._loss(tokens_bt, targets_bt, doc_ids_bt)
+        nll_bt: torch.Tensor | None = self.model(tokens_bt, targets_bt, doc_ids_bt, token_losses=True).nll_bt
+        assert nll_bt is not None
+        return nll_bt
+
+    def _loss_of(self, tokens_bt: torch.Tensor, targets_bt: torch.Tensor, doc_ids_bt: torch.Tensor) -> torch.Tensor:
+        loss: torch.Tensor | None = self.model(tokens_bt, targets_bt, doc_ids_bt).loss
+        assert loss is not None
+        return loss
 
 
 class DeepSpeedTrainer:
@@ -69,7 +77,7 @@ class DeepSpeedTrainer:
         self._grad_clip = config.grad_clip
         self._zero_stage = backend.zero_stage
         self._engine, _, _, _ = deepspeed.initialize(
-            model=Objective(model),
+            model=Objective(model, as_graphs=device.type == "cuda" and config.cuda_graphs and backend.zero_stage < 3),
             optimizer=self.optimizer,
             config=deepspeed_config(config, backend),
             dist_init_required=False,

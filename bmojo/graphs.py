@@ -1,0 +1,112 @@
+"""A training loss as two CUDA graphs, one of the forward and one of the backward.
+
+A step of a model of 100M parameters is over a thousand launches, which take the host longer than the GPU computes them.
+Replaying a graph costs the host one. Results are those of the same kernels, to the bit.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+logger = logging.getLogger(__name__)
+WARM_UP = 3  # runs before the capture, in which kernels are compiled and libraries take their workspace
+
+Loss = Callable[..., Tensor]
+
+
+class GraphedLoss:
+    """A function of tensors and a model's parameters, captured anew for each combination of shapes.
+
+    Args:
+        loss: a scalar of tensors without gradient. It may not wait for the GPU, and launches the same kernels for all
+            tensors of the same shapes.
+        parameters: what it is differentiated by. Their memory must stay where it is.
+    """
+
+    def __init__(self, loss: Loss, parameters: Sequence[nn.Parameter]) -> None:
+        self._loss = loss
+        self._parameters = tuple(parameter for parameter in parameters if parameter.requires_grad)
+        self._graphs: dict[tuple[Any, ...], Replay] = {}
+        self._refused = False
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """The loss. What cannot be captured runs as it is, after a warning."""
+        if self._refused or not torch.is_grad_enabled():
+            return self._loss(*inputs)
+        key = tuple((tuple(x.shape), x.dtype) for x in inputs)
+        if key not in self._graphs:
+            try:
+                self._graphs[key] = capture(self._loss, self._parameters, inputs)
+            except RuntimeError as error:
+                logger.warning(
+                    "training runs without CUDA graphs, which is slower for small models: %s. If that is not expected, "
+                    "please report it; cuda_graphs: false in the train stage leaves them out.",
+                    str(error).splitlines()[0],
+                )
+                self._refused = True
+                return self._loss(*inputs)
+        loss: Tensor = _Replayed.apply(self._graphs[key], inputs, *self._parameters)
+        return loss
+
+
+class Replay:
+    """Captured graphs, and the memory they read and write."""
+
+    def __init__(
+        self, inputs: Sequence[Tensor], loss: Tensor, grad_loss: Tensor, grads: Sequence[Tensor | None],
+        forward: Callable[[], None], backward: Callable[[], None],
+    ) -> None:  # fmt: skip
+        """forward writes loss, from inputs; backward writes grads, from grad_loss and what forward left."""
+        self.inputs, self.loss, self.grad_loss, self.grads = inputs, loss, grad_loss, grads
+        self.forward, self.backward = forward, backward
+
+
+def capture(loss_of: Loss, parameters: Sequence[nn.Parameter], inputs: Sequence[Tensor]) -> Replay:
+    """Raises: RuntimeError: something in it cannot be captured."""
+    held = [x.clone() for x in inputs]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    autocast = torch.autocast(
+        "cuda", torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda"), cache_enabled=False
+    )  # a cached cast of a weight would be outside of the graph
+    with autocast, torch.cuda.stream(stream):
+        for _ in range(WARM_UP):
+            torch.autograd.grad(loss_of(*held), parameters, allow_unused=True)
+    torch.cuda.current_stream().wait_stream(stream)
+    forward, backward, pool = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+    with autocast, torch.cuda.graph(forward, pool=pool):
+        loss = loss_of(*held)
+    grad_loss = torch.ones_like(loss)
+    with torch.cuda.graph(backward, pool=pool):
+        grads = torch.autograd.grad(loss, parameters, grad_loss, allow_unused=True)
+    return Replay(held, loss.detach(), grad_loss, grads, forward.replay, backward.replay)
+
+
+class _Replayed(torch.autograd.Function):
+    """Results are copied out: the next replay overwrites them."""
+
+    @staticmethod
+    def forward(ctx: Any, replay: Replay, inputs: Sequence[Tensor], *parameters: Tensor) -> Tensor:
+        for held, given in zip(replay.inputs, inputs, strict=True):
+            held.copy_(given, non_blocking=True)
+        replay.forward()
+        ctx.replay = replay
+        return replay.loss.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        replay = ctx.replay
+        replay.grad_loss.copy_(grad_outputs[0])
+        replay.backward()
+        there = [grad for grad in replay.grads if grad is not None]
+        copies = [torch.empty_like(grad) for grad in there]
+        torch._foreach_copy_(copies, there)
+        found = iter(copies)
+        return None, None, *(None if grad is None else next(found) for grad in replay.grads)
