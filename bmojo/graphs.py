@@ -70,20 +70,23 @@ class Replay:
 def capture(loss_of: Loss, parameters: Sequence[nn.Parameter], inputs: Sequence[Tensor]) -> Replay:
     """Raises: RuntimeError: something in it cannot be captured."""
     held = [x.clone() for x in inputs]
+    dtype, enabled = torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")
+    in_forward = torch.autocast("cuda", dtype, enabled, cache_enabled=False)  # cached casts would be outside the graph
+    in_backward = torch.autocast("cuda", enabled=False)  # where it is never on
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    autocast = torch.autocast(
-        "cuda", torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda"), cache_enabled=False
-    )  # a cached cast of a weight would be outside of the graph
-    with autocast, torch.cuda.stream(stream):
+    with torch.cuda.stream(stream):
         for _ in range(WARM_UP):
-            torch.autograd.grad(loss_of(*held), parameters, allow_unused=True)
+            with in_forward:
+                loss = loss_of(*held)
+            with in_backward:
+                torch.autograd.grad(loss, parameters, allow_unused=True)
     torch.cuda.current_stream().wait_stream(stream)
     forward, backward, pool = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
-    with autocast, torch.cuda.graph(forward, pool=pool):
+    with in_forward, torch.cuda.graph(forward, pool=pool):
         loss = loss_of(*held)
     grad_loss = torch.ones_like(loss)
-    with torch.cuda.graph(backward, pool=pool):
+    with in_backward, torch.cuda.graph(backward, pool=pool):
         grads = torch.autograd.grad(loss, parameters, grad_loss, allow_unused=True)
     return Replay(held, loss.detach(), grad_loss, grads, forward.replay, backward.replay)
 
