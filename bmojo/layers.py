@@ -153,7 +153,7 @@ class RotaryTable:
     def at(self, distance: int) -> RotaryTable:
         """The table of one constant position; computed once for all layers that ask."""
         if distance not in self._at:
-            position = torch.tensor(distance, device=self.position.device)
+            position = torch.full((), distance, device=self.position.device)  # filled in there: no copy to wait for
             self._at[distance] = RotaryTable(position, self.head_dim, self.theta, self.dtype)
         return self._at[distance]
 
