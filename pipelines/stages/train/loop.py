@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NoReturn
 
+import torch
 import torch.distributed as dist
 
 from bmojo.counting import count
@@ -23,9 +24,11 @@ from pipelines.stages.train.paths import OperatorPaths
 from pipelines.stages.train.schedule import learning_rate
 from pipelines.stages.train.sources import mean_by_weight, source_losses
 from pipelines.stages.train.stopping import StopAgreement, StopReason
-from pipelines.stages.train.trainer import StepResult, Trainer
+from pipelines.stages.train.trainer import StepResult, Trainer, require_targets
 from pipelines.stages.train.validation import validation_loss
 from pipelines.stages.train.weights import save_model
+
+_MOST_UNCHECKED = 100  # steps: after a gradient that is not finite, so many are taken in vain at most
 
 
 class TrainLoop:
@@ -49,7 +52,9 @@ class TrainLoop:
         self.num_tokens = 0
         self.initial_valid_loss: float | None = None
         self.train_loss = math.nan
+        self._unchecked: list[StepResult] = []  # of the last steps, which the device may not have finished
         self._unread: StepResult | None = None  # of the last step, until its loss is read
+        self._num_targets, self._grad_norm = 0, math.nan  # of the last step that was checked
         self._stopping = StopAgreement(job.metrics.stop_requested, is_preempted, trainer.device)
         self.saved_step: int | None = None
         journal = job.metrics if self.rank == 0 else None
@@ -89,6 +94,7 @@ class TrainLoop:
     def _stop(self, reason: StopReason, saved: bool) -> NoReturn:
         """Save what there is, and end."""
         if not saved:
+            self._check_steps()
             self._refuse_ruined_weights()
             if self._unread is not None:
                 self._read_loss(self._unread)
@@ -103,26 +109,42 @@ class TrainLoop:
         next_step = self.step + 1
         log = next_step in (1, self.job.num_steps) or next_step % self.config.log_every_steps == 0
         lr = learning_rate(self.config, next_step, self.job.num_steps)
-        self.meter.start_step()
+        self.meter.start()
         micro_batches = [next(batches) for _ in range(self.config.accumulation_steps)]
         by_source = self._losses_by_source(micro_batches) if log else {}
         result = self.trainer.step(micro_batches, lr)
-        self.meter.end_step(result.num_targets)
-        if not math.isfinite(result.grad_norm):
-            at = f"step {next_step} of {self.job.num_steps}"
-            raise self._diverged(f"loss or gradients are not finite at {at}, which was not applied")
         self.step = next_step
-        self.num_tokens += result.num_targets
         self._unread = result
-        if log or self._is_due(self.config.checkpoint_every_steps):
+        self._unchecked.append(result)
+        read = log or self._is_due(self.config.checkpoint_every_steps)
+        if read or result.grad_norm.is_cpu or len(self._unchecked) == _MOST_UNCHECKED:
+            self._check_steps()
+        if read:
             self._read_loss(result)
         if log:
-            self._log(lr, result.grad_norm, by_source)
+            self._log(lr, by_source)
+
+    def _check_steps(self) -> None:
+        """Learn from the device on how much the last steps were taken, and whether they were applied."""
+        results, self._unchecked = self._unchecked, []
+        if not results:
+            return
+        targets = torch.stack([result.num_targets for result in results]).tolist()
+        norms = torch.stack([result.grad_norm for result in results]).tolist()
+        first = self.step - len(results) + 1
+        for step, num_targets, norm in zip(range(first, self.step + 1), targets, norms, strict=True):
+            require_targets(num_targets)
+            if not math.isfinite(norm):
+                at = f"step {step} of {self.job.num_steps}"
+                raise self._diverged(f"loss or gradients are not finite at {at}, which was not applied")
+        self.num_tokens += sum(targets)
+        self.meter.count(sum(targets))
+        self._num_targets, self._grad_norm = targets[-1], norms[-1]
 
     def _read_loss(self, result: StepResult) -> None:
         self._unread = None
         dist.all_reduce(result.loss_sum)
-        self.train_loss = float(result.loss_sum) / result.num_targets
+        self.train_loss = float(result.loss_sum) / self._num_targets
         if not math.isfinite(self.train_loss):
             raise self._diverged(f"the loss is {self.train_loss} at step {self.step} of {self.job.num_steps}")
 
@@ -134,14 +156,15 @@ class TrainLoop:
         losses = source_losses(self.trainer, self.stream, self.step, micro_batches, names)
         return {f"train/loss/{name}": loss for name, loss in losses.items()}
 
-    def _log(self, lr: float, grad_norm: float, by_source: Mapping[str, float]) -> None:
+    def _log(self, lr: float, by_source: Mapping[str, float]) -> None:
+        self.meter.stop()
         tokens_per_s, mfu = self.meter.take()
         self.curves.add(
             self.step,
             {
                 "train/loss": self.train_loss,
                 "train/lr": lr,
-                "train/grad_norm": grad_norm,
+                "train/grad_norm": self._grad_norm,
                 "train/tokens": self.num_tokens,
                 "train/tokens_per_s": tokens_per_s,
                 "train/mfu": mfu,
@@ -150,6 +173,8 @@ class TrainLoop:
         )
 
     def _validate(self) -> float | None:
+        self._check_steps()
+        self.meter.stop()
         losses = {name: validation_loss(self.trainer, batches) for name, batches in self.validation_batches.items()}
         loss = mean_by_weight(losses, final_weights(self.config))
         if loss is None:
@@ -170,6 +195,7 @@ class TrainLoop:
         return diverged(self.job, self.saved_step, what)
 
     def _save_checkpoint(self) -> None:
+        self.meter.stop()
         num_samples = self.step * self.config.global_batch_size
         state = checkpoints.TrainingState(
             step=self.step,

@@ -10,7 +10,10 @@ from pipelines.stages.train.device import synchronize
 
 
 class Meter:
-    """Tokens and seconds of training steps; validation and checkpoints do not count."""
+    """Tokens and seconds of training steps; validation and checkpoints do not count.
+
+    The clock runs from one step into the next, because stopping it waits for the device.
+    """
 
     def __init__(self, flops_per_token: float, peak_flops: float | None, device: torch.device) -> None:
         """`peak_flops`: of all workers together; None: not known, and neither is the MFU."""
@@ -19,17 +22,22 @@ class Meter:
         self._tokens, self._time_s = 0, 0.0
         self._start: float | None = None
 
-    def start_step(self) -> None:
-        """Start the clock."""
-        self._start = time.perf_counter()
+    def start(self) -> None:
+        """Let the clock run, if it does not."""
+        if self._start is None:
+            self._start = time.perf_counter()
 
-    def end_step(self, num_tokens: int) -> None:
-        """Stop the clock; `num_tokens` were trained on by all workers together."""
-        assert self._start is not None, "end_step without start_step"
-        synchronize(self._device)
-        elapsed_s = time.perf_counter() - self._start
-        self._time_s += elapsed_s
-        self.total_time_s += elapsed_s
+    def stop(self) -> None:
+        """Wait for the steps that were begun, and stop the clock, if it runs."""
+        if self._start is not None:
+            synchronize(self._device)
+            elapsed_s = time.perf_counter() - self._start
+            self._time_s += elapsed_s
+            self.total_time_s += elapsed_s
+            self._start = None
+
+    def count(self, num_tokens: int) -> None:
+        """So many tokens were trained on, by all workers together."""
         self._tokens += num_tokens
 
     def take(self) -> tuple[float, float | None]:

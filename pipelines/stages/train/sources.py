@@ -9,6 +9,7 @@ import torch.distributed as dist
 
 from data.shards import TokenBatch
 from data.streaming import TokenStream
+from pipelines.stages.train.device import copy_to
 from pipelines.stages.train.trainer import Trainer
 
 
@@ -36,7 +37,7 @@ def source_losses(
     sums = torch.zeros(2, len(names), dtype=torch.float64, device=trainer.device)
     for batch, of_rows in zip(micro_batches, sources.split(stream.micro_batch_size), strict=True):
         nll_b = trainer.token_losses(batch).double().sum(dim=1)
-        targets_b = (batch.targets_bt >= 0).sum(dim=1).to(nll_b)
+        targets_b = copy_to(trainer.device, (batch.targets_bt >= 0).sum(dim=1).double())
         sums.index_add_(1, of_rows, torch.stack((nll_b, targets_b)))
     dist.all_reduce(sums)
     total, count = sums.tolist()

@@ -22,17 +22,17 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class StepResult(NamedTuple):
-    """What one optimizer step did.
+    """What one optimizer step did, as scalars on the device: only who reads one waits for the step.
 
-    loss_sum: training loss times targets, summed over this worker's micro batches, before the update: a float64 scalar
-        on the device, so that only a step whose loss is read waits for it.
-    num_targets: targets of all workers together.
-    grad_norm: global gradient norm before clipping. Not finite: the step was not applied.
+    loss_sum: training loss times targets, summed over this worker's micro batches, before the update; float64.
+    num_targets: targets of all workers together; int64.
+    grad_norm: global gradient norm before clipping; on the host if the trainer had to know it. Not finite: the step was
+        not applied. If it is on the device, nor is any later one, so that it may be read later.
     """
 
     loss_sum: torch.Tensor
-    num_targets: int
-    grad_norm: float
+    num_targets: torch.Tensor
+    grad_norm: torch.Tensor
 
 
 class Trainer(Protocol):
@@ -78,23 +78,27 @@ def named_shapes(parameters: Mapping[str, torch.Size]) -> dict[str, torch.Size]:
 
 
 class TargetCounts(NamedTuple):
-    """Targets of each of this worker's micro batches, and of the global batch."""
+    """Targets of each of this worker's micro batches, and of the global batch: int64, on the device."""
 
     of_micro_batches: list[int]
-    total: int
+    total: torch.Tensor
 
 
 def count_targets(micro_batches: Sequence[TokenBatch], device: torch.device) -> TargetCounts:
-    """Count what a step's losses are averaged over. A collective. Raises UserError: there is nothing, on any rank."""
+    """Count what a step's losses are averaged over, without waiting for the device. A collective."""
     counts = [int((batch.targets_bt >= 0).sum()) for batch in micro_batches]
-    total = torch.tensor(sum(counts), dtype=torch.int64, device=device)
+    total = torch.full((), sum(counts), dtype=torch.int64, device=device)
     dist.all_reduce(total)
-    if not total:
+    return TargetCounts(counts, total)
+
+
+def require_targets(num_targets: int) -> None:
+    """Refuse a step that had nothing to learn, and was not applied: its gradient norm is NaN. Raises UserError."""
+    if not num_targets:
         raise UserError(
             "no token of a global batch is an answer that the loss would count. Raise train.global_batch_size, or make "
             "the task's documents shorter than seq_len."
         )
-    return TargetCounts(counts, int(total))
 
 
 def to_device(batch: TokenBatch, device: torch.device) -> TokenBatch:

@@ -16,18 +16,19 @@ def validation_loss(trainer: Trainer, micro_batches: Sequence[TokenBatch]) -> fl
 
     Rank r takes micro batches r, r + num_workers, ... (every rank makes the same number of forwards, as ZeRO 3 needs).
     Each micro batch's sum is computed by one rank alone and the sums are added in order in float64, so that the value
-    does not depend on the number of workers.
+    does not depend on the number of workers. The host waits for the device once, at the end.
     """
     rank, num_workers = dist.get_rank(), dist.get_world_size()
     sums = torch.zeros(len(micro_batches), dtype=torch.float64, device=trainer.device)
-    counts = torch.zeros(len(micro_batches), dtype=torch.int64, device=trainer.device)
+    own_counts = [0] * len(micro_batches)
     for first in range(0, len(micro_batches), num_workers):
         index = first + rank
         batch = micro_batches[min(index, len(micro_batches) - 1)]
         nll_bt = trainer.token_losses(batch)
         if index < len(micro_batches):
             sums[index] = nll_bt.double().sum()
-            counts[index] = (batch.targets_bt >= 0).sum()
+            own_counts[index] = int((batch.targets_bt >= 0).sum())
+    counts = torch.tensor(own_counts, dtype=torch.int64, device=trainer.device)
     dist.all_reduce(sums)
     dist.all_reduce(counts)
     total = 0.0

@@ -7,6 +7,7 @@ autocast around the forward (docs/design/0021). DeepSpeed's own checkpoints are 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
@@ -63,7 +64,9 @@ class DeepSpeedTrainer:
     ) -> None:
         _quieten_logs()
         _init_communication(device)
+        backend = sharding(backend, device)
         self.device = device
+        self._is_ruined = torch.zeros((), device=device)  # 1 after a step that was not finite
         self.model = model
         self.optimizer = torch.optim.AdamW(
             model.param_groups(config.weight_decay),
@@ -82,6 +85,8 @@ class DeepSpeedTrainer:
             config=deepspeed_config(config, backend),
             dist_init_required=False,
         )
+        if self._zero_stage == 0 and dist.get_world_size() == 1:
+            self._engine.enable_backward_allreduce = False  # it would copy every gradient to add it to nothing
         self._make_optimizer_state()
         self._check_dtypes()
 
@@ -100,12 +105,12 @@ class DeepSpeedTrainer:
         targets = count_targets(micro_batches, self.device)
         # DeepSpeed averages over workers and micro batches; with these weights every token of the global batch
         # counts the same.
-        scale = dist.get_world_size() * len(micro_batches) / targets.total
+        scale = dist.get_world_size() * len(micro_batches) / targets.total.double()
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        grad_norm: float | None = None
+        grad_norm: torch.Tensor | None = None
         for batch, num_targets in zip(micro_batches, targets.of_micro_batches, strict=True):
             loss: torch.Tensor = self._engine(*to_device(batch, self.device))
-            self._engine.backward(loss * (num_targets * scale))
+            self._engine.backward(loss * (num_targets * scale).to(loss.dtype))
             loss_sum += loss.detach().double() * num_targets
             grad_norm = self._finish_micro_batch(lr)
         assert grad_norm is not None, "the last micro batch of a step must update the weights"
@@ -145,7 +150,7 @@ class DeepSpeedTrainer:
         for flat in self._flat_tensors():
             self.optimizer.state[flat]["step"].fill_(float(num_steps))
 
-    def _finish_micro_batch(self, lr: float) -> float | None:
+    def _finish_micro_batch(self, lr: float) -> torch.Tensor | None:
         """Count a micro batch; after the last one of a step, update the weights and return the gradient norm."""
         if not self._engine.is_gradient_accumulation_boundary():
             self._engine.step()
@@ -155,7 +160,8 @@ class DeepSpeedTrainer:
         if self._zero_stage == 0:
             return self._step_unsharded()
         self._engine.step()
-        return float(self._engine.get_global_grad_norm()) if self._engine.was_step_applied() else float("inf")
+        norm = float(self._engine.get_global_grad_norm()) if self._engine.was_step_applied() else math.inf
+        return torch.tensor(norm, dtype=torch.float64)
 
     def _flat_tensors(self) -> list[torch.Tensor]:
         """The tensors that AdamW really updates on this rank: flat partitions under ZeRO, the parameters without."""
@@ -183,15 +189,17 @@ class DeepSpeedTrainer:
         padded[: value.numel()] = value.flatten()
         safe_set_local_optimizer_state(param, padded[part * rank : part * (rank + 1)].to(self.device), moment)
 
-    def _step_unsharded(self) -> float:
+    def _step_unsharded(self) -> torch.Tensor:
+        """Update the weights unless a norm was not finite, now or before, which the device alone looks at."""
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if not torch.isfinite(norm):
-            return float(norm)
+        self._is_ruined = torch.maximum(self._is_ruined, (~torch.isfinite(norm)).to(self._is_ruined))
         if self._grad_clip:
             nn.utils.clip_grads_with_norm_(parameters, self._grad_clip, norm)
+        # If it is 1, torch's fused AdamW changes nothing.
+        self.optimizer.found_inf = self._is_ruined  # type: ignore[attr-defined]  # as torch.amp.GradScaler sets it
         self._engine.step()
-        return float(norm)
+        return norm
 
     def _check_dtypes(self) -> None:
         wrong = {name: p.dtype for name, p in self._params.items() if p.dtype != torch.float32}
@@ -200,6 +208,16 @@ class DeepSpeedTrainer:
             raise RuntimeError(
                 f"parameters are not float32 after DeepSpeed started: {wrong}; among them of the SSM: {ssm}."
             )
+
+
+def sharding(backend: DeepSpeedConfig, device: torch.device) -> DeepSpeedConfig:
+    """The settings that are used: on one GPU there is nothing to shard, and ZeRO would wait for every step's overflow.
+
+    On the CPU, where it waits for nothing, training keeps its bits.
+    """
+    if device.type == "cpu" or dist.get_world_size() > 1 or backend.offload is not None:
+        return backend
+    return backend.model_copy(update={"zero_stage": 0})
 
 
 def deepspeed_config(config: TrainStageConfig, backend: DeepSpeedConfig) -> dict[str, Any]:
@@ -232,6 +250,7 @@ def deepspeed_config(config: TrainStageConfig, backend: DeepSpeedConfig) -> dict
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": None,
+        "timers": {"throughput": {"enabled": False}},  # it waits for the device before and after every micro batch
     }
     if config.autocast_bf16:
         # No module is named as safe for bfloat16 *communication*: gradients are reduced in float32.

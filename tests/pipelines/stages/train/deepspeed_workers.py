@@ -14,15 +14,25 @@ from typing import Any
 import torch
 import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bmojo import BMojoLM
 from pipelines.stages.train.config import TrainStageConfig
 from pipelines.stages.train.device import CPU
 from pipelines.stages.train.trainer import Trainer
-from tests.pipelines.stages.train.trainer_contract import NUM_STEPS, Observed, Tensors, initial_model, observe, steps
+from tests.pipelines.stages.train.trainer_contract import (
+    NUM_STEPS,
+    Observed,
+    Tensors,
+    initial_model,
+    micro_batches,
+    observe,
+    steps,
+)
 
 NUM_WORKERS = 2
 ZERO_STAGES = (0, 1, 2, 3)
+BF16_STAGES = (0, 1)
 
 
 class Result:
@@ -37,7 +47,8 @@ class Result:
         self.local_share: dict[int, list[float]] = {
             stage: [rank["local_share"][str(stage)] for rank in ranks] for stage in ZERO_STAGES
         }
-        self.bf16: dict[str, Any] = ranks[0]["bf16"]
+        self.bf16: dict[int, Any] = {stage: ranks[0]["bf16"][str(stage)] for stage in BF16_STAGES}
+        self.scalars_read: dict[int, int] = {stage: ranks[0]["scalars_read"][str(stage)] for stage in ZERO_STAGES}
 
 
 def run_workers(config: TrainStageConfig, folder: Path) -> Result:
@@ -55,7 +66,7 @@ def _worker(rank: int, port: int, config_json: str, folder: Path) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
     config = TrainStageConfig.model_validate_json(config_json)
-    found: dict[str, Any] = {"observed": {}, "local_share": {}}
+    found: dict[str, Any] = {"observed": {}, "local_share": {}, "scalars_read": {}, "bf16": {}}
     started: list[Trainer] = []
 
     def start(model: BMojoLM, config: TrainStageConfig) -> Trainer:
@@ -68,17 +79,34 @@ def _worker(rank: int, port: int, config_json: str, folder: Path) -> None:
         seen, end = observe(start, config.model_copy(update={"backend": backend}))
         found["observed"][stage] = seen.as_json()
         found["local_share"][stage] = _local_share(started[0])
+        with _ScalarsRead() as read:
+            started[0].step(micro_batches(config, 0), lr=0.0)
+        found["scalars_read"][stage] = read.count
         if rank == 0:
             save_file(end, folder / f"zero-{stage}.safetensors")
-    bf16 = config.model_copy(update={"precision": "bf16"})
-    trainer: Any = start(initial_model(bf16), bf16)
-    found["bf16"] = {
-        "norms": steps(trainer, bf16, range(NUM_STEPS)),
-        "dtypes": sorted({str(trainer.tensor(key).dtype) for key in trainer.shapes}),
-        "parameter_dtypes": sorted({str(parameter.dtype) for parameter in trainer.model.parameters()}),
-    }
+    for stage in BF16_STAGES:
+        backend = config.backend.model_copy(update={"zero_stage": stage})
+        bf16 = config.model_copy(update={"precision": "bf16", "backend": backend})
+        trainer: Any = start(initial_model(bf16), bf16)
+        found["bf16"][stage] = {
+            "norms": steps(trainer, bf16, range(NUM_STEPS)),
+            "dtypes": sorted({str(trainer.tensor(key).dtype) for key in trainer.shapes}),
+            "parameter_dtypes": sorted({str(parameter.dtype) for parameter in trainer.model.parameters()}),
+        }
     (folder / f"rank-{rank}.json").write_text(json.dumps(found))
     torch.distributed.barrier()
+
+
+class _ScalarsRead(TorchDispatchMode):
+    """Counts what Python learns of tensors' values: on a GPU it would wait for each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        return func(*args, **(kwargs or {}))
 
 
 def _local_share(trainer: Any) -> float:

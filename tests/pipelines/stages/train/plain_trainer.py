@@ -37,7 +37,7 @@ class PlainTrainer:
         loss_sum = torch.zeros((), dtype=torch.float64)
         for batch, num_targets in zip(micro_batches, targets.of_micro_batches, strict=True):
             loss = self._model(*batch).loss
-            (loss * (num_targets / targets.total)).backward()
+            (loss * (num_targets / targets.total.double()).to(loss.dtype)).backward()
             loss_sum += loss.detach().double() * num_targets
         norm = torch.nn.utils.clip_grad_norm_(self._params.values(), self._grad_clip or float("inf"))
         if torch.isfinite(norm):
@@ -45,7 +45,7 @@ class PlainTrainer:
                 group["lr"] = lr
             self._optimizer.step()
         self._optimizer.zero_grad()
-        return StepResult(loss_sum, targets.total, float(norm))
+        return StepResult(loss_sum, targets.total, norm)
 
     @torch.no_grad()
     def token_losses(self, batch: TokenBatch) -> torch.Tensor:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -12,14 +13,18 @@ from typing import NamedTuple
 import pytest
 import torch
 
+from base.errors import UserError
+from bmojo import BMojoLM
 from bmojo.checkpoint_io import load_pretrained
+from data.shards import TokenBatch
 from kernels.operator import OPERATORS
 from pipelines.stages.train import checkpoint as checkpoints
 from pipelines.stages.train import layout
 from pipelines.stages.train.config import TrainStageConfig
 from pipelines.stages.train.job import TrainFacts, TrainJob
 from pipelines.stages.train.stage import TrainInputs, make_job
-from tests.pipelines.stages.train.plain_trainer import train_plainly
+from pipelines.stages.train.trainer import StepResult
+from tests.pipelines.stages.train.plain_trainer import PlainTrainer, train_plainly
 from tests.pipelines.stages.train.training import FileSink, Tokens, context_of, weights
 
 pytestmark = pytest.mark.usefixtures("single_process")
@@ -96,3 +101,66 @@ def test_a_resumed_run_ends_as_the_unbroken_one_to_the_last_bit(
     assert facts.final_valid_loss == straight.facts.final_valid_loss
     expected = weights(straight.folder)
     assert all(torch.equal(value, expected[name]) for name, value in weights(folder).items())
+
+
+class OnDevice(torch.Tensor):
+    """A scalar that is as if on a GPU: `reads` counts who waited for it."""
+
+    is_cpu = False
+    reads = 0
+
+    def tolist(self) -> list[float]:
+        OnDevice.reads += 1
+        return [float(value) for value in self.as_subclass(torch.Tensor)]
+
+
+class LaggingTrainer(PlainTrainer):
+    """Leaves its norms on the device."""
+
+    def step(self, micro_batches: Sequence[TokenBatch], lr: float) -> StepResult:
+        result = super().step(micro_batches, lr)
+        return result._replace(grad_norm=result.grad_norm.as_subclass(OnDevice))
+
+
+class RuinedTrainer(LaggingTrainer):
+    """Its tenth step is not finite, so neither that one nor a later one is applied."""
+
+    def __init__(self, model: BMojoLM, config: TrainStageConfig) -> None:
+        super().__init__(model, config)
+        self.num_steps = 0
+
+    def step(self, micro_batches: Sequence[TokenBatch], lr: float) -> StepResult:
+        self.num_steps += 1
+        if self.num_steps < 10:
+            return super().step(micro_batches, lr)
+        norm = torch.tensor(math.nan if self.num_steps == 10 else 1.0)
+        return StepResult(torch.ones((), dtype=torch.float64), torch.tensor(1), norm.as_subclass(OnDevice))
+
+
+def test_a_trainer_that_leaves_its_results_on_the_device_is_waited_for_where_a_point_is_due(
+    straight: Trained, tokens: Tokens, tmp_path: Path
+) -> None:
+    config = straight.job.config.model_copy(update={"log_every_steps": 5})
+    sink = FileSink(tmp_path / "metrics.jsonl")
+    job = make_job(config, TrainInputs((tokens,)), context_of(tmp_path / "train-0"), sink)
+    OnDevice.reads = 0
+    facts = train_plainly(job, LaggingTrainer)
+    steps = (1, 5, 10, 12)
+    assert OnDevice.reads == len({*steps, 6})  # and before the checkpoint
+    for name in ("train/loss", "train/grad_norm", "train/tokens"):
+        assert facts.history[name] == [point for point in straight.facts.history[name] if point[0] in steps]
+    assert facts.tokens_seen == straight.facts.tokens_seen
+    assert facts.final_valid_loss == straight.facts.final_valid_loss
+    expected = weights(straight.folder)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(tmp_path / "train-0").items())
+
+
+def test_a_step_that_was_not_finite_is_named_when_the_device_is_waited_for(
+    straight: Trained, tokens: Tokens, tmp_path: Path
+) -> None:
+    config = straight.job.config.model_copy(update={"log_every_steps": 100})
+    sink = FileSink(tmp_path / "metrics.jsonl")
+    job = make_job(config, TrainInputs((tokens,)), context_of(tmp_path / "train-0"), sink)
+    with pytest.raises(UserError, match=r"not finite at step 10 of 12, which was not applied.*step-00000006"):
+        train_plainly(job, RuinedTrainer)
+    assert layout.complete_steps(job.artifact) == [6]

@@ -19,24 +19,41 @@ class HandSetClock:
         return self.now_s
 
 
-def test_meter_counts_only_time_inside_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_meter_counts_time_from_step_to_step_but_not_while_it_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = HandSetClock()
     monkeypatch.setattr(meter_module, "time", clock)
     meter = Meter(flops_per_token=10.0, peak_flops=1e6, device=CPU)
     for _ in range(2):
-        meter.start_step()
-        clock.now_s += 0.25
-        meter.end_step(100)
+        for _ in range(2):
+            meter.start()
+            clock.now_s += 0.125
+        meter.stop()
+        meter.count(100)
         clock.now_s += 8.0  # validation
+        meter.stop()
     assert meter.take() == (400.0, pytest.approx(400.0 * 10.0 / 1e6))
     assert meter.take() == (0.0, 0.0)
     assert meter.total_time_s == 0.5
 
 
+def test_the_device_is_waited_for_only_where_the_clock_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[object] = []
+    monkeypatch.setattr(meter_module, "synchronize", waits.append)
+    meter = Meter(flops_per_token=10.0, peak_flops=None, device=CPU)
+    meter.start()
+    meter.start()
+    meter.count(100)
+    assert not waits
+    meter.stop()
+    meter.stop()
+    assert waits == [CPU]
+
+
 def test_without_a_known_peak_there_is_no_mfu() -> None:
     meter = Meter(flops_per_token=10.0, peak_flops=None, device=CPU)
-    meter.start_step()
-    meter.end_step(100)
+    meter.start()
+    meter.stop()
+    meter.count(100)
     tokens_per_s, mfu = meter.take()
     assert tokens_per_s > 0
     assert mfu is None

@@ -12,7 +12,7 @@ import torch
 from base.errors import UserError
 from data.shards import IGNORED_TARGET, TokenBatch
 from pipelines.stages.train.config import TrainStageConfig
-from pipelines.stages.train.trainer import count_targets
+from pipelines.stages.train.trainer import count_targets, require_targets
 from tests.pipelines.stages.train.deepspeed_workers import ZERO_STAGES, Result
 from tests.pipelines.stages.train.plain_trainer import PlainTrainer
 from tests.pipelines.stages.train.trainer_contract import Observed, Tensors, observe
@@ -89,6 +89,7 @@ def test_a_global_batch_without_an_answer_is_refused(single_process: None) -> No
     nothing = torch.full((2, 4), IGNORED_TARGET)
     batch = TokenBatch(torch.zeros((2, 4), dtype=torch.int64), nothing, torch.zeros((2, 4), dtype=torch.int64))
     with pytest.raises(UserError, match=r"no token of a global batch is an answer .* Raise train\.global_batch_size"):
-        count_targets([batch, batch], torch.device("cpu"))
+        require_targets(int(count_targets([batch, batch], torch.device("cpu")).total))
     one = batch._replace(targets_bt=nothing.clone().index_fill_(1, torch.tensor([1]), 7))
     assert count_targets([batch, one], torch.device("cpu")) == ([0, 2], 2)
+    require_targets(2)

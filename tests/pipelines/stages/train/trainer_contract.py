@@ -73,9 +73,9 @@ def observe(start: Start, config: TrainStageConfig) -> tuple[Observed, Tensors]:
         torch.equal(start_values[f"{PARAM}/{name}"], value) for name, value in initial_model(config).named_parameters()
     )
     result = trainer.step(first, LR)
-    seen.loss_sum, seen.num_targets = float(result.loss_sum), result.num_targets
+    seen.loss_sum, seen.num_targets = float(result.loss_sum), int(result.num_targets)
     seen.expected_targets = int((global_batch(0).targets_bt != IGNORED_TARGET).sum())
-    seen.norms = [result.grad_norm, *steps(trainer, config, range(1, HALFWAY))]
+    seen.norms = [float(result.grad_norm), *steps(trainer, config, range(1, HALFWAY))]
     halfway = snapshot(trainer)
     seen.norms += steps(trainer, config, range(HALFWAY, NUM_STEPS))
     end = snapshot(trainer)
@@ -121,7 +121,7 @@ def model_with(config: TrainStageConfig, tensors: Tensors) -> BMojoLM:
 
 def steps(trainer: Trainer, config: TrainStageConfig, numbers: range) -> list[float]:
     """Take these steps; returns the gradient norms."""
-    return [trainer.step(micro_batches(config, number), LR).grad_norm for number in numbers]
+    return [float(trainer.step(micro_batches(config, number), LR).grad_norm) for number in numbers]
 
 
 def snapshot(trainer: Trainer) -> Tensors:

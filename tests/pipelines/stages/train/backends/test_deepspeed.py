@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from tests.pipelines.stages.train.deepspeed_workers import ZERO_STAGES, Result
+from pipelines.stages.train.backends.config import DeepSpeedConfig, OffloadConfig
+from pipelines.stages.train.backends.deepspeed import sharding
+from pipelines.stages.train.device import CPU
+from tests.pipelines.stages.train.deepspeed_workers import BF16_STAGES, ZERO_STAGES, Result
 
 
 @pytest.mark.parametrize("stage", ZERO_STAGES)
@@ -13,8 +17,23 @@ def test_each_worker_holds_its_share_of_the_optimizer_state(deepspeed_result: Re
         assert share == pytest.approx(1.0 if stage == 0 else 0.5, abs=0.02)
 
 
-def test_bf16_leaves_parameters_and_moments_in_float32(deepspeed_result: Result) -> None:
-    found, fp32_norms = deepspeed_result.bf16, deepspeed_result.observed[1][0].norms
+@pytest.mark.parametrize("stage", BF16_STAGES)
+def test_bf16_leaves_parameters_and_moments_in_float32(deepspeed_result: Result, stage: int) -> None:
+    found, fp32_norms = deepspeed_result.bf16[stage], deepspeed_result.observed[stage][0].norms
     assert found["parameter_dtypes"] == found["dtypes"] == ["torch.float32"]
     assert found["norms"] == pytest.approx(fp32_norms, rel=0.1)
     assert found["norms"] != fp32_norms, "autocast must have changed something"
+
+
+def test_a_step_without_sharding_waits_for_nothing_on_the_device(deepspeed_result: Result) -> None:
+    of_host_batches = 4  # the targets of each micro batch are counted on the host
+    assert deepspeed_result.scalars_read[0] == of_host_batches
+    assert deepspeed_result.scalars_read[1] > of_host_batches, "ZeRO looks at gradients and norm in every step"
+
+
+def test_nothing_is_sharded_over_one_gpu(single_process: None) -> None:
+    gpu, one = torch.device("cuda"), DeepSpeedConfig(kind="deepspeed", zero_stage=2)
+    assert sharding(one, gpu).zero_stage == 0
+    assert sharding(one, CPU) == one
+    offloaded = one.model_copy(update={"offload": OffloadConfig()})
+    assert sharding(offloaded, gpu) == offloaded
