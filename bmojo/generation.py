@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator
 import torch
 from torch import Tensor
 
+from bmojo.decoding import Decoder
 from bmojo.model import BMojoLM
 
 MAX_SEED = 2**63 - 1
@@ -27,6 +28,8 @@ def generate(
 ) -> Iterator[Tensor]:
     """Yield tokens_b, int64, as they are sampled.
 
+    On a GPU nothing here waits for it but the prefill and the end: a token can be yielded before it is computed.
+
     Args:
         prompt_bt: at least one row, of at least one token.
         valid_bt: False where a row is padded, on the left or on the right.
@@ -43,11 +46,13 @@ def generate(
             f"the prompt is {tuple(prompt_bt.shape)} (rows, tokens); it must have a row, and a token in each. A new "
             "document begins with the end-of-document token."
         )
+    num_rows, prompt_length = prompt_bt.shape
     logits_bv, state = model.prefill(prompt_bt, valid_bt=valid_bt)
-    rngs = [torch.Generator(device=prompt_bt.device).manual_seed(seed + row) for row in range(prompt_bt.shape[0])]
+    decoder = Decoder(model, state, max_tokens=prompt_length + max_new_tokens)
+    rngs = [torch.Generator(device=prompt_bt.device).manual_seed(seed + row) for row in range(num_rows)]
     stops = torch.tensor(sorted(stop_tokens), dtype=torch.long, device=prompt_bt.device)
-    stopped_b = torch.zeros(prompt_bt.shape[0], dtype=torch.bool, device=prompt_bt.device)
-    previous_b = None
+    stopped_b = torch.zeros(num_rows, dtype=torch.bool, device=prompt_bt.device)
+    previous_b, ended = None, None
     for count in range(max_new_tokens):
         if num_token_ids is not None:
             logits_bv = logits_bv.clone()
@@ -55,12 +60,38 @@ def generate(
         tokens_b = sample(logits_bv, temperature, top_k, top_p, rngs)
         if previous_b is not None:
             tokens_b = torch.where(stopped_b, previous_b, tokens_b)
-        stopped_b = stopped_b | torch.isin(tokens_b, stops)
+        if ended is not None and ended.value():  # a token late: the GPU is busy with this one, which is one too many
+            return
+        if stop_tokens:
+            stopped_b = stopped_b | (tokens_b[:, None] == stops).any(1)
+            ended = HostFlag(stopped_b.all())
         yield tokens_b
-        if bool(stopped_b.all()) or count + 1 == max_new_tokens:
+        if count + 1 == max_new_tokens or (ended is not None and ended.is_known() and ended.value()):
             return
         previous_b = tokens_b
-        logits_bv, state = model.step(tokens_b, state)
+        logits_bv = decoder.step(tokens_b)
+
+
+class HostFlag:
+    """A boolean of a GPU on its way to the host, which need not wait for what the GPU is given to do meanwhile."""
+
+    def __init__(self, flag: Tensor) -> None:
+        self._event: torch.cuda.Event | None = None
+        self._flag = flag
+        if flag.is_cuda:
+            self._flag = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(flag, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record(torch.cuda.current_stream(flag.device))
+
+    def is_known(self) -> bool:
+        """Whether `value` answers at once."""
+        return self._event is None or self._event.query()
+
+    def value(self) -> bool:
+        """Wait for it, if it has not arrived."""
+        if self._event is not None:
+            self._event.synchronize()
+        return bool(self._flag)
 
 
 def sample(
@@ -76,8 +107,10 @@ def sample(
     if top_p is not None:
         mass_before_bv = probs_bv.cumsum(-1) - probs_bv
         probs_bv = probs_bv.masked_fill(mass_before_bv >= top_p * probs_bv.sum(-1, keepdim=True), 0)
-    picks = [torch.multinomial(probs, 1, generator=rng) for probs, rng in zip(probs_bv, rngs, strict=True)]
-    return order_bv.gather(1, torch.stack(picks))[:, 0]
+    noise_bv = torch.empty_like(probs_bv)  # the likeliest of p / Exp(1) is drawn with probability p
+    for noise_v, rng in zip(noise_bv, rngs, strict=True):
+        noise_v.exponential_(generator=rng)
+    return order_bv.gather(1, (probs_bv / noise_bv).argmax(1, keepdim=True))[:, 0]
 
 
 def _check(temperature: float, top_k: int | None, top_p: float | None, max_new_tokens: int, seed: int) -> None:

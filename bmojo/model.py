@@ -185,11 +185,14 @@ class BMojoLM(nn.Module):
 
     # Decoding
 
-    def init_state(self, batch_size: int) -> DecodingState:
-        """The state before the first token."""
+    def init_state(self, batch_size: int, max_tokens: int | None = None) -> DecodingState:
+        """The state before the first token. max_tokens: see DecodingState.reserve; None: what grows may grow."""
         device = self.embedding.weight.device
         layers = [block.mixer.init_state(batch_size, device, self.dtype) for block in self._blocks()]
-        return DecodingState(torch.zeros(batch_size, dtype=torch.long, device=device), layers)
+        state = DecodingState(torch.zeros(batch_size, dtype=torch.long, device=device), layers)
+        if max_tokens is not None:
+            state.reserve(max_tokens)
+        return state
 
     @torch.no_grad()
     def prefill(

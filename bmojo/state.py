@@ -20,6 +20,15 @@ class LayerState:
     A dimension that grows with the tokens has size 0 before the first.
     """
 
+    @property
+    def room(self) -> int | None:
+        """Tokens it can hold without a look at positions, for which the host would wait; None: any number."""
+        return None
+
+    def reserve(self, num_tokens: int) -> LayerState:
+        """What holds the same, with room for `num_tokens` of a row in all."""
+        return self
+
 
 @dataclass
 class DecodingState:
@@ -44,6 +53,23 @@ class DecodingState:
         tensors = self.tensors()
         del tensors["position_b"]
         return sum(x.numel() * x.element_size() for x in tensors.values())
+
+    @property
+    def room(self) -> int | None:
+        """Tokens of a row that `step` can read without a wait for a GPU, those read so far included; None: any number.
+        0: a layer of full attention has a cache that grows, see `reserve`."""
+        return min((layer.room for layer in self.layers if layer.room is not None), default=None)
+
+    def reserve(self, num_tokens: int) -> None:
+        """Give caches of full attention room for `num_tokens` of each row, in all. They do not grow from then on, and
+        on a GPU nobody checks: the caller counts."""
+        self.layers = [layer.reserve(num_tokens) for layer in self.layers]
+
+    def copy_(self, other: DecodingState) -> None:
+        """Hold what another state of the same shapes holds, in the same memory."""
+        new = other.tensors()
+        for path, x in self.tensors().items():
+            x.copy_(new[path])
 
     def clone(self) -> DecodingState:
         """A fork: both continue independently."""

@@ -257,6 +257,7 @@ _SCHEMA = {
     int: "SymInt",
     int | None: "SymInt?",
     float: "float",
+    float | None: "float?",
     bool: "bool",
 }
 
@@ -290,10 +291,11 @@ def library_op(
     num_tensors = sum(_SCHEMA[kind].startswith("Tensor") for kind in hints.values())
     num_grads = num_outputs if num_differentiable is None else num_differentiable
     num_kept = num_outputs if keeps_outputs else 0
-    declared = [
-        f"Tensor(m{index}!) {field}" if field in mutates else f"{_SCHEMA[kind]} {field}"
+    kinds = {
+        field: _SCHEMA[kind].replace("Tensor", f"Tensor(m{index}!)") if field in mutates else _SCHEMA[kind]
         for index, (field, kind) in enumerate(hints.items())
-    ]
+    }
+    declared = [f"{kind} {field}" for field, kind in kinds.items()]
     returned = ", ".join(["Tensor"] * num_outputs)
 
     def run(*given: Any) -> Any:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
 
+import torch
+from torch import Tensor
+
+from bmojo.decoding import Decoder
+from bmojo.model import BMojoLM
 from bmojo.state import DecodingState
 
 
@@ -17,8 +22,31 @@ class BMojoCache:
     is_linear = (False,)  # asked layer by layer: whether tokens read before must be left out of input_ids
 
     def __init__(self, state: DecodingState, num_columns: int) -> None:
-        self.state = state
+        self._state = state
+        self._decoder: Decoder | None = None  # what reads single tokens, if any have been
         self.num_columns = num_columns  # of input_ids that were read, padding included
+
+    @property
+    def state(self) -> DecodingState:
+        """The state of every row."""
+        return self._state if self._decoder is None else self._decoder.state
+
+    @state.setter
+    def state(self, state: DecodingState) -> None:
+        self._state = state
+        if self._decoder is not None:
+            self._decoder.hold(state)
+
+    def step(self, model: BMojoLM, tokens_b: Tensor) -> Tensor:
+        """Read a token per row. Returns logits_bv for the next, which no later call overwrites."""
+        if self._decoder is None:
+            self._decoder = Decoder(model, self._state)
+        logits_bv = self._decoder.step(tokens_b)
+        return logits_bv.clone() if logits_bv.is_cuda else logits_bv
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> BMojoCache:
+        """A fork, without the CUDA graph."""
+        return BMojoCache(self.state.clone(), self.num_columns)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Columns of input_ids read so far."""

@@ -223,10 +223,7 @@ class BMojoForCausalLM(BMojoPreTrainedModel, GenerationMixin):
             last_bv, cache.state = self.model.prefill(tokens_bt, cache.state)
             logits = last_bv[:, None]
         else:
-            steps = []
-            for index in range(num_tokens):
-                logits_bv, cache.state = self.model.step(tokens_bt[:, index], cache.state)
-                steps.append(logits_bv)
+            steps = [cache.step(self.model, tokens_bt[:, index]) for index in range(num_tokens)]
             logits = _kept(torch.stack(steps, 1), logits_to_keep)
         cache.num_columns += num_tokens
         return logits

@@ -14,6 +14,7 @@ from bmojo.mixers import ring
 from bmojo.mixers.base import Mixer, MixerCounts, MixerOutput, Sequence
 from bmojo.state import LayerState
 from kernels.memory_attention import memory_attention, memory_attention_step
+from kernels.memory_write import Rings, memory_write
 
 
 class Projections(nn.Module):
@@ -62,12 +63,18 @@ class Projections(nn.Module):
 
     def keys_values(self, u: Tensor, rotary: RotaryTable, proj: Linear | None = None) -> tuple[KeysValues, Tensor]:
         """Keys rotated to their positions and values; keys not rotated."""
-        keys_values = (proj or self.kv_proj)(u).unflatten(-1, (2 * self.kv_heads, self.head_dim))
         if self.k_norm is None:
-            return rotary.rotated_keys(keys_values)
-        k, v = keys_values.chunk(2, -2)
-        k = self.k_norm(k)
+            return rotary.rotated_keys(self._side_by_side(u, proj))
+        k, v = self.plain_keys_values(u, proj)
         return KeysValues(rotary.rotate(k), v), k
+
+    def plain_keys_values(self, u: Tensor, proj: Linear | None = None) -> KeysValues:
+        """Keys not rotated, and values."""
+        k, v = self._side_by_side(u, proj).chunk(2, -2)
+        return KeysValues(k if self.k_norm is None else self.k_norm(k), v)
+
+    def _side_by_side(self, u: Tensor, proj: Linear | None) -> Tensor:
+        return (proj or self.kv_proj)(u).unflatten(-1, (2 * self.kv_heads, self.head_dim))
 
 
 @dataclass
@@ -94,9 +101,8 @@ class RingCache(LayerState):
         ring.refill(self.k, window.k, end)
         ring.refill(self.v, window.v, end)
 
-    def write(self, new: KeysValues, position_b: Tensor) -> None:
-        """Hold one more row."""
-        ring.write((self.k, self.v), new, position_b)
+    def make_room(self, position_b: Tensor) -> None:
+        """Before a row of each of these positions is written."""
 
 
 @dataclass
@@ -109,16 +115,47 @@ class GrowingCache(RingCache):
     def refill(self, window: KeysValues, end: int) -> None:
         self.k, self.v = window.k.to(self.k.dtype), window.v.to(self.v.dtype)
 
-    def write(self, new: KeysValues, position_b: Tensor) -> None:
-        self._grow(int(position_b.max()) + 1)
-        super().write(new, position_b)
-
-    def _grow(self, num_tokens: int) -> None:
-        """Double the room until it holds `num_tokens`."""
-        capacity = self.k.shape[1]
+    def make_room(self, position_b: Tensor) -> None:
+        """Double the room if it is full; on a GPU the host waits to know."""
+        num_tokens, capacity = int(position_b.max()) + 1, self.k.shape[1]
         if num_tokens > capacity:
-            room = max(64, 2 * capacity, num_tokens) - capacity
-            self.k, self.v = (torch.cat([x, x.new_zeros(x.shape[0], room, *x.shape[2:])], 1) for x in (self.k, self.v))
+            self._grow(max(64, 2 * capacity, num_tokens))
+
+    @property
+    def room(self) -> int | None:
+        return 0
+
+    def reserve(self, num_tokens: int) -> ReservedCache:
+        self._grow(num_tokens)
+        return ReservedCache(self.k, self.v)
+
+    def _grow(self, capacity: int) -> None:
+        if capacity > self.k.shape[1]:
+            self.k, self.v = ring.resized(self.k, capacity), ring.resized(self.v, capacity)
+
+
+@dataclass
+class ReservedCache(GrowingCache):
+    """One whose room holds all positions that will come: who reserved it counts them, and the host need not wait."""
+
+    @property
+    def room(self) -> int | None:
+        return self.k.shape[1]
+
+    def refill(self, window: KeysValues, end: int) -> None:
+        self._check(end)
+        self.k[:, :end], self.v[:, :end] = window
+
+    def make_room(self, position_b: Tensor) -> None:
+        if position_b.is_cpu:
+            self._check(int(position_b.max()) + 1)
+
+    def _check(self, num_tokens: int) -> None:
+        if num_tokens > self.k.shape[1]:
+            raise ValueError(
+                f"the decoding state has room for {self.k.shape[1]} tokens, and these are {num_tokens}: "
+                "reserve more with state.reserve(num_tokens)."
+            )
 
 
 class Attention(Mixer[RingCache]):
@@ -171,9 +208,12 @@ class Attention(Mixer[RingCache]):
         return MixerOutput(self.out_proj(out_bthp.flatten(-2)))
 
     def step(self, u_bd: Tensor, position_b: Tensor, rotary: RotaryTable, state: RingCache) -> Tensor:
-        q_bhp = rotary.rotate(self.projections.queries(u_bd))
-        new, _ = self.projections.keys_values(u_bd, rotary)
-        state.write(new, position_b)
+        k_bhp, v_bhp = self.projections.plain_keys_values(u_bd)
+        state.make_room(position_b)
+        rings = Rings(state.k, state.v)
+        q_bhp = memory_write(
+            self.projections.queries(u_bd), k_bhp, v_bhp, position_b, rotary.cos_sin, far=None, rings=rings
+        )[0]
         out_bhp = memory_attention_step(q_bhp, state.k, state.v, window_size=state.k.shape[1], position_b=position_b)
         return self.out_proj(out_bhp.flatten(-2))
 

@@ -17,11 +17,10 @@ from torch.nn import functional as F
 
 from bmojo.fields import ModelFields
 from bmojo.layers import Linear, RotaryTable, first, rows_for
-from bmojo.mixers import ring
 from bmojo.mixers.attention import Projections, RingCache, mean_keys
 from bmojo.mixers.base import LayerMemory, LengthRule, Mixer, MixerCounts, MixerOutput, Sequence
 from bmojo.mixers.eidetic import Candidates, EideticState
-from bmojo.mixers.innovation import LOWEST, InnovationScore, position_in_document, random_rank
+from bmojo.mixers.innovation import InnovationScore, position_in_document
 from bmojo.mixers.mamba2 import Mamba2
 from bmojo.mixers.ssm import SSMState
 from bmojo.state import LayerState
@@ -35,6 +34,7 @@ from kernels.memory_attention import (
     memory_attention_step,
 )
 from kernels.memory_attention import KeysValues as FadingRows
+from kernels.memory_write import Rings, memory_write
 
 INITIAL_GAIN = 0.35  # of y in the layer's output; y has the scale of u
 
@@ -59,6 +59,11 @@ class BMojoState(LayerState):
     window: RingCache  # of the last W tokens, or of W + C with an eidetic memory, which enter its slots when they leave
     fading: RingCache  # of the last 2 W
     eidetic: EideticState | None
+
+    def rings(self) -> Rings:
+        """What a token's keys and values are written to."""
+        plain_k = None if self.eidetic is None else self.eidetic.k
+        return Rings(self.window.k, self.window.v, plain_k, self.fading.k, self.fading.v)
 
 
 class BMojo(Mixer[BMojoState]):
@@ -170,7 +175,7 @@ class BMojo(Mixer[BMojoState]):
         if self.innovation is not None:
             past_y = None if state is None or state.eidetic is None else state.eidetic.y
             innovation_bt, predictor_loss = self.innovation(y_btd, past_y, readable.doc_ids_bt)
-            candidates = self._candidates(plain_k, window.v, innovation_bt, sequence)
+            candidates = self._candidates(self.innovation, plain_k, window.v, innovation_bt, sequence)
 
         if state is not None:
             past = state.window.before(start)
@@ -210,33 +215,31 @@ class BMojo(Mixer[BMojoState]):
 
     def step(self, u_bd: Tensor, position_b: Tensor, rotary: RotaryTable, state: BMojoState) -> Tensor:
         y_bd = self.ssm.step(u_bd, position_b, rotary, state.ssm)
-        q_bhp = self.projections.queries(u_bd)
-        window, plain_k = self.projections.keys_values(u_bd, rotary)
-        fading, _ = self.projections.keys_values(y_bd, rotary, self.fading_kv_proj)
-        rings = [state.window.k, state.window.v, state.fading.k, state.fading.v]
-        rows = [*window, *fading]
-        eidetic = None
-        if self.innovation is None or state.eidetic is None:
-            ring.write(rings, rows, position_b)
-            q_near = rotary.rotate(q_bhp)
-        else:
-            innovation_b1, _ = self.innovation(y_bd[:, None], state.eidetic.y)
-            state.eidetic.push(y_bd[:, None])
-            rings += [state.eidetic.k, state.eidetic.log_e]
-            ring.write(rings, [*rows, plain_k, self._rank(innovation_b1[:, 0], position_b)], position_b)
-            if bool((position_b % self.config.chunk_size == 0).any()):
-                state.eidetic.update(state.window, position_b, self.config)
-            q_near, q_far = rotary.near_and_far(q_bhp, self.config.window_size)
-            slots = state.eidetic.slots
-            eidetic = Slots(q_far, slots.k, slots.v, slots.position)
+        k_bhp, v_bhp = self.projections.plain_keys_values(u_bd)
+        fading = self.projections.plain_keys_values(y_bd, self.fading_kv_proj)
+        window_size, eidetic = self.config.window_size, state.eidetic
+        rotated_q = memory_write(
+            self.projections.queries(u_bd),
+            k_bhp,
+            v_bhp,
+            position_b,
+            rotary.cos_sin,
+            far=None if eidetic is None else rotary.at(window_size).cos_sin,
+            rings=state.rings(),
+            fading=fading,
+        )
+        slots = None
+        if self.innovation is not None and eidetic is not None:
+            self.innovation.step(y_bd, position_b, state.window.v, eidetic)
+            slots = Slots(rotated_q[1], eidetic.slots.k, eidetic.slots.v, eidetic.slots.position)
         out_bhp = memory_attention_step(
-            q_near,
+            rotated_q[0],
             state.window.k,
             state.window.v,
             position_b,
             FadingRows(state.fading.k, state.fading.v),
-            eidetic,
-            window_size=self.config.window_size,
+            slots,
+            window_size=window_size,
         )
         return self._output(out_bhp, y_bd)
 
@@ -259,19 +262,17 @@ class BMojo(Mixer[BMojoState]):
             return sequence.num_tokens
         return self.readable_positions(self.config, sequence.num_tokens)
 
-    def _candidates(self, k: Tensor, v: Tensor, innovation_bt: Tensor, sequence: Sequence) -> Candidates:
-        """The tokens at hand; the innovation is that of the first of them."""
+    @staticmethod
+    def _candidates(
+        innovation: InnovationScore, k: Tensor, v: Tensor, innovation_bt: Tensor, sequence: Sequence
+    ) -> Candidates:
+        """The tokens at hand; innovation_bt is that of the first of them."""
         (b, num_scored), t = innovation_bt.shape, sequence.num_tokens
         position_bt = torch.arange(sequence.start, sequence.start + t, device=k.device).expand(b, -1)
         in_document = position_bt if sequence.doc_ids_bt is None else position_in_document(sequence.doc_ids_bt)
-        log_e_bt = self._rank(innovation_bt, in_document[:, :num_scored])
+        log_e_bt = innovation.rank(innovation_bt, in_document[:, :num_scored])
         log_e_bt = F.pad(log_e_bt, (0, t - num_scored))  # these do not leave the window of any query here
         return Candidates(k, v, log_e_bt, position_bt)
-
-    def _rank(self, innovation: Tensor, position: Tensor) -> Tensor:
-        if self.config.selection == "random":
-            return random_rank(position).to(innovation.dtype)
-        return innovation.clamp_min(LOWEST).log()
 
     def _select(self, candidates: Candidates, sequence: Sequence, num_slots: int) -> Tensor:
         """Rows of the candidates that each chunk's queries read, best first [b, j, m]; -1: none."""

@@ -8,11 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bmojo.fields import ModelFields
 from bmojo.mixers import ring
 from bmojo.mixers.attention import RingCache
 from bmojo.state import LayerState
-from kernels.innovation_select import keep_best
 
 
 class Candidates(NamedTuple):
@@ -100,22 +98,3 @@ class EideticState(LayerState):
     def push(self, y_btd: Tensor) -> None:
         """Add outputs of the SSM to the last K."""
         self.y.copy_(torch.cat([self.y, y_btd.to(self.y.dtype)], 1)[:, -self.y.shape[1] :])
-
-    def update(self, window: RingCache, position_b: Tensor, config: ModelFields) -> None:
-        """Merge what left the window since the last update into the slots of the rows that begin a chunk."""
-        slots, size = self.slots, self.k.shape[1]
-        num_slots = slots.k.shape[1]
-        left_bc = position_b[:, None] - size + 1 + torch.arange(config.chunk_size, device=position_b.device)
-        batch = torch.arange(position_b.shape[0], device=position_b.device)[:, None]
-        at_bc = left_bc % size
-        candidates = Candidates(
-            k=torch.cat([slots.k, self.k[batch, at_bc]], 1),
-            v=torch.cat([slots.v, window.v[batch, at_bc]], 1),
-            log_e=torch.cat([slots.log_e, self.log_e[batch, at_bc]], 1),
-            position=torch.cat([slots.position, left_bc], 1),
-        )
-        begins_b1 = position_b[:, None] % config.chunk_size == 0
-        position = candidates.position
-        best_bm = keep_best(candidates.log_e, position, position >= 0, num_slots, config.innovation_tau)
-        kept_bm = torch.where(begins_b1, best_bm, torch.arange(num_slots, device=best_bm.device))
-        slots.choose(candidates, kept_bm, position.gather(1, kept_bm) >= 0)

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from bmojo.fields import ModelFields
-from kernels.innovation_select import innovation_scores
-
-LOWEST = 1e-30  # keeps the logarithm finite if a prediction is perfect
+from bmojo.mixers.eidetic import EideticState
+from kernels.innovation_select import LOWEST, innovation_scores, innovation_step
 
 
 class InnovationScore(nn.Module):
@@ -20,8 +19,9 @@ class InnovationScore(nn.Module):
 
     def __init__(self, config: ModelFields) -> None:
         super().__init__()
-        self.taps, self.decay = config.innovation_taps, config.innovation_decay
+        self.config, self.taps, self.decay = config, config.innovation_taps, config.innovation_decay
         weight_kd = self.exponential_average()[:, None].repeat(1, config.d_model)
+        self._fixed: dict[torch.device, Tensor] = {}
         self.predictor: nn.Parameter | None = None
         if config.innovation_predictor == "learned":
             self.predictor = nn.Parameter(weight_kd)
@@ -45,6 +45,40 @@ class InnovationScore(nn.Module):
         weight_kd = self.exponential_average(y_btd.device)[:, None] if self.predictor is None else self.predictor
         errors_bt = innovation_scores(y_btd.detach(), weight_kd, past_bkd, doc_ids_bt)
         return errors_bt.detach(), errors_bt.mean() if errors_bt.requires_grad else None
+
+    def rank(self, innovation: Tensor, position: Tensor) -> Tensor:
+        """What candidates are compared by: log e, or for `selection: random` a number made of the position."""
+        if self.config.selection == "random":
+            return random_rank(position).to(innovation.dtype)
+        return innovation.clamp_min(LOWEST).log()
+
+    def step(self, y_bd: Tensor, position_b: Tensor, window_v: Tensor, state: EideticState) -> None:
+        """Score a token per row, and update the eidetic memory, whose values are in the window's ring."""
+        slots, is_random = state.slots, self.config.selection == "random"
+        innovation_step(
+            y_bd,
+            position_b,
+            self._weights_of_a_step(y_bd.device),
+            state.y,
+            state.log_e,
+            state.k,
+            window_v,
+            slots.k,
+            slots.v,
+            slots.log_e,
+            slots.position,
+            given_b=random_rank(position_b) if is_random else None,
+            chunk_size=self.config.chunk_size,
+            tau=self.config.innovation_tau,
+        )
+
+    def _weights_of_a_step(self, device: torch.device) -> Tensor:
+        """Weights of the predictor; fixed ones are made once, not per token."""
+        if self.predictor is not None:
+            return self.predictor
+        if device not in self._fixed:
+            self._fixed[device] = self.exponential_average(device)[:, None]
+        return self._fixed[device]
 
 
 def random_rank(position: Tensor) -> Tensor:

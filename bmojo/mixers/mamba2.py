@@ -112,10 +112,10 @@ class Mamba2(Mixer[SSMState]):
         return MixerOutput(self._gated_out(y_bthp.flatten(-2), z_bti))
 
     def step(self, u_bd: Tensor, position_b: Tensor, rotary: RotaryTable, state: SSMState) -> Tensor:
-        z_bi, conv_in_bc, dt_bh = self._project(u_bd)
+        z_bi, conv_in_bc, dt_bh = self._in_parts(u_bd)
         conv_out_bc = causal_conv1d_step(conv_in_bc, self.conv_weight, state.conv)
         x_bhp, B_bgn, C_bgn = self._conv_parts(conv_out_bc)
-        y_bhp = ssd_step(x_bhp, dt_bh, -torch.exp(self.A_log), B_bgn, C_bgn, self.D, state.ssm)
+        y_bhp = ssd_step(x_bhp, dt_bh, self.dt_bias, self.A_log, B_bgn, C_bgn, self.D, state.ssm)
         return self._gated_out(y_bhp.to(u_bd.dtype).flatten(-2), z_bi)
 
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> SSMState:
@@ -127,8 +127,11 @@ class Mamba2(Mixer[SSMState]):
             ssm=torch.zeros(batch_size, *heads, dtype=precise, device=device),
         )
 
+    def _in_parts(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.in_proj.parts(u, (self.d_inner, self.conv_channels, self.num_heads))
+
     def _project(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        z, conv_in, dt = self.in_proj.parts(u, (self.d_inner, self.conv_channels, self.num_heads))
+        z, conv_in, dt = self._in_parts(u)
         precise = torch.promote_types(dt.dtype, self.dt_bias.dtype)
         return z, conv_in, F.softplus(dt.to(precise) + self.dt_bias)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -11,6 +9,14 @@ from torch import Tensor
 def zeros(batch_size: int, size: int, heads: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """An empty ring [b, r, h, p]; heads lie ahead of slots in memory, so that attention reads it without a copy."""
     return torch.zeros(batch_size, heads, size, head_dim, dtype=dtype, device=device).transpose(1, 2)
+
+
+def resized(ring_br: Tensor, size: int) -> Tensor:
+    """A larger ring with the same slots, and empty ones behind them."""
+    b, num_slots, heads, head_dim = ring_br.shape
+    larger = zeros(b, size, heads, head_dim, ring_br.dtype, ring_br.device)
+    larger[:, :num_slots] = ring_br
+    return larger
 
 
 def in_order(ring_br: Tensor, next_position: int) -> Tensor:
@@ -22,11 +28,3 @@ def refill(ring_br: Tensor, ordered_bs: Tensor, next_position: int) -> None:
     """Set the ring, in place, to the last r of the rows that end just before `next_position`."""
     size = ring_br.shape[1]
     ring_br.copy_(ordered_bs[:, -size:].roll(next_position % size, 1))
-
-
-def write(rings: Sequence[Tensor], new: Sequence[Tensor], position_b: Tensor) -> None:
-    """Put one row into each ring, at each batch element's own position, in place."""
-    batch = torch.arange(position_b.shape[0], device=position_b.device)
-    slot_of_size = {size: position_b % size for size in {ring_br.shape[1] for ring_br in rings}}
-    for ring_br, new_b in zip(rings, new, strict=True):
-        ring_br[batch, slot_of_size[ring_br.shape[1]]] = new_b.to(ring_br.dtype)

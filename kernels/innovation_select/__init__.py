@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kernels.innovation_select import cpp_path, reference, torch_path
-from kernels.innovation_select.reference import BestInputs, ScoreInputs, SelectInputs
+from kernels.innovation_select import cpp_path, reference, reference_step, torch_path, torch_step
+from kernels.innovation_select.reference import ScoreInputs, SelectInputs
+from kernels.innovation_select.reference_step import LOWEST, StepInputs
 from kernels.operator import Operator, Path
 
-__all__ = ["innovation_scores", "innovation_select", "keep_best"]
+__all__ = ["LOWEST", "innovation_scores", "innovation_select", "innovation_step"]
 
 
 def _triton_scores() -> Path[ScoreInputs, Tensor]:
@@ -23,10 +24,10 @@ def _triton_select() -> Path[SelectInputs, Tensor]:
     return triton_path.innovation_select
 
 
-def _triton_best() -> Path[BestInputs, Tensor]:
-    from kernels.innovation_select import triton_path
+def _triton_step() -> Path[StepInputs, Tensor]:
+    from kernels.innovation_select import triton_step
 
-    return triton_path.keep_best
+    return triton_step.innovation_step
 
 
 innovation_scores = Operator(
@@ -51,11 +52,13 @@ innovation_select = Operator(
     example=reference.example_select,
     autocast="follow",
 )
-keep_best = Operator(
-    "keep_best",
-    BestInputs,
-    torch=torch_path.keep_best,
-    triton=_triton_best,
-    example=reference.example_best,
+innovation_step = Operator(
+    "innovation_step",
+    StepInputs,
+    reference=reference_step.innovation_step,
+    torch=torch_step.innovation_step,
+    cpp=cpp_path.innovation_step,
+    triton=_triton_step,
+    example=reference_step.example,
     autocast="follow",
 )

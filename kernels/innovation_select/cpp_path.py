@@ -1,4 +1,4 @@
-"""Innovation scores, for a predictor that is not being trained, and the selection in C++."""
+"""Innovation scores, for a predictor that is not being trained, the selection and the step's scores in C++."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from torch import Tensor
 
 from kernels.cpp import library
 from kernels.cpp.library import require_shapes, rows_contiguous
+from kernels.innovation_select import torch_step
 from kernels.innovation_select.reference import EPS, ScoreInputs, SelectInputs, ranks
+from kernels.innovation_select.reference_step import StepInputs
 from kernels.operator import Path
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5}
@@ -52,3 +54,4 @@ def _run_select(inputs: SelectInputs) -> Tensor:
 
 innovation_scores = Path(_run_scores, _refuses_scores, TOLERANCE)
 innovation_select = Path(_run_select)
+innovation_step = Path[StepInputs, Tensor](lambda inputs: torch_step.step(inputs, _run_scores), tolerance=TOLERANCE)

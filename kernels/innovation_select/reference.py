@@ -63,19 +63,6 @@ class SelectInputs(NamedTuple):
     num_slots: int = 0
 
 
-class BestInputs(NamedTuple):
-    """Indices [b, m] of the best candidates by `ranks`, best first, invalid ones last.
-
-    Candidates that tie keep their order: what was kept, best first, then what is new, by position.
-    """
-
-    log_innovation_bc: Tensor
-    position_bc: Tensor
-    valid_bc: Tensor
-    num_eidetic: int
-    tau: float | None
-
-
 def check_scores(inputs: ScoreInputs) -> None:
     """Raise ValueError if there are both a past and documents."""
     if inputs.past_bkd is not None and inputs.doc_ids_bt is not None:
@@ -163,9 +150,3 @@ def example_select() -> SelectInputs:
     log_e_bs = torch.randn(2, 13, generator=torch.Generator().manual_seed(0))
     docs = torch.tensor([[0] * 13, [0] * 5 + [1] * 8])
     return SelectInputs(log_e_bs, torch.arange(13).expand(2, -1), 13, 3, 4, 2, tau=5.0, doc_ids_bs=docs)
-
-
-def example_best() -> BestInputs:
-    log_e_bc = torch.randn(2, 5, generator=torch.Generator().manual_seed(0))
-    position_bc = torch.arange(5).expand(2, -1)
-    return BestInputs(log_e_bc, position_bc, position_bc > 0, 3, None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.innovation_select.reference import EPS, BestInputs, ScoreInputs, SelectInputs, ranks
+from kernels.innovation_select.reference import EPS, ScoreInputs, SelectInputs, ranks
 from kernels.operator import Path
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5}
@@ -63,14 +63,8 @@ def _run_select(inputs: SelectInputs) -> Tensor:
     return torch.stack(sets, 1)
 
 
-def _run_best(inputs: BestInputs) -> Tensor:
-    log_innovation_bc, position_bc, valid_bc, num_eidetic, tau = inputs
-    return stable_best(ranks(log_innovation_bc, position_bc, tau), valid_bc, num_eidetic)
-
-
 innovation_scores = Path(_run_scores, tolerance=TOLERANCE)
 innovation_select = Path(_run_select)
-keep_best = Path(_run_best)
 
 
 def stable_best(rank_bc: Tensor, valid_bc: Tensor, num_eidetic: int) -> Tensor:

@@ -127,7 +127,7 @@ def leavers_kernel(
     rank, row = _candidates(
         rank_bs, position_bs, doc_ids_bs, batch, row, (lane < CHUNK) & (row >= first_row), boundary, num_rows
     )
-    rank, row = _sort(rank, row, lane, LOG_LANES)
+    rank, row = sort_lanes(rank, row, lane, LOG_LANES)
     out = (batch * num_chunks + chunk) * KEPT + lane
     tl.store(rank_bjl + out, rank, mask=lane < KEPT)
     tl.store(row_bjl + out, row, mask=lane < KEPT)
@@ -158,7 +158,7 @@ def merge_kernel(
     batch = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, LANES)
     rank, row = _candidates(rank_bs, position_bs, doc_ids_bs, batch, lane, lane < num_slots, first_boundary, num_rows)
-    rank, row = _sort(rank, row, lane, LOG_LANES)
+    rank, row = sort_lanes(rank, row, lane, LOG_LANES)
     doc = _document(doc_ids_bs, batch, first_boundary, num_rows)
     for chunk in tl.range(num_chunks):
         here = _document(doc_ids_bs, batch, first_boundary + chunk * CHUNK, num_rows)
@@ -179,27 +179,6 @@ def merge_kernel(
             row = tl.where(lane < num_eidetic, row, -1)
         out = index_bjm + (batch * num_chunks + chunk) * num_eidetic + lane
         tl.store(out, row.to(tl.int64), mask=lane < num_eidetic)
-
-
-@triton.jit
-def best_kernel(
-    rank_bc,
-    valid_bc,
-    index_bm,
-    num_candidates,
-    num_eidetic,
-    LANES: tl.constexpr,
-    LOG_LANES: tl.constexpr,
-):
-    """The order of one batch element's candidates; candidates that are not valid come last, in their order."""
-    batch = tl.program_id(0).to(tl.int64)
-    lane = tl.arange(0, LANES)
-    inside = lane < num_candidates
-    at = batch * num_candidates + lane
-    rank = tl.load(rank_bc + at, mask=inside, other=0.0)
-    valid = tl.load(valid_bc + at, mask=inside, other=0) != 0
-    rank, order = _sort(tl.where(valid, rank, float("-inf")), lane, lane, LOG_LANES)
-    tl.store(index_bm + batch * num_eidetic + lane, order.to(tl.int64), mask=lane < num_eidetic)
 
 
 @triton.jit
@@ -285,7 +264,7 @@ def _comes_first(rank, row, other_rank, other_row):
 
 
 @triton.jit
-def _sort(rank, row, lane, LOG_LANES: tl.constexpr):
+def sort_lanes(rank, row, lane, LOG_LANES: tl.constexpr):
     """Best first: sorted runs of twice the length after each round, every other run backwards."""
     for log_size in tl.range(1, LOG_LANES + 1):
         rank, row = _merge(rank, row, lane, log_size)

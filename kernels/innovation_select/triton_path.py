@@ -1,23 +1,21 @@
-"""Innovation scores, selection and merge in Triton: limits, and the launches of a call."""
+"""Innovation scores and selection in Triton: limits, and the launches of a call."""
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from kernels.gpu.launch import Launch
 from kernels.gpu.tuning import Config, architecture, choose
-from kernels.innovation_select.reference import BestInputs, ScoreInputs, SelectInputs, ranks
+from kernels.innovation_select.reference import ScoreInputs, SelectInputs, ranks
 from kernels.innovation_select.triton_plan import (
     CONFIGS,
     Ranked,
-    plan_best,
     plan_scores,
     plan_scores_backward,
     plan_select,
 )
+from kernels.innovation_select.triton_step import step_case
 from kernels.operator import Path, library_op
 
 TOLERANCE = dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), 2e-6)  # y is exact in float32
@@ -40,10 +38,6 @@ def _refuses_select(inputs: SelectInputs) -> str | None:
     if inputs.start % inputs.chunk_size == 0:
         sizes["chunk_size"] = inputs.chunk_size
     return _limit(inputs.log_innovation_bs, inputs.tau, sizes)
-
-
-def _refuses_best(inputs: BestInputs) -> str | None:
-    return _limit(inputs.log_innovation_bc, inputs.tau, {"the number of candidates": inputs.position_bc.shape[1]})
 
 
 def _limit(log_innovation: Tensor, tau: float | None, sizes: dict[str, int]) -> str | None:
@@ -105,28 +99,6 @@ def _empty_index(inputs: Ranked) -> Tensor:
     return torch.empty(shape, dtype=torch.int64, device=inputs.rank_bs.device)
 
 
-class Candidates(NamedTuple):
-    """BestInputs with ranks, for torch.library."""
-
-    rank_bc: Tensor
-    valid_bc: Tensor
-    num_eidetic: int
-
-
-def _best(inputs: Candidates) -> Tensor:
-    index_bm = _empty_best(inputs)
-    if index_bm.numel():
-        for launch in plan_best(inputs.rank_bc, inputs.valid_bc, index_bm):
-            launch.run()
-    return index_bm
-
-
-def _empty_best(inputs: Candidates) -> Tensor:
-    batch, candidates = inputs.rank_bc.shape
-    shape = (batch, min(inputs.num_eidetic, candidates))
-    return torch.empty(shape, dtype=torch.int64, device=inputs.rank_bc.device)
-
-
 score = library_op(
     "innovation_scores",
     ScoreInputs,
@@ -139,7 +111,6 @@ score = library_op(
     keeps_outputs=True,
 )
 select = library_op("innovation_select", Ranked, _select, _empty_index)
-best = library_op("keep_best", Candidates, _best, _empty_best)
 
 
 def _run_scores(inputs: ScoreInputs) -> Tensor:
@@ -160,15 +131,8 @@ def _run_select(inputs: SelectInputs) -> Tensor:
     return index_bjm
 
 
-def _run_best(inputs: BestInputs) -> Tensor:
-    rank_bc = ranks(inputs.log_innovation_bc, inputs.position_bc, inputs.tau).contiguous()
-    best_bm: Tensor = best(rank_bc, inputs.valid_bc.contiguous(), inputs.num_eidetic)
-    return best_bm
-
-
 innovation_scores = Path(_run_scores, _refuses_scores, TOLERANCE, strict=True)
 innovation_select = Path(_run_select, _refuses_select, strict=True)
-keep_best = Path(_run_best, _refuses_best, strict=True)
 
 
 def report_cases(arch: str) -> list[tuple[str, list[Launch]]]:
@@ -181,13 +145,12 @@ def report_cases(arch: str) -> list[tuple[str, list[Launch]]]:
     plain = Ranked(rank_bs, position_bs, None, 4096, 256, 512, 128, 0, 0)
     forgetting = plain._replace(rank_bs=rank_bs.double(), doc_ids_bs=position_bs)
     index_bjm = _empty_index(plain)
-    candidates = (rank_bs[:, :384], position_bs[:, :384].bool(), position_bs[:, :128])
     return [
         ("scores", plan_scores(scores, rank_bs, rank_bs, config)),
         ("scores, backward", plan_scores_backward(scores, rank_bs, rank_bs, config)),
         ("select", plan_select(plain, index_bjm)),
         ("select, documents, tau", plan_select(forgetting, index_bjm)),
-        ("keep_best", plan_best(*candidates)),
+        step_case(),
     ]
 
 

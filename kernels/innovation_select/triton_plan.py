@@ -113,23 +113,6 @@ def plan_select(inputs: Ranked, index_bjm: Tensor) -> list[Launch]:
     return [sort, merge] if num_leavers else [merge]
 
 
-def plan_best(rank_bc: Tensor, valid_bc: Tensor, index_bm: Tensor) -> list[Launch]:
-    """The launch that orders the candidates of each batch element."""
-    batch, candidates = rank_bc.shape
-    lanes = _lanes(candidates)
-    tensors = {"rank_bc": rank_bc, "valid_bc": valid_bc, "index_bm": index_bm}
-    return [
-        Launch(
-            triton_kernels.best_kernel,
-            grid=(batch,),
-            args={**tensors, "num_candidates": candidates, "num_eidetic": index_bm.shape[1]},
-            constants=_list_of(lanes),
-            num_warps=_num_warps(lanes),
-            bytes=num_bytes(*tensors.values()),
-        )
-    ]
-
-
 def _args(inputs: ScoreInputs) -> dict[str, Tensor | int | None]:
     y_btd, weight_kd, past_bkd, doc_ids_bt = inputs
     _, t, channels = y_btd.shape

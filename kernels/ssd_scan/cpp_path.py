@@ -11,7 +11,7 @@ from kernels.cpp import library
 from kernels.cpp.constants import SSD_CHUNK
 from kernels.cpp.library import require_shapes, rows_contiguous, whole_vectors
 from kernels.operator import Kept, Path, Saved, differentiable
-from kernels.ssd_scan.reference import ScanInputs, ScanOutputs, StepInputs
+from kernels.ssd_scan.reference import ScanInputs, ScanOutputs, StepInputs, rates
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5}
 
@@ -63,12 +63,13 @@ def _step_refuses(inputs: StepInputs) -> str | None:
 
 def _run_step(inputs: StepInputs) -> Tensor:
     """Raise ValueError if a shape does not go with those of x and B."""
-    x, dt, A, B, C, D, state = inputs
+    x, dt, dt_bias, A_log, B, C, D, state = inputs
     (b, h, p), (g, n) = x.shape, B.shape[1:]
-    require_shapes(dt=(dt, (b, h)), A=(A, (h,)), B=(B, (b, g, n)), C=(C, (b, g, n)), D=(D, (h,)))
+    require_shapes(dt=(dt, (b, h)), dt_bias=(dt_bias, (h,)), A_log=(A_log, (h,)), D=(D, (h,)))
+    require_shapes(B=(B, (b, g, n)), C=(C, (b, g, n)))
     require_shapes(state=(state, (b, h, p, n)))
     dtype, y_bhp = x.dtype, torch.empty(x.shape, dtype=x.dtype)
-    same = (m if m.dtype == dtype else m.to(dtype) for m in inputs[:-1])
+    same = (m if m.dtype == dtype else m.to(dtype) for m in (x, *rates(inputs), B, C, D))
     library.call("ssd_step", dtype, *map(rows_contiguous, same), state, y_bhp)
     return y_bhp
 

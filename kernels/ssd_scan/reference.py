@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from kernels.operator import Path, random_tensors
 
@@ -40,14 +41,16 @@ class ScanOutputs(NamedTuple):
 class StepInputs(NamedTuple):
     """The scan's next token, for decoding: state_bhpn is updated in place. No gradient passes.
 
-    Args: as in ssd_scan, without time.  state_bhpn: float32 or float64.
+    Args: as in ssd_scan, without time, with dt = softplus(dt_bh + dt_bias_h) and A = -exp(A_log_h).
+        state_bhpn: float32 or float64.
     Returns: y_bhp in the dtype of x.
     Raises: ValueError: heads are not a multiple of the groups; on the C++ path, shapes that do not go together.
     """
 
     x_bhp: Tensor
     dt_bh: Tensor
-    A_h: Tensor
+    dt_bias_h: Tensor
+    A_log_h: Tensor
     B_bgn: Tensor
     C_bgn: Tensor
     D_h: Tensor
@@ -62,6 +65,13 @@ def check(inputs: ScanInputs) -> None:
 def check_step(inputs: StepInputs) -> None:
     """As `check`."""
     _check_groups(inputs.x_bhp.shape[1], inputs.B_bgn.shape[1])
+
+
+def rates(inputs: StepInputs) -> tuple[Tensor, Tensor]:
+    """dt and A of a step, in float32 at least."""
+    dt_bh, bias_h = inputs.dt_bh, inputs.dt_bias_h
+    dt_bh = F.softplus(dt_bh.to(torch.promote_types(dt_bh.dtype, bias_h.dtype)) + bias_h)
+    return dt_bh, -torch.exp(inputs.A_log_h)
 
 
 def _check_groups(heads: int, groups: int) -> None:
@@ -102,4 +112,4 @@ def example_step() -> StepInputs:
     """One step of two rows."""
     x, dt, A, B, C, D, initial, _ = example()
     assert initial is not None
-    return StepInputs(x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], D, initial)
+    return StepInputs(x[:, 0], dt[:, 0], D, A, B[:, 0], C[:, 0], D, initial)

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from kernels.cpp.constants import SSD_CHUNK
 from kernels.operator import Path
-from kernels.ssd_scan.reference import ScanInputs, ScanOutputs, StepInputs
+from kernels.ssd_scan.reference import ScanInputs, ScanOutputs, StepInputs, rates
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5}  # sums over a chunk, and a recurrence that decays
 
@@ -194,7 +194,8 @@ def _run(inputs: ScanInputs) -> ScanOutputs:
 
 
 def _run_step(inputs: StepInputs) -> Tensor:
-    x_bhp, dt_bh, A_h, B_bgn, C_bgn, D_h, state_bhpn = inputs
+    x_bhp, _, _, _, B_bgn, C_bgn, D_h, state_bhpn = inputs
+    dt_bh, A_h = rates(inputs)
     dtype, heads_per_group = state_bhpn.dtype, x_bhp.shape[1] // B_bgn.shape[1]
     B_bhn, C_bhn = (m.to(dtype).repeat_interleave(heads_per_group, 1) for m in (B_bgn, C_bgn))
     decay_bh = torch.exp(dt_bh * A_h).to(dtype)

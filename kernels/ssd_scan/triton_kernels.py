@@ -383,39 +383,3 @@ def ssd_group_gradients_kernel(
     out = (((split * num_batch + batch) * t + start) * g + group) * N
     store_rows(dB_ptr + out, g * N, num_rows, dB, first, CHUNK, N, BLOCK_N)
     store_rows(dC_ptr + out, g * N, num_rows, dC, first, CHUNK, N, BLOCK_N)
-
-
-@triton.jit
-def ssd_step_kernel(
-    x_ptr,  # [b, h, P]
-    dt_ptr,  # [b, h]
-    A_ptr,
-    B_ptr,  # [b, g, N]
-    C_ptr,
-    D_ptr,
-    state_ptr,  # [b, h, P, N]: read and overwritten
-    y_ptr,  # [b, h, P]
-    h,
-    heads_per_group,
-    P: tl.constexpr,
-    N: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
-    """One token: some of a head's channels, all of their states."""
-    head = tl.program_id(1)
-    batch_head = tl.program_id(2).to(tl.int64) * h + head
-    batch_group = batch_head // heads_per_group
-    p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
-    n = tl.arange(0, BLOCK_N)
-    x = tl.load(x_ptr + batch_head * P + p, mask=p < P, other=0.0).to(tl.float32)
-    B = tl.load(B_ptr + batch_group * N + n, mask=n < N, other=0.0).to(tl.float32)
-    C = tl.load(C_ptr + batch_group * N + n, mask=n < N, other=0.0).to(tl.float32)
-    dt = tl.load(dt_ptr + batch_head)
-    in_state = (p < P)[:, None] & (n < N)[None, :]
-    states = state_ptr + (batch_head * P + p[:, None]) * N + n[None, :]
-    decay = tl.exp(dt * tl.load(A_ptr + head))
-    state = decay * tl.load(states, mask=in_state, other=0.0) + (x * dt)[:, None] * B[None, :]
-    tl.store(states, state, mask=in_state)
-    y = tl.sum(state * C[None, :], 1) + tl.load(D_ptr + head) * x
-    tl.store(y_ptr + batch_head * P + p, y.to(y_ptr.dtype.element_ty), mask=p < P)

@@ -15,9 +15,9 @@ from kernels.ssd_scan.triton_plan import (
     candidates,
     plan_backward,
     plan_forward,
-    plan_step,
     representative_inputs,
 )
+from kernels.ssd_scan.triton_step import plan_step, step_case
 
 # bfloat16: the interpreter cuts float32 to it (up to 2^-7), where a GPU rounds.
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
@@ -91,7 +91,9 @@ def _backward(inputs: ScanInputs, dy: Tensor, dfinal: Tensor | None) -> tuple[Te
 
 
 def _step(inputs: StepInputs) -> Tensor:
-    launch, y = plan_step(StepInputs(*(m.contiguous() for m in inputs)))  # the state is contiguous
+    x, dt, dt_bias, A_log, B, C, D, state = inputs
+    rates = _dense(dt), dt_bias.contiguous(), A_log.contiguous()
+    launch, y = plan_step(StepInputs(_dense_heads(x), *rates, _dense_heads(B), _dense_heads(C), D, state))
     launch.run()
     return y
 
@@ -118,8 +120,8 @@ def _run(inputs: ScanInputs) -> ScanOutputs:
 
 
 def _run_step(inputs: StepInputs) -> Tensor:
-    x, dt, A, B, C, D, state = inputs
-    y_bhp: Tensor = step(x, dt.float(), A.float(), B, C, D.float(), state)
+    x, dt, dt_bias, A_log, B, C, D, state = inputs
+    y_bhp: Tensor = step(x, dt, dt_bias.float(), A_log.float(), B, C, D.float().contiguous(), state)
     return y_bhp
 
 
@@ -146,6 +148,15 @@ def _dense_rows(x: Tensor) -> Tensor:
     return x if x.stride(3) == 1 and x.stride(2) == x.shape[3] else x.contiguous()
 
 
+def _dense_heads(x_bhp: Tensor) -> Tensor:
+    """As _dense_rows, of one position."""
+    return x_bhp if x_bhp.stride(2) == 1 and x_bhp.stride(1) == x_bhp.shape[2] else x_bhp.contiguous()
+
+
+def _dense(x_bh: Tensor) -> Tensor:
+    return x_bh if x_bh.stride(1) == 1 else x_bh.contiguous()
+
+
 def _contiguous(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
 
@@ -165,12 +176,9 @@ def report_cases(arch: str) -> list[tuple[str, list[Launch]]]:
     cases = []
     for d_state, packed in ((64, False), (128, True)):
         inputs = representative_inputs(d_state, packed)
-        x, dt, A, B, C, D = inputs[:6]
-        state = dt.new_empty(*x.shape[:1], *x.shape[2:], d_state)
-        dfinal = state if packed else None
+        x, dt = inputs[:2]
+        dfinal = dt.new_empty(*x.shape[:1], *x.shape[2:], d_state) if packed else None
         cases.append((f"forward, d_state {d_state}", plan_forward(inputs, forward).launches))
         cases.append((f"backward, d_state {d_state}", plan_backward(x, dfinal, inputs, backward).launches))
-        cases.append(
-            (f"step, d_state {d_state}", [plan_step(StepInputs(x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], D, state))[0]])
-        )
+        cases.append(step_case(d_state))
     return cases

@@ -11,7 +11,7 @@ from torch import Tensor
 from kernels.gpu.launch import Launch, num_bytes
 from kernels.gpu.tuning import INTERPRETER, Config
 from kernels.ssd_scan import triton_kernels as device
-from kernels.ssd_scan.reference import ScanInputs, StepInputs
+from kernels.ssd_scan.reference import ScanInputs
 
 # Tiles of a pass. CHUNK: positions a chunk; STATE_P, STATE_N: what one walk carries; BLOCK_N: state columns a step of
 # the kernels that take all of them; GROUP_N: those that one program leaves dB and dC of. Warps and stages are not the
@@ -125,22 +125,6 @@ def plan_backward(dy: Tensor, dfinal: Tensor | None, inputs: ScanInputs, config:
         bytes=num_bytes(*read.values(), dB, dC),
     )
     return Plan([sum_up, walk, walk_back, by_head, by_group], (dx, ddt, dA, dB, dC, dD, dinitial))
-
-
-def plan_step(inputs: StepInputs) -> tuple[Launch, Tensor]:
-    """The launch of one token's step, and where it leaves y."""
-    x, dt, A, B, C, D, state = inputs
-    b, h, p = x.shape
-    g, n = B.shape[1:]
-    y = x.new_empty(x.shape)
-    launch = Launch(
-        device.ssd_step_kernel,
-        (triton.cdiv(p, 16), h, b),  # 16 channels: 8 KiB of a state of 128, and 2 048 programs from batch 16 on
-        {**_pointers(x=x, dt=dt, A=A, B=B, C=C, D=D, state=state, y=y), "h": h, "heads_per_group": h // g},
-        {"P": p, "N": n, "BLOCK_P": 16, "BLOCK_N": _block(n)},
-        bytes=num_bytes(x, dt, A, B, C, D, state, state, y),
-    )
-    return launch, y
 
 
 class Decays(NamedTuple):

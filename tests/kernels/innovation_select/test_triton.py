@@ -1,4 +1,4 @@
-"""Triton's scores, selection and merge step, in the interpreter, against the reference."""
+"""Triton's scores and selection, in the interpreter, against the reference."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
-from kernels.innovation_select import innovation_scores, keep_best, triton_path
+from kernels.innovation_select import innovation_scores, triton_path
 from kernels.operator import use
 from tests.kernels.helpers import documents, normal, pairwise
 from tests.kernels.innovation_select.tied_selections import TiedSelection, select, tied_selections
@@ -128,19 +128,6 @@ def test_slots_of_another_document_are_given_up():
     assert 0 not in got
 
 
-@pytest.mark.parametrize("tau", [None, 3.3])
-@pytest.mark.parametrize(("candidates", "m"), [(1, 1), (7, 3), (16, 16), (50, 12), (5, 9)])
-def test_merge_step_is_a_stable_sort(candidates, m, tau):
-    log_e = (normal(3, candidates) * 2).round()
-    position = torch.arange(candidates).expand(3, -1)
-    valid = normal(3, candidates, seed=2) > -0.5
-    best = []
-    for path in ("triton", "torch"):
-        with use(path):
-            best.append(keep_best(log_e, position, valid, m, tau))
-    assert torch.equal(*best)
-
-
 def test_no_slots_no_index():
     index = select(
         "triton", normal(1, 9), torch.arange(9)[None], num_queries=9, chunk_size=2, window_size=3, num_eidetic=0
@@ -155,7 +142,6 @@ def test_operators_pass_opcheck():
     torch.library.opcheck(torch.ops.bmojo.innovation_scores_backward.default, backward)
     scores, position = normal(2, 9), torch.arange(9).expand(2, -1).contiguous()
     torch.library.opcheck(triton_path.select, (scores, position, None, 9, 3, 4, 2, 0, 0))
-    torch.library.opcheck(triton_path.best, (scores, position > 2, 4))
 
 
 def test_limits_are_named():

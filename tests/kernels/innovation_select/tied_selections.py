@@ -10,7 +10,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kernels.innovation_select import innovation_select, keep_best
+from kernels.innovation_select import innovation_select, innovation_step
 from kernels.operator import use
 
 
@@ -54,18 +54,22 @@ class TiedSelection:
         return [[row for row in rows if row >= 0] for rows in index_bjm[0].tolist()]
 
     def merged(self, path: str) -> list[list[int]]:
-        """The sets of keep_best, one chunk after the other, as in decoding."""
-        kept, seen, sets, log_e_1s = [], 0, [], self._log_e()
-        for boundary in range(0, len(self.scores), self.chunk_size):
-            left = max(seen, boundary - self.window_size + 1)
-            candidates = torch.tensor([*kept, *range(seen, left)], dtype=torch.long)[None]
-            if candidates.numel():
+        """The sets of innovation_step, where each chunk begins; Triton's slots hold scores in float32."""
+        dtype = torch.float32 if path == "triton" else self.dtype
+        size, slots = self.window_size + self.chunk_size, self.num_eidetic
+        y, rows, kept = torch.zeros(1, 1), torch.zeros(1, size, 1, 1), torch.zeros(1, slots, 1, 1)
+        log_e_1s, log_e_1r = self._log_e().to(dtype), torch.zeros(1, size, dtype=dtype)
+        slot_log_e, slot_position = torch.zeros(1, slots, dtype=dtype), torch.full((1, slots), -1)
+        sets = []
+        for position in range(len(self.scores)):
+            if position % self.chunk_size == 0:
                 with use(path):
-                    valid = torch.ones_like(candidates, dtype=torch.bool)
-                    best = keep_best(log_e_1s[:, candidates[0]], candidates, valid, self.num_eidetic, self.tau)
-                kept = candidates[0][best[0]].tolist()
-            seen = left
-            sets.append(kept)
+                    innovation_step(
+                        y, torch.tensor([position]), torch.ones(1, 1), torch.zeros(1, 1, 1), log_e_1r, rows, rows,
+                        kept, kept.clone(), slot_log_e, slot_position, log_e_1s[:, position], self.chunk_size, self.tau,
+                    )  # fmt: skip
+                sets.append([place for place in slot_position[0].tolist() if place >= 0])
+            log_e_1r[0, position % size] = log_e_1s[0, position]
         return sets
 
     def _log_e(self) -> Tensor:

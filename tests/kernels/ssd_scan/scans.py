@@ -42,6 +42,13 @@ def scan_inputs(
     ]
 
 
+def raw_step(inputs: list[Tensor], at: int) -> list[Tensor]:
+    """The arguments of ssd_step, without the state, for a position of a scan's inputs: dt and A as they are learned."""
+    x, dt, A, B, C, D = inputs[:6]
+    bias = normal(*A.shape, dtype=A.dtype, seed=7)
+    return [x[:, at], dt[:, at].expm1().log() - bias, bias, (-A).log(), B[:, at], C[:, at], D]
+
+
 def run_scan(
     path: str, inputs: list[Tensor | None], docs: Tensor | None = None, dtype: torch.dtype | None = None
 ) -> dict[str, Tensor | None]:

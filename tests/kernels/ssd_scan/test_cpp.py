@@ -11,7 +11,7 @@ from torch import Tensor
 from kernels.operator import use
 from kernels.ssd_scan import ssd_scan, ssd_step
 from tests.kernels.helpers import DTYPES, assert_same_bits, documents, normal, strided
-from tests.kernels.ssd_scan.scans import INPUTS, ScanSize, documents_of_all_lengths, run_scan, scan_inputs
+from tests.kernels.ssd_scan.scans import INPUTS, ScanSize, documents_of_all_lengths, raw_step, run_scan, scan_inputs
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
 
@@ -85,13 +85,13 @@ def test_documents_do_not_feel_each_other_to_the_last_bit(document, other):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("h", "g", "p", "n"), [(2, 1, 3, 5), (6, 2, 16, 20), (4, 4, 1, 64), (1, 1, 150, 3)])
 def test_a_step_is_the_scan_of_one_position(h, g, p, n, dtype):
-    x, dt, A, B, C, D, state = scan_inputs(ScanSize(1, h, g, p, n), dtype=dtype)
+    *inputs, state = scan_inputs(ScanSize(1, h, g, p, n), dtype=dtype)
     with use("reference"):
-        want_y, want_state = ssd_scan(x, dt, A, B, C, D, state)
+        want_y, want_state = ssd_scan(*inputs, state)
     padded = torch.cat([state, state], -1)
     for given in (state.clone(), padded[..., :n]):  # rows that lie apart
         with use("cpp"):
-            y = ssd_step(x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], D, given)
+            y = ssd_step(*raw_step(inputs, 0), given)
         torch.testing.assert_close(y, want_y[:, 0], rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(given, want_state, rtol=1e-5, atol=1e-5)
     assert torch.equal(padded[..., n:], state)
@@ -113,4 +113,4 @@ def test_shapes_that_do_not_go_together_are_refused():
         with pytest.raises(ValueError, match=r"^C has shape"):
             ssd_scan(*wrong(inputs, 3, lambda m: m[..., :-1]))
         with pytest.raises(ValueError, match="state has shape"):
-            ssd_step(*(m[:, 0] if m.dim() > 1 else m for m in inputs[:6]), inputs[6][:1])
+            ssd_step(*raw_step(inputs, 0), inputs[6][:1])

@@ -9,7 +9,7 @@ from torch import Tensor
 from kernels.operator import use
 from kernels.ssd_scan import ssd_scan, ssd_step, triton_path, triton_plan
 from tests.kernels.helpers import assert_same_bits, documents, normal, pairwise
-from tests.kernels.ssd_scan.scans import INPUTS, ScanSize, run_scan, scan_inputs
+from tests.kernels.ssd_scan.scans import INPUTS, ScanSize, raw_step, run_scan, scan_inputs
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
 
@@ -108,15 +108,15 @@ def test_operators_pass_opcheck(with_documents):
 
 
 def step_inputs(dtype: torch.dtype) -> list[Tensor]:
-    x, dt, A, B, C, D, state = scan_inputs(ScanSize(1, 4, 2, 20, 24), dtype=dtype, precise=torch.float32)
-    return [x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], D, state]
+    inputs = scan_inputs(ScanSize(1, 4, 2, 20, 24), dtype=dtype, precise=torch.float32)
+    return [*raw_step(inputs, 0), inputs[6]]
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 def test_a_step_matches_the_reference(dtype):
     *inputs, state = step_inputs(dtype)
     wanted_state, got_state = state.double(), state.clone()
-    with use("reference"):
+    with use("torch"):
         want = ssd_step(*(m.double() for m in inputs), wanted_state)
     with use("triton"):
         got = ssd_step(*inputs, got_state)
@@ -127,12 +127,25 @@ def test_a_step_matches_the_reference(dtype):
 
 @pytest.mark.parametrize("path", ["torch", "triton"])
 def test_steps_are_the_scan(path):
-    x, dt, A, B, C, D, state = scan_inputs(ScanSize(5, 4, 2, 4, 8))
+    *inputs, state = scan_inputs(ScanSize(5, 4, 2, 4, 8))
     with use(path):
-        want, final = ssd_scan(x, dt, A, B, C, D, state)
-        got = [ssd_step(x[:, i], dt[:, i], A, B[:, i], C[:, i], D, state) for i in range(5)]
+        want, final = ssd_scan(*inputs, state)
+        got = [ssd_step(*raw_step(inputs, i), state) for i in range(5)]
     torch.testing.assert_close(torch.stack(got, 1), want, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(state, final, rtol=1e-5, atol=1e-5)
+
+
+def test_a_step_reads_parts_of_one_projection():
+    *inputs, state = step_inputs(torch.float32)
+    wanted_state, got_state = state.clone(), state.clone()
+    parts = [inputs[i].flatten(1) for i in (0, 1, 4, 5)]
+    x, dt, B, C = torch.cat(parts, 1).split([part.shape[1] for part in parts], 1)
+    B, C = B.unflatten(1, (2, 24)), C.unflatten(1, (2, 24))
+    with use("triton"):
+        want = ssd_step(*inputs, wanted_state)
+        got = ssd_step(x.unflatten(1, (4, 20)), dt, *inputs[2:4], B, C, inputs[6], got_state)
+    assert torch.equal(got, want)
+    assert torch.equal(got_state, wanted_state)
 
 
 def test_the_step_passes_opcheck():
