@@ -55,7 +55,6 @@ innovation_select = Operator(
 innovation_step = Operator(
     "innovation_step",
     StepInputs,
-    reference=reference_step.innovation_step,
     torch=torch_step.innovation_step,
     cpp=cpp_path.innovation_step,
     triton=_triton_step,

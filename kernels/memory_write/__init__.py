@@ -20,7 +20,6 @@ def _triton() -> Path[WriteInputs, Tensor]:
 memory_write = Operator(
     "memory_write",
     WriteInputs,
-    reference=reference.memory_write,
     torch=torch_path.memory_write,
     triton=_triton,
     example=reference.example,

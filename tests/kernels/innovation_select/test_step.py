@@ -19,8 +19,8 @@ def results(path: str, inputs: StepInputs) -> dict[str, Tensor]:
     """The scores and the state afterwards, without what empty slots hold, which nobody reads."""
     given = inputs._replace(**{name: getattr(inputs, name).clone() for name in STATE})
     with use(path):
-        found = {"score": innovation_step(*given)}
-    found |= {name: getattr(given, name) for name in STATE}
+        score = reference_step.innovation_step.run(given) if path == "reference" else innovation_step(*given)
+    found = {"score": score, **{name: getattr(given, name) for name in STATE}}
     empty = given.slot_position_bm < 0
     for name in ("slot_k_bmhp", "slot_v_bmhp", "slot_log_e_bm"):
         found[name] = found[name].masked_fill(empty.view(*empty.shape, *[1] * (found[name].dim() - 2)), 0)
