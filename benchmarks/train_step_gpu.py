@@ -134,8 +134,9 @@ def step(loss: Callable[[Tensor, Tensor], Tensor], optimizer: torch.optim.Optimi
 
 
 def check(config: ModelConfig, options: argparse.Namespace) -> str:
-    """Three steps eagerly and as graphs, from the same weights on the same tokens: are the weights the same?"""
-    weights = []
+    """Three steps eagerly and as graphs, from the same weights on the same tokens: are the weights the same? And a
+    step whose every wait for the GPU is an error."""
+    weights, waits = [], "none"
     for way in ("eager", "graphs"):
         model = BMojoLM(config).cuda()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
@@ -143,11 +144,19 @@ def check(config: ModelConfig, options: argparse.Namespace) -> str:
         for seed in range(3):
             generator = torch.Generator("cuda").manual_seed(seed)
             step(loss, optimizer, torch.randint(options.vocab_size, (4, 2048), device="cuda", generator=generator))
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            step(loss, optimizer, torch.zeros(4, 2048, dtype=torch.long, device="cuda"))
+        except RuntimeError as error:
+            waits = f"{way}: {error}"
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
         weights.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
         del model, optimizer, loss
         _free()
     same, apart = torch.equal(*weights), (weights[0] - weights[1]).abs().max().item()
-    return f"graphs against eager steps: {'the same bits' if same else f'weights differ by up to {apart:.1e}'}"
+    results = "the same bits" if same else f"weights differ by up to {apart:.1e}"
+    return f"graphs against eager steps: {results}; waits for the GPU within a step: {waits}"
 
 
 def _free() -> None:
