@@ -21,7 +21,7 @@ Loss = Callable[..., Tensor]
 
 
 class GraphedLoss:
-    """A function of tensors and a model's parameters, captured anew for each combination of shapes.
+    """A function of tensors and a model's parameters, captured once for each combination of shapes.
 
     Args:
         loss: a scalar of tensors without gradient. It may not wait for the GPU, and launches the same kernels for all
