@@ -70,7 +70,7 @@ def _add_weight_gradient(total: Tensor, grad_logits: Tensor, hidden: Tensor, add
     """Add grad_logits^T hidden to a total of the same or a higher precision; if not `add`, overwrite it unread."""
     if total.dtype == hidden.dtype:
         total.addmm_(grad_logits.t(), hidden, beta=int(add))  # with beta 0 the total may hold anything
-    elif total.is_cuda:
+    elif total.is_cuda and not torch.compiler.is_compiling():  # which has no such variant
         torch.addmm(total, grad_logits.t(), hidden, beta=int(add), out_dtype=total.dtype, out=total)
     elif add:
         total += grad_logits.t() @ hidden
