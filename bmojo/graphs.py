@@ -83,11 +83,13 @@ def capture(loss_of: Loss, parameters: Sequence[nn.Parameter], inputs: Sequence[
                 torch.autograd.grad(loss, parameters, allow_unused=True)
     torch.cuda.current_stream().wait_stream(stream)
     forward, backward, pool = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
-    with in_forward, torch.cuda.graph(forward, pool=pool):
-        loss = loss_of(*held)
-    grad_loss = torch.ones_like(loss)
-    with in_backward, torch.cuda.graph(backward, pool=pool):
-        grads = torch.autograd.grad(loss, parameters, grad_loss, allow_unused=True)
+    others = {"pool": pool, "capture_error_mode": "thread_local"}  # other threads may pin memory meanwhile
+    with torch.cuda.stream(torch.cuda.current_stream()):  # so that a failure leaves the current stream as it was
+        with in_forward, torch.cuda.graph(forward, **others):
+            loss = loss_of(*held)
+        grad_loss = torch.ones_like(loss)
+        with in_backward, torch.cuda.graph(backward, **others):
+            grads = torch.autograd.grad(loss, parameters, grad_loss, allow_unused=True)
     return Replay(held, loss.detach(), grad_loss, grads, forward.replay, backward.replay)
 
 
