@@ -25,7 +25,9 @@ class SampleConfig(StrictConfig):
     top_p: float | None = Field(
         None, gt=0, le=1, description="Sample from the likeliest tokens with this total probability."
     )
-    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the sampling.")
+    seed: int = Field(
+        0, ge=0, lt=2**63, description="Seed of the sampling; on a GPU, where prompts are drawn together, of the first."
+    )
 
 
 class Pieces(NamedTuple):

@@ -28,10 +28,10 @@ def continue_text(model: BMojoLM, tokenizer: Tokenizer, prompt: str, drawing: Dr
     """Yield the continuation as it is drawn, ending with the document or after `max_new_tokens`.
 
     The prompt begins a document: the model sees the end-of-document token before it, as in training. Bytes that do not
-    form UTF-8 appear as the replacement character.
+    form UTF-8 appear as the replacement character. A GPU works on the next token while one is read.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    for token_b in _drawn(model, tokenizer, [prompt], drawing):
+    for token_b in _one_late(_drawn(model, tokenizer, [prompt], drawing)):
         token = int(token_b[0])
         if token == tokenizer.eod_id:
             break
@@ -63,3 +63,14 @@ def _drawn(model: BMojoLM, tokenizer: Tokenizer, prompts: Sequence[str], drawing
         stop_tokens=(tokenizer.eod_id,),
         num_token_ids=tokenizer.vocab_size,
     )
+
+
+def _one_late(tensors: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """The same, each after the next one was begun."""
+    previous = None
+    for tensor in tensors:
+        if previous is not None:
+            yield previous
+        previous = tensor
+    if previous is not None:
+        yield previous

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import Iterator
+from typing import Any
 
+import pytest
+import torch
+
+from pipelines.stages.evaluate import sampling
 from pipelines.stages.evaluate.sampling import Drawing, continue_text, continue_texts
 from pipelines.stages.models import to_bf16
 from tests.pipelines.stages.trained_run import tiny_model, tiny_tokenizer
@@ -27,3 +32,20 @@ def test_a_text_drawn_whole_is_the_one_drawn_piece_by_piece() -> None:
     drawing = Drawing(40, temperature=1.0, top_k=50, top_p=0.9, seed=3)
     pieces = "".join(continue_text(model, tokenizer, "def", drawing))
     assert continue_texts(model, tokenizer, ["def"], drawing) == [pieces]
+
+
+def test_a_token_is_read_after_the_next_one_was_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[int] = []
+
+    def generate(*arguments: Any, **options: Any) -> Iterator[torch.Tensor]:
+        for number in range(3):
+            begun.append(number)
+            yield torch.tensor([100 + number])
+
+    monkeypatch.setattr(sampling, "generate", generate)
+    drawing = Drawing(3, temperature=1.0, top_k=None, top_p=None, seed=0)
+    pieces = continue_text(tiny_model(), tiny_tokenizer(), "", drawing)
+    next(pieces)
+    assert begun == [0, 1]
+    assert len(list(pieces)) == 3  # two tokens, and the end of what is no whole character
+    assert begun == [0, 1, 2]
