@@ -83,7 +83,10 @@ def capture(loss_of: Loss, parameters: Sequence[nn.Parameter], inputs: Sequence[
                 torch.autograd.grad(loss, parameters, allow_unused=True)
     torch.cuda.current_stream().wait_stream(stream)
     forward, backward, pool = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
-    others: dict[str, Any] = {"pool": pool, "capture_error_mode": "thread_local"}  # other threads may pin memory meanwhile
+    others: dict[str, Any] = {
+        "pool": pool,
+        "capture_error_mode": "thread_local",
+    }  # other threads may pin memory meanwhile
     with torch.cuda.stream(torch.cuda.current_stream()):  # so that a failure leaves the current stream as it was
         with in_forward, torch.cuda.graph(forward, **others):
             loss = loss_of(*held)

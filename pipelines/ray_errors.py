@@ -48,6 +48,8 @@ def explain_ray(error: Exception, what: str) -> BaseException:
         if isinstance(cause, exceptions.RayError):
             return explain_ray(cause, what)
         return cause if isinstance(cause, BaseException) else error
+    if isinstance(error, exceptions.RayActorError) and error.actor_init_failed:
+        return RuntimeError(f"{what}: {error}")  # not lost: it cannot be made
     if isinstance(error, exceptions.AuthenticationError):
         return UserError(
             f"{what}: the Ray cluster refuses the token. Set RAY_AUTH_MODE=token, and the cluster's token in "

@@ -187,7 +187,7 @@ def test_every_error_class_of_ray_is_judged() -> None:
     assert len(classes) > 25
     for error_class in classes:
         plain = {"__init__": lambda self: None, "__str__": lambda self: "x"}  # their arguments differ
-        error = type(error_class.__name__, (error_class,), plain)()
+        error = type(error_class.__name__, (error_class,), plain | {"actor_init_failed": False})()
         with pytest.raises((UserError, InfrastructureError)) as caught, explained_ray("Task x"):
             raise error
         is_users = error_class is exceptions.AuthenticationError

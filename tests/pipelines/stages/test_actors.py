@@ -86,6 +86,21 @@ def test_what_a_call_raises_is_raised_here(tmp_path: Path) -> None:
         list(call_actors(Toy, (tmp_path,), [Call("add", (1, 1), ONE), Call("fail", (), ONE)]))
 
 
+class Unmakable:
+    """What cannot be made is a bug."""
+
+    def __init__(self) -> None:
+        raise ValueError("no such thing")
+
+    def call(self) -> None:
+        pass
+
+
+def test_an_actor_that_cannot_be_made_is_an_error_with_its_reason() -> None:
+    with pytest.raises(RuntimeError, match=r"(?s)Actor Unmakable: .*ValueError: no such thing"):
+        list(call_actors(Unmakable, (), [Call("call", (), ONE)]))
+
+
 def test_an_actor_larger_than_every_machine_is_a_user_error(tmp_path: Path) -> None:
     huge = Resources(cpus_per_worker=1000, placement_timeout_s=0.1)
     with pytest.raises(UserError, match="one worker asks for 1000 CPU, and the cluster has room for none"):
