@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from kernels.linear import cpp_path, reference, torch_path
 from kernels.linear.reference import LinearInputs, Parts, PartsInputs, ProductInputs
 from kernels.operator import Operator, Path, random_tensors
@@ -20,6 +22,12 @@ def _triton() -> Path[PartsInputs, Parts]:
     return triton_path.linear_parts
 
 
+def _few_rows() -> Path[LinearInputs, Tensor]:
+    from kernels.linear import triton_few_rows
+
+    return triton_few_rows.linear
+
+
 def _example_of_parts() -> PartsInputs:
     x, weight_oi = random_tensors((2, 5, 8), (7, 8))
     return PartsInputs(x.requires_grad_(), weight_oi.requires_grad_(), (3, 3, 1))
@@ -31,6 +39,7 @@ linear = Operator(
     reference=reference.linear,
     torch=torch_path.linear,
     cpp=cpp_path.linear,
+    triton=_few_rows,
     example=lambda: LinearInputs(*(x.requires_grad_() for x in random_tensors((2, 5, 8), (6, 8)))),
     autocast="follow",
 )

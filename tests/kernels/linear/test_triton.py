@@ -1,49 +1,53 @@
-"""Projections cut into parts on a GPU: outputs and gradients, whatever the widths, dtypes and rows."""
+"""Products with few rows in Triton, in the interpreter."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
-from kernels.linear import linear_parts
-from kernels.linear.triton_path import MANY_ROWS, TOLERANCE
+from kernels.linear import linear, triton_few_rows
 from kernels.operator import use
-from tests.kernels.helpers import assert_close, normal, pairwise, run
+from tests.kernels.helpers import normal, pairwise
+
+pytestmark = pytest.mark.usefixtures("nan_memory")
 
 
 @pytest.mark.parametrize(
-    ("shape", "widths", "used", "dtype"),
-    pairwise(
-        [(2, 5, 8), (3, 12), (1, 1, 1)],
-        [(3, 3, 1), (16, 8, 8), (1, 20, 5)],
-        [[0, 1, 2], [1], [0, 2]],
-        [torch.float32, torch.bfloat16],
-    ),
+    ("leading", "size", "dtype"),
+    pairwise([(1,), (8,), (3,), (2, 2), ()], [(16, 7), (33, 12), (1100, 5), (1, 1)], list(triton_few_rows.TOLERANCE)),
 )
-def test_parts_and_gradients(shape, widths, used, dtype, nan_memory):
-    inputs = {"x": normal(*shape, dtype=dtype), "weight": normal(sum(widths), shape[-1], dtype=dtype, seed=1)}
-
-    def call(x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
-        parts = linear_parts(x, weight, widths)
-        return tuple(parts[i] for i in used)
-
-    assert_close(run("triton", call, inputs), run("torch", call, inputs, torch.float64), TOLERANCE)
-
-
-def test_under_autocast_gradients_have_the_parameters_dtype():
-    x, weight = normal(6, 8).requires_grad_(), normal(7, 8, seed=1).requires_grad_()
-    with torch.autocast(x.device.type, torch.bfloat16), use("triton"):
-        parts = linear_parts(x, weight, (3, 3, 1))
-    assert {part.dtype for part in parts} == {torch.bfloat16}
-    torch.cat(parts, -1).sum().backward()
-    assert x.grad.dtype == weight.grad.dtype == torch.float32
-    torch.testing.assert_close(weight.grad, x.detach().sum(0).expand(7, 8), rtol=2e-2, atol=2e-2)
-
-
-def test_a_weight_is_copied_only_where_that_pays():
-    weight = torch.zeros(7, 8)
+def test_products_are_those_of_torch(leading, size, dtype):
+    """1,100 inputs take two blocks."""
+    x, weight = normal(*leading, size[0], dtype=dtype), normal(size[1], size[0], dtype=dtype, seed=1)
     with use("triton"):
-        assert linear_parts.choose(torch.zeros(MANY_ROWS - 1, 8), weight, (3, 3, 1)).path == "torch"
-        assert linear_parts.choose(torch.zeros(MANY_ROWS, 8), weight, (3, 3, 1)).path == "triton"
-        assert linear_parts.choose(torch.zeros(1, 8), weight.requires_grad_(), (3, 3, 1)).path == "triton"
+        assert linear.choose(x, weight).path == "triton"
+        y = linear(x, weight)
+    want = x.double() @ weight.double().t()
+    assert y.shape == want.shape
+    assert y.dtype == dtype
+    assert (y.double() - want).abs().max() <= triton_few_rows.TOLERANCE[dtype] * max(1.0, want.abs().max().item())
+
+
+def test_parts_of_wider_rows_are_read_right():
+    x, weight = normal(3, 40)[:, 4:20], normal(7, 40, seed=1)[:, :16]
+    with use("triton"):
+        assert torch.equal(linear(x, weight), linear(x.contiguous(), weight.contiguous()))
+        assert torch.equal(linear(x.t().contiguous().t(), weight), linear(x.contiguous(), weight))
+
+
+def test_a_row_is_the_same_bits_whatever_the_others_are():
+    x, weight = normal(4, 24), normal(17, 24, seed=1)
+    changed = x.clone()
+    changed[1:] = float("nan")
+    with use("triton"):
+        assert torch.equal(linear(x, weight)[:1], linear(changed, weight)[:1])
+
+
+def test_what_it_leaves_to_cublas():
+    x, weight = normal(8, 4), normal(3, 4, seed=1)
+    learned, transposed = weight.clone().requires_grad_(), normal(4, 3).t()
+    for given in ((normal(9, 4), weight), (x, learned), (x.double(), weight), (x, transposed), (x[:0], weight)):
+        with use("triton"):
+            assert linear.choose(*given).path == "torch"
+    with use("triton"), torch.no_grad():
+        assert linear.choose(x, learned).path == "triton"
