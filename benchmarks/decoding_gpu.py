@@ -1,8 +1,9 @@
-"""Decoding on a GPU in bfloat16: one CUDA graph per token, at growing batches and contexts, against Llama of equal size.
+"""Decoding on a GPU in bfloat16, one CUDA graph per token, at growing batches and contexts, against Llama.
 
-Llama is transformers', with SDPA and a cache of fixed size that is updated in place, captured as a CUDA graph as well.
-A long context is made, not read: positions are set, and rings, caches and states hold random numbers. What is computed
-and moved depends on neither. Llama's cache is full: it has room for no more than the context. Medians of replays.
+Llama has as many parameters. It is transformers', with SDPA and a cache of fixed size that is updated in place,
+captured as a CUDA graph as well. A long context is made, not read: positions are set, and rings, caches and states hold
+random numbers. What is computed and moved depends on neither. Llama's cache is full: it has room for the context only.
+Medians of single tokens.
 """
 
 from __future__ import annotations
@@ -83,15 +84,13 @@ def measure(model: nn.Module, batch_size: int, position: int, num_tokens: int) -
         torch.cuda.empty_cache()
 
 
-def reader(
-    model: nn.Module, batch_size: int, position: int, num_tokens: int
-) -> tuple[Callable[[], Tensor], int]:
+def reader(model: nn.Module, batch_size: int, position: int, num_tokens: int) -> tuple[Callable[[], Tensor], int]:
     """What reads one more token per row, on a context of `position` tokens; and the bytes that it keeps of all rows."""
     device = next(model.parameters()).device
     tokens_b = torch.zeros(batch_size, dtype=torch.long, device=device)
     if not isinstance(model, BMojoLM):
-        read, num_bytes = llama_reader(model, tokens_b, position)
-        return (capture(read) if device.type == "cuda" else read), num_bytes
+        read, cache = llama_reader(model, tokens_b, position)
+        return (capture(read) if device.type == "cuda" else read), cache.num_bytes()
     state = made_state(model, batch_size, position, num_tokens)
     decoder = Decoder(model, state)
     return lambda: decoder.step(tokens_b), state.num_bytes()
@@ -141,7 +140,7 @@ class FixedCache:
         return sum(x.numel() * x.element_size() for x in self.rows)
 
 
-def llama_reader(llama: Any, tokens_b: Tensor, position: int) -> tuple[Callable[[], Tensor], int]:
+def llama_reader(llama: Any, tokens_b: Tensor, position: int) -> tuple[Callable[[], Tensor], FixedCache]:
     """A forward of one token per row over a cache of `position` rows, its own included; run once, to warm up."""
     cache = FixedCache(llama, tokens_b.shape[0], position, tokens_b.device)
     mask = torch.ones(tokens_b.shape[0], 1, 1, position, dtype=torch.bool, device=tokens_b.device)
@@ -152,7 +151,7 @@ def llama_reader(llama: Any, tokens_b: Tensor, position: int) -> tuple[Callable[
         return logits[:, -1]
 
     read()
-    return read, cache.num_bytes()
+    return read, cache
 
 
 def launches(read: Callable[[], Tensor]) -> int:
@@ -180,8 +179,8 @@ def row_of(name: str, batch_size: int, position: int, measured: Measurement) -> 
         return f"| {name} | {batch_size} | {position:,} | {measured.failure} |  |  |  |  |"
     median = statistics.median(measured.times_ms)
     times = f"{median:.3f} | {min(measured.times_ms):.3f} .. {max(measured.times_ms):.3f}"
-    rate, megabytes = batch_size / median * 1e3, measured.num_bytes / 1e6
-    return f"| {name} | {batch_size} | {position:,} | {times} | {rate:,.0f} | {measured.num_kernels} | {megabytes:,.1f} |"
+    counts = f"{batch_size / median * 1e3:,.0f} | {measured.num_kernels} | {measured.num_bytes / 1e6:,.1f}"
+    return f"| {name} | {batch_size} | {position:,} | {times} | {counts} |"
 
 
 def config_of(options: argparse.Namespace) -> ModelConfig:

@@ -30,7 +30,7 @@ from bmojo.config import ModelConfig
 from bmojo.layers import Linear, Residual, RMSNorm, RotaryTable, SwiGLU, autocast_dtype, residual, terms, total
 from bmojo.mixers import MIXERS
 from bmojo.mixers.base import LayerMemory, Mixer, MixerOutput, Sequence
-from bmojo.prefill import pieces, prefill
+from bmojo.prefill import piece_tokens, pieces, prefill
 from bmojo.state import DecodingState, LayerState
 from kernels.cross_entropy import linear_cross_entropy
 
@@ -212,7 +212,9 @@ class BMojoLM(nn.Module):
     def _read(self, tokens_bt: Tensor, start: int, state: DecodingState) -> Tensor:
         """See bmojo.prefill.Reader."""
         normed_btd = torch.empty(0)
-        for first, last in pieces(start, tokens_bt.shape[1], self.config.chunk_size):
+        num_rows, num_tokens = tokens_bt.shape
+        at_a_time = piece_tokens(num_rows, tokens_bt.is_cuda)
+        for first, last in pieces(start, num_tokens, self.config.chunk_size, at_a_time):
             position_t = torch.arange(start + first, start + last, device=tokens_bt.device)
             sequence = Sequence(last - first, start + first, None, self._rotary(position_t))
             x = self._embed(tokens_bt[:, first:last])

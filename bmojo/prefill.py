@@ -10,7 +10,8 @@ from torch import Tensor
 
 from bmojo.state import DecodingState
 
-PIECE_TOKENS = 2048
+PIECE_TOKENS = 2048  # of a row
+GPU_PIECE_TOKENS = 32768  # of all rows: with fewer, a GPU of an H100's size waits for launches
 
 
 class Reader(Protocol):
@@ -47,10 +48,15 @@ def prefill(
     return torch.cat(logits)[back], DecodingState.join(parts).select(back)
 
 
-def pieces(start: int, num_tokens: int, chunk_size: int) -> Iterator[tuple[int, int]]:
+def piece_tokens(num_rows: int, on_gpu: bool) -> int:
+    """About how many tokens of each row are read at a time."""
+    return max(PIECE_TOKENS, GPU_PIECE_TOKENS // num_rows) if on_gpu else PIECE_TOKENS
+
+
+def pieces(start: int, num_tokens: int, chunk_size: int, at_a_time: int) -> Iterator[tuple[int, int]]:
     """Cut tokens that begin at position `start` into [first, last) that begin on a multiple of chunk_size, or end in
     the chunk where they begin."""
-    piece = max(1, PIECE_TOKENS // chunk_size) * chunk_size
+    piece = max(1, at_a_time // chunk_size) * chunk_size
     first = 0
     while first < num_tokens:
         into_chunk = (start + first) % chunk_size

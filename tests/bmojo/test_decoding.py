@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from bmojo.generation import generate, sample
+from bmojo.prefill import piece_tokens, pieces
 from bmojo.state import DecodingState
 from tests.bmojo.model_family import PATTERNS, build, configs, random_tokens, small_config
 
@@ -202,3 +203,16 @@ def test_no_rows_or_no_tokens_are_refused_in_words(shape: tuple[int, int]) -> No
 def test_seeds_that_no_generator_takes_are_refused(seed: int) -> None:
     with pytest.raises(ValueError, match="seed is"):
         next(generate(build(small_config(pattern="bmojo")), torch.zeros((1, 2), dtype=torch.long), 1, seed=seed))
+
+
+@pytest.mark.parametrize(
+    ("start", "at_a_time", "expected"),
+    [(0, 9, [(0, 8), (8, 10)]), (3, 9, [(0, 1), (1, 9), (9, 10)]), (0, 1, [(0, 4), (4, 8), (8, 10)])],
+)
+def test_pieces_end_where_chunks_do(start, at_a_time, expected):
+    assert list(pieces(start, 10, 4, at_a_time)) == expected
+
+
+def test_a_gpu_reads_longer_pieces_of_fewer_rows():
+    assert [piece_tokens(num_rows, on_gpu=True) for num_rows in (1, 4, 64)] == [32768, 8192, 2048]
+    assert piece_tokens(1, on_gpu=False) == 2048
