@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from benchmarks._peers import build, num_params
 from benchmarks.train_step_gpu import SIZES
-from bmojo import BMojoLM, ModelConfig, float32_names
+from bmojo import BMojoLM, ModelConfig, to_bfloat16
 from bmojo.decoding import Decoder, capture
 from bmojo.mixers import MIXERS
 from bmojo.state import DecodingState
@@ -163,15 +163,6 @@ def launches(read: Callable[[], Tensor]) -> int:
         read()
         torch.cuda.synchronize()
     return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profiler.events())
-
-
-def to_bfloat16(model: nn.Module) -> nn.Module:
-    """Cast the weights, but for those that stay in float32 whatever the precision."""
-    kept = float32_names(model)
-    for name, parameter in model.named_parameters():
-        if name not in kept:
-            parameter.data = parameter.data.bfloat16()
-    return model
 
 
 def row_of(name: str, batch_size: int, position: int, measured: Measurement) -> str:

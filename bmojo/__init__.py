@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 from bmojo.config import ModelConfig
 
 if TYPE_CHECKING:
-    from bmojo.model import BMojoLM, LMOutput, float32_names
+    from bmojo.model import BMojoLM, LMOutput, float32_names, to_bfloat16
 
-__all__ = ["BMojoLM", "LMOutput", "ModelConfig", "float32_names"]
+__all__ = ["BMojoLM", "LMOutput", "ModelConfig", "float32_names", "to_bfloat16"]
 
 
 def __getattr__(name: str) -> Any:

@@ -21,7 +21,7 @@ Initial values (L layers, std = init_std):
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,8 @@ from bmojo.mixers.base import LayerMemory, Mixer, MixerOutput, Sequence
 from bmojo.prefill import piece_tokens, pieces, prefill
 from bmojo.state import DecodingState, LayerState
 from kernels.cross_entropy import linear_cross_entropy
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 class LMOutput(NamedTuple):
@@ -277,3 +279,15 @@ def float32_names(model: nn.Module) -> set[str]:
     """Names of the parameters that must stay in float32 and out of weight decay, whatever the precision."""
     mixers = [(prefix, module) for prefix, module in model.named_modules() if isinstance(module, Mixer)]
     return {f"{prefix}.{name}" for prefix, mixer in mixers for name in mixer.FLOAT32}
+
+
+def to_bfloat16(model: AnyModule) -> AnyModule:
+    """Cast the weights, in place, for decoding, which reads all of them for each token; without a copy per token.
+
+    `model.bfloat16()` would cast those too that must stay in float32.
+    """
+    kept = float32_names(model)
+    for name, parameter in model.named_parameters():
+        if name not in kept:
+            parameter.data = parameter.data.bfloat16()
+    return model

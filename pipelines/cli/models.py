@@ -14,7 +14,7 @@ from base.errors import UserError
 from pipelines.cli.console import RunArgument, StorageOption
 from pipelines.engine.records import FinishedStage, read_record
 from pipelines.engine.runs import Run, find_run
-from pipelines.stages.models import load_model, load_tokenizer_of, to_bf16
+from pipelines.stages.models import load_model, load_tokenizer_of
 from pipelines.stages.precision import used_precision
 from pipelines.stages.train.stage import TrainStage
 from pipelines.storage import open_storage
@@ -111,6 +111,7 @@ def generate(
     storage: StorageOption = "runs",
 ) -> None:
     """Stream text from a trained model, token by token, to standard output."""
+    from bmojo.model import to_bfloat16
     from pipelines.stages.evaluate.sampling import Drawing, continue_text
     from pipelines.stages.train import device
 
@@ -118,7 +119,7 @@ def generate(
     on_gpu = device.num_gpus() > 0
     trained.model.to(device.pick(on_gpu))
     if used_precision("auto", on_gpu) == "bf16":
-        to_bf16(trained.model)
+        to_bfloat16(trained.model)
     drawing = Drawing(tokens, temperature, top_k, top_p, seed)
     sys.stdout.write(prompt)
     sys.stdout.flush()

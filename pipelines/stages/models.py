@@ -24,22 +24,6 @@ def load_model(artifact: ArtifactDir, relpath: str) -> BMojoLM:
         raise DamagedError(f"{error} {artifact.remedy}") from error
 
 
-def to_bf16(model: BMojoLM) -> BMojoLM:
-    """Cast the weights to bfloat16, in place, for decoding, which reads all of them for each token.
-
-    Those that stay in float32 whatever the precision do so here, too.
-    """
-    import torch
-
-    from bmojo.model import float32_names
-
-    kept = float32_names(model)
-    for name, parameter in model.named_parameters():
-        if name not in kept:
-            parameter.data = parameter.data.to(torch.bfloat16)
-    return model
-
-
 def load_tokenizer_of(trained: ArtifactDir, reference: str | None) -> Tokenizer:
     """The tokenizer in a folder of an artifact, as a train stage's output refers to it.
 

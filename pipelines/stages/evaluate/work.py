@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from bmojo import BMojoLM
+from bmojo import BMojoLM, to_bfloat16
 from data.records import Split
 from data.shards import TokenSplit, read_token_batches, read_token_documents
 from data.tokenizer import Tokenizer, load_tokenizer
 from pipelines.stages.evaluate import scoring
 from pipelines.stages.evaluate.sampling import Drawing, continue_texts
-from pipelines.stages.models import load_model, to_bf16
+from pipelines.stages.models import load_model
 from pipelines.stages.tokenize.reading import token_split
 from pipelines.stages.train import device
 
@@ -80,7 +80,7 @@ class Evaluator:
 
     def continue_texts(self, prompts: Sequence[str], drawing: Drawing) -> list[str]:
         """The model's continuations of prompts."""
-        model = to_bf16(copy.deepcopy(self._load())) if self._subject.bf16 else self._load()
+        model = to_bfloat16(copy.deepcopy(self._load())) if self._subject.bf16 else self._load()
         return continue_texts(model, self._tokenizer, prompts, drawing)
 
     def gzip_bits_per_byte(self) -> float:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from bmojo import to_bfloat16
 from pipelines.stages.evaluate import sampling
 from pipelines.stages.evaluate.sampling import Drawing, continue_text, continue_texts
-from pipelines.stages.models import to_bf16
 from tests.pipelines.stages.trained_run import tiny_model, tiny_tokenizer
 
 PROMPTS = ("", "def function", "x")
@@ -20,7 +20,7 @@ PROMPTS = ("", "def function", "x")
 def test_prompts_side_by_side_are_continued_as_alone(bf16: bool) -> None:
     model, tokenizer = tiny_model(), tiny_tokenizer()
     if bf16:
-        to_bf16(model)
+        to_bfloat16(model)
     drawing = Drawing(12, temperature=0.0, top_k=None, top_p=None, seed=0)
     alone = ["".join(continue_text(model, tokenizer, prompt, drawing)) for prompt in PROMPTS]
     assert continue_texts(model, tokenizer, PROMPTS, drawing) == alone
