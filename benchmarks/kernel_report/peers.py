@@ -107,11 +107,11 @@ def peer_calls(target: Target) -> dict[str, Callable[[], Iterator[tuple[str, Cal
 def window_only(arch: str) -> Iterator[Case]:
     """memory_attention without fading and eidetic memory, which no peer has."""
     from kernels.memory_attention.reference import FlatInputs
-    from kernels.memory_attention.triton_plan import Saved, SetGradients, plan_backward, plan_forward
+    from kernels.memory_attention.triton_plan import Saved, SetGradients, new_lse, plan_backward, plan_forward
 
     for p in (64, 128):
         q, k = _leaf(16, p), _leaf(4, p)
-        lse, delta = (torch.empty(BATCH, TOKENS, 16, device="meta") for _ in range(2))
+        lse, delta = new_lse(q), new_lse(q)
         absent = (None,) * 5
         inputs = FlatInputs(q, k, k, *absent, None, None, 512, TOKENS, 0, p**-0.5)
         grads = SetGradients(q, k, k, *absent)

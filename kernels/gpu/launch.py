@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from triton import compiler
 from triton.runtime.jit import create_function_from_signature
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,9 @@ class Launch:
     """A kernel, its grid and its arguments.
 
     kernel: what `triton.jit` returned.  grid: programs along x, y, z.
-    args: tensors (meta tensors if it is only compiled), integers, floats and None, by parameter name.
-    constants: `tl.constexpr` parameters, by name.
+    args: tensors (meta tensors if it is only compiled), descriptors of them, integers, floats and None, by parameter
+        name.
+    constants: `tl.constexpr` parameters, by name.  max_registers: per thread, if limited.
     flops, bytes: what the call computes in matrix products, and must move to and from memory, by formula.
     """
 
@@ -32,6 +34,7 @@ class Launch:
     constants: dict[str, Any] = field(default_factory=dict)
     num_warps: int = 4
     num_stages: int = 2
+    max_registers: int | None = None
     flops: int = 0
     bytes: int = 0
 
@@ -42,19 +45,25 @@ class Launch:
 
     def run(self) -> None:
         """Launch on the current stream of the tensors' device, which need not be the current device."""
-        device = next(x.device for x in self.args.values() if isinstance(x, Tensor))
+        given = (x.base if isinstance(x, TensorDescriptor) else x for x in self.args.values())
+        device = next(x.device for x in given if isinstance(x, Tensor))
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            self.kernel[self.grid](**self.args, **self.constants, num_warps=self.num_warps, num_stages=self.num_stages)
+            self.kernel[self.grid](**self.args, **self.constants, **self._options)
 
     def compile(self, target: Any) -> Any:
         """Compile for a `GPUTarget` without a device, specialised on alignment just as the real call would be."""
         backend = compiler.make_backend(target)
         bind = create_function_from_signature(self.kernel.signature, self.kernel.params, backend)
-        options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        options = self._options
         bound, specialization, _ = bind(**self.args, **self.constants, **options)
         parsed, signature, constexprs, attrs = self.kernel._pack_args(backend, options, bound, specialization, options)
         source = compiler.ASTSource(self.kernel, signature, constexprs, attrs)
         return compiler.compile(source, target=target, options=parsed.__dict__)
+
+    @property
+    def _options(self) -> dict[str, int]:
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        return options if self.max_registers is None else options | {"maxnreg": self.max_registers}
 
 
 def num_bytes(*tensors: Tensor | None) -> int:

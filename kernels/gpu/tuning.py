@@ -34,11 +34,16 @@ INTERPRETER = "interpreter"  # small tiles, so that small shapes still cross til
 
 @dataclass(frozen=True)
 class Config:
-    """One way to launch a kernel; tiles: its tile-size constants, by name."""
+    """One way to launch a kernel.
+
+    tiles: its tile-size constants, by name.  max_registers: per thread, so that more blocks share a processor; None:
+        as the compiler likes.
+    """
 
     tiles: Mapping[str, int] = field(default_factory=dict)
     num_warps: int = 4
     num_stages: int = 2
+    max_registers: int | None = None
 
 
 def architecture(device: torch.device) -> str:

@@ -11,218 +11,216 @@ import triton.language as tl
 
 from kernels.gpu.triton_math import dot
 from kernels.memory_attention.triton_forward import (
+    SCANNED,
     SIZES,
-    band_of_queries,
-    head_of,
-    in_band,
+    extremes,
+    hide,
     load_doc,
     load_rows,
     load_slots,
-    masked_tile,
+    load_tile,
+    places_read,
     query_tile,
-    split_span,
+    row_of,
     store_rows,
 )
 
+UNIT = tl.constexpr(4)  # positions at multiples of which a tile of lse or delta may begin: 16 bytes
+
 
 @triton.jit
-def query_step(q_rp, grad_out_rp, lse_r, delta_r, k_np, v_np, allowed_rn, grad_q_rp, scale_log2):
+def query_step(score_rn, grad_out_rp, lse_r, delta_r, k_np, v_np, grad_q_rp, scale_log2):
     """grad_q + dS K of one tile of keys; the caller multiplies by the scale of the scores."""
-    score_rn = dot(q_rp, tl.trans(k_np))
-    if allowed_rn is not None:
-        score_rn = tl.where(allowed_rn, score_rn, float("-inf"))
     prob_rn = tl.math.exp2(score_rn * scale_log2 - lse_r[:, None])
     grad_score_rn = prob_rn * (dot(grad_out_rp, tl.trans(v_np)) - delta_r[:, None])
     return dot(grad_score_rn.to(k_np.dtype), k_np, grad_q_rp)
 
 
 @triton.jit
-def query_grad_band(
-    q_rp, grad_out_rp, lse_r, delta_r, position_r, doc_r, first, last, grad_q_rp,
-    k_ptr, v_ptr, docs_ptr, k_stride, v_stride, rows_before, age, num_queries, num_past, window_size, scale_log2,
-    P: tl.constexpr, BLOCK_K: tl.constexpr,
+def query_grad_set(
+    q_rp, grad_out_rp, lse_r, delta_r, k_tiles, v_tiles, batch, kv_head, start, end, inner, inner_end, rows_before,
+    position_r, doc_r, docs_ptr, age, window_size, grad_q_rp, scale_log2, BLOCK_K: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
-    """query_step over window (age 0) or fading memory (age W)."""
-    lowest = -tl.minimum(num_past, rows_before)
-    inner, num_inner, num_left, num_masked = band_of_queries(
-        first, last, age, window_size, lowest, BLOCK_K, docs_ptr is not None
-    )
-    key_n = tl.arange(0, BLOCK_K)
-    for i in range(num_inner):
-        row_n = (inner + i * BLOCK_K + rows_before + key_n).to(tl.int64)
-        k_np = load_rows(k_ptr, row_n * k_stride, None, P)
-        v_np = load_rows(v_ptr, row_n * v_stride, None, P)
-        grad_q_rp = query_step(q_rp, grad_out_rp, lse_r, delta_r, k_np, v_np, None, grad_q_rp, scale_log2)
-    for i in range(num_masked):
-        position_n = masked_tile(i, inner, num_inner, num_left, BLOCK_K) + key_n
-        exists_n = (position_n >= lowest) & (position_n < num_queries - age)
-        allowed_rn = in_band(position_r[:, None], position_n[None, :], age, window_size) & exists_n[None, :]
-        if docs_ptr is not None:
-            allowed_rn &= doc_r[:, None] == load_doc(docs_ptr, position_n, exists_n, -2)[None, :]
-        row_n = (position_n + rows_before).to(tl.int64)
-        k_np = load_rows(k_ptr, row_n * k_stride, exists_n, P)
-        v_np = load_rows(v_ptr, row_n * v_stride, exists_n, P)
-        grad_q_rp = query_step(q_rp, grad_out_rp, lse_r, delta_r, k_np, v_np, allowed_rn, grad_q_rp, scale_log2)
+    """query_step over the places [start, end) of the window (age 0) or the fading memory (age W)."""
+    for place in range(start, end, BLOCK_K):
+        place_n = place + tl.arange(0, BLOCK_K)
+        k_np = load_tile(k_tiles, batch, place + rows_before, kv_head, BLOCK_K, P)
+        v_np = load_tile(v_tiles, batch, place + rows_before, kv_head, BLOCK_K, P)
+        score_rn = dot(q_rp, tl.trans(k_np))
+        score_rn = hide(score_rn, place, place_n, inner, inner_end, end, position_r, doc_r, docs_ptr, age, window_size)
+        grad_q_rp = query_step(score_rn, grad_out_rp, lse_r, delta_r, k_np, v_np, grad_q_rp, scale_log2)
     return grad_q_rp
 
 
 @triton.jit(do_not_specialize=SIZES)
 def query_grad_kernel(
-    q_ptr, k_ptr, v_ptr, fading_k_ptr, fading_v_ptr, eidetic_q_ptr, eidetic_k_ptr, eidetic_v_ptr, index_ptr, docs_ptr,
-    out_ptr, lse_ptr, grad_out_ptr, delta_ptr, grad_q_ptr, grad_eidetic_q_ptr,
-    q_strides, k_strides, v_strides, fading_k_strides, fading_v_strides, eidetic_q_strides, eidetic_k_strides,
-    eidetic_v_strides, out_strides, lse_strides, grad_out_strides,
-    num_queries, num_past, window_size, chunk_size, num_chunks, rows_before, fading_rows_before, scale, scale_log2,
+    q_ptr, k_tiles, v_tiles, fading_k_tiles, fading_v_tiles, eidetic_q_ptr, eidetic_k_ptr, eidetic_v_ptr, index_ptr,
+    docs_ptr, out_ptr, lse_ptr, grad_out_ptr, delta_ptr, grad_q_ptr, grad_eidetic_q_ptr,
+    q_strides, eidetic_q_strides, eidetic_k_strides, eidetic_v_strides, out_strides, lse_strides, grad_out_strides,
+    num_queries, window_size, chunk_size, num_chunks, lowest, fading_lowest, rows_before, fading_rows_before,
+    scale, scale_log2,
     NUM_SLOTS: tl.constexpr, GROUP: tl.constexpr, P: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of both kinds of queries, and delta = sum(grad_out * out), of one query tile. Grid as in the forward.
+    """Gradients of both kinds of queries, and delta = sum(grad_out * out), of one query tile. As in the forward.
 
     The gradients are laid out as out is, delta as lse.
     """
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
-    kv_head, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    kv_head, batch = tl.program_id(1), tl.program_id(2)
     chunk, first, last, position_r, head_r, exists_r = query_tile(tile, num_queries, chunk_size, GROUP, BLOCK_Q)
     time_r, head_r = position_r.to(tl.int64), kv_head * GROUP + head_r
     doc_r = None
     if docs_ptr is not None:
-        docs_ptr += batch * num_queries
+        docs_ptr += batch.to(tl.int64) * num_queries
         doc_r = load_doc(docs_ptr, position_r, exists_r, -1)
+    start, fading_start, end, inner, fading_inner, inner_end = places_read(
+        docs_ptr, doc_r, exists_r, first, last, window_size, lowest, fading_lowest, fading_k_tiles is not None
+    )
 
-    out_offset_r = batch * out_strides[0] + time_r * out_strides[1] + head_r * out_strides[2]
-    lse_offset_r = batch * lse_strides[0] + time_r * lse_strides[1] + head_r
-    grad_out_offset_r = batch * grad_out_strides[0] + time_r * grad_out_strides[1] + head_r * grad_out_strides[2]
-    grad_out_rp = load_rows(grad_out_ptr, grad_out_offset_r, exists_r, P)
-    out_rp = load_rows(out_ptr, out_offset_r, exists_r, P)
+    grad_out_rp = load_rows(row_of(grad_out_ptr, grad_out_strides, batch, time_r, head_r), exists_r, P)
+    out_rp = load_rows(row_of(out_ptr, out_strides, batch, time_r, head_r), exists_r, P)
     delta_r = tl.sum(grad_out_rp.to(tl.float32) * out_rp.to(tl.float32), 1)
+    lse_offset_r = batch.to(tl.int64) * lse_strides[0] + head_r * lse_strides[1] + time_r
     tl.store(delta_ptr + lse_offset_r, delta_r, mask=exists_r)
     lse_r = tl.load(lse_ptr + lse_offset_r, mask=exists_r, other=0.0)
 
-    q_rp = load_rows(q_ptr + batch * q_strides[0], time_r * q_strides[1] + head_r * q_strides[2], exists_r, P)
-    grad_q_rp = query_grad_band(
-        q_rp, grad_out_rp, lse_r, delta_r, position_r, doc_r, first, last, tl.zeros([BLOCK_Q, P], tl.float32),
-        head_of(k_ptr, k_strides, batch, kv_head), head_of(v_ptr, v_strides, batch, kv_head),
-        docs_ptr, k_strides[1], v_strides[1], rows_before, 0, num_queries, num_past, window_size, scale_log2,
-        P, BLOCK_K,
+    grad_q_rp = tl.zeros([BLOCK_Q, P], tl.float32)
+    q_rp = load_rows(row_of(q_ptr, q_strides, batch, time_r, head_r), exists_r, P)
+    grad_q_rp = query_grad_set(
+        q_rp, grad_out_rp, lse_r, delta_r, k_tiles, v_tiles, batch, kv_head, start, end, inner, inner_end, rows_before,
+        position_r, doc_r, docs_ptr, 0, window_size, grad_q_rp, scale_log2, BLOCK_K, P,
     )  # fmt: skip
-    if fading_k_ptr is not None:
-        grad_q_rp = query_grad_band(
-            q_rp, grad_out_rp, lse_r, delta_r, position_r, doc_r, first, last, grad_q_rp,
-            head_of(fading_k_ptr, fading_k_strides, batch, kv_head),
-            head_of(fading_v_ptr, fading_v_strides, batch, kv_head),
-            docs_ptr, fading_k_strides[1], fading_v_strides[1], fading_rows_before, window_size,
-            num_queries, num_past, window_size, scale_log2, P, BLOCK_K,
+    if fading_k_tiles is not None:
+        grad_q_rp = query_grad_set(
+            q_rp, grad_out_rp, lse_r, delta_r, fading_k_tiles, fading_v_tiles, batch, kv_head, fading_start, end,
+            fading_inner, inner_end, fading_rows_before, position_r, doc_r, docs_ptr, window_size, window_size,
+            grad_q_rp, scale_log2, BLOCK_K, P,
         )  # fmt: skip
-    store_rows(grad_q_ptr, out_offset_r, exists_r, grad_q_rp * scale, P)
+    store_rows(row_of(grad_q_ptr, out_strides, batch, time_r, head_r), exists_r, grad_q_rp * scale, P)
 
     if eidetic_k_ptr is not None:
-        offset_r = time_r * eidetic_q_strides[1] + head_r * eidetic_q_strides[2]
-        q_rp = load_rows(eidetic_q_ptr + batch * eidetic_q_strides[0], offset_r, exists_r, P)
+        q_rp = load_rows(row_of(eidetic_q_ptr, eidetic_q_strides, batch, time_r, head_r), exists_r, P)
         grad_q_rp = tl.zeros([BLOCK_Q, P], tl.float32)
-        eidetic_k_ptr = head_of(eidetic_k_ptr, eidetic_k_strides, batch, kv_head)
-        eidetic_v_ptr = head_of(eidetic_v_ptr, eidetic_v_strides, batch, kv_head)
-        index_ptr += (batch * num_chunks + chunk) * NUM_SLOTS
-        for slot in range(0, NUM_SLOTS, BLOCK_K):
-            row_n, full_n = load_slots(index_ptr, slot, NUM_SLOTS, BLOCK_K)
-            allowed_rn = full_n[None, :]
+        index_ptr += (batch.to(tl.int64) * num_chunks + chunk) * NUM_SLOTS
+        for slot in range(0, NUM_SLOTS, BLOCK_M):
+            row_m, full_m = load_slots(index_ptr, slot, NUM_SLOTS, BLOCK_M)
+            allowed_rm = full_m[None, :]
             if docs_ptr is not None:
-                allowed_rn = allowed_rn & (doc_r == tl.load(docs_ptr + chunk * chunk_size).to(tl.int32))[:, None]
-            k_np = load_rows(eidetic_k_ptr, row_n * eidetic_k_strides[1], full_n, P)
-            v_np = load_rows(eidetic_v_ptr, row_n * eidetic_v_strides[1], full_n, P)
-            grad_q_rp = query_step(q_rp, grad_out_rp, lse_r, delta_r, k_np, v_np, allowed_rn, grad_q_rp, scale_log2)
-        store_rows(grad_eidetic_q_ptr, out_offset_r, exists_r, grad_q_rp * scale, P)
+                allowed_rm = allowed_rm & (doc_r == tl.load(docs_ptr + chunk * chunk_size).to(tl.int32))[:, None]
+            k_mp = load_rows(row_of(eidetic_k_ptr, eidetic_k_strides, batch, row_m, kv_head), full_m, P)
+            v_mp = load_rows(row_of(eidetic_v_ptr, eidetic_v_strides, batch, row_m, kv_head), full_m, P)
+            score_rm = tl.where(allowed_rm, dot(q_rp, tl.trans(k_mp)), float("-inf"))
+            grad_q_rp = query_step(score_rm, grad_out_rp, lse_r, delta_r, k_mp, v_mp, grad_q_rp, scale_log2)
+        store_rows(row_of(grad_eidetic_q_ptr, out_strides, batch, time_r, head_r), exists_r, grad_q_rp * scale, P)
 
 
 @triton.jit
-def key_step(
-    k_np, v_np, grad_k_np, grad_v_np, row_r, exists_r, allowed_nr,
-    q_ptr, grad_out_ptr, lse_ptr, delta_ptr, q_strides, grad_out_strides, lse_stride, scale_log2,
-    GROUP: tl.constexpr, P: tl.constexpr,
-):  # fmt: skip
-    """Add what a tile of query rows gives to the gradients of a tile of keys and values.
-
-    row_r: position x GROUP + head.  A row that does not exist reads zeros, which add nothing.
-    """
-    time_r, head_r = (row_r // GROUP).to(tl.int64), row_r % GROUP
-    q_rp = load_rows(q_ptr, time_r * q_strides[1] + head_r * q_strides[2], exists_r, P)
-    grad_out_rp = load_rows(grad_out_ptr, time_r * grad_out_strides[1] + head_r * grad_out_strides[2], exists_r, P)
-    lse_offset_r = time_r * lse_stride + head_r
-    if exists_r is None:
-        lse_r, delta_r = tl.load(lse_ptr + lse_offset_r), tl.load(delta_ptr + lse_offset_r)
+def load_per_query(tiles, batch, head, time, ROWS: tl.constexpr):
+    """[ROWS] of one head's lse or delta, zeros after the last query; `tiles` as in load_tile."""
+    if isinstance(tiles, tl.tuple):
+        ptr, strides, num_queries = tiles
+        time_r = time + tl.arange(0, ROWS)
+        ptr += batch.to(tl.int64) * strides[0] + head * strides[1]
+        x_r = tl.load(ptr + time_r, mask=time_r < num_queries, other=0.0)
     else:
-        lse_r = tl.load(lse_ptr + lse_offset_r, mask=exists_r, other=0.0)
-        delta_r = tl.load(delta_ptr + lse_offset_r, mask=exists_r, other=0.0)
-    score_nr = dot(k_np, tl.trans(q_rp))
-    if allowed_nr is not None:
-        score_nr = tl.where(allowed_nr, score_nr, float("-inf"))
+        x_r = tiles.load([batch, head, time]).reshape([ROWS])
+    return x_r
+
+
+@triton.jit
+def load_queries(
+    q_tiles, grad_out_tiles, lse_tiles, delta_tiles, batch, time, head, BLOCK_Q: tl.constexpr, P: tl.constexpr
+):  # fmt: skip
+    """q, grad_out, lse and delta of a tile of one head's queries; zeros after the last one, which add nothing."""
+    q_rp = load_tile(q_tiles, batch, time, head, BLOCK_Q, P)
+    grad_out_rp = load_tile(grad_out_tiles, batch, time, head, BLOCK_Q, P)
+    lse_r = load_per_query(lse_tiles, batch, head, time, BLOCK_Q)
+    return q_rp, grad_out_rp, lse_r, load_per_query(delta_tiles, batch, head, time, BLOCK_Q)
+
+
+@triton.jit
+def key_step(score_nr, q_rp, grad_out_rp, lse_r, delta_r, k_np, v_np, grad_k_np, grad_v_np, scale_log2):
+    """Add what a tile of queries gives to the gradients of a tile of keys and values."""
     prob_nr = tl.math.exp2(score_nr * scale_log2 - lse_r[None, :])
     grad_v_np = dot(prob_nr.to(v_np.dtype), grad_out_rp, grad_v_np)
     grad_score_nr = prob_nr * (dot(v_np, tl.trans(grad_out_rp)) - delta_r[None, :])
     return dot(grad_score_nr.to(k_np.dtype), q_rp, grad_k_np), grad_v_np
 
 
+@triton.jit
+def documents_after(docs_ptr, doc_n, exists_n, begin, end):
+    """(end of the positions in [begin, end) whose document a key may be in, end of those in the one of all keys).
+
+    The second is `begin` if the keys are in several documents.
+    """
+    low, high = extremes(doc_n, exists_n)
+    read, same = begin, tl.where(low == high, end, begin)
+    for first in range(begin, end, SCANNED):
+        position = first + tl.arange(0, SCANNED)
+        exists = position < end
+        doc = load_doc(docs_ptr, position, exists, -1)
+        read = tl.maximum(read, tl.max(tl.where(exists & (doc >= low) & (doc <= high), position + 1, begin)))
+        same = tl.minimum(same, tl.min(tl.where(exists & (doc != high), position, end)))
+    return read, same
+
+
 @triton.jit(do_not_specialize=SIZES)
 def key_grad_kernel(
-    q_ptr, k_ptr, v_ptr, docs_ptr, lse_ptr, delta_ptr, grad_out_ptr, grad_k_ptr, grad_v_ptr,
-    q_strides, k_strides, v_strides, lse_strides, grad_out_strides, grad_k_strides,
-    num_queries, num_past, window_size, age, rows_before, scale, scale_log2,
+    q_tiles, grad_out_tiles, lse_tiles, delta_tiles, docs_ptr, k_ptr, v_ptr, grad_k_ptr, grad_v_ptr,
+    k_strides, v_strides, grad_k_strides,
+    num_queries, lowest, window_size, age, rows_before, scale, scale_log2,
     GROUP: tl.constexpr, P: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Gradients of a tile of keys and values of the window (age 0) or the fading memory (age W).
 
-    Grid: key tiles, kv heads, b. Loops over the rows (position x GROUP + head) of the queries that read some of them.
+    Grid: key tiles, kv heads, b. Loops over the queries that read some of them, of one head of the group after another.
     """
-    kv_head, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    kv_head, batch = tl.program_id(1), tl.program_id(2)
     first = tl.program_id(0) * BLOCK_K - rows_before
-    last = tl.minimum(first + BLOCK_K, num_queries - age) - 1
-    position_n = first + tl.arange(0, BLOCK_K)
-    exists_n = position_n < num_queries - age
-    row_n = (position_n + rows_before).to(tl.int64)
-    k_np = load_rows(head_of(k_ptr, k_strides, batch, kv_head), row_n * k_strides[1], exists_n, P)
-    v_np = load_rows(head_of(v_ptr, v_strides, batch, kv_head), row_n * v_strides[1], exists_n, P)
-    if docs_ptr is not None:
-        docs_ptr += batch * num_queries
-        doc_n = load_doc(docs_ptr, position_n, exists_n, -2)
-    q_ptr = head_of(q_ptr, q_strides, batch, kv_head * GROUP)
-    grad_out_ptr = head_of(grad_out_ptr, grad_out_strides, batch, kv_head * GROUP)
-    lse_ptr += batch * lse_strides[0] + kv_head * GROUP
-    delta_ptr += batch * lse_strides[0] + kv_head * GROUP
+    last = tl.minimum(first + BLOCK_K, num_queries) - 1
+    place_n = first + tl.arange(0, BLOCK_K)
+    exists_n = place_n < num_queries
+    row_n = (place_n + rows_before).to(tl.int64)
+    k_np = load_rows(row_of(k_ptr, k_strides, batch, row_n, kv_head), exists_n, P)
+    v_np = load_rows(row_of(v_ptr, v_strides, batch, row_n, kv_head), exists_n, P)
 
+    start, end = tl.maximum(first, 0) // UNIT * UNIT, tl.minimum(last + window_size, num_queries)
+    inner_end = first + window_size  # read by all from `last` on
+    if docs_ptr is not None:
+        docs_ptr += batch.to(tl.int64) * num_queries
+        doc_n = load_doc(docs_ptr, place_n - age, exists_n, -2)
+        end, same = documents_after(docs_ptr, doc_n, exists_n, start, end)
+        inner_end = tl.minimum(inner_end, same)
     grad_k_np = tl.zeros([BLOCK_K, P], tl.float32)
     grad_v_np = tl.zeros([BLOCK_K, P], tl.float32)
-    inner, num_inner, num_left, num_masked = split_span(
-        tl.maximum(first + age, 0) * GROUP,
-        tl.maximum(last + age, 0) * GROUP,
-        tl.minimum(first + age + window_size, num_queries) * GROUP,
-        tl.minimum(last + age + window_size, num_queries) * GROUP,
-        BLOCK_Q,
-        docs_ptr is not None,
-    )
-    for i in range(num_inner):
-        row_r = inner + i * BLOCK_Q + tl.arange(0, BLOCK_Q)
-        grad_k_np, grad_v_np = key_step(
-            k_np, v_np, grad_k_np, grad_v_np, row_r, None, None,
-            q_ptr, grad_out_ptr, lse_ptr, delta_ptr, q_strides, grad_out_strides, lse_strides[1], scale_log2, GROUP, P,
-        )  # fmt: skip
-    for i in range(num_masked):
-        row_r = masked_tile(i, inner, num_inner, num_left, BLOCK_Q) + tl.arange(0, BLOCK_Q)
-        exists_r = (row_r >= 0) & (row_r < num_queries * GROUP)
-        allowed_nr = in_band((row_r // GROUP)[None, :], position_n[:, None], age, window_size)
-        if docs_ptr is not None:
-            allowed_nr &= load_doc(docs_ptr, row_r // GROUP, exists_r, -1)[None, :] == doc_n[:, None]
-        grad_k_np, grad_v_np = key_step(
-            k_np, v_np, grad_k_np, grad_v_np, row_r, exists_r, allowed_nr,
-            q_ptr, grad_out_ptr, lse_ptr, delta_ptr, q_strides, grad_out_strides, lse_strides[1], scale_log2, GROUP, P,
-        )  # fmt: skip
-    read_n1 = (position_n >= -num_past)[:, None]  # a key mixes with no other, so one that is not read is undone here
-    offset_n = batch * grad_k_strides[0] + row_n * grad_k_strides[1] + kv_head * grad_k_strides[2]
-    store_rows(grad_k_ptr, offset_n, exists_n, tl.where(read_n1, grad_k_np * scale, 0.0), P)
-    store_rows(grad_v_ptr, offset_n, exists_n, tl.where(read_n1, grad_v_np, 0.0), P)
+    for member in range(GROUP):
+        for time in range(start, end, BLOCK_Q):
+            q_rp, grad_out_rp, lse_r, delta_r = load_queries(
+                q_tiles, grad_out_tiles, lse_tiles, delta_tiles, batch, time, kv_head * GROUP + member, BLOCK_Q, P
+            )  # fmt: skip
+            score_nr = dot(k_np, tl.trans(q_rp))
+            if (time < last) | (time + BLOCK_Q > inner_end):
+                time_r = time + tl.arange(0, BLOCK_Q)
+                allowed_nr = (time_r[None, :] >= place_n[:, None]) & (
+                    time_r[None, :] < (place_n + window_size)[:, None]
+                )
+                if docs_ptr is not None:
+                    allowed_nr &= load_doc(docs_ptr, time_r, time_r < end, -1)[None, :] == doc_n[:, None]
+                score_nr = tl.where(allowed_nr, score_nr, float("-inf"))
+            grad_k_np, grad_v_np = key_step(
+                score_nr, q_rp, grad_out_rp, lse_r, delta_r, k_np, v_np, grad_k_np, grad_v_np, scale_log2
+            )
+    read_n1 = (place_n >= lowest)[:, None]  # a key mixes with no other, so one that is not read is undone here
+    grad_k_np, grad_v_np = tl.where(read_n1, grad_k_np * scale, 0.0), tl.where(read_n1, grad_v_np, 0.0)
+    store_rows(row_of(grad_k_ptr, grad_k_strides, batch, row_n, kv_head), exists_n, grad_k_np, P)
+    store_rows(row_of(grad_v_ptr, grad_k_strides, batch, row_n, kv_head), exists_n, grad_v_np, P)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def slot_grad_kernel(
-    q_ptr, k_ptr, v_ptr, index_ptr, docs_ptr, lse_ptr, delta_ptr, grad_out_ptr, grad_k_ptr, grad_v_ptr,
-    q_strides, k_strides, v_strides, lse_strides, grad_out_strides, grad_k_strides,
+    q_tiles, grad_out_tiles, lse_tiles, delta_tiles, index_ptr, docs_ptr, k_ptr, v_ptr, grad_k_ptr, grad_v_ptr,
+    k_strides, v_strides, grad_k_strides,
     num_queries, chunk_size, num_chunks, scale, scale_log2,
     NUM_SLOTS: tl.constexpr, GROUP: tl.constexpr, P: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -230,38 +228,39 @@ def slot_grad_kernel(
 
     Grid: chunks x tiles of slots, kv heads, b. Entries of empty slots mean nothing: sum_slots_kernel reads none.
     """
-    kv_head, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    kv_head, batch = tl.program_id(1), tl.program_id(2)
     tiles: tl.constexpr = (NUM_SLOTS + BLOCK_K - 1) // BLOCK_K
     chunk, slot = tl.program_id(0) // tiles, tl.program_id(0) % tiles * BLOCK_K
-    index_ptr += (batch * num_chunks + chunk) * NUM_SLOTS
+    index_ptr += (batch.to(tl.int64) * num_chunks + chunk) * NUM_SLOTS
     row_n, full_n = load_slots(index_ptr, slot, NUM_SLOTS, BLOCK_K)
-    k_np = load_rows(head_of(k_ptr, k_strides, batch, kv_head), row_n * k_strides[1], full_n, P)
-    v_np = load_rows(head_of(v_ptr, v_strides, batch, kv_head), row_n * v_strides[1], full_n, P)
-    q_ptr = head_of(q_ptr, q_strides, batch, kv_head * GROUP)
-    grad_out_ptr = head_of(grad_out_ptr, grad_out_strides, batch, kv_head * GROUP)
-    lse_ptr += batch * lse_strides[0] + kv_head * GROUP
-    delta_ptr += batch * lse_strides[0] + kv_head * GROUP
+    k_np = load_rows(row_of(k_ptr, k_strides, batch, row_n, kv_head), full_n, P)
+    v_np = load_rows(row_of(v_ptr, v_strides, batch, row_n, kv_head), full_n, P)
 
+    first, end = chunk * chunk_size, tl.minimum((chunk + 1) * chunk_size, num_queries)
+    start = first // UNIT * UNIT
+    if docs_ptr is not None:
+        docs_ptr += batch.to(tl.int64) * num_queries
+        of_chunk = tl.load(docs_ptr + first).to(tl.int32)
     grad_k_np = tl.zeros([BLOCK_K, P], tl.float32)
     grad_v_np = tl.zeros([BLOCK_K, P], tl.float32)
-    end = tl.minimum((chunk + 1) * chunk_size, num_queries) * GROUP
-    for start in range(chunk * chunk_size * GROUP, end, BLOCK_Q):
-        row_r = start + tl.arange(0, BLOCK_Q)
-        exists_r = row_r < end
-        allowed_nr = None
-        if docs_ptr is not None:
-            doc_ptr = docs_ptr + batch * num_queries
-            of_chunk = tl.load(doc_ptr + chunk * chunk_size).to(tl.int32)
-            allowed_nr = (load_doc(doc_ptr, row_r // GROUP, exists_r, -1) == of_chunk)[None, :]
-        grad_k_np, grad_v_np = key_step(
-            k_np, v_np, grad_k_np, grad_v_np, row_r, exists_r, allowed_nr,
-            q_ptr, grad_out_ptr, lse_ptr, delta_ptr, q_strides, grad_out_strides, lse_strides[1], scale_log2, GROUP, P,
-        )  # fmt: skip
+    for member in range(GROUP):
+        for time in range(start, end, BLOCK_Q):
+            q_rp, grad_out_rp, lse_r, delta_r = load_queries(
+                q_tiles, grad_out_tiles, lse_tiles, delta_tiles, batch, time, kv_head * GROUP + member, BLOCK_Q, P
+            )  # fmt: skip
+            time_r = time + tl.arange(0, BLOCK_Q)
+            allowed_r = (time_r >= first) & (time_r < end)
+            if docs_ptr is not None:
+                allowed_r &= load_doc(docs_ptr, time_r, allowed_r, -1) == of_chunk
+            score_nr = tl.where(allowed_r[None, :], dot(k_np, tl.trans(q_rp)), float("-inf"))
+            grad_k_np, grad_v_np = key_step(
+                score_nr, q_rp, grad_out_rp, lse_r, delta_r, k_np, v_np, grad_k_np, grad_v_np, scale_log2
+            )
     slot_n = slot + tl.arange(0, BLOCK_K)
     entry_n = chunk.to(tl.int64) * NUM_SLOTS + slot_n
-    offset_n = batch * grad_k_strides[0] + entry_n * grad_k_strides[1] + kv_head * grad_k_strides[2]
-    store_rows(grad_k_ptr, offset_n, slot_n < NUM_SLOTS, grad_k_np * scale, P)
-    store_rows(grad_v_ptr, offset_n, slot_n < NUM_SLOTS, grad_v_np, P)
+    exists_n = slot_n < NUM_SLOTS
+    store_rows(row_of(grad_k_ptr, grad_k_strides, batch, entry_n, kv_head), exists_n, grad_k_np * scale, P)
+    store_rows(row_of(grad_v_ptr, grad_k_strides, batch, entry_n, kv_head), exists_n, grad_v_np, P)
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_entries", "width"])

@@ -5,7 +5,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.memory_attention.triton_forward import UNSEEN, head_of, load_rows, load_slots, softmax_step
+from kernels.memory_attention.triton_forward import UNSEEN, load_rows, load_slots, softmax_step
+
+
+@triton.jit
+def head_of(ptr, strides, batch, head):
+    """Where one head of a [b, t, h, p] tensor starts; `batch` in 64 bits."""
+    return ptr + batch * strides[0] + head * strides[2]
 
 
 @triton.jit
@@ -20,8 +26,8 @@ def attend_ring(
         position_n = start + tl.arange(0, BLOCK_K)
         exists_n = position_n < end
         slot_n = position_n % ring_size
-        k_np = load_rows(k_ptr, slot_n.to(tl.int64) * k_stride, exists_n, P).to(q_rp.dtype)
-        v_np = load_rows(v_ptr, slot_n.to(tl.int64) * v_stride, exists_n, P).to(q_rp.dtype)
+        k_np = load_rows(k_ptr + slot_n.to(tl.int64) * k_stride, exists_n, P).to(q_rp.dtype)
+        v_np = load_rows(v_ptr + slot_n.to(tl.int64) * v_stride, exists_n, P).to(q_rp.dtype)
         out_rp, max_r, sum_r = softmax_step(q_rp, k_np, v_np, exists_n[None, :], out_rp, max_r, sum_r, scale_log2)
     return out_rp, max_r, sum_r
 
@@ -46,7 +52,7 @@ def step_kernel(
     out_rp = tl.zeros([ROWS, P], tl.float32)
     max_r = tl.full([ROWS], UNSEEN, tl.float32)
     sum_r = tl.zeros([ROWS], tl.float32)
-    q_rp = load_rows(q_ptr + batch * q_strides[0], head_r * q_strides[1], exists_r, P)
+    q_rp = load_rows(q_ptr + batch * q_strides[0] + head_r * q_strides[1], exists_r, P)
     out_rp, max_r, sum_r = attend_ring(
         q_rp, out_rp, max_r, sum_r,
         head_of(k_ptr, k_strides, batch, kv_head), head_of(v_ptr, v_strides, batch, kv_head),
@@ -61,14 +67,14 @@ def step_kernel(
             scale_log2, SPLITS, P, BLOCK_K,
         )  # fmt: skip
     if eidetic_k_ptr is not None:
-        q_rp = load_rows(eidetic_q_ptr + batch * eidetic_q_strides[0], head_r * eidetic_q_strides[1], exists_r, P)
+        q_rp = load_rows(eidetic_q_ptr + batch * eidetic_q_strides[0] + head_r * eidetic_q_strides[1], exists_r, P)
         eidetic_k_ptr = head_of(eidetic_k_ptr, eidetic_k_strides, batch, kv_head)
         eidetic_v_ptr = head_of(eidetic_v_ptr, eidetic_v_strides, batch, kv_head)
         for slot in range(split * BLOCK_K, NUM_SLOTS, SPLITS * BLOCK_K):
             _, full_n = load_slots(slot_position_ptr + batch * NUM_SLOTS, slot, NUM_SLOTS, BLOCK_K)
             slot_n = (slot + tl.arange(0, BLOCK_K)).to(tl.int64)
-            k_np = load_rows(eidetic_k_ptr, slot_n * eidetic_k_strides[1], full_n, P).to(q_rp.dtype)
-            v_np = load_rows(eidetic_v_ptr, slot_n * eidetic_v_strides[1], full_n, P).to(q_rp.dtype)
+            k_np = load_rows(eidetic_k_ptr + slot_n * eidetic_k_strides[1], full_n, P).to(q_rp.dtype)
+            v_np = load_rows(eidetic_v_ptr + slot_n * eidetic_v_strides[1], full_n, P).to(q_rp.dtype)
             out_rp, max_r, sum_r = softmax_step(q_rp, k_np, v_np, full_n[None, :], out_rp, max_r, sum_r, scale_log2)
     part_r = (batch * num_heads + head_r) * SPLITS + split
     tl.store(part_out_ptr + part_r[:, None] * P + tl.arange(0, P)[None, :], out_rp, mask=exists_r[:, None])

@@ -15,7 +15,9 @@ from kernels.memory_attention.reference import AttentionInputs, FlatInputs, Step
 from kernels.memory_attention.triton_plan import (
     Saved,
     SetGradients,
+    is_tileable,
     most_query_heads,
+    new_lse,
     plan_backward,
     plan_forward,
     row_bytes,
@@ -79,7 +81,7 @@ def _dtype_limit(sets: Iterable[Tensor | None], same: bool) -> str | None:
 
 
 def _forward(inputs: FlatInputs) -> tuple[Tensor, Tensor]:
-    """The attention, and the base-2 logarithm of its softmax's denominators [b, t, h]."""
+    """The attention, and the base-2 logarithm of its softmax's denominators [b, h, t]."""
     out, lse = _empty_outputs(inputs)
     for launch in plan_forward(_laid_out(inputs), out, lse, architecture(out.device)):
         launch.run()
@@ -87,12 +89,12 @@ def _forward(inputs: FlatInputs) -> tuple[Tensor, Tensor]:
 
 
 def _empty_outputs(inputs: FlatInputs) -> tuple[Tensor, Tensor]:
-    q = inputs.q
-    return q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=torch.float32)
+    return inputs.q.new_empty(inputs.q.shape), new_lse(inputs.q)
 
 
 def _backward(inputs: FlatInputs, out: Tensor, lse: Tensor, grad_out: Tensor) -> SetGradients:
-    saved, grads = Saved(out, lse, _rows_contiguous(grad_out), torch.empty_like(lse)), _empty_gradients(inputs)
+    lse = lse if is_tileable(lse) else new_lse(inputs.q).copy_(lse)
+    saved, grads = Saved(out, lse, _tileable(grad_out), new_lse(inputs.q)), _empty_gradients(inputs)
     for launch in plan_backward(_laid_out(inputs), saved, grads, architecture(out.device)):
         launch.run()
     return grads
@@ -155,9 +157,9 @@ def _padded(inputs: Flat) -> Flat:
 
 
 def _laid_out(inputs: Flat) -> Flat:
-    """Channels of each head, and all of the index, documents and positions, side by side."""
+    """Queries, keys and values that tiles can be taken of; index, documents and positions side by side."""
     given = inputs._asdict()
-    laid_out: dict[str, Any] = {name: _rows_contiguous(x) for name, x in _sets(inputs).items()}
+    laid_out: dict[str, Any] = {name: _tileable(x) for name, x in _sets(inputs).items()}
     laid_out |= {name: given[name].contiguous() for name in _INTEGERS if given.get(name) is not None}
     return inputs._replace(**laid_out)
 
@@ -168,9 +170,9 @@ def _sets(inputs: Flat) -> dict[str, Tensor]:
     return {name: given[name] for name in SetGradients._fields if given[name] is not None}
 
 
-def _rows_contiguous(x: Tensor) -> Tensor:
-    """x, copied unless the channels of each head lie side by side."""
-    return x if x.stride(-1) == 1 else x.contiguous()
+def _tileable(x: Tensor) -> Tensor:
+    """x, copied unless the channels of each head lie side by side and each row begins on a boundary of 16 bytes."""
+    return x if is_tileable(x) else x.clone(memory_format=torch.contiguous_format)
 
 
 def report_cases(arch: str) -> list[tuple[str, list[Launch]]]:
@@ -187,7 +189,7 @@ def _report_case(arch: str, head_dim: int) -> list[tuple[str, list[Launch]]]:
     sets = (q, k, k, fading, fading, q, k, k)
     inputs = FlatInputs(*sets, index, None, window_size, chunk_size, 0, head_dim**-0.5)
     out, lse = _empty_outputs(inputs)
-    saved, grads = Saved(out, lse, q, torch.empty_like(lse)), _empty_gradients(inputs)
+    saved, grads = Saved(out, lse, q, new_lse(q)), _empty_gradients(inputs)
     return [
         (f"forward, head_dim {head_dim}", plan_forward(inputs, out, lse, arch)),
         (f"backward, head_dim {head_dim}", plan_backward(inputs, saved, grads, arch)),

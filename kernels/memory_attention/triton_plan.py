@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels.gpu.launch import Launch, num_bytes
 from kernels.gpu.tuning import INTERPRETER, Config, choose
@@ -22,10 +23,13 @@ from kernels.memory_attention.triton_forward import forward_kernel
 
 LOG2_E = math.log2(math.e)
 MAX_COLUMNS = 1024  # of sum_slots_kernel's programs
+MIN_SIDE = 16  # of a matrix product
+WITHOUT_COPY_ENGINE = ("sm_80", "gfx942")  # there Triton expands descriptors to many more instructions
+ALIGNED_BYTES = 16  # addresses and strides of what the copy engine takes tiles of
 Pair = tuple[Tensor, Tensor]  # mostly keys and values, or their gradients
 
 
-def _tiles(block_q: int, block_k: int, num_warps: int, num_stages: int) -> Config:
+def _config(block_q: int, block_k: int, num_warps: int, num_stages: int) -> Config:
     return Config({"BLOCK_Q": block_q, "BLOCK_K": block_k}, num_warps, num_stages)
 
 
@@ -35,47 +39,48 @@ def _tiles(block_q: int, block_k: int, num_warps: int, num_stages: int) -> Confi
 CONFIGS: dict[str, dict[str, dict[int, tuple[Config, ...]]]] = {
     "forward": {
         "sm_80": {
-            128: (_tiles(128, 64, 8, 2), _tiles(64, 64, 4, 2)),
-            256: (_tiles(128, 32, 8, 2), _tiles(64, 32, 4, 3)),
+            128: (_config(128, 64, 8, 2), _config(64, 64, 4, 2)),
+            256: (_config(128, 32, 8, 2), _config(64, 32, 4, 3)),
         },
         "sm_90": {
-            128: (_tiles(64, 64, 4, 3), _tiles(128, 64, 8, 3), _tiles(128, 128, 8, 2)),
-            256: (_tiles(128, 64, 8, 3), _tiles(64, 64, 4, 2)),
+            128: (_config(64, 64, 4, 3), _config(128, 64, 8, 3), _config(128, 128, 8, 2)),
+            256: (_config(128, 64, 8, 3), _config(64, 64, 4, 2)),
         },
         "sm_100": {
-            128: (_tiles(128, 64, 8, 3), _tiles(128, 128, 8, 2), _tiles(64, 64, 4, 3)),
-            256: (_tiles(128, 64, 8, 3), _tiles(64, 64, 4, 2)),
+            128: (_config(128, 64, 8, 3), _config(128, 128, 8, 2), _config(64, 64, 4, 3)),
+            256: (_config(128, 64, 8, 3), _config(64, 64, 4, 2)),
         },
-        "gfx942": {128: (_tiles(128, 64, 4, 1), _tiles(128, 32, 4, 1)), 256: (_tiles(128, 32, 4, 1),)},
-        INTERPRETER: {128: (_tiles(16, 16, 4, 1),), 256: (_tiles(16, 16, 4, 1),)},
+        "gfx942": {128: (_config(128, 64, 4, 1), _config(128, 32, 4, 1)), 256: (_config(128, 32, 4, 1),)},
+        INTERPRETER: {128: (_config(16, 16, 4, 1),), 256: (_config(16, 16, 4, 1),)},
     },
     "query_grad": {
-        "sm_80": {128: (_tiles(64, 32, 4, 2),), 256: (_tiles(64, 32, 4, 2),)},
+        "sm_80": {128: (_config(64, 32, 4, 2),), 256: (_config(64, 32, 4, 2),)},
         "sm_90": {
-            128: (_tiles(64, 64, 4, 2), _tiles(128, 64, 8, 2)),
-            256: (_tiles(128, 64, 8, 2), _tiles(64, 64, 4, 2)),
+            128: (_config(64, 64, 4, 2), _config(128, 64, 8, 2)),
+            256: (_config(128, 64, 8, 2), _config(64, 64, 4, 2)),
         },
         "sm_100": {
-            128: (_tiles(64, 64, 4, 2), _tiles(128, 64, 8, 2)),
-            256: (_tiles(128, 64, 8, 2), _tiles(64, 64, 4, 2)),
+            128: (_config(64, 64, 4, 2), _config(128, 64, 8, 2)),
+            256: (_config(128, 64, 8, 2), _config(64, 64, 4, 2)),
         },
-        "gfx942": {128: (_tiles(64, 64, 4, 1), _tiles(64, 32, 4, 1)), 256: (_tiles(64, 32, 4, 1),)},
-        INTERPRETER: {128: (_tiles(16, 16, 4, 1),), 256: (_tiles(16, 16, 4, 1),)},
+        "gfx942": {128: (_config(64, 64, 4, 1), _config(64, 32, 4, 1)), 256: (_config(64, 32, 4, 1),)},
+        INTERPRETER: {128: (_config(16, 16, 4, 1),), 256: (_config(16, 16, 4, 1),)},
     },
     "key_grad": {
-        "sm_80": {128: (_tiles(32, 64, 4, 2),), 256: (_tiles(32, 64, 4, 2),)},
+        "sm_80": {128: (_config(32, 64, 4, 2),), 256: (_config(32, 64, 4, 2),)},
         "sm_90": {
-            128: (_tiles(64, 64, 4, 2), _tiles(64, 128, 8, 2)),
-            256: (_tiles(32, 64, 4, 2), _tiles(32, 128, 8, 2)),
+            128: (_config(64, 64, 4, 2), _config(64, 128, 8, 2)),
+            256: (_config(32, 64, 4, 2), _config(32, 128, 8, 2)),
         },
         "sm_100": {
-            128: (_tiles(64, 128, 8, 2), _tiles(64, 64, 4, 2)),
-            256: (_tiles(64, 128, 8, 2), _tiles(64, 64, 4, 2)),
+            128: (_config(64, 128, 8, 2), _config(64, 64, 4, 2)),
+            256: (_config(64, 128, 8, 2), _config(64, 64, 4, 2)),
         },
-        "gfx942": {128: (_tiles(32, 64, 4, 1),), 256: (_tiles(32, 64, 4, 1),)},
-        INTERPRETER: {128: (_tiles(16, 16, 4, 1),), 256: (_tiles(16, 16, 4, 1),)},
+        "gfx942": {128: (_config(32, 64, 4, 1),), 256: (_config(32, 64, 4, 1),)},
+        INTERPRETER: {128: (_config(16, 16, 4, 1),), 256: (_config(16, 16, 4, 1),)},
     },
 }
+CONFIGS["slot_grad"] = CONFIGS["key_grad"]
 
 
 class Saved(NamedTuple):
@@ -167,17 +172,18 @@ def pick(kernel: str, arch: str, inputs: FlatInputs, plan: Callable[[Config], Se
 
 
 def plan_forward(inputs: FlatInputs, out: Tensor, lse: Tensor, arch: str) -> list[Launch]:
-    """Write out [b, t, h, p] and lse [b, t, h]."""
+    """Write out [b, t, h, p] and lse, as new_lse makes it."""
 
     def plan(config: Config) -> list[Launch]:
         return [
             Launch(
                 forward_kernel,
                 (query_tiles(inputs, config), inputs.k.shape[2], inputs.q.shape[0]),
-                _set_args(inputs) | strided(out=out, lse=lse),
-                {"NUM_SLOTS": inputs.num_slots, "GROUP": inputs.group, "P": inputs.q.shape[3], **config.tiles},
+                _set_args(inputs, config, arch) | strided(out=out) | {"lse_ptr": lse, "lse_strides": lse.stride()[:2]},
+                {"PAIRED": True} | _set_constants(inputs, config),
                 config.num_warps,
                 config.num_stages,
+                config.max_registers,
                 flops=4 * inputs.q.shape[3] * num_pairs(inputs),
                 bytes=num_bytes(out, lse, *inputs.tensors),
             )
@@ -205,17 +211,22 @@ def plan_query_grad(
 ) -> list[Launch]:
     """Write saved.delta and the gradients of both kinds of queries, [b, t, h, p]."""
     written = {"delta_ptr": saved.delta, "grad_q_ptr": grad_q, "grad_eidetic_q_ptr": grad_eidetic_q}
-    read = strided(out=saved.out, lse=saved.lse, grad_out=saved.grad_out) | {"scale": inputs.scale}
+    read = strided(out=saved.out, grad_out=saved.grad_out) | {
+        "lse_ptr": saved.lse,
+        "lse_strides": saved.lse.stride()[:2],
+        "scale": inputs.scale,
+    }
 
     def plan(config: Config) -> list[Launch]:
         return [
             Launch(
                 query_grad_kernel,
                 (query_tiles(inputs, config), inputs.k.shape[2], inputs.q.shape[0]),
-                _set_args(inputs) | read | written,
-                {"NUM_SLOTS": inputs.num_slots, "GROUP": inputs.group, "P": inputs.q.shape[3], **config.tiles},
+                _set_args(inputs, config, arch) | read | written,
+                _set_constants(inputs, config),
                 config.num_warps,
                 config.num_stages,
+                config.max_registers,
                 flops=6 * inputs.q.shape[3] * num_pairs(inputs),
                 bytes=num_bytes(*saved, grad_q, grad_eidetic_q, *inputs.tensors),
             )
@@ -228,12 +239,13 @@ def plan_key_grad(
     inputs: FlatInputs, saved: Saved, age: int, keys_values: Pair, grads: Pair, arch: str
 ) -> list[Launch]:
     """Write the gradients of the window's keys and values (age 0) or the fading memory's (age W)."""
-    k = keys_values[0]
-    args = _key_args(inputs, saved, inputs.q, keys_values, grads) | {
-        "num_past": inputs.num_past,
+    k, v = keys_values
+    args = strided(k=k, v=v, grad_k=grads[0]) | {
+        "grad_v_ptr": grads[1],
         "window_size": inputs.window_size,
         "age": age,
-        "rows_before": rows_before(inputs, k, age),
+        "lowest": lowest_place(inputs, k, age),
+        "rows_before": k.shape[1] - inputs.num_queries,
     }
 
     def plan(config: Config) -> list[Launch]:
@@ -241,10 +253,11 @@ def plan_key_grad(
             Launch(
                 key_grad_kernel,
                 (-(-k.shape[1] // config.tiles["BLOCK_K"]), k.shape[2], k.shape[0]),
-                args,
+                args | _query_tiles(inputs, inputs.q, saved, config, arch),
                 {"GROUP": inputs.group, "P": inputs.q.shape[3], **config.tiles},
                 config.num_warps,
                 config.num_stages,
+                config.max_registers,
                 flops=8 * inputs.q.shape[3] * inputs.q.shape[0] * inputs.q.shape[2] * band_pairs(inputs, age, k),
                 bytes=num_bytes(inputs.q, saved.grad_out, saved.lse, saved.delta, *keys_values, *grads),
             )
@@ -260,7 +273,8 @@ def plan_slot_grad(inputs: FlatInputs, saved: Saved, slot_grads: Pair, grads: Pa
     """
     q, index = _pair(inputs.eidetic_q, inputs.index_bjm)
     k, v = _pair(inputs.eidetic_k, inputs.eidetic_v)
-    args = _key_args(inputs, saved, q, (k, v), slot_grads) | {
+    args = strided(k=k, v=v, grad_k=slot_grads[0]) | {
+        "grad_v_ptr": slot_grads[1],
         "index_ptr": index,
         "chunk_size": inputs.chunk_size,
         "num_chunks": index.shape[1],
@@ -272,10 +286,11 @@ def plan_slot_grad(inputs: FlatInputs, saved: Saved, slot_grads: Pair, grads: Pa
             Launch(
                 slot_grad_kernel,
                 (num_chunks(inputs) * tiles, k.shape[2], k.shape[0]),
-                args,
+                args | _query_tiles(inputs, q, saved, config, arch),
                 {"NUM_SLOTS": inputs.num_slots, "GROUP": inputs.group, "P": inputs.q.shape[3], **config.tiles},
                 config.num_warps,
                 config.num_stages,
+                config.max_registers,
                 flops=8
                 * inputs.q.shape[3]
                 * inputs.q.shape[0]
@@ -287,7 +302,7 @@ def plan_slot_grad(inputs: FlatInputs, saved: Saved, slot_grads: Pair, grads: Pa
             )
         ]
 
-    return plan(pick("key_grad", arch, inputs, plan)) + [_plan_sum(index[:, : num_chunks(inputs)], slot_grads, grads)]
+    return plan(pick("slot_grad", arch, inputs, plan)) + [_plan_sum(index[:, : num_chunks(inputs)], slot_grads, grads)]
 
 
 def _plan_sum(index_bjm: Tensor, slot_grads: Pair, grads: Pair) -> Launch:
@@ -326,30 +341,89 @@ def strided(**tensors: Tensor | None) -> dict[str, Any]:
     return pointers | {f"{name}_strides": None if x is None else x.stride()[:3] for name, x in tensors.items()}
 
 
-def _set_args(inputs: FlatInputs) -> dict[str, Any]:
+def tiles_of(x: Tensor | None, rows: int, arch: str) -> Any:
+    """Tiles of `rows` rows of one head of a tensor [b, t, h, p], as load_tile takes them."""
+    if x is None:
+        return None
+    if arch in WITHOUT_COPY_ENGINE:
+        return x, x.stride()[:3], x.shape[1]
+    return _descriptor(x, [1, rows, 1, x.shape[3]])
+
+
+def _tiles_per_query(x: Tensor, rows: int, arch: str) -> Any:
+    """Tiles of one head's lse or delta, as load_per_query takes them."""
+    return (x, x.stride()[:2], x.shape[2]) if arch in WITHOUT_COPY_ENGINE else _descriptor(x, [1, 1, rows])
+
+
+def _descriptor(x: Tensor, block: list[int]) -> TensorDescriptor:
+    # The stride of a dimension of size 1 means nothing, but it must be one that the copy engine takes.
+    strides = [stride if size > 1 else ALIGNED_BYTES for size, stride in zip(x.shape[:-1], x.stride(), strict=False)]
+    return TensorDescriptor(x, list(x.shape), [*strides, 1], block)
+
+
+def is_tileable(x: Tensor) -> bool:
+    """Whether a tensor lies in memory so that the copy engine can take tiles of it."""
+    strides = [stride for size, stride in zip(x.shape[:-1], x.stride(), strict=False) if size > 1]
+    aligned = all(stride > 0 and stride * x.element_size() % ALIGNED_BYTES == 0 for stride in strides)
+    return x.stride(-1) == 1 and aligned and x.data_ptr() % ALIGNED_BYTES == 0
+
+
+def new_lse(q: Tensor) -> Tensor:
+    """For one float32 per query and head, [b, h, t], with room at the end of each head so that it is tileable."""
+    unit, num_queries = ALIGNED_BYTES // 4, q.shape[1]
+    room = -(-num_queries // unit) * unit
+    return q.new_empty(q.shape[0], q.shape[2], room, dtype=torch.float32)[..., :num_queries]
+
+
+def lowest_place(inputs: FlatInputs, k: Tensor, age: int) -> int:
+    """The first place whose key is read, of the window (age 0) or the fading memory (age W)."""
+    return age - min(inputs.num_past, rows_before(inputs, k, age))
+
+
+def _set_args(inputs: FlatInputs, config: Config, arch: str) -> dict[str, Any]:
     """Arguments of the kernels that go over the three sets."""
-    index, fading_k = inputs.index_bjm, inputs.fading_k
-    return strided(**dict(zip(FlatInputs._fields, inputs.sets, strict=False))) | {
+    index, k, fading_k, rows = inputs.index_bjm, inputs.k, inputs.fading_k, config.tiles["BLOCK_K"]
+    return strided(q=inputs.q, eidetic_q=inputs.eidetic_q, eidetic_k=inputs.eidetic_k, eidetic_v=inputs.eidetic_v) | {
+        "k_tiles": tiles_of(k, rows, arch),
+        "v_tiles": tiles_of(inputs.v, rows, arch),
+        "fading_k_tiles": tiles_of(fading_k, rows, arch),
+        "fading_v_tiles": tiles_of(inputs.fading_v, rows, arch),
         "index_ptr": index,
         "docs_ptr": inputs.doc_ids_bt,
         "num_queries": inputs.num_queries,
-        "num_past": inputs.num_past,
         "window_size": inputs.window_size,
         "chunk_size": inputs.chunk_size,
         "num_chunks": 0 if index is None else index.shape[1],
-        "rows_before": rows_before(inputs, inputs.k, 0),
-        "fading_rows_before": 0 if fading_k is None else rows_before(inputs, fading_k, inputs.window_size),
+        "lowest": lowest_place(inputs, k, 0),
+        "fading_lowest": 0 if fading_k is None else lowest_place(inputs, fading_k, inputs.window_size),
+        "rows_before": k.shape[1] - inputs.num_queries,
+        "fading_rows_before": 0 if fading_k is None else fading_k.shape[1] - inputs.num_queries,
         "scale_log2": inputs.scale * LOG2_E,
     }
 
 
-def _key_args(inputs: FlatInputs, saved: Saved, q: Tensor, keys_values: Pair, grads: Pair) -> dict[str, Any]:
-    """Arguments of the kernels that go over the queries of a key tile; both gradients are laid out alike."""
-    k, v = keys_values
-    return strided(q=q, k=k, v=v, lse=saved.lse, grad_out=saved.grad_out, grad_k=grads[0]) | {
+def _set_constants(inputs: FlatInputs, config: Config) -> dict[str, int]:
+    """BLOCK_M: slots that are read together."""
+    num_slots = inputs.num_slots
+    block = max(MIN_SIDE, min(config.tiles["BLOCK_K"], 1 << max(num_slots - 1, 0).bit_length()))
+    return {
+        "NUM_SLOTS": num_slots,
+        "GROUP": inputs.group,
+        "P": inputs.q.shape[3],
+        "BLOCK_M": block,
+        **config.tiles,
+    }
+
+
+def _query_tiles(inputs: FlatInputs, q: Tensor, saved: Saved, config: Config, arch: str) -> dict[str, Any]:
+    """Arguments of the kernels that go over the queries of a key tile."""
+    rows = config.tiles["BLOCK_Q"]
+    return {
+        "q_tiles": tiles_of(q, rows, arch),
+        "grad_out_tiles": tiles_of(saved.grad_out, rows, arch),
+        "lse_tiles": _tiles_per_query(saved.lse, rows, arch),
+        "delta_tiles": _tiles_per_query(saved.delta, rows, arch),
         "docs_ptr": inputs.doc_ids_bt,
-        "delta_ptr": saved.delta,
-        "grad_v_ptr": grads[1],
         "num_queries": inputs.num_queries,
         "scale": inputs.scale,
         "scale_log2": inputs.scale * LOG2_E,
