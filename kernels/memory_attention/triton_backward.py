@@ -118,13 +118,13 @@ def query_grad_kernel(
 @triton.jit
 def load_per_query(tiles, batch, head, time, ROWS: tl.constexpr):
     """[ROWS] of one head's lse or delta, zeros after the last query; `tiles` as in load_tile."""
-    if isinstance(tiles, tl.tuple):
+    if isinstance(tiles, tl.core.tensor_descriptor_base):
+        x_r = tiles.load([batch, head, time]).reshape([ROWS])
+    else:
         ptr, strides, num_queries = tiles
         time_r = time + tl.arange(0, ROWS)
         ptr += batch.to(tl.int64) * strides[0] + head * strides[1]
         x_r = tl.load(ptr + time_r, mask=time_r < num_queries, other=0.0)
-    else:
-        x_r = tiles.load([batch, head, time]).reshape([ROWS])
     return x_r
 
 

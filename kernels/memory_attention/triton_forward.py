@@ -42,13 +42,13 @@ def load_tile(tiles, batch, row, head, ROWS: tl.constexpr, P: tl.constexpr):
 
     tiles: a descriptor, for GPUs that copy tiles without the help of threads; or (pointer, strides, number of rows).
     """
-    if isinstance(tiles, tl.tuple):
+    if isinstance(tiles, tl.core.tensor_descriptor_base):
+        x_np = tiles.load([batch, row, head, 0]).reshape([ROWS, P])
+    else:
         ptr, strides, num_rows = tiles
         row_n = row + tl.arange(0, ROWS)
         ptr_n = row_of(ptr, strides, batch, row_n.to(tl.int64), head)
         x_np = load_rows(ptr_n, (row_n >= 0) & (row_n < num_rows), P)
-    else:
-        x_np = tiles.load([batch, row, head, 0]).reshape([ROWS, P])
     return x_np
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -29,8 +30,13 @@ ALIGNED_BYTES = 16  # addresses and strides of what the copy engine takes tiles 
 Pair = tuple[Tensor, Tensor]  # mostly keys and values, or their gradients
 
 
-def _config(block_q: int, block_k: int, num_warps: int, num_stages: int) -> Config:
-    return Config({"BLOCK_Q": block_q, "BLOCK_K": block_k}, num_warps, num_stages)
+def _config(block_q: int, block_k: int, num_warps: int, num_stages: int, max_registers: int | None = None) -> Config:
+    return Config({"BLOCK_Q": block_q, "BLOCK_K": block_k}, num_warps, num_stages, max_registers)
+
+
+def _forward(paired: bool, config: Config) -> Config:
+    """paired: a step of the softmax takes a tile of the window and one of the fading memory."""
+    return replace(config, tiles={**config.tiles, "PAIRED": int(paired)})
 
 
 # By kernel, architecture and bytes of a head's row: tiles, the first being the default, whose registers do not spill
@@ -39,37 +45,45 @@ def _config(block_q: int, block_k: int, num_warps: int, num_stages: int) -> Conf
 CONFIGS: dict[str, dict[str, dict[int, tuple[Config, ...]]]] = {
     "forward": {
         "sm_80": {
-            128: (_config(128, 64, 8, 2), _config(64, 64, 4, 2)),
-            256: (_config(128, 32, 8, 2), _config(64, 32, 4, 3)),
+            128: (_forward(False, _config(128, 64, 8, 2)), _forward(False, _config(64, 64, 4, 2))),
+            256: (_forward(False, _config(128, 32, 8, 2)), _forward(False, _config(64, 32, 4, 3))),
         },
         "sm_90": {
-            128: (_config(64, 64, 4, 3), _config(128, 64, 8, 3), _config(128, 128, 8, 2)),
-            256: (_config(128, 64, 8, 3), _config(64, 64, 4, 2)),
+            128: (
+                _forward(True, _config(64, 64, 4, 2)),
+                _forward(False, _config(64, 64, 4, 3)),
+                _forward(False, _config(64, 64, 4, 2, 128)),
+                _forward(False, _config(128, 64, 8, 2, 128)),
+            ),
+            256: (_forward(False, _config(64, 64, 4, 2)), _forward(False, _config(128, 64, 8, 2))),
         },
         "sm_100": {
-            128: (_config(128, 64, 8, 3), _config(128, 128, 8, 2), _config(64, 64, 4, 3)),
-            256: (_config(128, 64, 8, 3), _config(64, 64, 4, 2)),
+            128: (_forward(False, _config(128, 64, 8, 3)), _forward(False, _config(64, 64, 4, 3))),
+            256: (_forward(False, _config(128, 64, 8, 3)), _forward(False, _config(64, 64, 4, 2))),
         },
-        "gfx942": {128: (_config(128, 64, 4, 1), _config(128, 32, 4, 1)), 256: (_config(128, 32, 4, 1),)},
-        INTERPRETER: {128: (_config(16, 16, 4, 1),), 256: (_config(16, 16, 4, 1),)},
+        "gfx942": {
+            128: (_forward(False, _config(128, 64, 4, 1)), _forward(False, _config(128, 32, 4, 1))),
+            256: (_forward(False, _config(128, 32, 4, 1)),),
+        },
+        INTERPRETER: {128: (_forward(True, _config(16, 16, 4, 1)),)},
     },
     "query_grad": {
         "sm_80": {128: (_config(64, 32, 4, 2),), 256: (_config(64, 32, 4, 2),)},
         "sm_90": {
-            128: (_config(64, 64, 4, 2), _config(128, 64, 8, 2)),
-            256: (_config(128, 64, 8, 2), _config(64, 64, 4, 2)),
+            128: (_config(64, 64, 4, 2), _config(64, 32, 4, 3)),
+            256: (_config(64, 64, 4, 2), _config(128, 64, 8, 2)),
         },
         "sm_100": {
             128: (_config(64, 64, 4, 2), _config(128, 64, 8, 2)),
             256: (_config(128, 64, 8, 2), _config(64, 64, 4, 2)),
         },
         "gfx942": {128: (_config(64, 64, 4, 1), _config(64, 32, 4, 1)), 256: (_config(64, 32, 4, 1),)},
-        INTERPRETER: {128: (_config(16, 16, 4, 1),), 256: (_config(16, 16, 4, 1),)},
+        INTERPRETER: {128: (_config(16, 16, 4, 1),)},
     },
     "key_grad": {
         "sm_80": {128: (_config(32, 64, 4, 2),), 256: (_config(32, 64, 4, 2),)},
         "sm_90": {
-            128: (_config(64, 64, 4, 2), _config(64, 128, 8, 2)),
+            128: (_config(64, 64, 4, 2), _config(32, 64, 4, 3), _config(64, 64, 4, 2, 168)),
             256: (_config(32, 64, 4, 2), _config(32, 128, 8, 2)),
         },
         "sm_100": {
@@ -77,10 +91,22 @@ CONFIGS: dict[str, dict[str, dict[int, tuple[Config, ...]]]] = {
             256: (_config(64, 128, 8, 2), _config(64, 64, 4, 2)),
         },
         "gfx942": {128: (_config(32, 64, 4, 1),), 256: (_config(32, 64, 4, 1),)},
-        INTERPRETER: {128: (_config(16, 16, 4, 1),), 256: (_config(16, 16, 4, 1),)},
+        INTERPRETER: {128: (_config(16, 16, 4, 1),)},
+    },
+    "slot_grad": {
+        "sm_80": {128: (_config(32, 64, 4, 2),), 256: (_config(32, 64, 4, 2),)},
+        "sm_90": {
+            128: (_config(64, 64, 4, 2), _config(32, 64, 4, 3)),
+            256: (_config(32, 64, 4, 2), _config(32, 128, 8, 2)),
+        },
+        "sm_100": {
+            128: (_config(64, 128, 8, 2), _config(64, 64, 4, 2)),
+            256: (_config(64, 128, 8, 2), _config(64, 64, 4, 2)),
+        },
+        "gfx942": {128: (_config(32, 64, 4, 1),), 256: (_config(32, 64, 4, 1),)},
+        INTERPRETER: {128: (_config(16, 16, 4, 1),)},
     },
 }
-CONFIGS["slot_grad"] = CONFIGS["key_grad"]
 
 
 class Saved(NamedTuple):
@@ -151,10 +177,12 @@ def candidates(kernel: str, arch: str, width: int) -> list[Config]:
     widths = CONFIGS[kernel][arch]
     known = min((known for known in widths if known >= width), default=max(widths))
     shrink = max(1, width // known)
+
+    def shrunk(name: str, size: int) -> int:
+        return max(MIN_SIDE, size // shrink) if name.startswith("BLOCK") else size
+
     return [
-        Config(
-            {name: max(16, size // shrink) for name, size in config.tiles.items()}, config.num_warps, config.num_stages
-        )
+        replace(config, tiles={name: shrunk(name, size) for name, size in config.tiles.items()})
         for config in widths[known]
     ]
 
@@ -180,7 +208,7 @@ def plan_forward(inputs: FlatInputs, out: Tensor, lse: Tensor, arch: str) -> lis
                 forward_kernel,
                 (query_tiles(inputs, config), inputs.k.shape[2], inputs.q.shape[0]),
                 _set_args(inputs, config, arch) | strided(out=out) | {"lse_ptr": lse, "lse_strides": lse.stride()[:2]},
-                {"PAIRED": True} | _set_constants(inputs, config),
+                _set_constants(inputs, config),
                 config.num_warps,
                 config.num_stages,
                 config.max_registers,

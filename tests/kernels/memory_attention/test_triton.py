@@ -8,7 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.memory_attention import Eidetic, KeysValues, Slots, memory_attention, memory_attention_step, triton_path
+from kernels.gpu.tuning import INTERPRETER, Config
+from kernels.memory_attention import (
+    Eidetic,
+    KeysValues,
+    Slots,
+    memory_attention,
+    memory_attention_step,
+    triton_path,
+    triton_plan,
+)
 from kernels.operator import use
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
@@ -17,7 +26,7 @@ TOLERANCE = {torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}  # 
 
 @dataclass(frozen=True)
 class Case:
-    """Sizes of a call; no fading memory if `fading` is false, no eidetic set if m is 0."""
+    """Sizes of a call; no fading memory if `fading` is false, no eidetic set if m is 0; lengths of packed documents."""
 
     t: int
     w: int
@@ -31,6 +40,7 @@ class Case:
     num_past: int = 0
     batch: int = 1
     dtype: torch.dtype = torch.float32
+    lengths: tuple[int, ...] = ()
 
     def inputs(self) -> list[Tensor]:
         """q, k, v, then fading k, v, then eidetic q, k; the slots read the window's values, as in the model."""
@@ -55,6 +65,8 @@ class Case:
         return torch.where(index < self.t + self.num_past, index, -1).view(self.batch, -1, self.m)
 
     def doc_ids(self) -> Tensor | None:
+        if self.lengths:
+            return torch.arange(len(self.lengths)).repeat_interleave(torch.tensor(self.lengths)).expand(self.batch, -1)
         starts = torch.rand(self.batch, self.t, generator=torch.Generator().manual_seed(1)) < 0.15
         return starts.cumsum(1) if self.documents else None
 
@@ -100,11 +112,58 @@ THREE_SETS = Case(t=23, w=6, c=7, m=3, batch=2)
         Case(t=33, w=1000, fading=False, documents=True),
         Case(t=20, w=11, fading=False, num_past=30),
         Case(t=20, w=11, fading=False, c=8, m=5),
+        Case(t=23, w=6, c=7, m=3, h=3, kv_heads=1, documents=True),
+        Case(t=23, w=6, c=7, h=4, kv_heads=2, num_past=9),
+        # Documents longer than both memories, so that some tiles need no mask, and shorter than a tile
+        Case(t=100, w=33, c=50, m=4, h=1, lengths=(3, 70, 1, 2, 24)),
+        Case(t=90, w=20, c=33, h=2, lengths=(90,)),
+        Case(t=90, w=64, fading=False, h=1, lengths=(48, 42)),
     ],
     ids=repr,
 )
 def test_output_and_gradients_match_the_reference(case):
     assert_matches_reference(case)
+
+
+@pytest.mark.parametrize("paired", [0, 1])
+@pytest.mark.parametrize("by_descriptor", [False, True])
+@pytest.mark.parametrize("case", [replace(THREE_SETS, num_past=9), Case(t=70, w=33, c=40, m=4, h=2, lengths=(50, 20))])
+def test_each_way_to_load_and_to_loop_matches_the_reference(monkeypatch, case, by_descriptor, paired):
+    without = () if by_descriptor else (INTERPRETER,)
+    monkeypatch.setattr(triton_plan, "WITHOUT_COPY_ENGINE", without)
+    config = Config({"BLOCK_Q": 16, "BLOCK_K": 16, "PAIRED": paired}, 4, 1)
+    monkeypatch.setitem(triton_plan.CONFIGS["forward"], INTERPRETER, {128: (config,)})
+    assert_matches_reference(case)
+
+
+def test_documents_may_come_again():
+    """Nothing says that a document's positions are adjacent: the ids are compared, not their order."""
+    docs = torch.tensor([0, 5, 5, 1]).repeat_interleave(torch.tensor([20, 7, 20, 13]))
+    docs[30:] = docs[:30].flip(0)
+    case = Case(t=60, w=25, c=16, m=3, h=1)
+    q, k, v, fk, fv, far_q, raw_k = (x.float() for x in case.inputs())
+    results = []
+    for path in ("reference", "triton"):
+        leaves = [x.clone().requires_grad_() for x in (q, k, v, fk, fv, far_q, raw_k)]
+        with use(path):
+            out = memory_attention(
+                *leaves[:3], KeysValues(*leaves[3:5]), Eidetic(*leaves[5:], leaves[2], case.index()),
+                window_size=25, chunk_size=16, doc_ids_bt=docs[None],
+            )  # fmt: skip
+        results.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
+    for want, got in zip(*results, strict=True):
+        assert (got - want).abs().max() <= 2e-5 * max(1.0, want.abs().max().item())
+
+
+def test_tensors_that_no_tile_can_be_taken_of_are_copied():
+    """Rows that begin off a boundary of 16 bytes, and heads that lie further apart than their channels."""
+    q, k, v = (x.float() for x in Case(t=19, w=5, fading=False).inputs())
+    want = memory_attention(q, k, v, window_size=5)
+    odd = torch.randn(1, 19, 1, 17)[..., 1:].copy_(v)
+    assert not triton_plan.is_tileable(odd)
+    with use("triton"):
+        got = memory_attention(q.transpose(1, 2).contiguous().transpose(1, 2), k, odd, window_size=5)
+    torch.testing.assert_close(got, want, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
