@@ -104,7 +104,7 @@ def test_a_corrupt_file_is_ignored_with_a_warning_and_replaced(timer, tmp_path, 
         assert tuned() == LARGE
     assert "are not used" in caplog.text
     (kept,) = json.loads(cache_file(tmp_path).read_text()).values()
-    assert kept == {"tiles": {"block": 128}, "num_warps": 8, "num_stages": 3}
+    assert kept == {"tiles": {"block": 128}, "num_warps": 8, "num_stages": 3, "max_registers": None}
 
 
 def test_a_cache_that_cannot_be_written_only_warns(timer, monkeypatch, caplog):
