@@ -266,25 +266,30 @@ def slot_grad_kernel(
 @triton.jit(do_not_specialize=["num_rows", "num_entries", "width"])
 def sum_slots_kernel(
     slot_grad_k_ptr, slot_grad_v_ptr, order_ptr, begin_ptr, grad_k_ptr, grad_v_ptr,
-    num_rows, num_entries, width, BLOCK: tl.constexpr, ENTRIES: tl.constexpr,
+    num_rows, num_entries, width, ADDS_V: tl.constexpr, BLOCK: tl.constexpr, ENTRIES: tl.constexpr,
 ):  # fmt: skip
     """Gradients of one row: the sum, in order, over the entries of all chunks that hold it. Grid: rows, columns, b.
 
-    order: entries sorted by row.  begin: where each row's entries begin in it, [b, rows + 1].
+    order: entries sorted by row.  begin: where each row's entries begin in it, [b, rows + 1].  ADDS_V: grad_v already
+    holds what the window gives to the row.
     """
     row, batch = tl.program_id(0), tl.program_id(2).to(tl.int64)
     column_c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     begin_ptr += batch * (num_rows + 1) + row
     begin, end = tl.load(begin_ptr).to(tl.int32), tl.load(begin_ptr + 1).to(tl.int32)
+    offset_c, exists_c = (batch * num_rows + row) * width + column_c, column_c < width
     sum_k_c = tl.zeros([BLOCK], tl.float32)
     sum_v_c = tl.zeros([BLOCK], tl.float32)
+    writes_v_c = exists_c
+    if ADDS_V:
+        writes_v_c = exists_c & (begin < end)
+        sum_v_c = tl.load(grad_v_ptr + offset_c, mask=writes_v_c, other=0.0).to(tl.float32)
     for start in range(begin, end, ENTRIES):
         place_e = start + tl.arange(0, ENTRIES)
         entry_e = batch * num_entries + tl.load(order_ptr + batch * num_entries + place_e, mask=place_e < end, other=0)
-        mask_ec = (place_e < end)[:, None] & (column_c < width)[None, :]
+        mask_ec = (place_e < end)[:, None] & exists_c[None, :]
         offset_ec = entry_e[:, None] * width + column_c[None, :]
         sum_k_c += tl.sum(tl.load(slot_grad_k_ptr + offset_ec, mask=mask_ec, other=0.0), 0)
         sum_v_c += tl.sum(tl.load(slot_grad_v_ptr + offset_ec, mask=mask_ec, other=0.0), 0)
-    offset_c = (batch * num_rows + row) * width + column_c
-    tl.store(grad_k_ptr + offset_c, sum_k_c.to(grad_k_ptr.dtype.element_ty), mask=column_c < width)
-    tl.store(grad_v_ptr + offset_c, sum_v_c.to(grad_v_ptr.dtype.element_ty), mask=column_c < width)
+    tl.store(grad_k_ptr + offset_c, sum_k_c.to(grad_k_ptr.dtype.element_ty), mask=exists_c)
+    tl.store(grad_v_ptr + offset_c, sum_v_c.to(grad_v_ptr.dtype.element_ty), mask=writes_v_c)

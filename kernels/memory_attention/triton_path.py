@@ -131,8 +131,6 @@ def _run(inputs: AttentionInputs) -> Tensor:
     flat, rows = FlatInputs.of(inputs), inputs.k_bshp.shape[1]
     if flat.index_bjm is None:
         flat = flat._replace(chunk_size=flat.num_queries)
-    elif flat.eidetic_v is None:
-        flat = flat._replace(eidetic_v=flat.v)
     out_bthp: Tensor = attend(*_padded(flat._replace(window_size=min(flat.window_size, rows))))[0]
     return out_bthp[..., : inputs.q_bthp.shape[-1]]
 
@@ -186,7 +184,7 @@ def _report_case(arch: str, head_dim: int) -> list[tuple[str, list[Launch]]]:
     k = q[:, :, :kv_heads].contiguous()
     fading = k[:, window_size:].contiguous()
     index = torch.empty(batch, t // chunk_size, num_slots, dtype=torch.int64, device="meta")
-    sets = (q, k, k, fading, fading, q, k, k)
+    sets = (q, k, k, fading, fading, q, k, None)
     inputs = FlatInputs(*sets, index, None, window_size, chunk_size, 0, head_dim**-0.5)
     out, lse = _empty_outputs(inputs)
     saved, grads = Saved(out, lse, q, new_lse(q)), _empty_gradients(inputs)

@@ -159,6 +159,10 @@ def rows_before(inputs: FlatInputs, k: Tensor, age: int) -> int:
     return k.shape[1] - inputs.num_queries + age
 
 
+def slot_values(inputs: FlatInputs) -> Tensor:
+    return inputs.v if inputs.eidetic_v is None else inputs.eidetic_v
+
+
 def query_tiles(inputs: FlatInputs, config: Config) -> int:
     """Number of tiles; none crosses a chunk boundary."""
     positions = config.tiles["BLOCK_Q"] // inputs.group
@@ -221,7 +225,7 @@ def plan_forward(inputs: FlatInputs, out: Tensor, lse: Tensor, arch: str) -> lis
 
 
 def plan_backward(inputs: FlatInputs, saved: Saved, grads: SetGradients, arch: str) -> list[Launch]:
-    """Fill the gradients."""
+    """Fill the gradients, in this order: one needs delta, and the slots' may be added to the window's values'."""
     launches = plan_query_grad(inputs, saved, grads.q, grads.eidetic_q, arch)
     launches += plan_key_grad(inputs, saved, 0, (inputs.k, inputs.v), (grads.k, grads.v), arch)
     if inputs.fading_k is not None:
@@ -230,7 +234,7 @@ def plan_backward(inputs: FlatInputs, saved: Saved, grads: SetGradients, arch: s
     if inputs.index_bjm is not None:
         shape = (inputs.q.shape[0], num_chunks(inputs) * inputs.num_slots, *inputs.k.shape[2:])
         slot_grads = inputs.q.new_empty(shape, dtype=torch.float32), inputs.q.new_empty(shape, dtype=torch.float32)
-        launches += plan_slot_grad(inputs, saved, slot_grads, _pair(grads.eidetic_k, grads.eidetic_v), arch)
+        launches += plan_slot_grad(inputs, saved, slot_grads, grads, arch)
     return launches
 
 
@@ -294,13 +298,13 @@ def plan_key_grad(
     return plan(pick("key_grad", arch, inputs, plan))
 
 
-def plan_slot_grad(inputs: FlatInputs, saved: Saved, slot_grads: Pair, grads: Pair, arch: str) -> list[Launch]:
-    """Write the gradients of the eidetic keys and values.
+def plan_slot_grad(inputs: FlatInputs, saved: Saved, slot_grads: Pair, grads: SetGradients, arch: str) -> list[Launch]:
+    """Write the gradients of the eidetic keys and values; add those of values that are the window's to grads.v.
 
     slot_grads: float32 buffers [b, chunks x M, kv heads, p] for what each chunk gives to each of its slots.
     """
     q, index = _pair(inputs.eidetic_q, inputs.index_bjm)
-    k, v = _pair(inputs.eidetic_k, inputs.eidetic_v)
+    k, v = _pair(inputs.eidetic_k, slot_values(inputs))
     args = strided(k=k, v=v, grad_k=slot_grads[0]) | {
         "grad_v_ptr": slot_grads[1],
         "index_ptr": index,
@@ -330,14 +334,17 @@ def plan_slot_grad(inputs: FlatInputs, saved: Saved, slot_grads: Pair, grads: Pa
             )
         ]
 
-    return plan(pick("slot_grad", arch, inputs, plan)) + [_plan_sum(index[:, : num_chunks(inputs)], slot_grads, grads)]
+    index_bjm = index[:, : num_chunks(inputs)]
+    return [*plan(pick("slot_grad", arch, inputs, plan)), _plan_sum(index_bjm, slot_grads, grads)]
 
 
-def _plan_sum(index_bjm: Tensor, slot_grads: Pair, grads: Pair) -> Launch:
+def _plan_sum(index_bjm: Tensor, slot_grads: Pair, grads: SetGradients) -> Launch:
     """Sum the entries of each row, in the order of the chunks."""
-    batch, num_rows, kv_heads, head_dim = grads[0].shape
+    grad_k, grad_v = _pair(grads.eidetic_k, grads.v if grads.eidetic_v is None else grads.eidetic_v)
+    batch, num_rows, kv_heads, head_dim = grad_k.shape
     entry_row = index_bjm.reshape(batch, -1)
     entry_row = torch.where(entry_row >= 0, entry_row, num_rows)
+    entry_row = entry_row.to(torch.int16 if num_rows < 2**15 else torch.int32)  # short keys are sorted faster
     sorted_row, order = torch.sort(entry_row, stable=True)
     row = torch.arange(num_rows + 1, device=entry_row.device, dtype=entry_row.dtype)
     begin = torch.searchsorted(sorted_row, row.expand(batch, -1).contiguous())
@@ -351,15 +358,15 @@ def _plan_sum(index_bjm: Tensor, slot_grads: Pair, grads: Pair) -> Launch:
             "slot_grad_v_ptr": slot_grads[1],
             "order_ptr": order,
             "begin_ptr": begin,
-            "grad_k_ptr": grads[0],
-            "grad_v_ptr": grads[1],
+            "grad_k_ptr": grad_k,
+            "grad_v_ptr": grad_v,
             "num_rows": num_rows,
             "num_entries": entry_row.shape[1],
             "width": width,
         },
-        {"BLOCK": block, "ENTRIES": 4},
-        num_warps=max(1, min(8, block // 128)),
-        bytes=num_bytes(*slot_grads, order, begin, *grads),
+        {"ADDS_V": grads.eidetic_v is None, "BLOCK": block, "ENTRIES": 4},
+        num_warps=max(1, min(4, block // 256)),  # small blocks, because most rows are in no slot
+        bytes=num_bytes(*slot_grads, order, begin, grad_k, grad_v),
     )
 
 
@@ -411,7 +418,8 @@ def lowest_place(inputs: FlatInputs, k: Tensor, age: int) -> int:
 def _set_args(inputs: FlatInputs, config: Config, arch: str) -> dict[str, Any]:
     """Arguments of the kernels that go over the three sets."""
     index, k, fading_k, rows = inputs.index_bjm, inputs.k, inputs.fading_k, config.tiles["BLOCK_K"]
-    return strided(q=inputs.q, eidetic_q=inputs.eidetic_q, eidetic_k=inputs.eidetic_k, eidetic_v=inputs.eidetic_v) | {
+    eidetic_v = None if index is None else slot_values(inputs)
+    return strided(q=inputs.q, eidetic_q=inputs.eidetic_q, eidetic_k=inputs.eidetic_k, eidetic_v=eidetic_v) | {
         "k_tiles": tiles_of(k, rows, arch),
         "v_tiles": tiles_of(inputs.v, rows, arch),
         "fading_k_tiles": tiles_of(fading_k, rows, arch),
