@@ -86,8 +86,13 @@ def _backward(inputs: ScanInputs, dy: Tensor, dfinal: Tensor | None) -> tuple[Te
     )
     launches, (dx, ddt, dA, dB, dC, dD, dinitial) = plan_backward(*cotangents, laid_out, config)
     _launch(launches)
-    dB, dC = dB.sum(0).to(inputs.B_btgn.dtype), dC.sum(0).to(inputs.C_btgn.dtype)
+    dB, dC = _sum(dB, inputs.B_btgn), _sum(dC, inputs.C_btgn)
     return dx, ddt, dA.sum((0, 1)), dB, dC, dD.sum((0, 1)), None if inputs.initial_bhpn is None else dinitial
+
+
+def _sum(parts: Tensor, like: Tensor) -> Tensor:
+    """Sum of parts along the first axis in the dtype of `like`, which a single part has."""
+    return parts[0] if len(parts) == 1 else parts.sum(0).to(like.dtype)
 
 
 def _step(inputs: StepInputs) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import triton
@@ -10,32 +10,39 @@ from torch import Tensor
 
 from kernels.gpu.launch import Launch, num_bytes
 from kernels.gpu.tuning import INTERPRETER, Config
-from kernels.ssd_scan import triton_kernels as device
+from kernels.ssd_scan import triton_backward, triton_forward, triton_states
 from kernels.ssd_scan.reference import ScanInputs
 
-# Tiles of a pass. CHUNK: positions a chunk; STATE_P, STATE_N: what one walk carries; BLOCK_N: state columns a step of
-# the kernels that take all of them; GROUP_N: those that one program leaves dB and dC of. Warps and stages are not the
-# walks'. On sm_80 and sm_90 a warp takes 16 rows of a chunk: more than CHUNK / 16 would compute rows twice.
-_SHORT = {"CHUNK": 64, "BLOCK_N": 64, "GROUP_N": 64, "STATE_P": 64, "STATE_N": 64}
-_LONG = {**_SHORT, "CHUNK": 128}
-_INTERPRETER = (Config(dict.fromkeys(_SHORT, 16)),)
+# Tiles of a pass. CHUNK: positions per chunk. BLOCK_N: state columns per step of the kernels that take all of them; if
+# it covers d_state, B and C stay for all heads of a program. GROUP_N: columns that one program leaves dB and dC of.
+# STATE_P, STATE_N: what one walk carries. WALKS: into how many programs the walks are divided at least. Warps and
+# stages are not the walks'. On sm_80 and sm_90 a warp takes 16 rows: more than CHUNK / 16 would compute rows twice.
+_NARROW = {"CHUNK": 64, "BLOCK_N": 64, "GROUP_N": 64, "STATE_P": 64, "STATE_N": 64, "WALKS": 512}
+_WIDE = {**_NARROW, "BLOCK_N": 128, "STATE_N": 128}
+_INTERPRETER = (Config(dict.fromkeys(_NARROW, 16)),)
 FORWARD_CONFIGS: dict[str, tuple[Config, ...]] = {
-    "sm_80": (Config(_SHORT, num_warps=4, num_stages=2),),
-    "sm_90": (Config(_LONG, num_warps=8, num_stages=2),),
-    "sm_100": (Config(_LONG, num_warps=8, num_stages=2),),
-    "gfx942": (Config(_SHORT, num_warps=4, num_stages=1),),
+    "sm_80": (Config(_NARROW, num_warps=4, num_stages=2),),
+    "sm_90": (Config(_WIDE, num_warps=4, num_stages=2), Config(_WIDE, num_warps=4, num_stages=1)),
+    "sm_100": (Config(_WIDE, num_warps=4, num_stages=2),),
+    "gfx942": (Config(_NARROW, num_warps=4, num_stages=1),),
     INTERPRETER: _INTERPRETER,
 }
 BACKWARD_CONFIGS: dict[str, tuple[Config, ...]] = {
-    "sm_80": (Config({**_SHORT, "BLOCK_N": 32}, num_warps=4, num_stages=2),),
-    "sm_90": (Config(_SHORT, num_warps=4, num_stages=2),),
-    "sm_100": (Config(_SHORT, num_warps=8, num_stages=2),),
-    "gfx942": (Config(_SHORT, num_warps=4, num_stages=1),),
+    "sm_80": (Config({**_NARROW, "BLOCK_N": 32}, num_warps=4, num_stages=2),),
+    "sm_90": (
+        Config(_WIDE, num_warps=4, num_stages=2),
+        Config(_WIDE, num_warps=4, num_stages=3),
+        Config({**_WIDE, "GROUP_N": 128}, num_warps=4, num_stages=2),
+    ),
+    "sm_100": (Config(_WIDE, num_warps=4, num_stages=2),),
+    "gfx942": (Config(_NARROW, num_warps=4, num_stages=1),),
     INTERPRETER: _INTERPRETER,
 }
 # Full float32 products run on scalar units from registers: larger tiles would spill, and compile for half a minute.
-_FLOAT32 = (Config({**dict.fromkeys(_SHORT, 32), "STATE_P": 64}, num_warps=4, num_stages=1),)
-MIN_PROGRAMS = 512  # about four a multiprocessor: where dB and dC give fewer, the heads of a group are split
+_FLOAT32 = (Config({**dict.fromkeys(_NARROW, 32), "STATE_P": 64, "WALKS": 512}, num_warps=4, num_stages=1),)
+MIN_PROGRAMS = 512  # about four per multiprocessor: if chunks and groups give fewer, the heads of a group are split
+
+MAX_STATE_TILE = 64 * 128  # elements: more would spill
 
 
 def candidates(configs: dict[str, tuple[Config, ...]], arch: str, dtype: torch.dtype) -> tuple[Config, ...]:
@@ -55,27 +62,28 @@ def plan_forward(inputs: ScanInputs, config: Config) -> Plan:
     x, dt, A, B, C, D, initial, doc_ids = inputs
     b, t, h, p = x.shape
     g, n = B.shape[2:]
-    chunk = config.tiles["CHUNK"]
+    chunk, tiles = config.tiles["CHUNK"], _tiles(p, n, config)
     sum_up, decays = _plan_decays(dt, A, doc_ids, chunk)
-    walk, states, final = _plan_states(x, B, decays, initial, config, reverse=False)
+    walks, states, final = _plan_states(x, B, decays, initial, config, reverse=False)
     y = x.new_empty(x.shape)
     chunks = states.shape[1]
+    heads = _heads_in_turn(b * chunks * g, h // g) if n <= tiles["BLOCK_N"] else 1
     output = Launch(
-        device.ssd_output_kernel,
-        (chunks * h, b),
+        triton_forward.ssd_output_kernel,
+        (chunks, h // heads, b),
         {
             **_pointers(x=x, B=B, C=C, cum=decays.cum, dt=decays.dt, reach=decays.reach, D=D, begin=decays.begin),
             **_pointers(states=states, y=y),
-            **{"t": t, "h": h, "heads_per_group": h // g, "chunks": chunks},
-            **_strides(x=x, B=B, C=C),
+            **{"t": t, "chunks": chunks},
+            **_strides("b", x=x, B=B, C=C),
         },
-        _tiles(p, n, config),
+        {**_strides("t", x=x, B=B, C=C), "H": h, "G": g, "HEADS": heads, **tiles},
         config.num_warps,
         config.num_stages,
         flops=2 * b * t * h * (chunk * (n + p) + n * p),
         bytes=num_bytes(x, B, C, decays.cum, decays.dt, decays.reach, D, decays.begin, states, y),
     )
-    return Plan([sum_up, walk, output], (y, final))
+    return Plan([sum_up, *walks, output], (y, final))
 
 
 def plan_backward(dy: Tensor, dfinal: Tensor | None, inputs: ScanInputs, config: Config) -> Plan:
@@ -85,22 +93,24 @@ def plan_backward(dy: Tensor, dfinal: Tensor | None, inputs: ScanInputs, config:
     g, n = B.shape[2:]
     chunk, tiles = config.tiles["CHUNK"], _tiles(p, n, config)
     sum_up, decays = _plan_decays(dt, A, doc_ids, chunk)
-    walk, states, _ = _plan_states(x, B, decays, initial, config, reverse=False)
-    walk_back, dstates, dinitial = _plan_states(dy, C, decays, dfinal, config, reverse=True)
+    walks, states, _ = _plan_states(x, B, decays, initial, config, reverse=False)
+    walks_back, dstates, dinitial = _plan_states(dy, C, decays, dfinal, config, reverse=True)
     chunks = states.shape[1]
     read = {"dy": dy, "x": x, "B": B, "C": C, **decays._asdict(), "states": states, "dstates": dstates}
-    strides = _strides(dy=dy, x=x, B=B, C=C)
+    strides = _strides("b", dy=dy, x=x, B=B, C=C)
+    constants = {**_strides("t", dy=dy, x=x, B=B, C=C), "H": h, "G": g, **tiles}
 
     dx, ddt = x.new_empty(x.shape), dt.new_empty(dt.shape)
     dA, dD = dt.new_empty(2, b, chunks, h).unbind()
+    heads = _heads_in_turn(b * chunks * g, h // g) if n <= tiles["BLOCK_N"] else 1
     by_head = Launch(
-        device.ssd_head_gradients_kernel,
-        (chunks * h, b),
+        triton_backward.ssd_head_gradients_kernel,
+        (chunks, h // heads, b),
         {
             **_pointers(**read, A=A, D=D, dx=dx, ddt=ddt, dA=dA, dD=dD),
-            **{"t": t, "h": h, "heads_per_group": h // g, "chunks": chunks, **strides},
+            **{"t": t, "chunks": chunks, **strides},
         },
-        tiles,
+        {**constants, "HEADS": heads},
         config.num_warps,
         config.num_stages,
         flops=2 * b * t * h * (chunk * (n + 2 * p + chunk) + 2 * n * p),
@@ -109,22 +119,24 @@ def plan_backward(dy: Tensor, dfinal: Tensor | None, inputs: ScanInputs, config:
 
     group_n = min(config.tiles["GROUP_N"], _block(n))
     blocks = triton.cdiv(n, group_n)
-    splits = _head_splits(b * chunks * g * blocks, h // g)
-    dB, dC = dt.new_empty(2, splits, b, t, g, n).unbind()
+    heads = _heads_in_turn(b * chunks * g * blocks, h // g)
+    splits = h // g // heads
+    summed = B.dtype if splits == 1 else torch.float32  # sums of parts are for the caller
+    dB, dC = (dt.new_empty(splits, b, t, g, n, dtype=summed) for _ in range(2))
     by_group = Launch(
-        device.ssd_group_gradients_kernel,
-        (chunks * blocks, g * splits, b),
+        triton_backward.ssd_group_gradients_kernel,
+        (chunks * blocks, h // heads, b),
         {
             **_pointers(**read, dB=dB, dC=dC),
-            **{"num_batch": b, "t": t, "h": h, "g": g, "splits": splits, "chunks": chunks, **strides},
+            **{"t": t, "chunks": chunks, **strides},
         },
-        {**tiles, "BLOCK_N": group_n},
+        {**constants, "HEADS": heads, "BLOCK_N": group_n},
         config.num_warps,
         config.num_stages,
         flops=2 * b * t * (h * (chunk * p * blocks + 2 * n * p) + 2 * g * splits * chunk * n),
         bytes=num_bytes(*read.values(), dB, dC),
     )
-    return Plan([sum_up, walk, walk_back, by_head, by_group], (dx, ddt, dA, dB, dC, dD, dinitial))
+    return Plan([sum_up, *walks, *walks_back, by_head, by_group], (dx, ddt, dA, dB, dC, dD, dinitial))
 
 
 class Decays(NamedTuple):
@@ -144,51 +156,84 @@ def _plan_decays(dt: Tensor, A: Tensor, doc_ids: Tensor | None, chunk: int) -> t
     cum, dt_bht, reach, to_end = dt.new_empty(4, b, h, padded_t)
     decays = Decays(cum, dt_bht, reach, to_end, begin)
     launch = Launch(
-        device.ssd_decays_kernel,
+        triton_states.ssd_decays_kernel,
         (padded_t // chunk * h, b),
         {
             **_pointers(dt=dt, A=A, doc_ids=doc_ids, cum=cum, dt_bht=dt_bht, reach=reach, to_end=to_end, begin=begin),
-            **{"t": t, "h": h, "padded_t": padded_t},
+            **{"t": t, "padded_t": padded_t},
         },
-        {"CHUNK": chunk},
-        num_warps=max(1, chunk // 16),
+        {"H": h, "CHUNK": chunk},
+        num_warps=max(1, chunk // 64),  # a thread sums up one position or two: no exchanges
         bytes=num_bytes(dt, A, doc_ids, *decays),
     )
     return launch, decays
 
 
+class States(NamedTuple):
+    """The launches of a recurrence; where they leave the state before each chunk [b, chunks, h, p, n] and the last."""
+
+    launches: list[Launch]
+    states: Tensor
+    end: Tensor
+
+
 def _plan_states(
     values: Tensor, maps: Tensor, decays: Decays, start: Tensor | None, config: Config, reverse: bool
-) -> tuple[Launch, Tensor, Tensor]:
-    """The walk, and where it leaves the states it comes to each chunk with, and the one it ends with."""
+) -> States:
+    """Walks over all chunks if that is enough programs; else walks over segments, first for their ends alone."""
     b, t, h, p = values.shape
     g, n = maps.shape[2:]
     chunk = config.tiles["CHUNK"]
     chunks = decays.cum.shape[-1] // chunk
     weight, dt = (decays.reach, None) if reverse else (decays.to_end, decays.dt)
-    states, end = values.new_empty(b, chunks, h, p, n), decays.cum.new_empty(b, h, p, n)
     block_p, block_n = min(config.tiles["STATE_P"], _block(p)), min(config.tiles["STATE_N"], _block(n))
-    launch = Launch(
-        device.ssd_states_kernel,
-        (triton.cdiv(p, block_p) * triton.cdiv(n, block_n), h, b),
+    blocks = triton.cdiv(p, block_p) * triton.cdiv(n, block_n)
+    chunks_per_segment = triton.cdiv(chunks, triton.cdiv(config.tiles["WALKS"], b * h * blocks))
+    segments = triton.cdiv(chunks, chunks_per_segment)
+    states, end = values.new_empty(b, chunks, h, p, n), decays.cum.new_empty(b, h, p, n)
+
+    def walk(starts: Tensor | None, states: Tensor | None, ends: Tensor | None, carries: Tensor | None) -> Launch:
+        return Launch(
+            triton_states.ssd_states_kernel,
+            (blocks * segments, h, b),
+            {
+                **_pointers(values=values, maps=maps, weight=weight, dt=dt, reach=decays.reach),
+                **_pointers(starts=starts, states=states, ends=ends, carries=carries),
+                **{"t": t, "chunks": chunks, "chunks_per_segment": chunks_per_segment},
+                **_strides("b", values=values, maps=maps),
+            },
+            {
+                **_strides("t", values=values, maps=maps),
+                **{"H": h, "G": g, "P": p, "N": n, "CHUNK": chunk},
+                **{"BLOCK_P": block_p, "BLOCK_N": block_n, "REVERSE": reverse},
+            },
+            num_warps=4,
+            num_stages=3,  # a walk waits for memory: the next two chunks are on their way
+            flops=2 * b * t * h * p * n,
+            bytes=num_bytes(values, maps, weight, dt, starts, states, ends, carries),
+        )
+
+    if segments == 1:
+        return States([walk(start, states, end, None)], states, end)
+    starts, ends = decays.cum.new_empty(2, b, segments, h, p, n).unbind()
+    carries = decays.cum.new_empty(b, segments, h)
+    join = Launch(
+        triton_states.ssd_segments_kernel,
+        (triton.cdiv(p * n, 512), h, b),
         {
-            **_pointers(values=values, maps=maps, weight=weight, dt=dt, reach=decays.reach),
-            **_pointers(start=start, states=states, end=end),
-            **{"t": t, "h": h, "heads_per_group": h // g, "chunks": chunks},
-            **_strides(values=values, maps=maps),
+            **_pointers(ends=ends, carries=carries, start=start, starts=starts, end=end),
+            "segments": segments,
         },
-        {"P": p, "N": n, "CHUNK": chunk, "BLOCK_P": block_p, "BLOCK_N": block_n, "REVERSE": reverse},
-        num_warps=4,
-        num_stages=3,  # a walk waits for memory: the next two chunks are on their way
-        flops=2 * b * t * h * p * n,
-        bytes=num_bytes(values, maps, weight, dt, start, states, end),
+        {"H": h, "STATE": p * n, "BLOCK": 512, "REVERSE": reverse},
+        bytes=num_bytes(ends, carries, start, starts, end),
     )
-    return launch, states, end
+    return States([walk(None, None, ends, carries), join, walk(starts, states, None, None)], states, end)
 
 
 def _tiles(p: int, n: int, config: Config) -> dict[str, int]:
-    block_n = min(config.tiles["BLOCK_N"], _block(n))
-    return {"P": p, "N": n, "CHUNK": config.tiles["CHUNK"], "BLOCK_P": _block(p), "BLOCK_N": block_n}
+    block_p = _block(p)
+    block_n = min(config.tiles["BLOCK_N"], _block(n), MAX_STATE_TILE // block_p)
+    return {"P": p, "N": n, "CHUNK": config.tiles["CHUNK"], "BLOCK_P": block_p, "BLOCK_N": block_n}
 
 
 def _block(width: int) -> int:
@@ -196,20 +241,19 @@ def _block(width: int) -> int:
     return max(16, int(triton.next_power_of_2(width)))
 
 
-def _head_splits(programs: int, heads_per_group: int) -> int:
-    splits = 1
-    while programs * splits < MIN_PROGRAMS and heads_per_group % (2 * splits) == 0:
-        splits *= 2
-    return splits
+def _heads_in_turn(programs: int, heads_per_group: int) -> int:
+    """As many heads of a group for each program as leave MIN_PROGRAMS programs; programs: if all are taken in turn."""
+    divisors = [heads for heads in range(heads_per_group, 0, -1) if heads_per_group % heads == 0]
+    return next((heads for heads in divisors if programs * heads_per_group // heads >= MIN_PROGRAMS), 1)
 
 
 def _pointers(**tensors: Tensor | None) -> dict[str, Tensor | None]:
     return {f"{name}_ptr": tensor for name, tensor in tensors.items()}
 
 
-def _strides(**tensors: Tensor) -> dict[str, int]:
-    """Of the batch and of time, the axes that views of a wider projection stride over."""
-    return {f"{name}_stride_{axis}": x.stride(i) for name, x in tensors.items() for i, axis in enumerate("bt")}
+def _strides(axis: Literal["b", "t"], **tensors: Tensor) -> dict[str, int]:
+    """Of an axis that views of a wider projection stride over; that of time is a constant of the kernel."""
+    return {f"{name}_stride_{axis}": x.stride("bt".index(axis)) for name, x in tensors.items()}
 
 
 def representative_inputs(d_state: int, packed: bool) -> ScanInputs:

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from kernels.gpu.tuning import INTERPRETER, Config
 from kernels.operator import use
 from kernels.ssd_scan import ssd_scan, ssd_step, triton_path, triton_plan
+from kernels.ssd_scan.reference import ScanInputs
 from tests.kernels.helpers import assert_same_bits, documents, normal, pairwise
 from tests.kernels.ssd_scan.scans import INPUTS, ScanSize, raw_step, run_scan, scan_inputs
 
@@ -39,9 +41,25 @@ def test_outputs_and_gradients_match_the_reference(size, with_initial, with_docu
 
 
 @pytest.mark.parametrize("heads", ["in turn", "in parallel"])
-def test_several_tiles_of_channels_and_states_and_heads_of_a_group(heads, monkeypatch):
+@pytest.mark.parametrize("d_state", [8, 24])
+def test_several_tiles_of_channels_and_states_and_heads_of_a_group(d_state, heads, monkeypatch):
+    """d_state 8 is one tile, so that B and C serve the heads that a program takes in turn; 24 is two."""
     monkeypatch.setattr(triton_plan, "MIN_PROGRAMS", 0 if heads == "in turn" else 10**6)
-    assert_agrees(scan_inputs(ScanSize(21, 4, 2, 20, 24), b=1), documents(1, 21))
+    assert_agrees(scan_inputs(ScanSize(21, 4, 2, 20, d_state), b=1), documents(1, 21))
+
+
+@pytest.mark.parametrize("num_segments", [1, 3, 5])
+@pytest.mark.parametrize("with_initial", [False, True])
+def test_walks_over_segments(with_initial, num_segments, monkeypatch):
+    """Five chunks: one walk, segments of 2, 2 and 1 chunks, and of one each."""
+    config = Config({**triton_plan.FORWARD_CONFIGS[INTERPRETER][0].tiles, "WALKS": num_segments})
+    for configs in (triton_plan.FORWARD_CONFIGS, triton_plan.BACKWARD_CONFIGS):
+        monkeypatch.setitem(configs, INTERPRETER, (config,))
+    inputs = scan_inputs(ScanSize(70, 1, 1, 4, 8), b=1, with_initial=with_initial)
+    names = [launch.name for launch in triton_plan.plan_forward(ScanInputs(*inputs, None), config).launches]
+    assert names.count("ssd_states_kernel") == (1 if num_segments == 1 else 2)
+    assert_agrees(inputs)
+    assert_agrees(inputs, torch.tensor([0] * 20 + [1] * 40 + [0] * 10)[None])  # numbers may return
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
