@@ -35,13 +35,14 @@ def attend_ring(
 @triton.jit(do_not_specialize=["window_size", "ring_size", "fading_ring_size"])
 def step_kernel(
     q_ptr, k_ptr, v_ptr, fading_k_ptr, fading_v_ptr, eidetic_q_ptr, eidetic_k_ptr, eidetic_v_ptr,
-    slot_position_ptr, position_ptr, part_out_ptr, part_max_ptr, part_sum_ptr,
+    slot_position_ptr, position_ptr, part_out_ptr, part_max_ptr, part_sum_ptr, out_ptr,
     q_strides, k_strides, v_strides, fading_k_strides, fading_v_strides, eidetic_q_strides, eidetic_k_strides,
     eidetic_v_strides, num_heads, window_size, ring_size, fading_ring_size, scale_log2,
     NUM_SLOTS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, P: tl.constexpr, BLOCK_K: tl.constexpr,
     SPLITS: tl.constexpr,
 ):  # fmt: skip
-    """One split's unnormalised output, maximum and denominator, [b, h, SPLITS, ...]. Grid: splits, kv heads, b.
+    """One split's unnormalised output, maximum and denominator, [b, h, SPLITS, ...]; the output itself if there is one
+    split. Grid: splits, kv heads, b.
 
     ROWS: the GROUP query heads that share a key/value head, filled up to the side of a matrix product.
     """
@@ -77,9 +78,13 @@ def step_kernel(
             v_np = load_rows(eidetic_v_ptr + slot_n * eidetic_v_strides[1], full_n, P).to(q_rp.dtype)
             out_rp, max_r, sum_r = softmax_step(q_rp, k_np, v_np, full_n[None, :], out_rp, max_r, sum_r, scale_log2)
     part_r = (batch * num_heads + head_r) * SPLITS + split
-    tl.store(part_out_ptr + part_r[:, None] * P + tl.arange(0, P)[None, :], out_rp, mask=exists_r[:, None])
-    tl.store(part_max_ptr + part_r, max_r, mask=exists_r)
-    tl.store(part_sum_ptr + part_r, sum_r, mask=exists_r)
+    at_rp = part_r[:, None] * P + tl.arange(0, P)[None, :]
+    if SPLITS == 1:
+        tl.store(out_ptr + at_rp, (out_rp / sum_r[:, None]).to(out_ptr.dtype.element_ty), mask=exists_r[:, None])
+    else:
+        tl.store(part_out_ptr + at_rp, out_rp, mask=exists_r[:, None])
+        tl.store(part_max_ptr + part_r, max_r, mask=exists_r)
+        tl.store(part_sum_ptr + part_r, sum_r, mask=exists_r)
 
 
 @triton.jit

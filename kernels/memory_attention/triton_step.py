@@ -73,11 +73,11 @@ def plan_step(inputs: FlatStep, out: Tensor, arch: str) -> list[Launch]:
 
     def plan(config: Config) -> list[Launch]:
         splits = _num_splits(sum(-(-size // config.tiles["BLOCK_K"]) for size in sizes), q.shape[0] * k.shape[2])
-        parts = {
-            "part_out_ptr": q.new_empty(*q.shape[:2], splits, head_dim, dtype=torch.float32),
-            "part_max_ptr": q.new_empty(*q.shape[:2], splits, dtype=torch.float32),
-            "part_sum_ptr": q.new_empty(*q.shape[:2], splits, dtype=torch.float32),
-        }
+        parts: dict[str, Tensor | None] = dict.fromkeys(("part_out_ptr", "part_max_ptr", "part_sum_ptr"))
+        if splits > 1:
+            shape = *q.shape[:2], splits
+            parts["part_out_ptr"] = q.new_empty(*shape, head_dim, dtype=torch.float32)
+            parts |= {name: q.new_empty(shape, dtype=torch.float32) for name in ("part_max_ptr", "part_sum_ptr")}
         constants = {
             "NUM_SLOTS": 0 if slot_position is None else slot_position.shape[1],
             "GROUP": group,
@@ -86,26 +86,27 @@ def plan_step(inputs: FlatStep, out: Tensor, arch: str) -> list[Launch]:
             "SPLITS": splits,
             **config.tiles,
         }
-        return [
-            Launch(
-                step_kernel,
-                (splits, k.shape[2], q.shape[0]),
-                args | parts,
-                constants,
-                config.num_warps,
-                config.num_stages,
-                flops=4 * q.numel() * sum(sizes),
-                bytes=num_bytes(*inputs.sets, slot_position, inputs.position, *parts.values()),
-            ),
-            Launch(
-                combine_kernel,
-                (q.shape[0] * q.shape[1],),
-                {**parts, "out_ptr": out},
-                {"SPLITS": splits, "P": head_dim},
-                num_warps=1,
-                bytes=num_bytes(*parts.values(), out),
-            ),
-        ]
+        attend = Launch(
+            step_kernel,
+            (splits, k.shape[2], q.shape[0]),
+            args | parts | {"out_ptr": out},
+            constants,
+            config.num_warps,
+            config.num_stages,
+            flops=4 * q.numel() * sum(sizes),
+            bytes=num_bytes(*inputs.sets, slot_position, inputs.position, *parts.values()),
+        )
+        if splits == 1:
+            return [attend]
+        combine = Launch(
+            combine_kernel,
+            (q.shape[0] * q.shape[1],),
+            {**parts, "out_ptr": out},
+            {"SPLITS": splits, "P": head_dim},
+            num_warps=1,
+            bytes=num_bytes(*parts.values(), out),
+        )
+        return [attend, combine]
 
     return plan(choose("memory_attention.step", arch, CONFIGS[arch], (q.dtype, k.dtype, head_dim, group), plan))
 
