@@ -142,13 +142,8 @@ class RotaryTable:
     def cos_sin(self) -> tuple[Tensor, Tensor]:
         """The two tables."""
         if self._cos_sin is None:
-            self._cos_sin = self._compute()
+            self._cos_sin = pointwise.rotary_table(self.position, self.head_dim, self.theta, self.dtype)
         return self._cos_sin
-
-    def _compute(self) -> tuple[Tensor, Tensor]:
-        channel = torch.arange(0, self.head_dim, 2, dtype=torch.float64, device=self.position.device)
-        angle = self.position.to(torch.float64)[..., None] * self.theta ** (-channel / self.head_dim)
-        return angle.cos().to(self.dtype), angle.sin().to(self.dtype)
 
     def at(self, distance: int) -> RotaryTable:
         """The table of one constant position; computed once for all layers that ask."""

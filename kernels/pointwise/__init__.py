@@ -22,6 +22,7 @@ from kernels.pointwise.reference import (
     RotateKeysInputs,
     RowInputs,
     SplitInputs,
+    TableInputs,
 )
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "gated_product",
     "gated_rms_norm",
     "rms_norm",
+    "rotary_table",
     "rotate",
     "rotate_both",
     "rotate_keys",
@@ -105,6 +107,15 @@ gated_product = Operator(
     cpp=cpp_path.gated_product,
     triton=_triton("gated_product"),
     example=lambda: GateUpInputs(_rows()[0]),
+)
+rotary_table = Operator(
+    "rotary_table",
+    TableInputs,
+    reference=reference.rotary_table,
+    torch=torch_path.rotary_table,
+    triton=_triton("rotary_table"),
+    example=lambda: TableInputs(torch.tensor([[0, 3], [512, 1_000_003]]), 12, 10000.0, torch.float32),
+    autocast="follow",
 )
 rotate = Operator(
     "rotate",

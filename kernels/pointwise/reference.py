@@ -66,6 +66,19 @@ class GateUpInputs(NamedTuple):
     gate_up: Tensor
 
 
+class TableInputs(NamedTuple):
+    """Cosines and sines of the angles position * theta^(-2i/p) of rotary embedding, computed in float64.
+
+    Args: position: integers [...].  head_dim: p.
+    Returns: [..., p / 2] each, in `dtype`.
+    """
+
+    position: Tensor
+    head_dim: int
+    theta: float
+    dtype: torch.dtype
+
+
 class RotateInputs(NamedTuple):
     """Rotate the pairs (i, i + p/2) of x by the angles whose cosines and sines are given, or back if `inverse`.
 
@@ -162,6 +175,13 @@ def _gated_product(inputs: GateUpInputs) -> Tensor:
     return _gated(up, gate)
 
 
+def _table(inputs: TableInputs) -> Table:
+    position, head_dim, theta, dtype = inputs
+    channel = torch.arange(0, head_dim, 2, dtype=torch.float64, device=position.device)
+    angle = position.to(torch.float64)[..., None] * theta ** (-channel / head_dim)
+    return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, inverse: bool = False) -> Tensor:
     """As products of complex numbers."""
     precise = torch.promote_types(x.dtype, torch.float32)
@@ -193,6 +213,7 @@ gated_rms_norm = Path[GatedNormInputs, Tensor](
     lambda inputs: _norm(_gated(inputs.x, inputs.gate), inputs.weight, inputs.eps)
 )
 gated_product = Path(_gated_product)
+rotary_table = Path(_table)
 rotate = Path[RotateInputs, Tensor](lambda inputs: _rotate(*inputs))
 rotate_both = Path[RotateBothInputs, tuple[Tensor, Tensor]](
     lambda inputs: (_rotate(inputs.x, *inputs.first), _rotate(inputs.x, *inputs.second))

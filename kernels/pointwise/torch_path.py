@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kernels.operator import Path
+from kernels.pointwise import reference
 from kernels.pointwise.reference import (
     AddNormInputs,
     BranchInputs,
@@ -190,6 +191,7 @@ add_rms_norm = Path(_add_norm, tolerance=TOLERANCE)
 gated = Path[GatedInputs, Tensor](lambda inputs: _gated(*inputs), tolerance=TOLERANCE)
 gated_rms_norm = Path(_gated_norm, tolerance=TOLERANCE)
 gated_product = Path[GateUpInputs, Tensor](lambda inputs: _gated_product(*inputs), tolerance=TOLERANCE)
+rotary_table = Path(reference.rotary_table.run, tolerance=TOLERANCE)
 rotate = Path[RotateInputs, Tensor](lambda inputs: _rotate(*inputs), tolerance=TOLERANCE)
 rotate_both = Path[RotateBothInputs, tuple[Tensor, Tensor]](
     lambda inputs: (_rotate(inputs.x, *inputs.first), _rotate(inputs.x, *inputs.second)), tolerance=TOLERANCE

@@ -17,6 +17,19 @@ def place(num_rows, width, ROWS: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def table_kernel(
+    position_ptr, cos_ptr, sin_ptr, num_rows, width, log2_theta_bits, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Cosines and sines of position * theta^(-i / width). log2_theta_bits: of a float64; a number would be float32."""
+    row, column, mask = place(num_rows, width, ROWS, BLOCK)
+    position = tl.load(position_ptr + row, mask=row < num_rows, other=0).to(tl.float64)
+    exponent = -log2_theta_bits.to(tl.float64, bitcast=True) * (column.to(tl.float64) / width)
+    angle = position[:, None] * tl.exp2(exponent)[None, :]
+    store_tile(cos_ptr, row, width, column, mask, tl.cos(angle))
+    store_tile(sin_ptr, row, width, column, mask, tl.sin(angle))
+
+
+@triton.jit
 def gated_kernel(
     x_ptr, gate_ptr, out_ptr, num_rows, width, x_stride, gate_stride, ROWS: tl.constexpr, BLOCK: tl.constexpr
 ):

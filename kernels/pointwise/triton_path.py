@@ -28,6 +28,8 @@ from kernels.pointwise.reference import (
     RowLosses,
     SplitInputs,
     SumAndNorm,
+    Table,
+    TableInputs,
     Three,
 )
 from kernels.pointwise.torch_path import heads_first
@@ -247,6 +249,19 @@ def _norm_refuses(inputs: NormInputs | AddNormInputs | GatedNormInputs) -> str |
     return _refuses(x, weight, inputs.delta if isinstance(inputs, AddNormInputs) else inputs.gate)
 
 
+def _rotary_table(inputs: TableInputs) -> Table:
+    position, head_dim, theta, dtype = inputs
+    cos, sin = torch.empty(2, *position.shape, head_dim // 2, dtype=dtype, device=position.device)
+    plan.rotary_table(position.contiguous(), theta, cos, sin).run()
+    return cos, sin
+
+
+def _table_refuses(inputs: TableInputs) -> str | None:
+    if torch.compiler.is_compiling():
+        return "torch.compile fuses the plain formulas"
+    return None if inputs.dtype in TOLERANCE and inputs.theta > 1 else f"{inputs.dtype} or theta {inputs.theta}"
+
+
 def _rotation_refuses(x: Tensor, *tables: Tensor) -> str | None:
     leading = x.shape[:-2]
     for table in tables:
@@ -299,6 +314,7 @@ def report_cases(arch: str) -> list[tuple[str, list[Launch]]]:
         ("gated_rms_norm, backward", [plan.norm_backward(x, x, weight, inverse, x, None, x, None, x)]),
         ("gated_product", [plan.gated(up, gate, product)]),
         ("gated_product, backward", [plan.gated_backward(up, gate, product, up, gate)]),
+        ("rotary_table", [plan.rotary_table(target, 1e4, logits[:, :32].float(), logits[:, :32].float())]),
         ("rotate_both", [plan.rotate(heads, heads_first(heads), heads_first(heads), both, both, back=False)]),
         ("rotate_both, backward", [plan.rotate_back(heads, heads, None, heads, both, both)]),
         ("split, backward", [plan.join(x, x, x, x.new_empty(8, 4096, 3072), 1024, 1024)]),
@@ -327,6 +343,7 @@ gated_rms_norm = Path[GatedNormInputs, Tensor](lambda inputs: _gated_norms(*inpu
 gated_product = Path[GateUpInputs, Tensor](
     lambda inputs: _gated_products(*inputs), lambda inputs: _refuses(*inputs), TOLERANCE
 )
+rotary_table = Path(_rotary_table, _table_refuses, TOLERANCE)
 rotate = Path[RotateInputs, Tensor](
     lambda inputs: _rotations(*inputs), lambda inputs: _rotation_refuses(*inputs[:3]), TOLERANCE
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 
 import triton
 from torch import Tensor
@@ -150,6 +151,23 @@ def add_rows(first: Tensor | None, second: Tensor | None, third: Tensor | None, 
         },
         tile,
         bytes=num_bytes(*parts.values(), out),
+    )
+
+
+def rotary_table(position: Tensor, theta: float, cos: Tensor, sin: Tensor) -> Launch:
+    """Write cos and sin; position is contiguous."""
+    width = cos.shape[-1]
+    block = triton.next_power_of_2(width)
+    rows = max(1, 1024 // block)
+    num_rows = position.numel()
+    bits = struct.unpack("<q", struct.pack("<d", math.log2(theta)))[0]
+    return Launch(
+        elements.table_kernel,
+        (1, triton.cdiv(num_rows, rows)),
+        {**_pointers(position=position, cos=cos, sin=sin), "num_rows": num_rows, "width": width}
+        | {"log2_theta_bits": bits},
+        {"ROWS": rows, "BLOCK": block},
+        bytes=num_bytes(position, cos, sin),
     )
 
 

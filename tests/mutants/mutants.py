@@ -85,8 +85,8 @@ MUTANTS: tuple[Mutant, ...] = (
                  "        return 2 * value if name == 'innovation_tau' and value else value\n\n"
                  "    @cached_property\n    def mixers(")),
     _mutant("RoPE exponent doubled", _REFERENCE,
-            Edit("bmojo/layers.py", "theta ** (-channel / self.head_dim)",
-                 "theta ** (-2 * channel / self.head_dim)")),
+            Edit("kernels/pointwise/reference.py", "theta ** (-channel / head_dim)",
+                 "theta ** (-2 * channel / head_dim)")),
     # Data
     _mutant("samples that do not overlap: their last token is no target", "tests/data/test_packing.py",
             Edit("data/packers.py", "min(start + seq_len + 1, len(tokens))", "min(start + seq_len, len(tokens))")),
