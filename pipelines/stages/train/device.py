@@ -116,6 +116,11 @@ def autocast(device: torch.device, bf16: bool) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
 
 
+def has_graphs(device: torch.device) -> bool:
+    """Whether launches can be captured in graphs there and replayed."""
+    return device.type == "cuda" and not torch.version.hip
+
+
 def copy_to(device: torch.device, tensor: torch.Tensor) -> torch.Tensor:
     """A tensor of the host on the device; the host does not wait for the copy."""
     if device.type != "cpu" and not tensor.is_pinned():

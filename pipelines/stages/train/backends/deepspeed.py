@@ -29,6 +29,7 @@ from bmojo.graphs import GraphedLoss
 from data.shards import TokenBatch
 from pipelines.stages.train.backends.config import DeepSpeedConfig
 from pipelines.stages.train.config import TrainStageConfig
+from pipelines.stages.train.device import has_graphs
 from pipelines.stages.train.trainer import MOMENTS, PARAM, StepResult, count_targets, named_shapes, to_device
 
 
@@ -79,8 +80,9 @@ class DeepSpeedTrainer:
         self._float32 = float32_names(model)
         self._grad_clip = config.grad_clip
         self._zero_stage = backend.zero_stage
+        as_graphs = config.cuda_graphs and has_graphs(device) and backend.zero_stage < 3
         self._engine, _, _, _ = deepspeed.initialize(
-            model=Objective(model, as_graphs=device.type == "cuda" and config.cuda_graphs and backend.zero_stage < 3),
+            model=Objective(model, as_graphs),
             optimizer=self.optimizer,
             config=deepspeed_config(config, backend),
             dist_init_required=False,
