@@ -50,10 +50,9 @@ CONFIGS: dict[str, dict[str, dict[int, tuple[Config, ...]]]] = {
         },
         "sm_90": {
             128: (
-                _forward(True, _config(64, 64, 4, 2)),
                 _forward(False, _config(64, 64, 4, 3)),
-                _forward(False, _config(64, 64, 4, 2, 128)),
-                _forward(False, _config(128, 64, 8, 2, 128)),
+                _forward(True, _config(64, 64, 4, 2)),
+                _forward(False, _config(128, 64, 8, 3)),
             ),
             256: (_forward(False, _config(64, 64, 4, 2)), _forward(False, _config(128, 64, 8, 2))),
         },
@@ -70,7 +69,7 @@ CONFIGS: dict[str, dict[str, dict[int, tuple[Config, ...]]]] = {
     "query_grad": {
         "sm_80": {128: (_config(64, 32, 4, 2),), 256: (_config(64, 32, 4, 2),)},
         "sm_90": {
-            128: (_config(64, 64, 4, 2), _config(64, 32, 4, 3)),
+            128: (_config(64, 64, 4, 3), _config(64, 32, 4, 3)),
             256: (_config(64, 64, 4, 2), _config(128, 64, 8, 2)),
         },
         "sm_100": {
@@ -83,7 +82,7 @@ CONFIGS: dict[str, dict[str, dict[int, tuple[Config, ...]]]] = {
     "key_grad": {
         "sm_80": {128: (_config(32, 64, 4, 2),), 256: (_config(32, 64, 4, 2),)},
         "sm_90": {
-            128: (_config(64, 64, 4, 2), _config(32, 64, 4, 3), _config(64, 64, 4, 2, 168)),
+            128: (_config(64, 64, 4, 3), _config(32, 64, 4, 3), _config(64, 64, 4, 3, 168)),
             256: (_config(32, 64, 4, 2), _config(32, 128, 8, 2)),
         },
         "sm_100": {
@@ -96,7 +95,7 @@ CONFIGS: dict[str, dict[str, dict[int, tuple[Config, ...]]]] = {
     "slot_grad": {
         "sm_80": {128: (_config(32, 64, 4, 2),), 256: (_config(32, 64, 4, 2),)},
         "sm_90": {
-            128: (_config(64, 64, 4, 2), _config(32, 64, 4, 3)),
+            128: (_config(64, 64, 4, 3), _config(32, 64, 4, 3)),
             256: (_config(32, 64, 4, 2), _config(32, 128, 8, 2)),
         },
         "sm_100": {
