@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bmojo.fields import ModelFields
 from kernels import pointwise
-from kernels.linear import linear, linear_parts
+from kernels.linear import gated_linear, linear, linear_each, linear_parts
 
 
 class Linear(nn.Linear):
@@ -32,6 +32,11 @@ class Linear(nn.Linear):
 
     def init_weights(self, generator: torch.Generator) -> None:
         nn.init.normal_(self.weight, std=self.std, generator=generator)
+
+
+def project_each(x: Tensor, *projections: Linear) -> tuple[Tensor, ...]:
+    """Projections of one input, together."""
+    return linear_each(x, tuple(projection.weight for projection in projections))
 
 
 class Residual:
@@ -108,7 +113,7 @@ class SwiGLU(nn.Module):
         self.down_proj = Linear(config.ff_width, config.d_model, config.residual_std)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(pointwise.gated_product(self.gate_up_proj(x)))
+        return self.down_proj(gated_linear(x, self.gate_up_proj.weight))
 
 
 class KeysValues(NamedTuple):

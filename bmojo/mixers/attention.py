@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bmojo.fields import ModelFields
-from bmojo.layers import KeysValues, Linear, RMSNorm, RotaryTable
+from bmojo.layers import KeysValues, Linear, RMSNorm, RotaryTable, project_each
 from bmojo.mixers import ring
 from bmojo.mixers.base import Mixer, MixerCounts, MixerOutput, Sequence
 from bmojo.state import LayerState
@@ -58,23 +58,28 @@ class Projections(nn.Module):
 
     def queries(self, u: Tensor) -> Tensor:
         """Not rotated, [..., h, p]."""
-        q = self.q_proj(u).unflatten(-1, (self.num_heads, self.head_dim))
+        return self.as_queries(self.q_proj(u))
+
+    def as_queries(self, projected: Tensor) -> Tensor:
+        """What q_proj gives, by head."""
+        q = projected.unflatten(-1, (self.num_heads, self.head_dim))
         return q if self.q_norm is None else self.q_norm(q)
 
     def keys_values(self, u: Tensor, rotary: RotaryTable, proj: Linear | None = None) -> tuple[KeysValues, Tensor]:
         """Keys rotated to their positions and values; keys not rotated."""
+        projected = (proj or self.kv_proj)(u)
         if self.k_norm is None:
-            return rotary.rotated_keys(self._side_by_side(u, proj))
-        k, v = self.plain_keys_values(u, proj)
+            return rotary.rotated_keys(self._by_head(projected))
+        k, v = self.as_keys_values(projected)
         return KeysValues(rotary.rotate(k), v), k
 
-    def plain_keys_values(self, u: Tensor, proj: Linear | None = None) -> KeysValues:
-        """Keys not rotated, and values."""
-        k, v = self._side_by_side(u, proj).chunk(2, -2)
+    def as_keys_values(self, projected: Tensor) -> KeysValues:
+        """What kv_proj gives, by head; keys not rotated."""
+        k, v = self._by_head(projected).chunk(2, -2)
         return KeysValues(k if self.k_norm is None else self.k_norm(k), v)
 
-    def _side_by_side(self, u: Tensor, proj: Linear | None) -> Tensor:
-        return (proj or self.kv_proj)(u).unflatten(-1, (2 * self.kv_heads, self.head_dim))
+    def _by_head(self, keys_values: Tensor) -> Tensor:
+        return keys_values.unflatten(-1, (2 * self.kv_heads, self.head_dim))
 
 
 @dataclass
@@ -208,12 +213,12 @@ class Attention(Mixer[RingCache]):
         return MixerOutput(self.out_proj(out_bthp.flatten(-2)))
 
     def step(self, u_bd: Tensor, position_b: Tensor, rotary: RotaryTable, state: RingCache) -> Tensor:
-        k_bhp, v_bhp = self.projections.plain_keys_values(u_bd)
+        projections = self.projections
+        queries, keys_values = project_each(u_bd, projections.q_proj, projections.kv_proj)
+        q_bhp, (k_bhp, v_bhp) = projections.as_queries(queries), projections.as_keys_values(keys_values)
         state.make_room(position_b)
         rings = Rings(state.k, state.v)
-        q_bhp = memory_write(
-            self.projections.queries(u_bd), k_bhp, v_bhp, position_b, rotary.cos_sin, far=None, rings=rings
-        )[0]
+        q_bhp = memory_write(q_bhp, k_bhp, v_bhp, position_b, rotary.cos_sin, far=None, rings=rings)[0]
         out_bhp = memory_attention_step(q_bhp, state.k, state.v, window_size=state.k.shape[1], position_b=position_b)
         return self.out_proj(out_bhp.flatten(-2))
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bmojo.fields import ModelFields
-from bmojo.layers import Linear, RotaryTable, first, rows_for
+from bmojo.layers import Linear, RotaryTable, first, project_each, rows_for
 from bmojo.mixers.attention import Projections, RingCache, mean_keys
 from bmojo.mixers.base import LayerMemory, LengthRule, Mixer, MixerCounts, MixerOutput, Sequence
 from bmojo.mixers.eidetic import Candidates, EideticState
@@ -214,12 +214,14 @@ class BMojo(Mixer[BMojoState]):
         return MixerOutput(out_btd, predictor_loss, memory)
 
     def step(self, u_bd: Tensor, position_b: Tensor, rotary: RotaryTable, state: BMojoState) -> Tensor:
-        y_bd = self.ssm.step(u_bd, position_b, rotary, state.ssm)
-        k_bhp, v_bhp = self.projections.plain_keys_values(u_bd)
-        fading = self.projections.plain_keys_values(y_bd, self.fading_kv_proj)
+        projections = self.projections
+        into_ssm, queries, keys_values = project_each(u_bd, self.ssm.in_proj, projections.q_proj, projections.kv_proj)
+        y_bd = self.ssm.step_of_projected(into_ssm, state.ssm)
+        k_bhp, v_bhp = projections.as_keys_values(keys_values)
+        fading = projections.as_keys_values((self.fading_kv_proj or projections.kv_proj)(y_bd))
         window_size, eidetic = self.config.window_size, state.eidetic
         rotated_q = memory_write(
-            self.projections.queries(u_bd),
+            projections.as_queries(queries),
             k_bhp,
             v_bhp,
             position_b,

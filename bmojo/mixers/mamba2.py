@@ -112,11 +112,15 @@ class Mamba2(Mixer[SSMState]):
         return MixerOutput(self._gated_out(y_bthp.flatten(-2), z_bti))
 
     def step(self, u_bd: Tensor, position_b: Tensor, rotary: RotaryTable, state: SSMState) -> Tensor:
-        z_bi, conv_in_bc, dt_bh = self._in_parts(u_bd)
+        return self.step_of_projected(self.in_proj(u_bd), state)
+
+    def step_of_projected(self, projected: Tensor, state: SSMState) -> Tensor:
+        """The step of what in_proj gives."""
+        z_bi, conv_in_bc, dt_bh = parts(projected, self._in_widths)
         conv_out_bc = causal_conv1d_step(conv_in_bc, self.conv_weight, state.conv)
         x_bhp, B_bgn, C_bgn = self._conv_parts(conv_out_bc)
         y_bhp = ssd_step(x_bhp, dt_bh, self.dt_bias, self.A_log, B_bgn, C_bgn, self.D, state.ssm)
-        return self._gated_out(y_bhp.to(u_bd.dtype).flatten(-2), z_bi)
+        return self._gated_out(y_bhp.to(projected.dtype).flatten(-2), z_bi)
 
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> SSMState:
         width = self.config.conv_width
@@ -127,11 +131,12 @@ class Mamba2(Mixer[SSMState]):
             ssm=torch.zeros(batch_size, *heads, dtype=precise, device=device),
         )
 
-    def _in_parts(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.in_proj.parts(u, (self.d_inner, self.conv_channels, self.num_heads))
+    @property
+    def _in_widths(self) -> tuple[int, int, int]:
+        return self.d_inner, self.conv_channels, self.num_heads
 
     def _project(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        z, conv_in, dt = self._in_parts(u)
+        z, conv_in, dt = self.in_proj.parts(u, self._in_widths)
         precise = torch.promote_types(dt.dtype, self.dt_bias.dtype)
         return z, conv_in, F.softplus(dt.to(precise) + self.dt_bias)
 

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from torch import Tensor
 
 from kernels.linear import cpp_path, reference, torch_path
-from kernels.linear.reference import LinearInputs, Parts, PartsInputs, ProductInputs
+from kernels.linear.reference import EachInputs, GatedInputs, LinearInputs, Parts, PartsInputs, ProductInputs
 from kernels.operator import Operator, Path, random_tensors
-from kernels.pointwise import split
+from kernels.pointwise import gated_product, split
+from kernels.pointwise import torch_path as pointwise_path
 
-__all__ = ["linear", "linear_parts", "product"]
+__all__ = ["gated_linear", "linear", "linear_each", "linear_parts", "product"]
 
 
 def _linear_then_split(inputs: PartsInputs) -> Parts:
     return Parts(*split(linear(inputs.x, inputs.weight_oi), inputs.widths))
+
+
+def _linear_of_each(inputs: EachInputs) -> tuple[Tensor, ...]:
+    return tuple(linear(inputs.x, weight_oi) for weight_oi in inputs.weights)
+
+
+def _linear_then_gate(inputs: LinearInputs) -> Tensor:
+    return gated_product(linear(*inputs))
 
 
 def _triton() -> Path[PartsInputs, Parts]:
@@ -22,10 +34,16 @@ def _triton() -> Path[PartsInputs, Parts]:
     return triton_path.linear_parts
 
 
-def _few_rows() -> Path[LinearInputs, Tensor]:
-    from kernels.linear import triton_few_rows
+def _few_rows(name: str) -> Callable[[], Path[Any, Any]]:
+    """Imports Triton if there is a GPU."""
 
-    return triton_few_rows.linear
+    def path() -> Path[Any, Any]:
+        from kernels.linear import triton_few_rows
+
+        found: Path[Any, Any] = getattr(triton_few_rows, name)
+        return found
+
+    return path
 
 
 def _example_of_parts() -> PartsInputs:
@@ -39,8 +57,28 @@ linear = Operator(
     reference=reference.linear,
     torch=torch_path.linear,
     cpp=cpp_path.linear,
-    triton=_few_rows,
+    triton=_few_rows("linear"),
     example=lambda: LinearInputs(*(x.requires_grad_() for x in random_tensors((2, 5, 8), (6, 8)))),
+    autocast="follow",
+)
+linear_each = Operator(
+    "linear_each",
+    EachInputs,
+    reference=reference.linear_each,
+    torch=Path(_linear_of_each, tolerance=torch_path.TOLERANCE),
+    cpp=Path(_linear_of_each, tolerance=cpp_path.TOLERANCE),
+    triton=_few_rows("linear_each"),
+    example=lambda: EachInputs(random_tensors((2, 5, 8))[0], tuple(random_tensors((6, 8), (3, 8)))),
+    autocast="follow",
+)
+gated_linear = Operator(
+    "gated_linear",
+    GatedInputs,
+    reference=reference.gated_linear,
+    torch=Path(_linear_then_gate, tolerance=pointwise_path.TOLERANCE),
+    cpp=Path(_linear_then_gate, tolerance=pointwise_path.TOLERANCE),
+    triton=_few_rows("gated_linear"),
+    example=lambda: GatedInputs(*(x.requires_grad_() for x in random_tensors((2, 5, 8), (6, 8)))),
     autocast="follow",
 )
 linear_parts = Operator(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kernels.operator import Path
+from kernels.pointwise.reference import GateUpInputs, gated_product
 
 
 class LinearInputs(NamedTuple):
@@ -21,8 +22,19 @@ class LinearInputs(NamedTuple):
     weight_oi: Tensor
 
 
+class GatedInputs(LinearInputs):
+    """SiLU(gate) * up of the gates and ups that x W^T has side by side: [..., i] -> [..., o / 2]."""
+
+
 class ProductInputs(LinearInputs):
     """As linear, for shapes that come again and again. No gradient passes."""
+
+
+class EachInputs(NamedTuple):
+    """x W^T for each of up to three weights: projections of one input. Raises: as linear."""
+
+    x: Tensor
+    weights: tuple[Tensor, ...]
 
 
 class PartsInputs(NamedTuple):
@@ -48,6 +60,10 @@ def _run(inputs: LinearInputs) -> Tensor:
 
 
 linear = Path(_run)
+linear_each = Path[EachInputs, tuple[Tensor, ...]](
+    lambda inputs: tuple(_run(LinearInputs(inputs.x, weight_oi)) for weight_oi in inputs.weights)
+)
+gated_linear = Path[LinearInputs, Tensor](lambda inputs: gated_product.run(GateUpInputs(_run(inputs))))
 product = Path[LinearInputs, Tensor](torch.no_grad()(_run))
 linear_parts = Path[PartsInputs, Parts](
     lambda inputs: Parts(*torch.einsum("...i,oi->...o", *inputs[:2]).split(inputs.widths, -1))

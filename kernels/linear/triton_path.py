@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from kernels.gpu.launch import Launch
 from kernels.linear.reference import Parts, PartsInputs
-from kernels.linear.triton_few_rows import few_rows_case
+from kernels.linear.triton_few_rows import few_rows_cases
 from kernels.operator import Path
 from kernels.pointwise.triton_path import join
 
@@ -82,4 +82,4 @@ linear_parts = Path(_run, _refuses, TOLERANCE)
 
 def report_cases(arch: str) -> list[tuple[str, list[Launch]]]:
     """Launches that `make kernel-report` compiles; products of many rows are cuBLAS's."""
-    return [few_rows_case(arch)]
+    return few_rows_cases(arch)

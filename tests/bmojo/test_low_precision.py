@@ -97,7 +97,11 @@ def test_slots_hold_keys_and_values_as_they_were_projected(prefilled: int) -> No
     """To the last bit in bfloat16: rotating a key to its position and back would round it again."""
     model, tokens_bt = one_layer(0).bfloat16(), random_tokens(1, 90)
     mixer, projected = model.blocks[0].mixer, []
-    mixer.projections.kv_proj.register_forward_hook(lambda _module, _inputs, out: projected.append(out.view(-1, 2, 64)))
+
+    def project(_module: object, _inputs: object, u: Tensor) -> None:
+        projected.append(mixer.projections.kv_proj(u).view(-1, 2, 64))  # with as many rows as the mixer does
+
+    model.blocks[0].mixer_norm.register_forward_hook(project)
     _, state = model.prefill(tokens_bt[:, :prefilled])
     for t in range(prefilled, 90):
         _, state = model.step(tokens_bt[:, t], state)

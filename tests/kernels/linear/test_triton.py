@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kernels.linear import linear, triton_few_rows
+from kernels.linear import gated_linear, linear, linear_each, triton_few_rows
 from kernels.operator import use
 from tests.kernels.helpers import normal, pairwise
 
@@ -26,6 +26,31 @@ def test_products_are_those_of_torch(leading, size, dtype):
     assert y.shape == want.shape
     assert y.dtype == dtype
     assert (y.double() - want).abs().max() <= triton_few_rows.TOLERANCE[dtype] * max(1.0, want.abs().max().item())
+
+
+@pytest.mark.parametrize("dtype", list(triton_few_rows.TOLERANCE))
+@pytest.mark.parametrize("widths", [(7,), (9, 4), (1, 8, 5), (4, 4, 4)])
+def test_projections_of_one_input_are_those_of_each_alone(widths, dtype):
+    x = normal(3, 20, dtype=dtype)
+    weights = tuple(normal(width, 20, dtype=dtype, seed=width + i) for i, width in enumerate(widths))
+    with use("triton"):
+        assert linear_each.choose(x, weights).path == "triton"
+        together = linear_each(x, weights)
+        for y, weight in zip(together, weights, strict=True):
+            assert torch.equal(y, linear(x, weight))
+
+
+@pytest.mark.parametrize("dtype", list(triton_few_rows.GATED_TOLERANCE))
+@pytest.mark.parametrize(("leading", "num_in", "num_out"), [((1,), 20, 7), ((2, 3), 16, 8), ((8,), 1100, 5)])
+def test_gated_products_are_those_of_torch(leading, num_in, num_out, dtype):
+    x, weight = normal(*leading, num_in, dtype=dtype), normal(2 * num_out, num_in, dtype=dtype, seed=1)
+    with use("triton"):
+        assert gated_linear.choose(x, weight).path == "triton"
+        y = gated_linear(x, weight)
+    with use("torch"):
+        want = gated_linear(x.double(), weight.double())
+    assert y.dtype == dtype
+    assert (y.double() - want).abs().max() <= triton_few_rows.GATED_TOLERANCE[dtype] * want.abs().max()
 
 
 def test_parts_of_wider_rows_are_read_right():
