@@ -10,9 +10,10 @@ from kernels.pointwise.triton_rows import load_tile, store_tile
 
 @triton.jit
 def place(num_rows, width, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """Rows, columns and mask of this program's tile. Grid: tiles along the width, tiles of rows."""
-    row = tl.program_id(1).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    """Rows, columns and mask of this program's tile. Grid: tiles, along the width first."""
+    tiles = tl.cdiv(width, BLOCK)
+    row = (tl.program_id(0) // tiles).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(0) % tiles * BLOCK + tl.arange(0, BLOCK)
     return row, column, (row < num_rows)[:, None] & (column < width)[None, :]
 
 
@@ -58,10 +59,10 @@ def gated_backward_kernel(
 
 @triton.jit
 def join_kernel(
-    first_ptr, second_ptr, third_ptr, out_ptr, num_rows, width, begin_second, begin_third,
+    first_ptr, second_ptr, third_ptr, out_ptr, num_rows, width, begin_second, begin_third, end,
     first_stride, second_stride, third_stride, out_stride, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Rows of three tensors side by side, up to `width`; zeros for one that is None, and beyond the third."""
+    """Rows of three tensors side by side; zeros for one that is None, and from the third's end up to `width`."""
     row, column, mask = place(num_rows, width, ROWS, BLOCK)
     value = tl.zeros([ROWS, BLOCK], tl.float32)
     if first_ptr is not None:
@@ -70,7 +71,7 @@ def join_kernel(
         inside = (column >= begin_second) & (column < begin_third)
         value += load_tile(second_ptr, row, second_stride, column - begin_second, mask & inside[None, :])
     if third_ptr is not None:
-        inside = column >= begin_third
+        inside = (column >= begin_third) & (column < end)
         value += load_tile(third_ptr, row, third_stride, column - begin_third, mask & inside[None, :])
     store_tile(out_ptr, row, out_stride, column, mask, value)
 

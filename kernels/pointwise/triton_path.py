@@ -217,7 +217,7 @@ def _split_backward(saved: Saved, *grads: Tensor | None) -> tuple[Tensor, None]:
 def join(parts: Sequence[Tensor | None], into: Tensor, widths: Sequence[int]) -> None:
     """Write three parts side by side; zeros for those that are None, and for the rest of the rows."""
     first, second, third = (None if part is None else _rows(part) for part in parts)
-    plan.join(first, second, third, _rows(into), widths[0], widths[1]).run()
+    plan.join(first, second, third, _rows(into), widths).run()
 
 
 def _cross_entropy_(inputs: RowInputs) -> RowLosses:
@@ -317,7 +317,7 @@ def report_cases(arch: str) -> list[tuple[str, list[Launch]]]:
         ("rotary_table", [plan.rotary_table(target, 1e4, logits[:, :32].float(), logits[:, :32].float())]),
         ("rotate_both", [plan.rotate(heads, heads_first(heads), heads_first(heads), both, both, back=False)]),
         ("rotate_both, backward", [plan.rotate_back(heads, heads, None, heads, both, both)]),
-        ("split, backward", [plan.join(x, x, x, x.new_empty(8, 4096, 3072), 1024, 1024)]),
+        ("split, backward", [plan.join(x, x, x, x.new_empty(8, 4096, 3072), (1024, 1024, 1024))]),
         ("branch, backward", [plan.add_rows(x, x, x[:, :3584], x)]),
         ("cross_entropy_", [plan.cross_entropy(logits, target, inverse[:8192], inverse[:8192], 0.0, True)]),
     ]

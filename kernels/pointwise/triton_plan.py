@@ -115,9 +115,9 @@ def gated_backward(x: Tensor, gate: Tensor, grad: Tensor, grad_x: Tensor, grad_g
 
 
 def join(
-    first: Tensor | None, second: Tensor | None, third: Tensor | None, out: Tensor, first_width: int, second_width: int
+    first: Tensor | None, second: Tensor | None, third: Tensor | None, out: Tensor, widths: Sequence[int]
 ) -> Launch:
-    """Write out, all of its rows."""
+    """Write out, all of its rows; widths: of the three parts."""
     num_rows, width = _size(out)
     grid, tile = _elements(num_rows, width)
     parts = {"first": first, "second": second, "third": third}
@@ -127,7 +127,7 @@ def join(
         {
             **_pointers(**parts, out=out),
             **{"num_rows": num_rows, "width": width},
-            **{"begin_second": first_width, "begin_third": first_width + second_width},
+            **{"begin_second": widths[0], "begin_third": sum(widths[:2]), "end": sum(widths)},
             **_strides(**parts, out=out),
         },
         tile,
@@ -229,11 +229,11 @@ def _warps(tile: dict[str, int]) -> int:
     return max(4, min(16, tile["ROWS"] * tile["BLOCK"] // 1024))
 
 
-def _elements(num_rows: int, width: int) -> tuple[tuple[int, int], dict[str, int]]:
+def _elements(num_rows: int, width: int) -> tuple[tuple[int], dict[str, int]]:
     """Grid and tile of an operator whose tiles need not hold whole rows."""
     block = min(128, triton.next_power_of_2(width))
     tile = {"ROWS": 2048 // block if num_rows > 64 else 8, "BLOCK": block}
-    return (triton.cdiv(width, block), triton.cdiv(num_rows, tile["ROWS"])), tile
+    return (triton.cdiv(width, block) * triton.cdiv(num_rows, tile["ROWS"]),), tile
 
 
 def _pairs(x: Tensor) -> tuple[tuple[int], dict[str, int], dict[str, int]]:

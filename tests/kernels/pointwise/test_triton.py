@@ -25,7 +25,7 @@ from kernels.pointwise import (
     rotate_keys,
     split,
 )
-from kernels.pointwise.triton_path import TOLERANCE
+from kernels.pointwise.triton_path import TOLERANCE, join
 from tests.kernels.helpers import assert_close, normal, pairwise, run
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
@@ -129,6 +129,15 @@ def test_branch(num_rows, used, dtype):
 )
 def test_split(shape, used, dtype):
     assert_exact(lambda x: tuple(split(x, (5, 6, 1))[i] for i in used), [normal(*shape, dtype=dtype)])
+
+
+def test_joined_rows_are_filled_up_with_zeros():
+    wide = torch.full((4, 9), float("nan"))  # what lies beside a part in memory
+    wide[:, :6] = normal(4, 6)
+    joined = torch.full((4, 16), float("nan"))
+    join((wide[:, :3], None, wide[:, 3:6]), joined, (3, 5, 3))
+    zeros = torch.zeros(4, 5)
+    assert torch.equal(joined, torch.cat([wide[:, :3], zeros, wide[:, 3:6], zeros], 1))
 
 
 @pytest.mark.parametrize(("width", "z_loss_weight", "dtype"), pairwise([1, 11, 300, 9000], [0.0, 0.1], DTYPES))
