@@ -1,4 +1,4 @@
-"""Triton's scores and selection, in the interpreter, against the reference."""
+"""Triton's scores, selection and decoding step, in the interpreter, against the reference."""
 
 from __future__ import annotations
 
@@ -7,9 +7,16 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
-from kernels.innovation_select import innovation_scores, triton_path
+from kernels.innovation_select import innovation_scores, innovation_step, reference_step, triton_path, triton_step
 from kernels.operator import use
 from tests.kernels.helpers import documents, normal, pairwise
+from tests.kernels.innovation_select.steps import (
+    SIZES,
+    assert_defined,
+    assert_slots_stay_within_a_chunk,
+    assert_ties_keep_their_order,
+    results,
+)
 from tests.kernels.innovation_select.tied_selections import TiedSelection, select, tied_selections
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
@@ -158,3 +165,54 @@ def test_limits_are_named():
             innovation_scores(normal(1, 3, 2), normal(17, 2))
     with pytest.raises(ValueError, match="give past_bkd or doc_ids_bt, not both"):
         innovation_scores(normal(1, 3, 2), normal(2, 2), normal(1, 2, 2), torch.zeros(1, 3))
+
+
+@pytest.mark.parametrize(("positions", "num_slots", "tau", "with_given"), pairwise(*SIZES))
+def test_a_step_is_the_definition(positions, num_slots, tau, with_given):
+    assert_defined("triton", reference_step.made(positions, (5, 4), (2, 4), num_slots, with_given=with_given, tau=tau))
+
+
+@pytest.mark.parametrize("tau", [None, 8.0])
+def test_ties_go_to_what_was_kept_and_then_to_the_earlier_position(tau):
+    assert_ties_keep_their_order("triton", tau)
+
+
+def test_rows_that_do_not_begin_a_chunk_keep_their_slots():
+    assert_slots_stay_within_a_chunk("triton")
+
+
+def test_triton_takes_the_layout_of_a_decoding_state_and_a_predictor_of_one_weight_per_tap():
+    inputs = reference_step.made([16, 17], (5, 4), (2, 4), 5, with_given=False, tau=7.0)
+    rings = {
+        name: getattr(inputs, name).transpose(1, 2).contiguous().transpose(1, 2)
+        for name in ("k_brhp", "v_brhp", "slot_k_bmhp", "slot_v_bmhp")
+    }
+    wide = torch.cat([inputs.y_bd, inputs.y_bd], 1)[:, : inputs.y_bd.shape[1]]
+    assert_defined("triton", inputs._replace(y_bd=wide, weight_kd=normal(3, 1), **rings))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_triton_moves_keys_and_outputs_to_the_last_bit(dtype):
+    inputs = reference_step.made([16, 17], (5, 4), (2, 4), 5, with_given=False, tau=None)
+    low = ("y_bd", "past_bkd", "k_brhp", "v_brhp", "slot_k_bmhp", "slot_v_bmhp")
+    inputs = inputs._replace(**{name: getattr(inputs, name).to(dtype) for name in low})
+    got, want = results("triton", inputs), results("torch", inputs)
+    for name in (*low[1:], "slot_position_bm"):
+        assert torch.equal(got[name], want[name]), name
+    torch.testing.assert_close(got["score"], want["score"], rtol=2e-5, atol=2e-5)
+
+
+def test_the_step_passes_opcheck():
+    torch.library.opcheck(triton_step.step, tuple(reference_step.example()))
+
+
+def test_limits_of_a_step_are_named():
+    inputs = reference_step.example()
+    with use("triton"), pytest.raises(ValueError, match=r"float16 and float32, not torch\.float64"):
+        innovation_step(*inputs._replace(y_bd=inputs.y_bd.double()))
+    with use("triton"), pytest.raises(ValueError, match="at most 16 taps, 4096 slots"):
+        innovation_step(*inputs._replace(chunk_size=5000))
+    with use("triton"), pytest.raises(ValueError, match="one dtype"):
+        innovation_step(*inputs._replace(slot_k_bmhp=inputs.slot_k_bmhp.bfloat16()))
+    with use("triton"), pytest.raises(ValueError, match="laid out"):
+        innovation_step(*inputs._replace(log_e_br=inputs.log_e_br.t().contiguous().t()))

@@ -1,106 +1,36 @@
-"""Rotations and ring writes of a decoding step, on every path: which slot, which rows, which layout."""
+"""Rotations and ring writes of a decoding step in plain torch: which slot, which rows, which layout."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
-from kernels.memory_write import Rings, memory_write, reference, triton_path
-from kernels.memory_write.reference import WriteInputs
-from kernels.operator import use
-from tests.kernels.helpers import normal, pairwise
+from tests.kernels.helpers import pairwise
+from tests.kernels.memory_write.writes import (
+    SETS,
+    SIZES,
+    TOLERANCE,
+    assert_changes_only_its_slots,
+    assert_defined,
+    in_other_layouts,
+    results,
+    write_inputs,
+)
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
 
-TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}  # see README.md
+
+@pytest.mark.parametrize(("size", "sets", "dtype"), pairwise(SIZES, SETS, list(TOLERANCE)))
+def test_plain_torch_is_the_definition(size, sets, dtype):
+    assert_defined("torch", write_inputs(*size, sets, dtype))
 
 
-def table(*shape: int, seed: int) -> tuple[Tensor, Tensor]:
-    angle = normal(*shape, seed=seed) * 3
-    return angle.cos(), angle.sin()
-
-
-def write_inputs(
-    heads: int, kv_heads: int, head_dim: int, sets: str, dtype: torch.dtype = torch.float32
-) -> WriteInputs:
-    """sets: the rings that there are: "window", "fading" with it, or "all"."""
-
-    def ring(size: int, seed: int) -> Tensor:
-        return normal(3, kv_heads, size, head_dim, dtype=dtype, seed=seed).transpose(1, 2)  # as decoding lays them out
-
-    q = normal(3, heads, head_dim, dtype=dtype)
-    k, v, fading_k, fading_v = (normal(3, kv_heads, head_dim, dtype=dtype, seed=seed) for seed in range(1, 5))
-    rings = Rings(ring(5, 5), ring(5, 6))
-    if sets != "window":
-        rings = rings._replace(fading_k=ring(7, 8), fading_v=ring(7, 9))
-    if sets == "all":
-        rings = rings._replace(plain_k=ring(5, 7))
-    far = table(head_dim // 2, seed=11) if sets == "all" else None
-    fading = None if sets == "window" else (fading_k, fading_v)
-    return WriteInputs(q, k, v, torch.tensor([0, 13, 4]), table(3, head_dim // 2, seed=10), far, rings, fading)
-
-
-def results(path: str, inputs: WriteInputs) -> list[Tensor]:
-    """What memory_write returns, and the rings afterwards; the inputs are left as they were."""
-    rings = Rings(*(None if ring is None else ring.clone() for ring in inputs.rings))
-    given = inputs._replace(rings=rings)
-    with use(path):
-        out = reference.memory_write.run(given) if path == "reference" else memory_write(*given)
-    return [out, *(ring for ring in rings if ring is not None)]
-
-
-@pytest.mark.parametrize("path", ["torch", "triton"])
-@pytest.mark.parametrize(
-    ("size", "sets", "dtype"),
-    pairwise([(4, 2, 8), (2, 2, 6), (1, 3, 2), (6, 1, 16)], ["window", "fading", "all"], list(TOLERANCE)),
-)
-def test_every_path_is_the_definition(path, size, sets, dtype):
-    inputs = write_inputs(*size, sets, dtype)
-    for got, want in zip(results(path, inputs), results("reference", inputs), strict=True):
-        assert got.shape == want.shape
-        assert got.dtype == want.dtype == dtype
-        assert (got.double() - want.double()).abs().max() <= TOLERANCE[dtype] * want.double().abs().max()
-
-
-@pytest.mark.parametrize("path", ["reference", "torch", "triton"])
+@pytest.mark.parametrize("path", ["reference", "torch"])
 def test_only_the_slots_of_the_positions_change(path):
-    inputs = write_inputs(2, 2, 4, "all")
-    _, *rings = results(path, inputs)
-    before = [ring for ring in inputs.rings if ring is not None]
-    for ring, old in zip(rings, before, strict=True):
-        slots = inputs.position_b % ring.shape[1]
-        changed = (ring != old).flatten(2).any(2)
-        assert changed.nonzero().tolist() == [[row, slot] for row, slot in enumerate(slots.tolist())]
+    assert_changes_only_its_slots(path)
 
 
-@pytest.mark.parametrize("path", ["torch", "triton"])
-def test_parts_of_wider_projections_and_transposed_rings_are_read_right(path):
+def test_parts_of_wider_projections_and_other_layouts_are_read_right():
     inputs = write_inputs(2, 2, 4, "all")
-    k, v = torch.cat([inputs.k_bhp, inputs.v_bhp], 1).chunk(2, 1)
-    rings = Rings(*(None if ring is None else ring.contiguous() for ring in inputs.rings))
-    q = inputs.q_bhp.transpose(0, 2).contiguous().transpose(0, 2)
-    given = inputs._replace(q_bhp=q, k_bhp=k, v_bhp=v, rings=rings)
-    for got, want in zip(results(path, given), results(path, inputs), strict=True):
+    for got, want in zip(results("torch", in_other_layouts(inputs)), results("torch", inputs), strict=True):
         assert torch.equal(got, want)
-
-
-def test_rings_of_another_dtype_hold_rounded_rows():
-    inputs = write_inputs(2, 2, 4, "all")
-    rings = Rings(*(None if ring is None else ring.bfloat16() for ring in inputs.rings))
-    got, want = (results(path, inputs._replace(rings=rings)) for path in ("triton", "torch"))
-    for one, other in zip(got, want, strict=True):
-        torch.testing.assert_close(one, other, rtol=2**-7, atol=1e-6)
-
-
-def test_the_launch_passes_opcheck():
-    torch.library.opcheck(triton_path.write, tuple(triton_path.FlatWrite.of(reference.example())))
-
-
-def test_limits_are_named():
-    inputs = write_inputs(2, 2, 4, "all")
-    with use("triton"), pytest.raises(ValueError, match=r"float16 and float32, not torch\.float64"):
-        memory_write(*inputs._replace(q_bhp=inputs.q_bhp.double()))
-    rings = inputs.rings._replace(window_v=inputs.rings.window_v.transpose(2, 3).contiguous().transpose(2, 3))
-    with use("triton"), pytest.raises(ValueError, match="channels of each head must lie side by side"):
-        memory_write(*inputs._replace(rings=rings))
