@@ -15,31 +15,30 @@ from kernels.ssd_scan.reference import ScanInputs
 
 # Tiles of a pass. CHUNK: positions per chunk. BLOCK_N: state columns per step of the kernels that take all of them; if
 # it covers d_state, B and C stay for all heads of a program. GROUP_N: columns that one program leaves dB and dC of.
-# STATE_P, STATE_N: what one walk carries. WALKS: into how many programs the walks are divided at least. Warps and
+# STATE_P, STATE_N: what one walk carries. WALKS: how many run at once, about three per multiprocessor. Warps and
 # stages are not the walks'. On sm_80 and sm_90 a warp takes 16 rows: more than CHUNK / 16 would compute rows twice.
-_NARROW = {"CHUNK": 64, "BLOCK_N": 64, "GROUP_N": 64, "STATE_P": 64, "STATE_N": 64, "WALKS": 512}
+_NARROW = {"CHUNK": 64, "BLOCK_N": 64, "GROUP_N": 64, "STATE_P": 64, "STATE_N": 64, "WALKS": 396}
 _WIDE = {**_NARROW, "BLOCK_N": 128, "STATE_N": 128}
 _INTERPRETER = (Config(dict.fromkeys(_NARROW, 16)),)
 FORWARD_CONFIGS: dict[str, tuple[Config, ...]] = {
     "sm_80": (Config(_NARROW, num_warps=4, num_stages=2),),
-    "sm_90": (Config(_WIDE, num_warps=4, num_stages=2), Config(_WIDE, num_warps=4, num_stages=1)),
-    "sm_100": (Config(_WIDE, num_warps=4, num_stages=2),),
+    "sm_90": (Config(_WIDE, num_warps=4, num_stages=3), Config(_WIDE, num_warps=4, num_stages=2)),
+    "sm_100": (Config(_WIDE, num_warps=4, num_stages=3),),
     "gfx942": (Config(_NARROW, num_warps=4, num_stages=1),),
     INTERPRETER: _INTERPRETER,
 }
 BACKWARD_CONFIGS: dict[str, tuple[Config, ...]] = {
     "sm_80": (Config({**_NARROW, "BLOCK_N": 32}, num_warps=4, num_stages=2),),
     "sm_90": (
-        Config(_WIDE, num_warps=4, num_stages=2),
-        Config(_WIDE, num_warps=4, num_stages=3),
         Config({**_WIDE, "GROUP_N": 128}, num_warps=4, num_stages=2),
+        Config(_WIDE, num_warps=4, num_stages=3),
     ),
     "sm_100": (Config(_WIDE, num_warps=4, num_stages=2),),
     "gfx942": (Config(_NARROW, num_warps=4, num_stages=1),),
     INTERPRETER: _INTERPRETER,
 }
 # Full float32 products run on scalar units from registers: larger tiles would spill, and compile for half a minute.
-_FLOAT32 = (Config({**dict.fromkeys(_NARROW, 32), "STATE_P": 64, "WALKS": 512}, num_warps=4, num_stages=1),)
+_FLOAT32 = (Config({**dict.fromkeys(_NARROW, 32), "STATE_P": 64, "WALKS": 396}, num_warps=4, num_stages=1),)
 MIN_PROGRAMS = 512  # about four per multiprocessor: if chunks and groups give fewer, the heads of a group are split
 
 MAX_STATE_TILE = 64 * 128  # elements: more would spill
@@ -180,7 +179,7 @@ class States(NamedTuple):
 def _plan_states(
     values: Tensor, maps: Tensor, decays: Decays, start: Tensor | None, config: Config, reverse: bool
 ) -> States:
-    """Walks over all chunks if that is enough programs; else walks over segments, first for their ends alone."""
+    """Walks over all chunks if those are enough; else walks over segments, first for their ends alone."""
     b, t, h, p = values.shape
     g, n = maps.shape[2:]
     chunk = config.tiles["CHUNK"]
@@ -188,7 +187,7 @@ def _plan_states(
     weight, dt = (decays.reach, None) if reverse else (decays.to_end, decays.dt)
     block_p, block_n = min(config.tiles["STATE_P"], _block(p)), min(config.tiles["STATE_N"], _block(n))
     blocks = triton.cdiv(p, block_p) * triton.cdiv(n, block_n)
-    chunks_per_segment = triton.cdiv(chunks, triton.cdiv(config.tiles["WALKS"], b * h * blocks))
+    chunks_per_segment = triton.cdiv(chunks, max(1, config.tiles["WALKS"] // (b * h * blocks)))
     segments = triton.cdiv(chunks, chunks_per_segment)
     states, end = values.new_empty(b, chunks, h, p, n), decays.cum.new_empty(b, h, p, n)
 

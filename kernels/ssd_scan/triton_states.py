@@ -34,6 +34,16 @@ def load_rows(pointer, stride, num_rows, first, ROWS: tl.constexpr, WIDTH: tl.co
 
 
 @triton.jit
+def load_columns(pointer, stride, num_rows, first, ROWS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """load_rows, transposed. Triton copies ahead what a product takes as it is loaded, and not what it transposes."""
+    row, column = tl.arange(0, ROWS)[None, :], first + tl.arange(0, BLOCK)[:, None]
+    mask = row < num_rows
+    if WIDTH % BLOCK != 0:
+        mask = mask & (column < WIDTH)
+    return tl.load(pointer + row * stride + column, mask=mask, other=0.0)
+
+
+@triton.jit
 def store_rows(pointer, stride, num_rows, value, first, ROWS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     """The reverse of load_rows, in the memory's dtype."""
     row, column = tl.arange(0, ROWS)[:, None], first + tl.arange(0, BLOCK)[None, :]
@@ -140,24 +150,28 @@ def ssd_states_kernel(
         state += tl.load(starts_ptr + in_segment * P * N + offset, mask=in_state, other=0.0)
     carries = 1.0
     first, last = segment * chunks_per_segment, tl.minimum((segment + 1) * chunks_per_segment, chunks) - 1
+    carry = tl.load(reach_ptr + in_head + ((last if REVERSE else first) + 1) * CHUNK - 1)
     for i in range(first, last + 1):
         chunk = first + last - i if REVERSE else i
+        following = tl.maximum(chunk - 1, first) if REVERSE else tl.minimum(chunk + 1, last)
+        next_carry = tl.load(reach_ptr + in_head + (following + 1) * CHUNK - 1)  # ahead: nothing waits for it
         if states_ptr is not None:
             state_ptr = states_ptr + ((batch * chunks + chunk) * H + head) * P * N
             tl.store(state_ptr + offset, state.to(states_ptr.dtype.element_ty), mask=in_state)
 
-        in_chunk = in_head + chunk * CHUNK
-        position = tl.arange(0, CHUNK)
-        weight = tl.load(weight_ptr + in_chunk + position)
+        position = in_head + chunk * CHUNK + tl.arange(0, CHUNK)
+        weight = tl.load(weight_ptr + position)
         if dt_ptr is not None:
-            weight *= tl.load(dt_ptr + in_chunk + position)
-        carry = tl.load(reach_ptr + in_chunk + CHUNK - 1)
+            weight *= tl.load(dt_ptr + position)
         start, num_rows = (chunk * CHUNK).to(tl.int64), t - chunk * CHUNK
-        values = load_rows(values_ptr + start * values_stride_t, values_stride_t, num_rows, first_p, CHUNK, P, BLOCK_P)
+        values = load_columns(
+            values_ptr + start * values_stride_t, values_stride_t, num_rows, first_p, CHUNK, P, BLOCK_P
+        )
         maps = load_rows(maps_ptr + start * maps_stride_t, maps_stride_t, num_rows, first_n, CHUNK, N, BLOCK_N)
-        weighted = (values.to(tl.float32) * weight[:, None]).to(maps.dtype)
-        state = dot(tl.trans(weighted), maps, state * carry)
+        weighted = (values.to(tl.float32) * weight[None, :]).to(maps.dtype)
+        state = dot(weighted, maps, state * carry)
         carries *= carry
+        carry = next_carry
     if ends_ptr is not None:
         tl.store(ends_ptr + in_segment * P * N + offset, state, mask=in_state)
     if carries_ptr is not None:
