@@ -20,6 +20,24 @@ WARM_UP = 3  # runs before the capture, in which kernels are compiled and librar
 Loss = Callable[..., Tensor]
 
 
+def uncached(loss: Loss) -> Loss:
+    """The loss, in which autocast keeps no cast of a weight for its next use: in a graph it would be of old weights.
+
+    The gradients of a weight that is used twice are then added in its own precision, not in that of the casts. With it,
+    a loss has the same bits with graphs and without.
+    """
+
+    def of(*inputs: Tensor) -> Tensor:
+        before = torch.is_autocast_cache_enabled()
+        torch.set_autocast_cache_enabled(False)
+        try:
+            return loss(*inputs)
+        finally:
+            torch.set_autocast_cache_enabled(before)
+
+    return of
+
+
 class GraphedLoss:
     """A function of tensors and a model's parameters, captured once for each combination of shapes.
 
@@ -30,7 +48,7 @@ class GraphedLoss:
     """
 
     def __init__(self, loss: Loss, parameters: Sequence[nn.Parameter]) -> None:
-        self._loss = loss
+        self._loss = uncached(loss)
         self._parameters = tuple(parameter for parameter in parameters if parameter.requires_grad)
         self._graphs: dict[tuple[Any, ...], Replay] = {}
         self._refused = False
@@ -70,15 +88,12 @@ class Replay:
 def capture(loss_of: Loss, parameters: Sequence[nn.Parameter], inputs: Sequence[Tensor]) -> Replay:
     """Raises: RuntimeError: something in it cannot be captured."""
     held = [x.clone() for x in inputs]
-    dtype, enabled = torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")
-    in_forward = torch.autocast("cuda", dtype, enabled, cache_enabled=False)  # cached casts would be outside the graph
     in_backward = torch.autocast("cuda", enabled=False)  # where it is never on
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(WARM_UP):
-            with in_forward:
-                loss = loss_of(*held)
+            loss = loss_of(*held)
             with in_backward:
                 torch.autograd.grad(loss, parameters, allow_unused=True)
     torch.cuda.current_stream().wait_stream(stream)
@@ -88,7 +103,7 @@ def capture(loss_of: Loss, parameters: Sequence[nn.Parameter], inputs: Sequence[
         "capture_error_mode": "thread_local",
     }  # other threads may pin memory meanwhile
     with torch.cuda.stream(torch.cuda.current_stream()):  # so that a failure leaves the current stream as it was
-        with in_forward, torch.cuda.graph(forward, **others):
+        with torch.cuda.graph(forward, **others):
             loss = loss_of(*held)
         grad_loss = torch.ones_like(loss)
         with in_backward, torch.cuda.graph(backward, **others):

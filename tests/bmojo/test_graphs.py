@@ -106,3 +106,20 @@ def test_what_cannot_be_captured_runs_as_it_is(monkeypatch, caplog):
     assert torch.equal(model.slope.grad, 2 * 2 * torch.tensor([2.0, 3.0]))
     assert len(caplog.records) == 1
     assert "cuda_graphs: false" in caplog.text
+
+
+def test_a_weight_used_twice_is_cast_twice_so_that_graphs_and_eager_steps_have_the_same_bits():
+    torch.manual_seed(0)
+    weight, x, other = nn.Parameter(torch.randn(8, 8)), torch.randn(3, 8), torch.randn(3, 8)
+
+    def loss(x: Tensor) -> Tensor:
+        return ((x @ weight) * (other @ weight)).sum()
+
+    found = []
+    for of in (loss, graphs.uncached(loss)):
+        with torch.autocast("cpu", torch.bfloat16):
+            result = of(x)
+        assert torch.is_autocast_cache_enabled()
+        found.append(torch.autograd.grad(result, weight)[0])
+    assert not torch.equal(*found)  # with one cast the two gradients are added in bfloat16
+    torch.testing.assert_close(*found, rtol=0.05, atol=0.3)

@@ -12,6 +12,11 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
+from tests.kernels.bounds import check_every_access
+
+if os.environ["TRITON_INTERPRET"] == "1":
+    check_every_access()
+
 MAKES_A_TENSOR = {
     torch.arange,
     torch.full,

@@ -25,7 +25,7 @@ from deepspeed.utils import (
 from torch import nn
 
 from bmojo import BMojoLM, float32_names
-from bmojo.graphs import GraphedLoss
+from bmojo.graphs import GraphedLoss, Loss, uncached
 from data.shards import TokenBatch
 from pipelines.stages.train.backends.config import DeepSpeedConfig
 from pipelines.stages.train.config import TrainStageConfig
@@ -36,10 +36,12 @@ from pipelines.stages.train.trainer import MOMENTS, PARAM, StepResult, count_tar
 class Objective(nn.Module):
     """The model with its loss inside, so that DeepSpeed's hooks see one forward that returns one tensor."""
 
-    def __init__(self, model: BMojoLM, as_graphs: bool) -> None:
+    def __init__(self, model: BMojoLM, device: torch.device, as_graphs: bool) -> None:
         super().__init__()
         self.model = model
-        self._loss = GraphedLoss(self._loss_of, list(model.parameters())) if as_graphs else self._loss_of
+        self._loss: Loss = self._loss_of
+        if has_graphs(device):
+            self._loss = GraphedLoss(self._loss_of, list(model.parameters())) if as_graphs else uncached(self._loss_of)
 
     def forward(
         self, tokens_bt: torch.Tensor, targets_bt: torch.Tensor, doc_ids_bt: torch.Tensor, token_losses: bool = False
@@ -80,9 +82,9 @@ class DeepSpeedTrainer:
         self._float32 = float32_names(model)
         self._grad_clip = config.grad_clip
         self._zero_stage = backend.zero_stage
-        as_graphs = config.cuda_graphs and has_graphs(device) and backend.zero_stage < 3
+        as_graphs = config.cuda_graphs and backend.zero_stage < 3
         self._engine, _, _, _ = deepspeed.initialize(
-            model=Objective(model, as_graphs),
+            model=Objective(model, device, as_graphs),
             optimizer=self.optimizer,
             config=deepspeed_config(config, backend),
             dist_init_required=False,
