@@ -118,7 +118,7 @@ class GrowingCache(RingCache):
         return KeysValues(self.k[:, :position], self.v[:, :position])
 
     def refill(self, window: KeysValues, end: int) -> None:
-        self.k, self.v = window.k.to(self.k.dtype), window.v.to(self.v.dtype)
+        self.k, self.v = window.k.to(self.k.dtype), window.v.to(self.v.dtype).contiguous()  # v was beside k
 
     def make_room(self, position_b: Tensor) -> None:
         """Double the room if it is full; on a GPU the host waits to know."""
@@ -199,9 +199,10 @@ class Attention(Mixer[RingCache]):
         window, _ = self.projections.keys_values(u_btd, sequence.rotary)
         num_past, end = 0, sequence.start + sequence.num_tokens
         if state is not None:
-            past = state.before(sequence.start)
-            num_past = min(sequence.start, past.k.shape[1])
-            window = window.behind(past)
+            if sequence.start:  # at the beginning there is nothing to join
+                past = state.before(sequence.start)
+                num_past = min(sequence.start, past.k.shape[1])
+                window = window.behind(past)
             state.refill(window, end)
         out_bthp = memory_attention(
             q_bthp,

@@ -177,16 +177,18 @@ class BMojo(Mixer[BMojoState]):
             innovation_bt, predictor_loss = self.innovation(y_btd, past_y, readable.doc_ids_bt)
             candidates = self._candidates(self.innovation, plain_k, window.v, innovation_bt, sequence)
 
-        if state is not None:
+        num_slots = 0
+        if state is not None and start:  # at the beginning there is nothing to join
             past = state.window.before(start)
             window, fading = window.behind(past), fading.behind(state.fading.before(start))
             if candidates is not None and state.eidetic is not None:
                 candidates = candidates.behind(state.eidetic.before(start, past.v))
+                num_slots = self.num_slots
         eidetic = kept_bjm = None
         if candidates is None:
             q_near = sequence.rotary.rotate(q_bthp)
         else:
-            kept_bjm = self._select(candidates, sequence, num_slots=0 if state is None else self.num_slots)
+            kept_bjm = self._select(candidates, sequence, num_slots)
             q_near, q_far = sequence.rotary.near_and_far(q_bthp, config.window_size)  # slots are seen at distance W
             eidetic = Eidetic(q_far, candidates.k, candidates.v, kept_bjm)
         num_fading = max(fading.k.shape[1] + t - readable.num_tokens - config.window_size, 1)

@@ -25,6 +25,9 @@ def in_order(ring_br: Tensor, next_position: int) -> Tensor:
 
 
 def refill(ring_br: Tensor, ordered_bs: Tensor, next_position: int) -> None:
-    """Set the ring, in place, to the last r of the rows that end just before `next_position`."""
+    """Set the ring, in place, to the last r of the rows that end just before `next_position`; fewer rows are all."""
     size = ring_br.shape[1]
-    ring_br.copy_(ordered_bs[:, -size:].roll(next_position % size, 1))
+    if ordered_bs.shape[1] < size:
+        ring_br[:, :next_position] = ordered_bs
+    else:
+        ring_br.copy_(ordered_bs[:, -size:].roll(next_position % size, 1))
