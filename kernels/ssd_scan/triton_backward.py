@@ -69,6 +69,9 @@ def ssd_head_gradients_kernel(
         C = load_rows(C_ptr, C_stride_t, num_rows, 0, CHUNK, N, BLOCK_N)
     for i in tl.range(HEADS, disable_licm=True):  # else what is hoisted takes registers
         head = tl.program_id(1) * HEADS + i
+        in_chunk = ((batch * H + head) * chunks + chunk) * CHUNK
+        cum, dt = tl.load(cum_ptr + in_chunk + position), tl.load(dt_ptr + in_chunk + position)
+        reach, to_end = tl.load(reach_ptr + in_chunk + position), tl.load(to_end_ptr + in_chunk + position)
         in_state = ((batch * chunks + chunk) * H + head) * P * N
         scores = tl.zeros([CHUNK, CHUNK], tl.float32)
         from_state = tl.zeros([CHUNK, BLOCK_P], tl.float32)  # y's part before its decay
@@ -87,9 +90,7 @@ def ssd_head_gradients_kernel(
 
         x = load_rows(x_ptr + head * P, x_stride_t, num_rows, 0, CHUNK, P, BLOCK_P)
         dy = load_rows(dy_ptr + head * P, dy_stride_t, num_rows, 0, CHUNK, P, BLOCK_P)
-        in_chunk = ((batch * H + head) * chunks + chunk) * CHUNK
-        cum, dt = tl.load(cum_ptr + in_chunk + position), tl.load(dt_ptr + in_chunk + position)
-        reach, to_end = tl.load(reach_ptr + in_chunk + position), tl.load(to_end_ptr + in_chunk + position)
+        A, D, carry = tl.load(A_ptr + head), tl.load(D_ptr + head), tl.load(reach_ptr + in_chunk + CHUNK - 1)
         dreach = tl.sum(from_state * dy.to(tl.float32), 1) * reach
         dxdt_x = tl.sum(to_state * x.to(tl.float32), 1) * to_end
         dto_end = dxdt_x * dt
@@ -105,14 +106,14 @@ def ssd_head_gradients_kernel(
         reached = tl.where(s >= r, 1.0, 0.0).to(x.dtype)  # [t, k]: k is in the intervals that end at t
         across = dot((dexponent * dt[:, None]).to(x.dtype), reached)
         da = tl.sum(tl.where(s < r, across + dto_end[:, None], dreach[:, None]), 0)
-        da += tl.sum(overlap) * tl.load(reach_ptr + in_chunk + CHUNK - 1)
+        da += tl.sum(overlap) * carry
 
         out = (batch * t + start) * H + head
-        tl.store(ddt_ptr + out + position * H, dxdt_x + da * tl.load(A_ptr + head), mask=position < num_rows)
+        tl.store(ddt_ptr + out + position * H, dxdt_x + da * A, mask=position < num_rows)
         partial = (batch * chunks + chunk) * H + head
         tl.store(dA_ptr + partial, tl.sum(da * dt))
         tl.store(dD_ptr + partial, dD)
-        dx = dxdt * dt[:, None] + dy.to(tl.float32) * tl.load(D_ptr + head)
+        dx = dxdt * dt[:, None] + dy.to(tl.float32) * D
         store_rows(dx_ptr + out * P, H * P, num_rows, dx, 0, CHUNK, P, BLOCK_P)
 
 
