@@ -157,11 +157,14 @@ def rotate_kernel(
 
 @triton.jit
 def rotate_back_kernel(
-    x_ptr, other_ptr, base_ptr, out_ptr, cos_ptr, sin_ptr, other_cos_ptr, other_sin_ptr,
-    num_rows, t, h, x_strides, other_x_strides, base_strides, out_strides, table_strides, other_strides,
+    x_ptr, other_ptr, base_ptr, beside_ptr, out_ptr, cos_ptr, sin_ptr, other_cos_ptr, other_sin_ptr,
+    num_rows, t, h, x_strides, other_x_strides, base_strides, beside_strides, out_strides, table_strides, other_strides,
     HALF: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, BACK: tl.constexpr,
 ):  # fmt: skip
-    """base + x rotated back by one table + another x by another table; each may be None. Otherwise as rotate_kernel."""
+    """base + x rotated back by one table + another x by another table; each may be None. Otherwise as rotate_kernel.
+
+    beside: copied to the h heads of out that follow, unless it is None.
+    """
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     batch, time, head = row // (t * h), row // h % t, row % h
     channel = tl.arange(0, BLOCK)[None, :]
@@ -183,3 +186,6 @@ def rotate_back_kernel(
         low += first
         high += second
     store_pair(head_rows(out_ptr, out_strides, batch, time, head) + channel, mask, low, high, HALF)
+    if beside_ptr is not None:
+        low, high = load_pair(head_rows(beside_ptr, beside_strides, batch, time, head) + channel, mask, HALF)
+        store_pair(head_rows(out_ptr, out_strides, batch, time, head + h) + channel, mask, low, high, HALF)

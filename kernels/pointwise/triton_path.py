@@ -180,12 +180,10 @@ def _rotate_keys_backward(
     (cos, sin), (shape, dtype, device) = saved
     grad = torch.empty(shape, dtype=dtype, device=device)
     into_k, into_v = grad.chunk(2, -2)
-    rotated, base = (None if x is None else _channels(x) for x in (grad_rotated, grad_k))
-    plan.rotate_back(rotated, None, base, into_k, (cos, sin), None).run()
+    rotated, base, beside = (None if x is None else _channels(x) for x in (grad_rotated, grad_k, grad_v))
+    plan.rotate_back(rotated, None, base, into_k, (cos, sin), None, beside).run()
     if grad_v is None:
         into_v.zero_()
-    else:
-        into_v.copy_(grad_v)
     return grad, None, None
 
 

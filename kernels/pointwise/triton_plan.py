@@ -194,17 +194,21 @@ def rotate(
 
 
 def rotate_back(
-    x: Tensor | None, other_x: Tensor | None, base: Tensor | None, out: Tensor, table: Table, other: Table | None
-) -> Launch:
-    """Write out = base + x and other_x, each rotated back by its table; None counts as zeros."""
+    x: Tensor | None, other_x: Tensor | None, base: Tensor | None, out: Tensor, table: Table, other: Table | None,
+    beside: Tensor | None = None,
+) -> Launch:  # fmt: skip
+    """Write out = base + x and other_x, each rotated back by its table; None counts as zeros.
+
+    beside: what is written to as many heads that follow those of out, unless it is None.
+    """
     (cos, sin), (other_cos, other_sin) = table, other or (None, None)
     grid, sizes, tile = _pairs(out)
-    given = {"x": x, "other_x": other_x, "base": base, "out": out}
+    given = {"x": x, "other_x": other_x, "base": base, "beside": beside, "out": out}
     return Launch(
         elements.rotate_back_kernel,
         grid,
         {
-            **_pointers(x=x, other=other_x, base=base, out=out),
+            **_pointers(x=x, other=other_x, base=base, beside=beside, out=out),
             **_pointers(cos=cos, sin=sin, other_cos=other_cos, other_sin=other_sin),
             **sizes,
             **{f"{name}_strides": None if tensor is None else _head_strides(tensor) for name, tensor in given.items()},
