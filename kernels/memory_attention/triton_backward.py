@@ -140,6 +140,16 @@ def load_queries(
 
 
 @triton.jit
+def next_queries(time, head, start, end, GROUP: tl.constexpr, BLOCK_Q: tl.constexpr):
+    """(first position, head) of the tile of queries after this one: those of the next head follow those of one."""
+    time += BLOCK_Q
+    if GROUP > 1:
+        at_end = time >= end
+        time, head = tl.where(at_end, start, time), tl.where(at_end, head + 1, head)
+    return time, head
+
+
+@triton.jit
 def key_step(score_nr, q_rp, grad_out_rp, lse_r, delta_r, k_np, v_np, grad_k_np, grad_v_np, scale_log2):
     """Add what a tile of queries gives to the gradients of a tile of keys and values."""
     prob_nr = tl.math.exp2(score_nr * scale_log2 - lse_r[None, :])
@@ -194,23 +204,22 @@ def key_grad_kernel(
         inner_end = tl.minimum(inner_end, same)
     grad_k_np = tl.zeros([BLOCK_K, P], tl.float32)
     grad_v_np = tl.zeros([BLOCK_K, P], tl.float32)
-    for member in range(GROUP):
-        for time in range(start, end, BLOCK_Q):
-            q_rp, grad_out_rp, lse_r, delta_r = load_queries(
-                q_tiles, grad_out_tiles, lse_tiles, delta_tiles, batch, time, kv_head * GROUP + member, BLOCK_Q, P
-            )  # fmt: skip
-            score_nr = dot(k_np, tl.trans(q_rp))
-            if (time < last) | (time + BLOCK_Q > inner_end):
-                time_r = time + tl.arange(0, BLOCK_Q)
-                allowed_nr = (time_r[None, :] >= place_n[:, None]) & (
-                    time_r[None, :] < (place_n + window_size)[:, None]
-                )
-                if docs_ptr is not None:
-                    allowed_nr &= load_doc(docs_ptr, time_r, time_r < end, -1)[None, :] == doc_n[:, None]
-                score_nr = tl.where(allowed_nr, score_nr, float("-inf"))
-            grad_k_np, grad_v_np = key_step(
-                score_nr, q_rp, grad_out_rp, lse_r, delta_r, k_np, v_np, grad_k_np, grad_v_np, scale_log2
-            )
+    time, head = start, kv_head * GROUP
+    for _ in range(GROUP * tl.cdiv(end - start, BLOCK_Q)):
+        q_rp, grad_out_rp, lse_r, delta_r = load_queries(
+            q_tiles, grad_out_tiles, lse_tiles, delta_tiles, batch, time, head, BLOCK_Q, P
+        )  # fmt: skip
+        score_nr = dot(k_np, tl.trans(q_rp))
+        if (time < last) | (time + BLOCK_Q > inner_end):
+            time_r = time + tl.arange(0, BLOCK_Q)
+            allowed_nr = (time_r[None, :] >= place_n[:, None]) & (time_r[None, :] < (place_n + window_size)[:, None])
+            if docs_ptr is not None:
+                allowed_nr &= load_doc(docs_ptr, time_r, time_r < end, -1)[None, :] == doc_n[:, None]
+            score_nr = tl.where(allowed_nr, score_nr, float("-inf"))
+        grad_k_np, grad_v_np = key_step(
+            score_nr, q_rp, grad_out_rp, lse_r, delta_r, k_np, v_np, grad_k_np, grad_v_np, scale_log2
+        )
+        time, head = next_queries(time, head, start, end, GROUP, BLOCK_Q)
     read_n1 = (place_n >= lowest)[:, None]  # a key mixes with no other, so one that is not read is undone here
     grad_k_np, grad_v_np = tl.where(read_n1, grad_k_np * scale, 0.0), tl.where(read_n1, grad_v_np, 0.0)
     store_rows(row_of(grad_k_ptr, grad_k_strides, batch, row_n, kv_head), exists_n, grad_k_np, P)
@@ -243,19 +252,20 @@ def slot_grad_kernel(
         of_chunk = tl.load(docs_ptr + first).to(tl.int32)
     grad_k_np = tl.zeros([BLOCK_K, P], tl.float32)
     grad_v_np = tl.zeros([BLOCK_K, P], tl.float32)
-    for member in range(GROUP):
-        for time in range(start, end, BLOCK_Q):
-            q_rp, grad_out_rp, lse_r, delta_r = load_queries(
-                q_tiles, grad_out_tiles, lse_tiles, delta_tiles, batch, time, kv_head * GROUP + member, BLOCK_Q, P
-            )  # fmt: skip
-            time_r = time + tl.arange(0, BLOCK_Q)
-            allowed_r = (time_r >= first) & (time_r < end)
-            if docs_ptr is not None:
-                allowed_r &= load_doc(docs_ptr, time_r, allowed_r, -1) == of_chunk
-            score_nr = tl.where(allowed_r[None, :], dot(k_np, tl.trans(q_rp)), float("-inf"))
-            grad_k_np, grad_v_np = key_step(
-                score_nr, q_rp, grad_out_rp, lse_r, delta_r, k_np, v_np, grad_k_np, grad_v_np, scale_log2
-            )
+    time, head = start, kv_head * GROUP
+    for _ in range(GROUP * tl.cdiv(end - start, BLOCK_Q)):
+        q_rp, grad_out_rp, lse_r, delta_r = load_queries(
+            q_tiles, grad_out_tiles, lse_tiles, delta_tiles, batch, time, head, BLOCK_Q, P
+        )  # fmt: skip
+        time_r = time + tl.arange(0, BLOCK_Q)
+        allowed_r = (time_r >= first) & (time_r < end)
+        if docs_ptr is not None:
+            allowed_r &= load_doc(docs_ptr, time_r, allowed_r, -1) == of_chunk
+        score_nr = tl.where(allowed_r[None, :], dot(k_np, tl.trans(q_rp)), float("-inf"))
+        grad_k_np, grad_v_np = key_step(
+            score_nr, q_rp, grad_out_rp, lse_r, delta_r, k_np, v_np, grad_k_np, grad_v_np, scale_log2
+        )
+        time, head = next_queries(time, head, start, end, GROUP, BLOCK_Q)
     slot_n = slot + tl.arange(0, BLOCK_K)
     entry_n = chunk.to(tl.int64) * NUM_SLOTS + slot_n
     exists_n = slot_n < NUM_SLOTS
@@ -265,31 +275,36 @@ def slot_grad_kernel(
 
 @triton.jit(do_not_specialize=["num_rows", "num_entries", "width"])
 def sum_slots_kernel(
-    slot_grad_k_ptr, slot_grad_v_ptr, order_ptr, begin_ptr, grad_k_ptr, grad_v_ptr,
-    num_rows, num_entries, width, ADDS_V: tl.constexpr, BLOCK: tl.constexpr, ENTRIES: tl.constexpr,
+    slot_grad_k_ptr, slot_grad_v_ptr, order_ptr, row_ptr, grad_k_ptr, grad_v_ptr, num_rows, num_entries, width,
+    ADDS_V: tl.constexpr, BLOCK: tl.constexpr, ENTRIES: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of one row: the sum, in order, over the entries of all chunks that hold it. Grid: rows, columns, b.
+    """Gradients of one row: the sum, in order, over the entries of all chunks that hold it. Grid: entries, columns, b.
 
-    order: entries sorted by row.  begin: where each row's entries begin in it, [b, rows + 1].  ADDS_V: grad_v already
-    holds what the window gives to the row.
+    order: entries sorted by row.  row: their rows, num_rows for empty slots.  The program of a row's first entry sums
+    them all; rows without one are left as they are.  ADDS_V: grad_v already holds what the window gives to the row.
     """
-    row, batch = tl.program_id(0), tl.program_id(2).to(tl.int64)
-    column_c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    begin_ptr += batch * (num_rows + 1) + row
-    begin, end = tl.load(begin_ptr).to(tl.int32), tl.load(begin_ptr + 1).to(tl.int32)
-    offset_c, exists_c = (batch * num_rows + row) * width + column_c, column_c < width
-    sum_k_c = tl.zeros([BLOCK], tl.float32)
-    sum_v_c = tl.zeros([BLOCK], tl.float32)
-    writes_v_c = exists_c
-    if ADDS_V:
-        writes_v_c = exists_c & (begin < end)
-        sum_v_c = tl.load(grad_v_ptr + offset_c, mask=writes_v_c, other=0.0).to(tl.float32)
-    for start in range(begin, end, ENTRIES):
-        place_e = start + tl.arange(0, ENTRIES)
-        entry_e = batch * num_entries + tl.load(order_ptr + batch * num_entries + place_e, mask=place_e < end, other=0)
-        mask_ec = (place_e < end)[:, None] & exists_c[None, :]
-        offset_ec = entry_e[:, None] * width + column_c[None, :]
-        sum_k_c += tl.sum(tl.load(slot_grad_k_ptr + offset_ec, mask=mask_ec, other=0.0), 0)
-        sum_v_c += tl.sum(tl.load(slot_grad_v_ptr + offset_ec, mask=mask_ec, other=0.0), 0)
-    tl.store(grad_k_ptr + offset_c, sum_k_c.to(grad_k_ptr.dtype.element_ty), mask=exists_c)
-    tl.store(grad_v_ptr + offset_c, sum_v_c.to(grad_v_ptr.dtype.element_ty), mask=writes_v_c)
+    first, batch = tl.program_id(0), tl.program_id(2).to(tl.int64)
+    row_ptr += batch * num_entries
+    row = tl.load(row_ptr + first).to(tl.int32)
+    before = tl.load(row_ptr + first - 1, mask=first > 0, other=-1).to(tl.int32)
+    if (row != before) & (row < num_rows):
+        column_c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+        exists_c = column_c < width
+        offset_c = (batch * num_rows + row) * width + column_c
+        sum_k_c = tl.zeros([BLOCK], tl.float32)
+        sum_v_c = tl.zeros([BLOCK], tl.float32)
+        if ADDS_V:
+            sum_v_c = tl.load(grad_v_ptr + offset_c, mask=exists_c, other=0.0).to(tl.float32)
+        start, num_held = first, ENTRIES
+        while num_held == ENTRIES:
+            place_e = start + tl.arange(0, ENTRIES)
+            held_e = tl.load(row_ptr + place_e, mask=place_e < num_entries, other=-1).to(tl.int32) == row
+            entry_e = batch * num_entries + tl.load(order_ptr + batch * num_entries + place_e, mask=held_e, other=0)
+            offset_ec = entry_e[:, None] * width + column_c[None, :]
+            mask_ec = held_e[:, None] & exists_c[None, :]
+            sum_k_c += tl.sum(tl.load(slot_grad_k_ptr + offset_ec, mask=mask_ec, other=0.0).to(tl.float32), 0)
+            sum_v_c += tl.sum(tl.load(slot_grad_v_ptr + offset_ec, mask=mask_ec, other=0.0).to(tl.float32), 0)
+            start += ENTRIES
+            num_held = tl.sum(held_e.to(tl.int32), 0)
+        tl.store(grad_k_ptr + offset_c, sum_k_c.to(grad_k_ptr.dtype.element_ty), mask=exists_c)
+        tl.store(grad_v_ptr + offset_c, sum_v_c.to(grad_v_ptr.dtype.element_ty), mask=exists_c)

@@ -101,8 +101,15 @@ def _backward(inputs: FlatInputs, out: Tensor, lse: Tensor, grad_out: Tensor) ->
 
 
 def _empty_gradients(inputs: FlatInputs) -> SetGradients:
+    """Zeros for what only slots read: rows that are in none are not written."""
+
+    def empty(name: str, x: Tensor | None) -> Tensor | None:
+        if x is None:
+            return None
+        return x.new_zeros(x.shape) if name in ("eidetic_k", "eidetic_v") else x.new_empty(x.shape)
+
     # mypy cannot see that only the optional sets are None.
-    return SetGradients(*(None if x is None else x.new_empty(x.shape) for x in inputs.sets))  # type: ignore[arg-type]
+    return SetGradients(*map(empty, SetGradients._fields, inputs.sets))  # type: ignore[arg-type]
 
 
 def _step(inputs: FlatStep) -> Tensor:

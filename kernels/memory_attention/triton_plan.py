@@ -23,7 +23,7 @@ from kernels.memory_attention.triton_backward import (
 from kernels.memory_attention.triton_forward import forward_kernel
 
 LOG2_E = math.log2(math.e)
-MAX_COLUMNS = 1024  # of sum_slots_kernel's programs
+MAX_COLUMNS = 256  # of sum_slots_kernel's programs
 MIN_SIDE = 16  # of a matrix product
 WITHOUT_COPY_ENGINE = ("sm_80", "gfx942")  # there Triton expands descriptors to many more instructions
 ALIGNED_BYTES = 16  # addresses and strides of what the copy engine takes tiles of
@@ -50,11 +50,11 @@ CONFIGS: dict[str, dict[str, dict[int, tuple[Config, ...]]]] = {
         },
         "sm_90": {
             128: (
-                _forward(False, _config(64, 64, 4, 3)),
+                _forward(False, _config(64, 64, 4, 2, 128)),
                 _forward(True, _config(64, 64, 4, 2)),
                 _forward(False, _config(128, 64, 8, 3)),
             ),
-            256: (_forward(False, _config(64, 64, 4, 2)), _forward(False, _config(128, 64, 8, 2))),
+            256: (_forward(False, _config(128, 64, 8, 3)), _forward(False, _config(64, 64, 4, 2))),
         },
         "sm_100": {
             128: (_forward(False, _config(128, 64, 8, 3)), _forward(False, _config(64, 64, 4, 3))),
@@ -69,8 +69,8 @@ CONFIGS: dict[str, dict[str, dict[int, tuple[Config, ...]]]] = {
     "query_grad": {
         "sm_80": {128: (_config(64, 32, 4, 2),), 256: (_config(64, 32, 4, 2),)},
         "sm_90": {
-            128: (_config(64, 64, 4, 3), _config(64, 32, 4, 3)),
-            256: (_config(64, 64, 4, 2), _config(128, 64, 8, 2)),
+            128: (_config(64, 64, 4, 3), _config(64, 32, 4, 4)),
+            256: (_config(128, 64, 8, 2), _config(64, 64, 4, 2)),
         },
         "sm_100": {
             128: (_config(64, 64, 4, 2), _config(128, 64, 8, 2)),
@@ -82,7 +82,7 @@ CONFIGS: dict[str, dict[str, dict[int, tuple[Config, ...]]]] = {
     "key_grad": {
         "sm_80": {128: (_config(32, 64, 4, 2),), 256: (_config(32, 64, 4, 2),)},
         "sm_90": {
-            128: (_config(64, 64, 4, 3), _config(32, 64, 4, 3), _config(64, 64, 4, 3, 168)),
+            128: (_config(64, 64, 4, 2, 168), _config(32, 64, 4, 2, 128)),
             256: (_config(32, 64, 4, 2), _config(32, 128, 8, 2)),
         },
         "sm_100": {
@@ -232,7 +232,7 @@ def plan_backward(inputs: FlatInputs, saved: Saved, grads: SetGradients, arch: s
         launches += plan_key_grad(inputs, saved, inputs.window_size, fading, of_fading, arch)
     if inputs.index_bjm is not None:
         shape = (inputs.q.shape[0], num_chunks(inputs) * inputs.num_slots, *inputs.k.shape[2:])
-        slot_grads = inputs.q.new_empty(shape, dtype=torch.float32), inputs.q.new_empty(shape, dtype=torch.float32)
+        slot_grads = inputs.q.new_empty(shape), inputs.q.new_empty(shape)
         launches += plan_slot_grad(inputs, saved, slot_grads, grads, arch)
     return launches
 
@@ -300,7 +300,9 @@ def plan_key_grad(
 def plan_slot_grad(inputs: FlatInputs, saved: Saved, slot_grads: Pair, grads: SetGradients, arch: str) -> list[Launch]:
     """Write the gradients of the eidetic keys and values; add those of values that are the window's to grads.v.
 
-    slot_grads: float32 buffers [b, chunks x M, kv heads, p] for what each chunk gives to each of its slots.
+    Rows that are in no slot are left as they are.
+
+    Args: slot_grads: buffers [b, chunks x M, kv heads, p] for what each chunk gives to each of its slots.
     """
     q, index = _pair(inputs.eidetic_q, inputs.index_bjm)
     k, v = _pair(inputs.eidetic_k, slot_values(inputs))
@@ -328,8 +330,7 @@ def plan_slot_grad(inputs: FlatInputs, saved: Saved, slot_grads: Pair, grads: Se
                 * inputs.q.shape[2]
                 * inputs.num_queries
                 * inputs.num_slots,
-                bytes=num_bytes(q, saved.grad_out, saved.lse, saved.delta, index, *slot_grads)
-                + slot_grads[0].numel() * (k.element_size() + v.element_size()),
+                bytes=num_bytes(q, saved.grad_out, saved.lse, saved.delta, index, *slot_grads, *slot_grads),
             )
         ]
 
@@ -345,18 +346,16 @@ def _plan_sum(index_bjm: Tensor, slot_grads: Pair, grads: SetGradients) -> Launc
     entry_row = torch.where(entry_row >= 0, entry_row, num_rows)
     entry_row = entry_row.to(torch.int16 if num_rows < 2**15 else torch.int32)  # short keys are sorted faster
     sorted_row, order = torch.sort(entry_row, stable=True)
-    row = torch.arange(num_rows + 1, device=entry_row.device, dtype=entry_row.dtype)
-    begin = torch.searchsorted(sorted_row, row.expand(batch, -1).contiguous())
     width = kv_heads * head_dim
     block = min(MAX_COLUMNS, 1 << (width - 1).bit_length())
     return Launch(
         sum_slots_kernel,
-        (num_rows, -(-width // block), batch),
+        (entry_row.shape[1], -(-width // block), batch),
         {
             "slot_grad_k_ptr": slot_grads[0],
             "slot_grad_v_ptr": slot_grads[1],
             "order_ptr": order,
-            "begin_ptr": begin,
+            "row_ptr": sorted_row,
             "grad_k_ptr": grad_k,
             "grad_v_ptr": grad_v,
             "num_rows": num_rows,
@@ -364,8 +363,8 @@ def _plan_sum(index_bjm: Tensor, slot_grads: Pair, grads: SetGradients) -> Launc
             "width": width,
         },
         {"ADDS_V": grads.eidetic_v is None, "BLOCK": block, "ENTRIES": 4},
-        num_warps=max(1, min(4, block // 256)),  # small blocks, because most rows are in no slot
-        bytes=num_bytes(*slot_grads, order, begin, grad_k, grad_v),
+        num_warps=max(1, block // 128),
+        bytes=num_bytes(*slot_grads, order, sorted_row) + slot_grads[0].numel() * 2 * grad_k.element_size(),
     )
 
 
@@ -379,14 +378,19 @@ def tiles_of(x: Tensor | None, rows: int, arch: str) -> Any:
     """Tiles of `rows` rows of one head of a tensor [b, t, h, p], as load_tile takes them."""
     if x is None:
         return None
-    if arch in WITHOUT_COPY_ENGINE:
+    if not takes_descriptors(x, arch):
         return x, x.stride()[:3], x.shape[1]
     return _descriptor(x, [1, rows, 1, x.shape[3]])
 
 
-def _tiles_per_query(x: Tensor, rows: int, arch: str) -> Any:
+def _tiles_per_query(x: Tensor, rows: int, by_descriptor: bool) -> Any:
     """Tiles of one head's lse or delta, as load_per_query takes them."""
-    return (x, x.stride()[:2], x.shape[2]) if arch in WITHOUT_COPY_ENGINE else _descriptor(x, [1, 1, rows])
+    return _descriptor(x, [1, 1, rows]) if by_descriptor else (x, x.stride()[:2], x.shape[2])
+
+
+def takes_descriptors(x: Tensor, arch: str) -> bool:
+    """Not for float32, whose products without tensor cores read each number from shared memory into many registers."""
+    return arch not in WITHOUT_COPY_ENGINE and (x.dtype != torch.float32 or arch == INTERPRETER)
 
 
 def _descriptor(x: Tensor, block: list[int]) -> TensorDescriptor:
@@ -452,12 +456,12 @@ def _set_constants(inputs: FlatInputs, config: Config) -> dict[str, int]:
 
 def _query_tiles(inputs: FlatInputs, q: Tensor, saved: Saved, config: Config, arch: str) -> dict[str, Any]:
     """Arguments of the kernels that go over the queries of a key tile."""
-    rows = config.tiles["BLOCK_Q"]
+    rows, by_descriptor = config.tiles["BLOCK_Q"], takes_descriptors(q, arch)
     return {
         "q_tiles": tiles_of(q, rows, arch),
         "grad_out_tiles": tiles_of(saved.grad_out, rows, arch),
-        "lse_tiles": _tiles_per_query(saved.lse, rows, arch),
-        "delta_tiles": _tiles_per_query(saved.delta, rows, arch),
+        "lse_tiles": _tiles_per_query(saved.lse, rows, by_descriptor),
+        "delta_tiles": _tiles_per_query(saved.delta, rows, by_descriptor),
         "docs_ptr": inputs.doc_ids_bt,
         "num_queries": inputs.num_queries,
         "scale": inputs.scale,
