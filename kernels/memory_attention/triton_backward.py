@@ -23,6 +23,7 @@ from kernels.memory_attention.triton_forward import (
     query_tile,
     row_of,
     store_rows,
+    store_tile,
 )
 
 UNIT = tl.constexpr(4)  # positions at multiples of which a tile of lse or delta may begin: 16 bytes
@@ -177,8 +178,8 @@ def documents_after(docs_ptr, doc_n, exists_n, begin, end):
 
 @triton.jit(do_not_specialize=SIZES)
 def key_grad_kernel(
-    q_tiles, grad_out_tiles, lse_tiles, delta_tiles, docs_ptr, k_ptr, v_ptr, grad_k_ptr, grad_v_ptr,
-    k_strides, v_strides, grad_k_strides,
+    q_tiles, grad_out_tiles, lse_tiles, delta_tiles, grad_k_tiles, grad_v_tiles, docs_ptr, k_ptr, v_ptr,
+    k_strides, v_strides,
     num_queries, lowest, window_size, age, rows_before, scale, scale_log2,
     GROUP: tl.constexpr, P: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -187,11 +188,12 @@ def key_grad_kernel(
     Grid: key tiles, kv heads, b. Loops over the queries that read some of them, of one head of the group after another.
     """
     kv_head, batch = tl.program_id(1), tl.program_id(2)
-    first = tl.program_id(0) * BLOCK_K - rows_before
+    row = tl.program_id(0) * BLOCK_K
+    first = row - rows_before
     last = tl.minimum(first + BLOCK_K, num_queries) - 1
     place_n = first + tl.arange(0, BLOCK_K)
     exists_n = place_n < num_queries
-    row_n = (place_n + rows_before).to(tl.int64)
+    row_n = (row + tl.arange(0, BLOCK_K)).to(tl.int64)
     k_np = load_rows(row_of(k_ptr, k_strides, batch, row_n, kv_head), exists_n, P)
     v_np = load_rows(row_of(v_ptr, v_strides, batch, row_n, kv_head), exists_n, P)
 
@@ -222,8 +224,8 @@ def key_grad_kernel(
         time, head = next_queries(time, head, start, end, GROUP, BLOCK_Q)
     read_n1 = (place_n >= lowest)[:, None]  # a key mixes with no other, so one that is not read is undone here
     grad_k_np, grad_v_np = tl.where(read_n1, grad_k_np * scale, 0.0), tl.where(read_n1, grad_v_np, 0.0)
-    store_rows(row_of(grad_k_ptr, grad_k_strides, batch, row_n, kv_head), exists_n, grad_k_np, P)
-    store_rows(row_of(grad_v_ptr, grad_k_strides, batch, row_n, kv_head), exists_n, grad_v_np, P)
+    store_tile(grad_k_tiles, batch, row, kv_head, grad_k_np, BLOCK_K, P)
+    store_tile(grad_v_tiles, batch, row, kv_head, grad_v_np, BLOCK_K, P)
 
 
 @triton.jit(do_not_specialize=SIZES)

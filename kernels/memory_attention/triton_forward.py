@@ -53,6 +53,18 @@ def load_tile(tiles, batch, row, head, ROWS: tl.constexpr, P: tl.constexpr):
 
 
 @triton.jit
+def store_tile(tiles, batch, row, head, x_np, ROWS: tl.constexpr, P: tl.constexpr):
+    """The reverse of load_tile: rows before the first and after the last are left out."""
+    if isinstance(tiles, tl.core.tensor_descriptor_base):
+        tiles.store([batch, row, head, 0], x_np.to(tiles.dtype).reshape([1, ROWS, 1, P]))
+    else:
+        ptr, strides, num_rows = tiles
+        row_n = row + tl.arange(0, ROWS)
+        ptr_n = row_of(ptr, strides, batch, row_n.to(tl.int64), head)
+        store_rows(ptr_n, (row_n >= 0) & (row_n < num_rows), x_np, P)
+
+
+@triton.jit
 def query_tile(tile, num_queries, chunk_size, GROUP: tl.constexpr, BLOCK_Q: tl.constexpr):
     """(chunk, first position, last position, position of each row, its head in the group, whether it exists)."""
     tiles_per_chunk = tl.cdiv(chunk_size, BLOCK_Q // GROUP)

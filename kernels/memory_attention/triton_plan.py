@@ -271,8 +271,7 @@ def plan_key_grad(
 ) -> list[Launch]:
     """Write the gradients of the window's keys and values (age 0) or the fading memory's (age W)."""
     k, v = keys_values
-    args = strided(k=k, v=v, grad_k=grads[0]) | {
-        "grad_v_ptr": grads[1],
+    args = strided(k=k, v=v) | {
         "window_size": inputs.window_size,
         "age": age,
         "lowest": lowest_place(inputs, k, age),
@@ -280,11 +279,13 @@ def plan_key_grad(
     }
 
     def plan(config: Config) -> list[Launch]:
+        rows = config.tiles["BLOCK_K"]
+        tiles = {"grad_k_tiles": tiles_of(grads[0], rows, arch), "grad_v_tiles": tiles_of(grads[1], rows, arch)}
         return [
             Launch(
                 key_grad_kernel,
-                (-(-k.shape[1] // config.tiles["BLOCK_K"]), k.shape[2], k.shape[0]),
-                args | _query_tiles(inputs, inputs.q, saved, config, arch),
+                (-(-k.shape[1] // rows), k.shape[2], k.shape[0]),
+                args | tiles | _query_tiles(inputs, inputs.q, saved, config, arch),
                 {"GROUP": inputs.group, "P": inputs.q.shape[3], **config.tiles},
                 config.num_warps,
                 config.num_stages,
