@@ -22,6 +22,7 @@ from kernels.memory_attention.triton_forward import (
     places_read,
     query_tile,
     row_of,
+    rows_of_queries,
     store_rows,
     store_tile,
 )
@@ -69,8 +70,7 @@ def query_grad_kernel(
     """
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     kv_head, batch = tl.program_id(1), tl.program_id(2)
-    chunk, first, last, position_r, head_r, exists_r = query_tile(tile, num_queries, chunk_size, GROUP, BLOCK_Q)
-    time_r, head_r = position_r.to(tl.int64), kv_head * GROUP + head_r
+    chunk, first, last, position_r, exists_r = query_tile(tile, num_queries, chunk_size, GROUP, BLOCK_Q)
     doc_r = None
     if docs_ptr is not None:
         docs_ptr += batch.to(tl.int64) * num_queries
@@ -79,15 +79,20 @@ def query_grad_kernel(
         docs_ptr, doc_r, exists_r, first, last, window_size, lowest, fading_lowest, fading_k_tiles is not None
     )
 
-    grad_out_rp = load_rows(row_of(grad_out_ptr, grad_out_strides, batch, time_r, head_r), exists_r, P)
-    out_rp = load_rows(row_of(out_ptr, out_strides, batch, time_r, head_r), exists_r, P)
+    grad_out_rp = load_rows(
+        rows_of_queries(grad_out_ptr, grad_out_strides, batch, first, kv_head, GROUP, BLOCK_Q), exists_r, P
+    )
+    out_ptr_r = rows_of_queries(out_ptr, out_strides, batch, first, kv_head, GROUP, BLOCK_Q)
+    out_rp = load_rows(out_ptr_r, exists_r, P)
     delta_r = tl.sum(grad_out_rp.to(tl.float32) * out_rp.to(tl.float32), 1)
-    lse_offset_r = batch.to(tl.int64) * lse_strides[0] + head_r * lse_strides[1] + time_r
-    tl.store(delta_ptr + lse_offset_r, delta_r, mask=exists_r)
-    lse_r = tl.load(lse_ptr + lse_offset_r, mask=exists_r, other=0.0)
+    delta_ptr_r = rows_of_queries(delta_ptr, lse_strides, batch, first, kv_head, GROUP, BLOCK_Q)
+    tl.store(delta_ptr_r, delta_r, mask=exists_r)
+    lse_ptr_r = rows_of_queries(lse_ptr, lse_strides, batch, first, kv_head, GROUP, BLOCK_Q)
+    lse_r = tl.load(lse_ptr_r, mask=exists_r, other=0.0)
 
     grad_q_rp = tl.zeros([BLOCK_Q, P], tl.float32)
-    q_rp = load_rows(row_of(q_ptr, q_strides, batch, time_r, head_r), exists_r, P)
+    q_ptr_r = rows_of_queries(q_ptr, q_strides, batch, first, kv_head, GROUP, BLOCK_Q)
+    q_rp = load_rows(q_ptr_r, exists_r, P)
     grad_q_rp = query_grad_set(
         q_rp, grad_out_rp, lse_r, delta_r, k_tiles, v_tiles, batch, kv_head, start, end, inner, inner_end, rows_before,
         position_r, doc_r, docs_ptr, 0, window_size, grad_q_rp, scale_log2, BLOCK_K, P,
@@ -98,10 +103,14 @@ def query_grad_kernel(
             fading_inner, inner_end, fading_rows_before, position_r, doc_r, docs_ptr, window_size, window_size,
             grad_q_rp, scale_log2, BLOCK_K, P,
         )  # fmt: skip
-    store_rows(row_of(grad_q_ptr, out_strides, batch, time_r, head_r), exists_r, grad_q_rp * scale, P)
+    store_rows(
+        rows_of_queries(grad_q_ptr, out_strides, batch, first, kv_head, GROUP, BLOCK_Q), exists_r, grad_q_rp * scale, P
+    )
 
     if eidetic_k_ptr is not None:
-        q_rp = load_rows(row_of(eidetic_q_ptr, eidetic_q_strides, batch, time_r, head_r), exists_r, P)
+        q_rp = load_rows(
+            rows_of_queries(eidetic_q_ptr, eidetic_q_strides, batch, first, kv_head, GROUP, BLOCK_Q), exists_r, P
+        )
         grad_q_rp = tl.zeros([BLOCK_Q, P], tl.float32)
         index_ptr += (batch.to(tl.int64) * num_chunks + chunk) * NUM_SLOTS
         for slot in range(0, NUM_SLOTS, BLOCK_M):
@@ -113,7 +122,12 @@ def query_grad_kernel(
             v_mp = load_rows(row_of(eidetic_v_ptr, eidetic_v_strides, batch, row_m, kv_head), full_m, P)
             score_rm = tl.where(allowed_rm, dot(q_rp, tl.trans(k_mp)), float("-inf"))
             grad_q_rp = query_step(score_rm, grad_out_rp, lse_r, delta_r, k_mp, v_mp, grad_q_rp, scale_log2)
-        store_rows(row_of(grad_eidetic_q_ptr, out_strides, batch, time_r, head_r), exists_r, grad_q_rp * scale, P)
+        store_rows(
+            rows_of_queries(grad_eidetic_q_ptr, out_strides, batch, first, kv_head, GROUP, BLOCK_Q),
+            exists_r,
+            grad_q_rp * scale,
+            P,
+        )
 
 
 @triton.jit

@@ -37,6 +37,14 @@ def store_rows(ptr_r, exists_r, x_rp, P: tl.constexpr):
 
 
 @triton.jit
+def rows_of_queries(ptr, strides, batch, first, kv_head, GROUP: tl.constexpr, BLOCK_Q: tl.constexpr):
+    """Where the rows of a query tile that begins at position `first` start, in a [b, t, h, p] tensor."""
+    row_r = tl.arange(0, BLOCK_Q)
+    ptr += batch.to(tl.int64) * strides[0] + first.to(tl.int64) * strides[1] + kv_head * GROUP * strides[2]
+    return ptr + (row_r // GROUP * strides[1] + row_r % GROUP * strides[2])
+
+
+@triton.jit
 def load_tile(tiles, batch, row, head, ROWS: tl.constexpr, P: tl.constexpr):
     """[ROWS, P] of one head of a [b, t, h, p] tensor, zeros before and after its rows.
 
@@ -66,14 +74,14 @@ def store_tile(tiles, batch, row, head, x_np, ROWS: tl.constexpr, P: tl.constexp
 
 @triton.jit
 def query_tile(tile, num_queries, chunk_size, GROUP: tl.constexpr, BLOCK_Q: tl.constexpr):
-    """(chunk, first position, last position, position of each row, its head in the group, whether it exists)."""
+    """(chunk, first position, last position, position of each row, whether it exists)."""
     tiles_per_chunk = tl.cdiv(chunk_size, BLOCK_Q // GROUP)
     chunk = tile // tiles_per_chunk
     first = chunk * chunk_size + (tile % tiles_per_chunk) * (BLOCK_Q // GROUP)
     end = tl.minimum(tl.minimum(first + BLOCK_Q // GROUP, (chunk + 1) * chunk_size), num_queries)
     row_r = tl.arange(0, BLOCK_Q)
     position_r = first + row_r // GROUP
-    return chunk, first, end - 1, position_r, row_r % GROUP, position_r < end
+    return chunk, first, end - 1, position_r, position_r < end
 
 
 @triton.jit
@@ -205,8 +213,7 @@ def forward_kernel(
     """
     tile = tl.num_programs(0) - 1 - tl.program_id(0)  # the tiles that read most keys first
     kv_head, batch = tl.program_id(1), tl.program_id(2)
-    chunk, first, last, position_r, head_r, exists_r = query_tile(tile, num_queries, chunk_size, GROUP, BLOCK_Q)
-    time_r, head_r = position_r.to(tl.int64), kv_head * GROUP + head_r
+    chunk, first, last, position_r, exists_r = query_tile(tile, num_queries, chunk_size, GROUP, BLOCK_Q)
     doc_r = None
     if docs_ptr is not None:
         docs_ptr += batch.to(tl.int64) * num_queries
@@ -218,7 +225,8 @@ def forward_kernel(
     out_rp = tl.zeros([BLOCK_Q, P], tl.float32)
     max_r = tl.full([BLOCK_Q], UNSEEN, tl.float32)
     sum_r = tl.where(exists_r, 0.0, 1.0)  # rows that do not exist may read nothing, and are divided too
-    q_rp = load_rows(row_of(q_ptr, q_strides, batch, time_r, head_r), exists_r, P)
+    q_ptr_r = rows_of_queries(q_ptr, q_strides, batch, first, kv_head, GROUP, BLOCK_Q)
+    q_rp = load_rows(q_ptr_r, exists_r, P)
     if PAIRED and fading_k_tiles is not None:
         out_rp, max_r, sum_r = attend_set(
             q_rp, k_tiles, v_tiles, batch, kv_head, start, fading_start, inner, tl.minimum(inner_end, fading_start),
@@ -254,7 +262,9 @@ def forward_kernel(
                 scale_log2, BLOCK_K, P,
             )  # fmt: skip
     if eidetic_k_ptr is not None:
-        q_rp = load_rows(row_of(eidetic_q_ptr, eidetic_q_strides, batch, time_r, head_r), exists_r, P)
+        q_rp = load_rows(
+            rows_of_queries(eidetic_q_ptr, eidetic_q_strides, batch, first, kv_head, GROUP, BLOCK_Q), exists_r, P
+        )
         index_ptr += (batch.to(tl.int64) * num_chunks + chunk) * NUM_SLOTS
         for slot in range(0, NUM_SLOTS, BLOCK_M):
             row_m, full_m = load_slots(index_ptr, slot, NUM_SLOTS, BLOCK_M)
@@ -265,9 +275,14 @@ def forward_kernel(
             v_mp = load_rows(row_of(eidetic_v_ptr, eidetic_v_strides, batch, row_m, kv_head), full_m, P)
             out_rp, max_r, sum_r = softmax_step(q_rp, k_mp, v_mp, allowed_rm, out_rp, max_r, sum_r, scale_log2)
 
-    store_rows(row_of(out_ptr, out_strides, batch, time_r, head_r), exists_r, out_rp / sum_r[:, None], P)
-    lse_ptr += batch.to(tl.int64) * lse_strides[0] + head_r * lse_strides[1] + time_r
-    tl.store(lse_ptr, max_r + tl.math.log2(sum_r), mask=exists_r)
+    store_rows(
+        rows_of_queries(out_ptr, out_strides, batch, first, kv_head, GROUP, BLOCK_Q),
+        exists_r,
+        out_rp / sum_r[:, None],
+        P,
+    )
+    lse_ptr_r = rows_of_queries(lse_ptr, lse_strides, batch, first, kv_head, GROUP, BLOCK_Q)
+    tl.store(lse_ptr_r, max_r + tl.math.log2(sum_r), mask=exists_r)
 
 
 @triton.jit

@@ -50,7 +50,7 @@ CONFIGS: dict[str, dict[str, dict[int, tuple[Config, ...]]]] = {
         },
         "sm_90": {
             128: (
-                _forward(False, _config(64, 64, 4, 2, 128)),
+                _forward(False, _config(64, 64, 4, 2)),
                 _forward(True, _config(64, 64, 4, 2)),
                 _forward(False, _config(128, 64, 8, 3)),
             ),
@@ -210,7 +210,7 @@ def plan_forward(inputs: FlatInputs, out: Tensor, lse: Tensor, arch: str) -> lis
             Launch(
                 forward_kernel,
                 (query_tiles(inputs, config), inputs.k.shape[2], inputs.q.shape[0]),
-                _set_args(inputs, config, arch) | strided(out=out) | {"lse_ptr": lse, "lse_strides": lse.stride()[:2]},
+                _set_args(inputs, config, arch) | strided(out=out) | {"lse_ptr": lse, "lse_strides": _by_time(lse)},
                 _set_constants(inputs, config),
                 config.num_warps,
                 config.num_stages,
@@ -244,7 +244,7 @@ def plan_query_grad(
     written = {"delta_ptr": saved.delta, "grad_q_ptr": grad_q, "grad_eidetic_q_ptr": grad_eidetic_q}
     read = strided(out=saved.out, grad_out=saved.grad_out) | {
         "lse_ptr": saved.lse,
-        "lse_strides": saved.lse.stride()[:2],
+        "lse_strides": _by_time(saved.lse),
         "scale": inputs.scale,
     }
 
@@ -468,6 +468,12 @@ def _query_tiles(inputs: FlatInputs, q: Tensor, saved: Saved, config: Config, ar
         "scale": inputs.scale,
         "scale_log2": inputs.scale * LOG2_E,
     }
+
+
+def _by_time(lse: Tensor) -> tuple[int, int, int]:
+    """Strides of batch, time and head of a tensor [b, h, t]."""
+    batch, head, time = lse.stride()
+    return batch, time, head
 
 
 def _pair(first: Tensor | None, second: Tensor | None) -> Pair:
