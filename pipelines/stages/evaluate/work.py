@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from bmojo import BMojoLM, to_bfloat16
+from bmojo import BMojoLM, ModelConfig, to_bfloat16
 from data.records import Split
 from data.shards import TokenSplit, read_token_batches, read_token_documents
 from data.tokenizer import Tokenizer, load_tokenizer
@@ -101,11 +101,18 @@ class Evaluator:
     def _load(self, untrained: bool = False) -> BMojoLM:
         """The model on this actor's device, or the same architecture before its first step; one of them is kept."""
         if self._model is None or self._is_untrained != untrained:
-            self._model = None
             torch.set_num_threads(max(1, math.ceil(self._subject.num_threads)))
-            model = load_model(self._subject.trained, self._subject.model_path)
-            if untrained:
-                model.init_weights(seed=0)
-            self._model = model.to(device.pick(self._subject.on_gpu)).eval()
+            config = None if self._model is None else self._model.config
+            self._model = None  # before the other one needs its memory
+            self._model = self._make(untrained, config).to(device.pick(self._subject.on_gpu)).eval()
             self._is_untrained = untrained
         return self._model
+
+    def _make(self, untrained: bool, config: ModelConfig | None) -> BMojoLM:
+        """On the CPU. `config`: the architecture, if it is known."""
+        if untrained and config is not None:
+            return BMojoLM(config)  # its weights are those of seed 0
+        model = load_model(self._subject.trained, self._subject.model_path)
+        if untrained:
+            model.init_weights(seed=0)
+        return model
