@@ -63,8 +63,13 @@ class Resources(StrictConfig):
         return {name: float(amount) for name, amount in asked.items() if amount}
 
     def without_accelerators(self) -> Resources:
-        """The same for work on the CPU: on machines that have none, too, and holding none."""
-        return self.model_copy(update={"gpus_per_worker": 0, "neuron_cores_per_worker": 0})
+        """For work in one thread that needs none: a core beside the accelerators; if there are none, the same."""
+        if not self.gpus_per_worker and not self.neuron_cores_per_worker:
+            return self
+        cpus = min(1.0, self.cpus_per_worker)
+        return self.model_copy(
+            update={"gpus_per_worker": 0, "neuron_cores_per_worker": 0, "cpus_per_worker": cpus, "num_workers": 1}
+        )
 
 
 def _check_form(needs: Any) -> Any:

@@ -151,3 +151,11 @@ def test_the_reason_names_who_holds_room(demand: Demand, nodes: list[ClusterNode
     if reason is not None:
         assert f"asks for {demand.fewest} x " in reason
         assert "one, two hold a part" in reason
+
+
+def test_work_in_one_thread_takes_a_core_beside_accelerators_and_a_worker_without() -> None:
+    beside = Resources(num_workers=2, cpus_per_worker=8, gpus_per_worker=1).without_accelerators()
+    assert beside == Resources(num_workers=1, cpus_per_worker=1)
+    assert Resources(cpus_per_worker=0.5, neuron_cores_per_worker=1).without_accelerators().bundle() == {"CPU": 0.5}
+    plain = Resources(num_workers=2, cpus_per_worker=8)
+    assert plain.without_accelerators() == plain
