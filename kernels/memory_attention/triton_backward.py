@@ -15,6 +15,7 @@ from kernels.memory_attention.triton_forward import (
     SIZES,
     extremes,
     hide,
+    in_window,
     load_doc,
     load_rows,
     load_slots,
@@ -76,7 +77,7 @@ def query_grad_kernel(
         docs_ptr += batch.to(tl.int64) * num_queries
         doc_r = load_doc(docs_ptr, position_r, exists_r, -1)
     start, fading_start, end, inner, fading_inner, inner_end = places_read(
-        docs_ptr, doc_r, exists_r, first, last, window_size, lowest, fading_lowest, fading_k_tiles is not None
+        docs_ptr, doc_r, exists_r, first, last, window_size, lowest, fading_lowest
     )
 
     grad_out_rp = load_rows(
@@ -228,7 +229,7 @@ def key_grad_kernel(
         score_nr = dot(k_np, tl.trans(q_rp))
         if (time < last) | (time + BLOCK_Q > inner_end):
             time_r = time + tl.arange(0, BLOCK_Q)
-            allowed_nr = (time_r[None, :] >= place_n[:, None]) & (time_r[None, :] < (place_n + window_size)[:, None])
+            allowed_nr = in_window(time_r[None, :], place_n[:, None], window_size)
             if docs_ptr is not None:
                 allowed_nr &= load_doc(docs_ptr, time_r, time_r < end, -1)[None, :] == doc_n[:, None]
             score_nr = tl.where(allowed_nr, score_nr, float("-inf"))

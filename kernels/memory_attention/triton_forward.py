@@ -4,7 +4,7 @@ A query tile holds BLOCK_Q rows: BLOCK_Q // GROUP positions of one chunk, times 
 key/value head, so that a key read once serves them all. Positions count from the first query's.
 
 The same queries, i <= t < i + W, read the window's key of position i and the fading memory's of i - W. So a place i
-below stands for both keys, and one loop takes a tile of both under one mask.
+below stands for either key, and both sets are read alike.
 """
 
 from __future__ import annotations
@@ -114,12 +114,10 @@ def documents_before(docs_ptr, doc_r, exists_r, first, last, reach):
 
 
 @triton.jit
-def places_read(
-    docs_ptr, doc_r, exists_r, first, last, window_size, lowest, fading_lowest, HAS_FADING: tl.constexpr
-):  # fmt: skip
-    """Places whose keys the queries first .. last read, [start, end), from fading_start on in both sets.
+def places_read(docs_ptr, doc_r, exists_r, first, last, window_size, lowest, fading_lowest):
+    """Places whose keys the queries first .. last read: [start, end) and, of the fading memory, [fading_start, end).
 
-    A tile in [inner, inner_end) is read whole by all of them; of both sets, in [fading_inner, inner_end).
+    Tiles in [inner, inner_end) and [fading_inner, inner_end) are read whole by all of these queries.
     Returns: start, fading_start, end, inner, fading_inner, inner_end.
     """
     inner = last - window_size + 1
@@ -128,22 +126,23 @@ def places_read(
         lowest, same = documents_before(docs_ptr, doc_r, exists_r, first, last, 2 * window_size)
         fading_lowest = lowest + window_size
         inner, fading_inner = tl.maximum(inner, same), tl.maximum(inner, same + window_size)
-    start, end = tl.maximum(first - window_size + 1, lowest), last + 1
-    fading_start = end
-    if HAS_FADING:
-        fading_start = tl.minimum(tl.maximum(start, fading_lowest), end)
-    return start, fading_start, end, inner, fading_inner, first + 1
+    start = tl.maximum(first - window_size + 1, lowest)
+    return start, tl.maximum(start, fading_lowest), last + 1, inner, fading_inner, first + 1
+
+
+@triton.jit
+def in_window(query, place, window_size):
+    return (place <= query) & (place > query - window_size)
 
 
 @triton.jit
 def hide(score_rn, place, place_n, inner, inner_end, end, position_r, doc_r, docs_ptr, age, window_size):
     """-inf for keys that a query does not read; a tile of keys in [inner, inner_end) needs nothing.
 
-    end: no place from here on is read.  age: 0 for the window's keys, W for those of the fading memory.
+    end: after the last query.  age: 0 for the window's keys, W for those of the fading memory.
     """
     if (place < inner) | (place + score_rn.shape[1] > inner_end):
-        newest_r = tl.minimum(position_r, end - 1)
-        allowed_rn = (place_n[None, :] <= newest_r[:, None]) & (place_n[None, :] > (position_r - window_size)[:, None])
+        allowed_rn = in_window(position_r[:, None], place_n[None, :], window_size)
         if docs_ptr is not None:
             allowed_rn &= doc_r[:, None] == load_doc(docs_ptr, place_n - age, place_n < end, -2)[None, :]
         score_rn = tl.where(allowed_rn, score_rn, float("-inf"))
@@ -204,7 +203,7 @@ def forward_kernel(
     num_queries, window_size, chunk_size, num_chunks, lowest, fading_lowest, rows_before, fading_rows_before,
     scale_log2,
     NUM_SLOTS: tl.constexpr, GROUP: tl.constexpr, P: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
-    BLOCK_M: tl.constexpr, PAIRED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     """out and lse, the base-2 logarithm of the softmax's denominator, of one query tile. Grid: tiles, kv heads, b.
 
@@ -219,7 +218,7 @@ def forward_kernel(
         docs_ptr += batch.to(tl.int64) * num_queries
         doc_r = load_doc(docs_ptr, position_r, exists_r, -1)
     start, fading_start, end, inner, fading_inner, inner_end = places_read(
-        docs_ptr, doc_r, exists_r, first, last, window_size, lowest, fading_lowest, fading_k_tiles is not None
+        docs_ptr, doc_r, exists_r, first, last, window_size, lowest, fading_lowest
     )
 
     out_rp = tl.zeros([BLOCK_Q, P], tl.float32)
@@ -227,40 +226,16 @@ def forward_kernel(
     sum_r = tl.where(exists_r, 0.0, 1.0)  # rows that do not exist may read nothing, and are divided too
     q_ptr_r = rows_of_queries(q_ptr, q_strides, batch, first, kv_head, GROUP, BLOCK_Q)
     q_rp = load_rows(q_ptr_r, exists_r, P)
-    if PAIRED and fading_k_tiles is not None:
+    out_rp, max_r, sum_r = attend_set(
+        q_rp, k_tiles, v_tiles, batch, kv_head, start, end, inner, inner_end,
+        rows_before, position_r, doc_r, docs_ptr, 0, window_size, out_rp, max_r, sum_r, scale_log2, BLOCK_K, P,
+    )  # fmt: skip
+    if fading_k_tiles is not None:
         out_rp, max_r, sum_r = attend_set(
-            q_rp, k_tiles, v_tiles, batch, kv_head, start, fading_start, inner, tl.minimum(inner_end, fading_start),
-            rows_before, position_r, doc_r, docs_ptr, 0, window_size, out_rp, max_r, sum_r, scale_log2, BLOCK_K, P,
+            q_rp, fading_k_tiles, fading_v_tiles, batch, kv_head, fading_start, end, fading_inner, inner_end,
+            fading_rows_before, position_r, doc_r, docs_ptr, window_size, window_size, out_rp, max_r, sum_r,
+            scale_log2, BLOCK_K, P,
         )  # fmt: skip
-        for place in range(fading_start, end, BLOCK_K):
-            place_n = place + tl.arange(0, BLOCK_K)
-            k_np = load_tile(k_tiles, batch, place + rows_before, kv_head, BLOCK_K, P)
-            fading_k_np = load_tile(fading_k_tiles, batch, place + fading_rows_before, kv_head, BLOCK_K, P)
-            v_np = load_tile(v_tiles, batch, place + rows_before, kv_head, BLOCK_K, P)
-            fading_v_np = load_tile(fading_v_tiles, batch, place + fading_rows_before, kv_head, BLOCK_K, P)
-            score_rn = dot(q_rp, tl.trans(k_np))
-            fading_rn = dot(q_rp, tl.trans(fading_k_np))
-            score_rn = hide(
-                score_rn, place, place_n, fading_inner, inner_end, end, position_r, doc_r, docs_ptr, 0, window_size
-            )
-            fading_rn = hide(
-                fading_rn, place, place_n, fading_inner, inner_end, end, position_r, doc_r, docs_ptr, window_size,
-                window_size,
-            )  # fmt: skip
-            max_r, shrink_r = raise_max(max_r, tl.max(tl.maximum(score_rn, fading_rn), 1) * scale_log2)
-            out_rp, sum_r = add_values(score_rn, v_np, max_r, out_rp * shrink_r[:, None], sum_r * shrink_r, scale_log2)
-            out_rp, sum_r = add_values(fading_rn, fading_v_np, max_r, out_rp, sum_r, scale_log2)
-    else:
-        out_rp, max_r, sum_r = attend_set(
-            q_rp, k_tiles, v_tiles, batch, kv_head, start, end, inner, inner_end,
-            rows_before, position_r, doc_r, docs_ptr, 0, window_size, out_rp, max_r, sum_r, scale_log2, BLOCK_K, P,
-        )  # fmt: skip
-        if fading_k_tiles is not None:
-            out_rp, max_r, sum_r = attend_set(
-                q_rp, fading_k_tiles, fading_v_tiles, batch, kv_head, fading_start, end, fading_inner, inner_end,
-                fading_rows_before, position_r, doc_r, docs_ptr, window_size, window_size, out_rp, max_r, sum_r,
-                scale_log2, BLOCK_K, P,
-            )  # fmt: skip
     if eidetic_k_ptr is not None:
         q_rp = load_rows(
             rows_of_queries(eidetic_q_ptr, eidetic_q_strides, batch, first, kv_head, GROUP, BLOCK_Q), exists_r, P

@@ -25,6 +25,7 @@ from kernels.memory_attention.triton_forward import forward_kernel
 LOG2_E = math.log2(math.e)
 MAX_COLUMNS = 256  # of sum_slots_kernel's programs
 MIN_SIDE = 16  # of a matrix product
+MAX_SLOTS = 32  # read together: more would take registers that the loops over keys do not need
 WITHOUT_COPY_ENGINE = ("sm_80", "gfx942")  # there Triton expands descriptors to many more instructions
 ALIGNED_BYTES = 16  # addresses and strides of what the copy engine takes tiles of
 Pair = tuple[Tensor, Tensor]  # mostly keys and values, or their gradients
@@ -34,37 +35,28 @@ def _config(block_q: int, block_k: int, num_warps: int, num_stages: int, max_reg
     return Config({"BLOCK_Q": block_q, "BLOCK_K": block_k}, num_warps, num_stages, max_registers)
 
 
-def _forward(paired: bool, config: Config) -> Config:
-    """paired: a step of the softmax takes a tile of the window and one of the fading memory."""
-    return replace(config, tiles={**config.tiles, "PAIRED": int(paired)})
-
-
 # By kernel, architecture and bytes of a head's row: tiles, the first being the default, whose registers do not spill
 # (`make kernel-report`). On sm_90 it is what an H200 was fastest with; wide key tiles for key_grad on sm_100 halve how
 # often it reads a query.
 CONFIGS: dict[str, dict[str, dict[int, tuple[Config, ...]]]] = {
     "forward": {
         "sm_80": {
-            128: (_forward(False, _config(128, 64, 8, 2)), _forward(False, _config(64, 64, 4, 2))),
-            256: (_forward(False, _config(128, 32, 8, 2)), _forward(False, _config(64, 32, 4, 3))),
+            128: (_config(128, 64, 8, 2), _config(64, 64, 4, 2)),
+            256: (_config(128, 32, 8, 2), _config(64, 32, 4, 3)),
         },
         "sm_90": {
-            128: (
-                _forward(False, _config(64, 64, 4, 2)),
-                _forward(True, _config(64, 64, 4, 2)),
-                _forward(False, _config(128, 64, 8, 3)),
-            ),
-            256: (_forward(False, _config(128, 64, 8, 3)), _forward(False, _config(64, 64, 4, 2))),
+            128: (_config(64, 64, 4, 2), _config(64, 64, 4, 3), _config(128, 64, 8, 3)),
+            256: (_config(128, 64, 8, 3), _config(64, 64, 4, 2)),
         },
         "sm_100": {
-            128: (_forward(False, _config(128, 64, 8, 3)), _forward(False, _config(64, 64, 4, 3))),
-            256: (_forward(False, _config(128, 64, 8, 3)), _forward(False, _config(64, 64, 4, 2))),
+            128: (_config(128, 64, 8, 3), _config(64, 64, 4, 3)),
+            256: (_config(128, 64, 8, 3), _config(64, 64, 4, 2)),
         },
         "gfx942": {
-            128: (_forward(False, _config(128, 64, 4, 1)), _forward(False, _config(128, 32, 4, 1))),
-            256: (_forward(False, _config(128, 32, 4, 1)),),
+            128: (_config(128, 64, 4, 1), _config(128, 32, 4, 1)),
+            256: (_config(128, 32, 4, 1),),
         },
-        INTERPRETER: {128: (_forward(True, _config(16, 16, 4, 1)),)},
+        INTERPRETER: {128: (_config(16, 16, 4, 1),)},
     },
     "query_grad": {
         "sm_80": {128: (_config(64, 32, 4, 2),), 256: (_config(64, 32, 4, 2),)},
@@ -180,12 +172,8 @@ def candidates(kernel: str, arch: str, width: int) -> list[Config]:
     widths = CONFIGS[kernel][arch]
     known = min((known for known in widths if known >= width), default=max(widths))
     shrink = max(1, width // known)
-
-    def shrunk(name: str, size: int) -> int:
-        return max(MIN_SIDE, size // shrink) if name.startswith("BLOCK") else size
-
     return [
-        replace(config, tiles={name: shrunk(name, size) for name, size in config.tiles.items()})
+        replace(config, tiles={name: max(MIN_SIDE, size // shrink) for name, size in config.tiles.items()})
         for config in widths[known]
     ]
 
@@ -443,14 +431,11 @@ def _set_args(inputs: FlatInputs, config: Config, arch: str) -> dict[str, Any]:
 
 
 def _set_constants(inputs: FlatInputs, config: Config) -> dict[str, int]:
-    """BLOCK_M: slots that are read together."""
-    num_slots = inputs.num_slots
-    block = max(MIN_SIDE, min(config.tiles["BLOCK_K"], 1 << max(num_slots - 1, 0).bit_length()))
     return {
-        "NUM_SLOTS": num_slots,
+        "NUM_SLOTS": inputs.num_slots,
         "GROUP": inputs.group,
         "P": inputs.q.shape[3],
-        "BLOCK_M": block,
+        "BLOCK_M": max(MIN_SIDE, min(MAX_SLOTS, config.tiles["BLOCK_K"])),
         **config.tiles,
     }
 
