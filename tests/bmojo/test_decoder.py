@@ -111,8 +111,9 @@ def test_another_state_is_copied_into_the_recording_if_it_fits(pattern):
     decoder = Decoder(model, state, max_tokens=60, record=record)
     steps(decoder.step, 2)
     swapped = decoder.state.select(torch.tensor([1, 0]))
-    wanted = eager_steps(model, swapped, 2)
+    wanted, recorded = eager_steps(model, swapped, 2), decoder.state.tensors()
     decoder.hold(swapped)
+    assert all(x is recorded[path] for path, x in decoder.state.tensors().items())  # whose addresses a graph holds
     assert_same(steps(decoder.step, 2), wanted)
     assert record.num_recordings == 1
     three = swapped.select(torch.tensor([0, 0, 1]))

@@ -88,6 +88,10 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant("RoPE exponent doubled", _REFERENCE,
             Edit("kernels/pointwise/reference.py", "theta ** (-channel / head_dim)",
                  "theta ** (-2 * channel / head_dim)")),
+    _mutant("a token more than all rows wanted", "tests/bmojo/test_decoder.py",
+            Edit("bmojo/generation.py", "if ended is not None and ended.value():", "if False:")),
+    _mutant("a state that fits is taken, but not copied", "tests/bmojo/test_decoder.py",
+            Edit("bmojo/decoding.py", "self.state.copy_(state)", "self.state = state")),
     # Data
     _mutant("samples that do not overlap: their last token is no target", "tests/data/test_packing.py",
             Edit("data/packers.py", "min(start + seq_len + 1, len(tokens))", "min(start + seq_len, len(tokens))")),
