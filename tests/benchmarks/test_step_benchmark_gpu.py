@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from benchmarks import train_step_gpu as benchmark
+from benchmarks._peers import num_params
 from benchmarks.train_step_gpu import Measurement
 from bmojo import BMojoLM
+from bmojo.graphs import GraphedLoss
 
 
 def test_without_a_gpu_it_says_so_and_what_else_there_is(monkeypatch, capsys):
@@ -16,18 +19,22 @@ def test_without_a_gpu_it_says_so_and_what_else_there_is(monkeypatch, capsys):
 
 
 def test_rows_are_medians_and_ratios_to_bmojo():
-    row, ours = benchmark.row_of("bmojo", 1000, 512, Measurement([0.5, 0.25, 0.75], 2**31), 1024, None)
-    assert row == "| bmojo | 1,000 | 512 | 2,048 | 500.0 | 250.0 .. 750.0 | 2.0 | 1.00 |"
-    row, ours = benchmark.row_of("llama", 1000, 512, Measurement([1.0], 2**30), 1024, ours)
-    assert row.endswith("| 1,024 | 1,000.0 | 1,000.0 .. 1,000.0 | 1.0 | 2.00 |")
-    row, ours = benchmark.row_of("attention", 1000, 512, Measurement([], 0), 1024, ours)
-    assert "out of memory" in row
-    assert ours == 0.5
+    row = benchmark.row_of(Measurement([500.0, 250.0, 750.0], 2**31), 1024, 1 / 4096, 500.0)
+    assert row == "2,048 | 500.0 | 250.0 .. 750.0 | 50.0% | 2.0 | 1.00"
+    assert benchmark.row_of(Measurement([1000.0], 2**30), 1024, None, 500.0).endswith("|  | 1.0 | 2.00")
+    assert benchmark.row_of(Measurement([], 0, "CUDA out of memory"), 1024, None, 500.0).startswith(
+        "CUDA out of memory"
+    )
 
 
-def test_the_model_has_the_width_that_was_asked_for():
-    options = benchmark._parse(["--d-model", "256", "--num-layers", "3", "--vocab-size", "100"])
+@pytest.mark.parametrize(("size", "millions"), [("116m", 116), ("370m", 391), ("1.4b", 1532)])
+def test_models_have_the_size_that_was_asked_for(size, millions):
     with torch.device("meta"):
-        model = BMojoLM(benchmark.config_of(options))
-    assert len(model.blocks) == 3
-    assert model.embedding.weight.shape == (100, 256)
+        model = BMojoLM(benchmark.config_of(benchmark._parse(["--size", size])))
+    assert round(num_params(model) / 1e6) == millions
+
+
+def test_graphs_are_asked_for_by_their_way():
+    model = torch.nn.Linear(2, 2)
+    assert isinstance(benchmark.loss_function(model, "graphs"), GraphedLoss)
+    assert not isinstance(benchmark.loss_function(model, "eager"), GraphedLoss)
