@@ -36,7 +36,10 @@ def train_worker(loop_config: dict[str, Any]) -> dict[str, Any] | None:
         InfrastructureError: a disk or the storage failed; neither is that, at once.
     """
     job: TrainJob = loop_config["job"]
-    remedy = f"Lower train.micro_batch_size, or use more GPUs or {job.config.backend.memory_advice}."
+    remedy = (
+        "Lower train.micro_batch_size, set train.cuda_graphs: false (graphs keep their memory between steps), or use "
+        f"more GPUs or {job.config.backend.memory_advice}."
+    )
     with explained_disk(job.artifact.local), device.explained_memory(remedy):
         facts = _train(job)
     return facts.model_dump() if facts is not None else None
