@@ -50,6 +50,21 @@ _MAMBA2 = "bmojo/mixers/mamba2.py"
 _REFERENCE = "tests/bmojo/test_reference.py"
 
 MUTANTS: tuple[Mutant, ...] = (
+    # Training on GPUs
+    _mutant("gradients of a graph are its memory, not copies", "tests/bmojo/test_graphs.py",
+            Edit("bmojo/graphs.py", "found = iter(copies)", "found = iter(there)")),
+    _mutant("the loss of a graph is its memory, not a copy", "tests/bmojo/test_graphs.py",
+            Edit("bmojo/graphs.py", "return replay.loss.clone()", "return replay.loss")),
+    _mutant("casts of weights are kept from one use to the next", "tests/bmojo/test_graphs.py",
+            Edit("bmojo/graphs.py", "torch.set_autocast_cache_enabled(False)", "pass")),
+    _mutant("joined gradients are read beyond a part's end", "tests/kernels/pointwise/test_triton.py",
+            Edit("kernels/pointwise/triton_elements.py", " & (column < end)\n", "\n")),
+    _mutant("the sum's own gradient is left out of its norm's", "tests/kernels/pointwise/test_triton.py",
+            Edit("kernels/pointwise/triton_rows.py",
+                 "        if base_ptr is not None:\n            grad_value +=",
+                 "        if base_ptr is not None:\n            grad_value += 0 *")),
+    _mutant("rows filled up for cuBLAS bring other columns", "tests/kernels/linear/test_triton.py",
+            Edit("kernels/linear/triton_path.py", "grad_weight[: sum(ctx.widths)]", "grad_weight[-sum(ctx.widths) :]")),
     # The model
     _mutant("eidetic keys seen at distance W + 1", _REFERENCE,
             Edit(_BMOJO, "config.window_size)  # slots are seen", "config.window_size + 1)  # slots are seen"),
