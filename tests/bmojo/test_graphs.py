@@ -70,6 +70,15 @@ def test_gradients_of_several_batches_add_up_and_are_not_overwritten(captures):
     assert captures.count == 1
 
 
+def test_gradients_that_are_kept_are_not_overwritten_by_the_next_replay(captures):
+    model = Line()
+    loss = GraphedLoss(model, list(model.parameters()))
+    first = torch.autograd.grad(loss(torch.tensor([1.0, 4.0])), model.slope)[0]
+    kept = first.clone()
+    torch.autograd.grad(loss(torch.tensor([3.0, 5.0])), model.slope)
+    assert torch.equal(first, kept)
+
+
 def test_losses_of_two_calls_are_two_numbers(captures):
     model = Line()
     loss = GraphedLoss(model, list(model.parameters()))

@@ -1,13 +1,14 @@
-"""Products with few rows in Triton, in the interpreter."""
+"""Products on a GPU: with few rows, and cut into parts; in the interpreter, or with TRITON_INTERPRET=0 on a GPU."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
-from kernels.linear import gated_linear, linear, linear_each, triton_few_rows
+from kernels.linear import gated_linear, linear, linear_each, linear_parts, triton_few_rows, triton_path
 from kernels.operator import use
-from tests.kernels.helpers import normal, pairwise
+from tests.kernels.helpers import assert_close, normal, pairwise, run
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
 
@@ -76,3 +77,40 @@ def test_what_it_leaves_to_cublas():
             assert linear.choose(*given).path == "torch"
     with use("triton"), torch.no_grad():
         assert linear.choose(x, learned).path == "triton"
+
+
+@pytest.mark.parametrize(
+    ("shape", "widths", "used", "dtype"),
+    pairwise(
+        [(2, 5, 8), (3, 12), (1, 1, 1)],
+        [(3, 3, 1), (16, 8, 8), (1, 20, 5)],
+        [[0, 1, 2], [1], [0, 2]],
+        [torch.float32, torch.bfloat16],
+    ),
+)
+def test_parts_and_gradients(shape, widths, used, dtype):
+    inputs = {"x": normal(*shape, dtype=dtype), "weight": normal(sum(widths), shape[-1], dtype=dtype, seed=1)}
+
+    def call(x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+        parts = linear_parts(x, weight, widths)
+        return tuple(parts[i] for i in used)
+
+    assert_close(run("triton", call, inputs), run("torch", call, inputs, torch.float64), triton_path.TOLERANCE)
+
+
+def test_under_autocast_gradients_have_the_parameters_dtype():
+    x, weight = normal(6, 8).requires_grad_(), normal(7, 8, seed=1).requires_grad_()
+    with torch.autocast(x.device.type, torch.bfloat16), use("triton"):
+        parts = linear_parts(x, weight, (3, 3, 1))
+    assert {part.dtype for part in parts} == {torch.bfloat16}
+    torch.cat(parts, -1).sum().backward()
+    assert x.grad.dtype == weight.grad.dtype == torch.float32
+    torch.testing.assert_close(weight.grad, x.detach().sum(0).expand(7, 8), rtol=2e-2, atol=2e-2)
+
+
+def test_a_weight_is_copied_only_where_that_pays():
+    weight = torch.zeros(7, 8)
+    with use("triton"):
+        assert linear_parts.choose(torch.zeros(triton_path.MANY_ROWS - 1, 8), weight, (3, 3, 1)).path == "torch"
+        assert linear_parts.choose(torch.zeros(triton_path.MANY_ROWS, 8), weight, (3, 3, 1)).path == "triton"
+        assert linear_parts.choose(torch.zeros(1, 8), weight.requires_grad_(), (3, 3, 1)).path == "triton"
