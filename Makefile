@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 .DEFAULT_GOAL := help
-.PHONY: needs-compiler help quickstart install test test-slow test-faults transformers5 mutants lint format types bench kernel-report docs lock clean
+.PHONY: needs-compiler help quickstart install test test-slow test-gpu test-faults transformers5 mutants lint format types bench kernel-report docs lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -47,6 +47,10 @@ test-slow: install needs-compiler transformers5  ## The tests that take longer: 
 
 test-faults: install  ## Break whole pipelines at random: kills, stops, outages, full disks, flipped bits (hours)
 	$(BIN)/python -m tests.faults --report docs/faults
+
+test-gpu: install  ## On a machine with a GPU: the Triton kernels' tests there instead of in the interpreter (minutes)
+	TRITON_INTERPRET=0 $(BIN)/python -m pytest -n 4 $(wildcard tests/kernels/*/test_triton.py)
+	$(BIN)/python -m benchmarks.train_step_gpu --check --seq-len 2048 --models bmojo --ways graphs --repeats 3
 
 mutants: install needs-compiler  ## Wrong versions of the code, each of which some test must reject (minutes)
 	$(BIN)/python -m tests.mutants
