@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,15 @@ def base_config(num_layers: int, vocab_size: int) -> ModelConfig:
         pattern=f"bmojo*{num_layers}", vocab_size=vocab_size, d_model=256, num_heads=4, window_size=256,
         chunk_size=128, num_eidetic=64, d_state=64, ssm_head_dim=64,
     )  # fmt: skip
+
+
+def has_gpu(cpu_benchmark: str) -> bool:
+    """Whether there is a GPU; if not, say so, and what measures on a CPU."""
+    found = torch.cuda.is_available()
+    if not found:
+        print("error: there is no GPU here (torch.cuda.is_available() is false).\n"
+              f"  On a CPU: python -m benchmarks.{cpu_benchmark}", file=sys.stderr)  # fmt: skip
+    return found
 
 
 def num_params(model: nn.Module) -> int:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks._peers import build, num_params
+from benchmarks._peers import build, has_gpu, num_params
 from benchmarks.train_step_gpu import SIZES
 from bmojo import BMojoLM, ModelConfig, to_bfloat16
 from bmojo.decoding import Decoder, capture
@@ -44,9 +44,7 @@ class Measurement:
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
-    if not torch.cuda.is_available():
-        print("error: there is no GPU here (torch.cuda.is_available() is false).\n"
-              "  On a CPU: python -m benchmarks.decoding", file=sys.stderr)  # fmt: skip
+    if not has_gpu(cpu_benchmark="decoding"):
         return 2
     config = config_of(options)
     with torch.device("meta"):

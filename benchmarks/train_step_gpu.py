@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from benchmarks._peers import PLAIN, build, loss_of, num_params
+from benchmarks._peers import PLAIN, build, has_gpu, loss_of, num_params
 from bmojo import BMojoLM, ModelConfig
 from bmojo.counting import count
 from bmojo.graphs import GraphedLoss, uncached
@@ -35,7 +35,7 @@ SIZES = {  # by millions of parameters
 }
 HEADER = """\
 | model | way | parameters | seq_len | tokens/s | step, ms | lowest .. highest | of the peak | memory, GiB | bmojo is x times as fast |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"""  # noqa: E501
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"""  # noqa: E501  # a row of a table cannot be broken
 
 Way = Literal["eager", "graphs", "compiled"]
 
@@ -51,9 +51,7 @@ class Measurement:
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
-    if not torch.cuda.is_available():
-        print("error: there is no GPU here (torch.cuda.is_available() is false).\n"
-              "  On a CPU: python -m benchmarks.train_step", file=sys.stderr)  # fmt: skip
+    if not has_gpu(cpu_benchmark="train_step"):
         return 2
     config = config_of(options)
     with torch.device("meta"):
@@ -130,7 +128,7 @@ def row_of(measured: Measurement, tokens: int, flops_of_peak: float | None, ours
 def step(loss: Callable[[Tensor, Tensor], Tensor], optimizer: torch.optim.Optimizer, tokens_bt: Tensor) -> None:
     with torch.autocast("cuda", torch.bfloat16):
         result = loss(tokens_bt, tokens_bt.roll(-1, 1))
-    result.backward()  # type: ignore[no-untyped-call]
+    result.backward()  # type: ignore[no-untyped-call]  # torch does not type it
     optimizer.step()
     optimizer.zero_grad()
 
@@ -139,10 +137,11 @@ def check(config: ModelConfig, options: argparse.Namespace) -> str:
     """Three steps eagerly and as graphs, from the same weights on the same tokens: are the weights the same? And a
     step whose every wait for the GPU is an error."""
     weights, waits = [], "none"
-    for way in ("eager", "graphs"):
+    ways: tuple[Way, ...] = ("eager", "graphs")
+    for way in ways:
         model = BMojoLM(config).cuda()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
-        loss = loss_function(model, way)  # type: ignore[arg-type]
+        loss = loss_function(model, way)
         for seed in range(3):
             generator = torch.Generator("cuda").manual_seed(seed)
             step(loss, optimizer, torch.randint(options.vocab_size, (4, 2048), device="cuda", generator=generator))

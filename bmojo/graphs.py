@@ -43,7 +43,7 @@ class GraphedLoss:
 
     Args:
         loss: a scalar of tensors without gradient. It may not wait for the GPU, and launches the same kernels for all
-            tensors of the same shapes.
+            tensors of the same shapes. One backward may follow each call, before the next call.
         parameters: what it is differentiated by. Their memory must stay where it is.
     """
 
@@ -83,6 +83,7 @@ class Replay:
         """forward writes loss, from inputs; backward writes grads, from grad_loss and what forward left."""
         self.inputs, self.loss, self.grad_loss, self.grads = inputs, loss, grad_loss, grads
         self.forward, self.backward = forward, backward
+        self.count = 0  # of replays: what a forward leaves is lost with the next one
 
 
 def capture(loss_of: Loss, parameters: Sequence[nn.Parameter], inputs: Sequence[Tensor]) -> Replay:
@@ -98,10 +99,8 @@ def capture(loss_of: Loss, parameters: Sequence[nn.Parameter], inputs: Sequence[
                 torch.autograd.grad(loss, parameters, allow_unused=True)
     torch.cuda.current_stream().wait_stream(stream)
     forward, backward, pool = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
-    others: dict[str, Any] = {
-        "pool": pool,
-        "capture_error_mode": "thread_local",
-    }  # other threads may pin memory meanwhile
+    # Other threads may pin memory meanwhile.
+    others: dict[str, Any] = {"pool": pool, "capture_error_mode": "thread_local"}
     with torch.cuda.stream(torch.cuda.current_stream()):  # so that a failure leaves the current stream as it was
         with torch.cuda.graph(forward, **others):
             loss = loss_of(*held)
@@ -119,13 +118,20 @@ class _Replayed(torch.autograd.Function):
         for held, given in zip(replay.inputs, inputs, strict=True):
             held.copy_(given, non_blocking=True)
         replay.forward()
-        ctx.replay = replay
+        replay.count += 1
+        ctx.replay, ctx.count = replay, replay.count
         return replay.loss.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         replay = ctx.replay
+        if replay.count != ctx.count:
+            raise RuntimeError(
+                "the backward of a graphed loss must come once, and before the loss is computed again: what the "
+                "forward left is gone. Run it before the next call, or leave graphs out (cuda_graphs: false)."
+            )
+        replay.count += 1
         replay.grad_loss.copy_(grad_outputs[0])
         replay.backward()
         there = [grad for grad in replay.grads if grad is not None]

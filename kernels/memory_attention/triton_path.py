@@ -109,7 +109,7 @@ def _empty_gradients(inputs: FlatInputs) -> SetGradients:
         return x.new_zeros(x.shape) if name in ("eidetic_k", "eidetic_v") else x.new_empty(x.shape)
 
     # mypy cannot see that only the optional sets are None.
-    return SetGradients(*map(empty, SetGradients._fields, inputs.sets))  # type: ignore[arg-type]
+    return SetGradients(*map(empty, SetGradients._fields, inputs.sets))  # type: ignore[arg-type]  # None only where it may be
 
 
 def _step(inputs: FlatStep) -> Tensor:

@@ -79,6 +79,17 @@ def test_gradients_that_are_kept_are_not_overwritten_by_the_next_replay(captures
     assert torch.equal(first, kept)
 
 
+def test_a_backward_that_comes_too_late_or_twice_is_an_error(captures):
+    model = Line()
+    loss = GraphedLoss(model, list(model.parameters()))
+    first, second = loss(torch.ones(2)), loss(torch.zeros(2))
+    with pytest.raises(RuntimeError, match="before the loss is computed again"):
+        first.backward()
+    second.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="must come once"):
+        second.backward()
+
+
 def test_losses_of_two_calls_are_two_numbers(captures):
     model = Line()
     loss = GraphedLoss(model, list(model.parameters()))
