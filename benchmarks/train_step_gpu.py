@@ -105,12 +105,12 @@ def measure(model: nn.Module, name: str, way: Way, seq_len: int, options: argpar
 
 def loss_function(model: nn.Module, way: Way) -> Callable[[Tensor, Tensor], Tensor]:
     """The loss of tokens and targets, run in that way."""
-    if way == "compiled":
-        model = torch.compile(model, fullgraph=isinstance(model, BMojoLM))
 
     def loss(tokens_bt: Tensor, targets_bt: Tensor) -> Tensor:
         return loss_of(model, tokens_bt, targets_bt)
 
+    if way == "compiled":
+        return torch.compile(loss, fullgraph=isinstance(model, BMojoLM))
     return GraphedLoss(loss, list(model.parameters())) if way == "graphs" else uncached(loss)
 
 

@@ -94,9 +94,7 @@ def capture(loss_of: Loss, parameters: Sequence[nn.Parameter], inputs: Sequence[
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(WARM_UP):
-            loss = loss_of(*held)
-            with in_backward:
-                torch.autograd.grad(loss, parameters, allow_unused=True)
+            _run(loss_of, held, parameters, in_backward)
     torch.cuda.current_stream().wait_stream(stream)
     forward, backward, pool = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
     # Other threads may pin memory meanwhile.
@@ -108,6 +106,13 @@ def capture(loss_of: Loss, parameters: Sequence[nn.Parameter], inputs: Sequence[
         with in_backward, torch.cuda.graph(backward, **others):
             grads = torch.autograd.grad(loss, parameters, grad_loss, allow_unused=True)
     return Replay(held, loss.detach(), grad_loss, grads, forward.replay, backward.replay)
+
+
+def _run(loss_of: Loss, inputs: Sequence[Tensor], parameters: Sequence[nn.Parameter], in_backward: Any) -> None:
+    """Leaves no autograd graph behind: the capture would take over its nodes, and with them this stream."""
+    loss = loss_of(*inputs)
+    with in_backward:
+        torch.autograd.grad(loss, parameters, allow_unused=True)
 
 
 class _Replayed(torch.autograd.Function):
