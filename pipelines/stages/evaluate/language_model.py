@@ -1,0 +1,113 @@
+"""What the measures ask of a model, whoever wrote its code: losses, logits at some positions, continuations."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from bmojo import BMojoLM
+from bmojo.generation import generate
+from pipelines.stages.train.device import device_of
+
+
+class LanguageModel(Protocol):
+    """A causal language model on one device. Shapes: b rows, t tokens, s positions, v ids of the model's vocabulary."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of logits, ids that pad the vocabulary included."""
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Longest sequence it can read; None: no limit."""
+
+    def token_losses(self, tokens_bt: Tensor, targets_bt: Tensor, doc_ids_bt: Tensor | None = None) -> Tensor:
+        """nll_bt, float32: the negative log-likelihood of each target in nats, 0 where the target is -100.
+
+        Args: doc_ids_bt: equal within a document; None: each row is one, padded on the right if at all.
+        Raises: ValueError: the model cannot keep documents apart.
+        """
+
+    def logits_at(self, tokens_bt: Tensor, rows_s: Tensor, columns_s: Tensor) -> Tensor:
+        """logits_sv for what follows the tokens at these positions. Rows are padded on the right."""
+
+    def generate(
+        self,
+        prompt_bt: Tensor,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+        stop_tokens: Collection[int] = (),
+        valid_bt: Tensor | None = None,
+        num_token_ids: int | None = None,
+    ) -> Iterator[Tensor]:
+        """Yield tokens_b; see bmojo.generation.generate."""
+
+
+@dataclass(frozen=True)
+class NativeModel:
+    """A model of ours."""
+
+    module: BMojoLM
+
+    @property
+    def device(self) -> torch.device:
+        """See LanguageModel."""
+        return device_of(self.module)
+
+    @property
+    def vocab_size(self) -> int:
+        """See LanguageModel."""
+        return self.module.embedding.num_embeddings
+
+    @property
+    def max_tokens(self) -> None:
+        """None: positions are relative, and memory does not grow."""
+        return None
+
+    def token_losses(self, tokens_bt: Tensor, targets_bt: Tensor, doc_ids_bt: Tensor | None = None) -> Tensor:
+        """See LanguageModel."""
+        nll_bt = self.module(tokens_bt, targets_bt, doc_ids_bt, token_losses=True).nll_bt
+        assert nll_bt is not None
+        return nll_bt
+
+    def logits_at(self, tokens_bt: Tensor, rows_s: Tensor, columns_s: Tensor) -> Tensor:
+        """See LanguageModel."""
+        logits_sv: Tensor = self.module.head(self.module.features(tokens_bt)[rows_s, columns_s])
+        return logits_sv
+
+    def generate(
+        self,
+        prompt_bt: Tensor,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+        stop_tokens: Collection[int] = (),
+        valid_bt: Tensor | None = None,
+        num_token_ids: int | None = None,
+    ) -> Iterator[Tensor]:
+        """See LanguageModel."""
+        return generate(
+            self.module,
+            prompt_bt,
+            max_new_tokens,
+            temperature,
+            top_k,
+            top_p,
+            seed,
+            stop_tokens,
+            valid_bt,
+            num_token_ids,
+        )
