@@ -8,11 +8,11 @@ the document goes on with, so a model also sees the right answers before the one
 from __future__ import annotations
 
 from math import perm
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from data.tasks.task import Parts, Task, TaskSequence
+from data.tasks.task import NO_SOURCE, Parts, Task, TaskSequence
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,9 +37,9 @@ class InContextRecall(Task):
         return self.num_keys + self.num_values
 
     @property
-    def chance(self) -> float:
-        """One of the values."""
-        return 1 / self.num_values
+    def answer_ids(self) -> range:
+        """The values."""
+        return range(self.num_keys, self.num_keys + self.num_values)
 
     def draw(self, rng: np.random.Generator) -> TaskSequence:
         """Draw a document of 2 num_pairs tokens."""
@@ -48,7 +48,7 @@ class InContextRecall(Task):
     def _pairs(self, rng: np.random.Generator, is_noise: list[bool], num_noise_ids: int) -> TaskSequence:
         values = self.num_keys + rng.integers(0, self.num_values, self.num_keys)
         keys = rng.integers(0, self.num_keys, self.num_pairs)
-        seen: set[int] = set()
+        value_at: dict[int, int] = {}
         parts = Parts()
         for number, (key, noise) in enumerate(zip(keys.tolist(), is_noise, strict=True)):
             if noise:
@@ -56,10 +56,10 @@ class InContextRecall(Task):
                 parts.add(rng.integers(first, first + num_noise_ids, 2).tolist())
                 continue
             if number == self.num_pairs - 1:
-                key = int(rng.choice(sorted(seen)))
+                key = int(rng.choice(sorted(value_at)))
             parts.add([key])
-            parts.add([int(values[key])], is_answer=key in seen)
-            seen.add(key)
+            value = [int(values[key])]
+            value_at[key] = parts.answer(value, [value_at[key]]) if key in value_at else parts.add(value)
         return parts.sequence()
 
 
@@ -123,9 +123,9 @@ class FuzzyRecall(Task):
         return self.num_key_ids + self.num_value_ids
 
     @property
-    def chance(self) -> float:
-        """One of the tokens of values."""
-        return 1 / self.num_value_ids
+    def answer_ids(self) -> range:
+        """The tokens of values."""
+        return range(self.num_key_ids, self.num_ids)
 
     def draw(self, rng: np.random.Generator) -> TaskSequence:
         """Draw a document."""
@@ -135,12 +135,15 @@ class FuzzyRecall(Task):
             value = self._run(rng, self.num_value_ids, self.max_value_tokens)
             values.setdefault(key, [self.num_key_ids + number for number in value])
         keys = list(values)
-        seen: set[tuple[int, ...]] = set()
+        value_at: dict[int, int] = {}
         parts = Parts()
         for number in rng.integers(0, len(keys), self.num_pairs).tolist():
             parts.add(list(keys[number]))
-            parts.add(values[keys[number]], is_answer=keys[number] in seen)
-            seen.add(keys[number])
+            value = values[keys[number]]
+            if number in value_at:
+                value_at[number] = parts.answer(value, range(value_at[number], value_at[number] + len(value)))
+            else:
+                value_at[number] = parts.add(value)
         return parts.sequence()
 
     @staticmethod
@@ -168,21 +171,21 @@ class SelectiveCopying(Task):
         return self.num_token_ids + 2
 
     @property
-    def chance(self) -> float:
-        """One of the tokens."""
-        return 1 / self.num_token_ids
+    def answer_ids(self) -> range:
+        """The tokens."""
+        return range(self.num_token_ids)
 
     def draw(self, rng: np.random.Generator) -> TaskSequence:
         """Draw a document of num_blanks + 2 num_copied + 1 tokens."""
         blank, copy = self.num_token_ids, self.num_token_ids + 1
         copied = rng.integers(0, self.num_token_ids, self.num_copied).tolist()
         shown = [blank] * (self.num_copied + self.num_blanks)
-        places = rng.permutation(len(shown))[: self.num_copied]
-        for place, token in zip(sorted(places.tolist()), copied, strict=True):
+        places = sorted(rng.permutation(len(shown))[: self.num_copied].tolist())
+        for place, token in zip(places, copied, strict=True):
             shown[place] = token
         parts = Parts()
         parts.add([*shown, copy])
-        parts.add(copied, is_answer=True)
+        parts.answer(copied, places)
         return parts.sequence()
 
 
@@ -205,16 +208,16 @@ class Compression(Task):
         return self.num_token_ids + 1
 
     @property
-    def chance(self) -> float:
-        """One of the tokens."""
-        return 1 / self.num_token_ids
+    def answer_ids(self) -> range:
+        """The tokens."""
+        return range(self.num_token_ids)
 
     def draw(self, rng: np.random.Generator) -> TaskSequence:
         """Draw a document of 2 num_tokens + 1 tokens."""
         tokens = rng.integers(0, self.num_token_ids, self.num_tokens).tolist()
         parts = Parts()
         parts.add([*tokens, self.num_token_ids])
-        parts.add(tokens, is_answer=True)
+        parts.answer(tokens, range(self.num_tokens))
         return parts.sequence()
 
 
@@ -225,6 +228,8 @@ class Memorization(Task):
 
     No key occurs twice in a document (in MAD it may), so that none is answered by recall. Ids: keys, values.
     """
+
+    in_context: ClassVar[bool] = False
 
     kind: Literal["memorization"]
     num_keys: int = Field(127, ge=1, description="Different keys, and as many values: each key has its own.")
@@ -243,9 +248,9 @@ class Memorization(Task):
         return 2 * self.num_keys
 
     @property
-    def chance(self) -> float:
-        """One of the values."""
-        return 1 / self.num_keys
+    def answer_ids(self) -> range:
+        """The values."""
+        return range(self.num_keys, self.num_ids)
 
     def draw(self, rng: np.random.Generator) -> TaskSequence:
         """Draw a document of 2 num_pairs tokens."""
@@ -255,5 +260,5 @@ class Memorization(Task):
         parts = Parts()
         for key in rng.permutation(self.num_keys)[: self.num_pairs].tolist():
             parts.add([key])
-            parts.add([int(values[key])], is_answer=True)
+            parts.answer([int(values[key])], [NO_SOURCE])
         return parts.sequence()

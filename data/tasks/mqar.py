@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import Field, model_validator
 
 from base.config import StrictConfig
-from data.tasks.task import Task, TaskSequence
+from data.tasks.task import NO_SOURCE, Task, TaskSequence
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,9 +69,9 @@ class Mqar(RecallConfig, Task):
         return self.vocab_size
 
     @property
-    def chance(self) -> float:
-        """One of the values."""
-        return 1 / (self.vocab_size - self.vocab_size // 2)
+    def answer_ids(self) -> range:
+        """The values."""
+        return range(self.vocab_size // 2, self.vocab_size)
 
     def draw(self, rng: np.random.Generator) -> TaskSequence:
         """Draw a document."""
@@ -82,4 +82,7 @@ class Mqar(RecallConfig, Task):
         batch = recall_batch(self, 1, int(rng.integers(2**63)))
         queries, targets = batch.query_positions_bq[0], batch.targets_bt[0]
         tokens = np.insert(batch.tokens_bt[0], queries + 1, targets[queries])
-        return TaskSequence(tokens, np.insert(np.zeros(self.seq_len, bool), queries + 1, True))
+        is_answer = np.insert(np.zeros(self.seq_len, bool), queries + 1, True)
+        source = np.full(len(tokens), NO_SOURCE)
+        source[is_answer] = batch.value_positions_bq[0]  # all before the first query, so nothing was put before them
+        return TaskSequence(tokens, is_answer, source)

@@ -36,7 +36,7 @@ class _StateTracking(Task):
 def _with_answer(inputs: list[int], equals: int, answer: int) -> TaskSequence:
     parts = Parts()
     parts.add([*inputs, equals])
-    parts.add([answer], is_answer=True)
+    parts.answer([answer], [0])
     return parts.sequence()
 
 
@@ -51,9 +51,13 @@ class Parity(_StateTracking):
         return 3
 
     @property
-    def chance(self) -> float:
-        """Odd or even."""
-        return 1 / 2
+    def answer_ids(self) -> range:
+        """Even or odd."""
+        return range(2)
+
+    def words(self) -> list[str]:
+        """Digits."""
+        return ["0", "1", "="]
 
     def draw(self, rng: np.random.Generator) -> TaskSequence:
         """Draw a document of at most max_length + 2 tokens."""
@@ -75,9 +79,13 @@ class S5(_StateTracking):
         return len(_PERMUTATIONS) + 1
 
     @property
-    def chance(self) -> float:
-        """One of the permutations."""
-        return 1 / len(_PERMUTATIONS)
+    def answer_ids(self) -> range:
+        """The permutations."""
+        return range(len(_PERMUTATIONS))
+
+    def words(self) -> list[str]:
+        """What each permutation makes of `abcde`."""
+        return ["".join("abcde"[place] for place in places) for places in _PERMUTATIONS] + ["="]
 
     def draw(self, rng: np.random.Generator) -> TaskSequence:
         """Draw a document of at most max_length + 2 tokens."""

@@ -14,7 +14,7 @@ from data.tasks.mad import Compression, FuzzyRecall, InContextRecall, Memorizati
 from data.tasks.mqar import Mqar
 from data.tasks.retrieval import Needle, Phonebook
 from data.tasks.state_tracking import S5, Parity
-from data.tasks.task import Task
+from data.tasks.task import NO_SOURCE, Task
 
 Solver = Callable[[Any, list[int]], int]
 """The token that follows those given, in a document of the task."""
@@ -81,7 +81,9 @@ def s5(task: S5, past: list[int]) -> int:
 
 def needle(task: Needle, past: list[int]) -> int:
     at = max(i for i, token in enumerate(past) if token >= task.num_noise_ids)
-    return value_behind(past[at:], past)
+    written = [past[i + 1 : i + 1 + task.value_tokens] for i in range(at) if past[i] == past[at]]
+    assert len(written) == task.num_values
+    return [token for value in written for token in value][len(past) - at - 1]
 
 
 def phonebook(task: Phonebook, past: list[int]) -> int:
@@ -108,6 +110,7 @@ TASKS: list[tuple[Task, Solver, int]] = [
     (Parity(kind="parity"), parity, 1),
     (Needle(kind="needle"), needle, 2),
     (Needle(kind="needle", num_needles=5, noise_tokens=10, value_tokens=3), needle, 3),
+    (Needle(kind="needle", num_needles=4, num_values=4, noise_tokens=64), needle, 8),
     (Phonebook(kind="phonebook"), phonebook, 4),
 ]
 IDS = [f"{task.kind}-{i}" for i, (task, _, _) in enumerate(TASKS)]  # type: ignore[attr-defined]
@@ -151,6 +154,45 @@ def test_chance_is_the_share_that_one_constant_guess_gets_right(task: Task, solv
     shares = [count / num_answers for count in found.values()]
     assert len(found) <= round(1 / task.chance)
     assert shares[0] == pytest.approx(task.chance, rel=0.5, abs=3 / num_answers)
+
+
+@pytest.mark.parametrize(("task", "solver", "fewest"), TASKS, ids=IDS)
+def test_an_answer_is_written_where_its_source_says_and_nowhere_later_behind_the_same_question(
+    task: Task, solver: Solver, fewest: int
+) -> None:
+    for seed in range(8):
+        tokens, is_answer, source = task.draw(np.random.default_rng(seed))
+        assert source.dtype == np.int64
+        assert (source[~is_answer] == NO_SOURCE).all()
+        at = np.flatnonzero(is_answer)
+        if isinstance(task, Memorization):
+            assert not task.in_context
+            assert (source[at] == NO_SOURCE).all()
+        elif isinstance(task, Parity | S5):
+            assert (source[at] == 0).all()
+        else:
+            assert (source[at] < at).all()
+            assert (source[at] >= 0).all()
+            assert np.array_equal(tokens[source[at]], tokens[at])
+        if isinstance(task, Mqar | InContextRecall):  # keys are read one before values
+            for answer in at.tolist():
+                before = [i for i in range(answer - 1) if tokens[i] == tokens[answer - 1]]
+                assert source[answer] == before[0 if isinstance(task, Mqar) else -1] + 1
+
+
+@pytest.mark.parametrize(("task", "solver", "fewest"), TASKS, ids=IDS)
+def test_answers_are_drawn_from_the_ids_that_are_said_to_be_answers(task: Task, solver: Solver, fewest: int) -> None:
+    found = {answer for seed in range(20) for _, answer in answers(task, seed)}
+    assert found <= set(task.answer_ids)
+    assert 0 <= task.answer_ids[0] <= task.answer_ids[-1] < task.num_ids
+    assert task.chance == 1 / len(task.answer_ids)
+
+
+@pytest.mark.parametrize(("task", "solver", "fewest"), TASKS, ids=IDS)
+def test_every_id_has_a_word_of_its_own(task: Task, solver: Solver, fewest: int) -> None:
+    words = task.words()
+    assert len(words) == len(set(words)) == task.num_ids
+    assert all(word and not any(map(str.isspace, word)) for word in words)
 
 
 @settings(max_examples=50, deadline=None)
