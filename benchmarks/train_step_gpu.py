@@ -2,7 +2,8 @@
 
 All models but llama, which is transformers' with SDPA, are ours, and differ in their layers' mixers. Every model runs
 eagerly, as two CUDA graphs (bmojo.graphs) and compiled by torch, as `--ways` asks. Steps of a model are timed one after
-the other, between CUDA events; the table shows medians. `--check` compares graphs with eager steps to the bit.
+the other, between CUDA events; the table shows medians. `--check` first compares graphs with eager steps to the bit,
+and the loss with that of plain torch.
 """
 
 from __future__ import annotations
@@ -134,17 +135,17 @@ def step(loss: Callable[[Tensor, Tensor], Tensor], optimizer: torch.optim.Optimi
 
 
 def check(config: ModelConfig, options: argparse.Namespace) -> str:
-    """Three steps eagerly and as graphs, from the same weights on the same tokens: are the weights the same? And a
-    step whose every wait for the GPU is an error."""
+    """Three steps eagerly, eagerly again and as graphs, from the same weights on the same tokens: are the weights the
+    same? And a step whose every wait for the GPU is an error, and the first loss beside that of plain torch."""
     weights, waits = [], "none"
-    ways: tuple[Way, ...] = ("eager", "graphs")
+    ways: tuple[Way, ...] = ("eager", "eager", "graphs")
     for way in ways:
         model = BMojoLM(config).cuda()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
         loss = loss_function(model, way)
-        for seed in range(3):
-            generator = torch.Generator("cuda").manual_seed(seed)
-            step(loss, optimizer, torch.randint(options.vocab_size, (4, 2048), device="cuda", generator=generator))
+        batches = [_tokens(options, seed) for seed in range(3)]
+        for tokens_bt in batches:
+            step(loss, optimizer, tokens_bt)
         torch.cuda.set_sync_debug_mode("error")
         try:
             step(loss, optimizer, torch.zeros(4, 2048, dtype=torch.long, device="cuda"))
@@ -155,9 +156,29 @@ def check(config: ModelConfig, options: argparse.Namespace) -> str:
         weights.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
         del model, optimizer, loss
         _free()
-    same, apart = torch.equal(*weights), (weights[0] - weights[1]).abs().max().item()
-    results = "the same bits" if same else f"weights differ by up to {apart:.1e}"
-    return f"graphs against eager steps: {results}; waits for the GPU within a step: {waits}"
+    again, graphs = (_difference(weights[0], other) for other in weights[1:])
+    return (
+        f"eager steps again: {again}; graphs: {graphs}; waits for the GPU within a step: {waits}; "
+        f"loss: {_loss_beside_plain_torch(config, _tokens(options, seed=0))}"
+    )
+
+
+def _tokens(options: argparse.Namespace, seed: int) -> Tensor:
+    generator = torch.Generator("cuda").manual_seed(seed)
+    return torch.randint(options.vocab_size, (4, 2048), device="cuda", generator=generator)
+
+
+def _difference(one: Tensor, other: Tensor) -> str:
+    return "the same bits" if torch.equal(one, other) else f"weights differ by up to {(one - other).abs().max():.1e}"
+
+
+@torch.no_grad()
+def _loss_beside_plain_torch(config: ModelConfig, tokens_bt: Tensor) -> str:
+    model, losses = BMojoLM(config).cuda(), []
+    for path in (nullcontext(), use("torch")):
+        with path, torch.autocast("cuda", torch.bfloat16):
+            losses.append(loss_of(model, tokens_bt, tokens_bt.roll(-1, 1)).item())
+    return f"{losses[0]:.5f}, of plain torch {losses[1]:.5f}"
 
 
 def _free() -> None:
@@ -193,7 +214,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--vocab-size", type=int, default=32768, help="size of the vocabulary")
     parser.add_argument("--fading-output", choices=("memory", "memory_and_residual"), default="memory")
     parser.add_argument("--residual-precision", choices=("float32", "compute"), default="float32")
-    parser.add_argument("--check", action="store_true", help="compare graphs with eager steps first")
+    parser.add_argument("--check", action="store_true", help="first compare graphs, eager steps and plain torch")
     return parser.parse_args(arguments)
 
 

@@ -46,6 +46,7 @@ class Config:
     max_registers: int | None = None
 
 
+@torch.compiler.assume_constant_result  # torch.compile cannot trace into what asks the driver
 def architecture(device: torch.device) -> str:
     """The nearest of ARCHITECTURES, or INTERPRETER for CPU tensors."""
     if device.type != "cuda":

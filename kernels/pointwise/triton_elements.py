@@ -26,8 +26,8 @@ def table_kernel(
     position = tl.load(position_ptr + row, mask=row < num_rows, other=0).to(tl.float64)
     exponent = -log2_theta_bits.to(tl.float64, bitcast=True) * (column.to(tl.float64) / width)
     angle = position[:, None] * tl.exp2(exponent)[None, :]
-    store_tile(cos_ptr, row, width, column, mask, tl.cos(angle))
-    store_tile(sin_ptr, row, width, column, mask, tl.sin(angle))
+    store_tile(cos_ptr, row, width, column, mask, tl.cos(angle).to(tl.float32))
+    store_tile(sin_ptr, row, width, column, mask, tl.sin(angle).to(tl.float32))
 
 
 @triton.jit

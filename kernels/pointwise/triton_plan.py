@@ -164,7 +164,7 @@ def rotary_table(position: Tensor, theta: float, cos: Tensor, sin: Tensor) -> La
     bits = struct.unpack("<q", struct.pack("<d", math.log2(theta)))[0]
     return Launch(
         elements.table_kernel,
-        (1, triton.cdiv(num_rows, rows)),
+        (triton.cdiv(num_rows, rows),),
         {**_pointers(position=position, cos=cos, sin=sin), "num_rows": num_rows, "width": width}
         | {"log2_theta_bits": bits},
         {"ROWS": rows, "BLOCK": block},

@@ -9,6 +9,7 @@ from torch import Tensor
 from bmojo import BMojoLM
 from kernels.operator import use
 from tests.bmojo.model_family import build, random_tokens, small_config
+from tests.kernels.memory import memory_of_nan
 
 PATTERNS = ["bmojo,mamba2", "bmojo_f,swa"]
 NUM_STEPS = 3  # the second shows the gradients of the first, the third those of weights that both paths moved
@@ -36,6 +37,29 @@ def training_losses(path: str, pattern: str) -> list[float]:
         optimizer.step()
         losses.append(loss.item())
     return losses
+
+
+@pytest.mark.parametrize(
+    "pattern", ["bmojo", *(pytest.param(p, marks=pytest.mark.slow) for p in ("bmojo_f", "swa", "attention", "mamba2"))]
+)
+def test_a_sequence_longer_than_any_tile(pattern):
+    """So that a kernel of which only the first program is right does not pass."""
+    config = small_config(
+        pattern=pattern, d_model=64, num_heads=1, window_size=20, chunk_size=20, num_eidetic=5,
+        fading_output="memory_and_residual",
+    )  # fmt: skip
+    model, tokens = build(config, dtype=torch.float32), random_tokens(1, 70)
+    docs = torch.tensor([[0] * 31 + [1] * 39])
+    losses, grads = {}, {}
+    for path in ("torch", "triton"):
+        model.zero_grad()
+        with use(path), memory_of_nan():
+            loss = model(tokens, tokens.roll(-1, 1), docs).loss
+            loss.backward()
+        losses[path], grads[path] = loss.item(), {name: p.grad.clone() for name, p in model.named_parameters()}
+    assert losses["triton"] == pytest.approx(losses["torch"], rel=1e-5)
+    for name, grad in grads["torch"].items():
+        torch.testing.assert_close(grads["triton"][name], grad, rtol=0, atol=1e-4 * grad.abs().max().item(), msg=name)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)

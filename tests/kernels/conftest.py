@@ -13,6 +13,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from tests.kernels.bounds import check_every_access
+from tests.kernels.memory import memory_of_nan
 
 if os.environ["TRITON_INTERPRET"] == "1":
     check_every_access()
@@ -20,6 +21,7 @@ if os.environ["TRITON_INTERPRET"] == "1":
 MAKES_A_TENSOR = {
     torch.arange,
     torch.full,
+    torch.ones,
     torch.rand,
     torch.randint,
     torch.randn,
@@ -49,17 +51,9 @@ def device(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture
 def nan_memory() -> Iterator[None]:
-    """Fresh memory holds NaN (integers: the largest value), so that an output a kernel leaves unwritten shows."""
-    enabled, warn_only = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
-    filled = torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    yield
-    torch.utils.deterministic.fill_uninitialized_memory = filled
-    torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+    """See memory_of_nan."""
+    with memory_of_nan():
+        yield
 
 
 @pytest.fixture

@@ -57,6 +57,8 @@ MUTANTS: tuple[Mutant, ...] = (
             Edit("bmojo/graphs.py", "return replay.loss.clone()", "return replay.loss")),
     _mutant("casts of weights are kept from one use to the next", "tests/bmojo/test_graphs.py",
             Edit("bmojo/graphs.py", "torch.set_autocast_cache_enabled(False)", "pass")),
+    _mutant("only the first tile of a rotary table is written", "tests/kernels/pointwise/test_triton.py",
+            Edit("kernels/pointwise/triton_plan.py", "(triton.cdiv(num_rows, rows),),", "(1, triton.cdiv(num_rows, rows)),")),
     _mutant("joined gradients are read beyond a part's end", "tests/kernels/pointwise/test_triton.py",
             Edit("kernels/pointwise/triton_elements.py", " & (column < end)\n", "\n")),
     _mutant("the sum's own gradient is left out of its norm's", "tests/kernels/pointwise/test_triton.py",

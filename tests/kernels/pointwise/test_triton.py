@@ -20,6 +20,7 @@ from kernels.pointwise import (
     gated_product,
     gated_rms_norm,
     rms_norm,
+    rotary_table,
     rotate,
     rotate_both,
     rotate_keys,
@@ -113,6 +114,19 @@ def test_rotations(shapes, inverse, dtype):
         assert_exact(lambda x: tuple(rotate_keys(torch.cat([x, x], -2), *tables)), [x])
         for used in (0, 1, 2):
             assert_exact(lambda x, used=used: rotate_keys(torch.cat([x, x], -2), *tables)[used], [x])
+
+
+@pytest.mark.parametrize("shape", [(1,), (33,), (2, 700)])
+@pytest.mark.parametrize(("head_dim", "dtype"), [(2, torch.float32), (64, torch.bfloat16), (96, torch.float32)])
+def test_rotary_tables(shape, head_dim, dtype):
+    """Of near and far positions, and of more than a program writes."""
+    position = torch.randint(0, 2**20, shape)
+    tables = {}
+    for path in ("triton", "reference"):
+        with use(path):
+            tables[path] = rotary_table(position, head_dim, 1e4, dtype)
+    for got, want in zip(tables["triton"], tables["reference"], strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize(
