@@ -132,6 +132,43 @@ def documents_of(tokens: TokenSplit, sample: int) -> list[SamplePart]:
     return parts
 
 
+class Documents(NamedTuple):
+    """All documents of a split, in the order of their places. n: documents.
+
+    Here places go on from folder to folder: target t of sample s of the split stands at s * seq_len + t.
+
+    Attributes:
+        ids: names of the documents, such as `books.jsonl:12`.
+        place_n: of each document's first target.
+        num_tokens_n: without the end-of-document token, which is the document's last target.
+        num_bytes_n: of the text.
+    """
+
+    ids: Sequence[str]
+    place_n: np.ndarray
+    num_tokens_n: np.ndarray
+    num_bytes_n: np.ndarray
+
+    def of_places(self, places: np.ndarray) -> np.ndarray:
+        """The number of the document that has the target at each place; of padding, that of the one before it."""
+        return np.searchsorted(self.place_n, places, side="right") - 1
+
+
+def all_documents(tokens: TokenSplit) -> Documents:
+    """The tables of a split, put together. No text and no shard is read. Raises as read_documents."""
+    index = tokens.index
+    firsts = (index.sample_ends - index.shard_samples) * index.format.seq_len
+    ids: list[str] = []
+    columns: dict[str, list[np.ndarray]] = {"position": [], "num_tokens": [], "num_bytes": []}
+    for folder in np.unique(index.folders).tolist():
+        begin = int(firsts[np.searchsorted(index.folders, folder)])
+        for rows in _table(tokens, folder):
+            ids += rows["id"]
+            for name, parts in columns.items():
+                parts.append(rows[name] + (begin if name == "position" else 0))
+    return Documents(ids, *(np.concatenate(parts) for parts in columns.values()))
+
+
 def read_documents(tokens: TokenSplit) -> Iterator[Mapping[str, Any]]:
     """The rows of all tables of a split, by column, in the order of the documents' places.
 

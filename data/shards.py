@@ -169,6 +169,26 @@ def read_token_batches(
         yield collate(rows or [_padding_sample(index.format)], index.format)
 
 
+class Stretch(NamedTuple):
+    """Targets that follow one another in a split, int64, and the token before each. t: places (data.lineage)."""
+
+    inputs_t: np.ndarray
+    targets_t: np.ndarray
+
+
+def read_stretch(tokens: TokenSplit, start: int, stop: int) -> Stretch:
+    """The tokens at the places `start` to `stop`, exclusive, of a split, among which there is no padding.
+
+    Raises: as read_token_batches.
+    """
+    seq_len = tokens.index.format.seq_len
+    first = start // seq_len
+    samples = [sample["tokens"] for sample in tokens.samples(first, -(-stop // seq_len))]
+    inside = slice(start - first * seq_len, stop - first * seq_len)
+    inputs_t, targets_t = (np.concatenate([ids[cut] for ids in samples]) for cut in (slice(None, -1), slice(1, None)))
+    return Stretch(inputs_t[inside].astype(np.int64), targets_t[inside].astype(np.int64))
+
+
 def read_token_documents(tokens: TokenSplit) -> Iterator[np.ndarray]:
     """The documents of a split, whole, in the order they were packed: each one's token ids without end-of-document.
 

@@ -108,12 +108,14 @@ def _plain(value: Any) -> Any:
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one with dotted names; lists stay whole."""
+    """Nested mappings as one with dotted names, those in lists by their number; other lists stay whole."""
     flat: dict[str, Any] = {}
     for key, item in value.items():
         name = f"{prefix}{key}"
         if isinstance(item, Mapping) and item:
             flat.update(flatten(item, f"{name}."))
+        elif isinstance(item, list | tuple) and item and all(isinstance(one, Mapping) for one in item):
+            flat.update(flatten({str(number): one for number, one in enumerate(item)}, f"{name}."))
         else:
             flat[name] = item
     return flat

@@ -21,9 +21,9 @@ RECORD = "record.json"
 SCRATCH = "artifacts"  # the folder of scratch copies in the cache
 _FETCHED = ".bmojo-fetched.json"
 # Shards are vouched for by their index, what else a slice wrote by its record, a checkpoint by its manifest; records
-# have digests in them.
+# and results of tasks have digests in them.
 _VOUCHED_FOR = re.compile(
-    r"\.mds$|/documents\.parquet$|^(slices|validation_streams|held_out|checkpoints)/|^record\.json$"
+    r"\.mds$|/documents\.parquet$|^(slices|validation_streams|held_out|checkpoints|tasks)/|^record\.json$"
     r"|(^|/)\.bmojo-fetched\.json$"
 )
 
@@ -199,6 +199,16 @@ class ArtifactDir:
         self.storage.write_json_atomic(self._key(relpath), value)
         if not isinstance(self.storage, LocalStorage):
             LocalStorage(self.local).write_json_atomic(relpath, value)
+
+    def write_bytes(self, relpath: str, data: bytes) -> None:
+        """Write a durable file in one step."""
+        self.storage.write_bytes_atomic(self._key(relpath), data)
+        if not isinstance(self.storage, LocalStorage):
+            LocalStorage(self.local).write_bytes_atomic(relpath, data)
+
+    def read_bytes(self, relpath: str) -> bytes:
+        """The whole of a durable file. Raises FileNotFoundError."""
+        return self.storage.read_bytes(self._key(relpath))
 
     def create_json(self, relpath: str, value: Any) -> bool:
         """As write_json, unless the file exists. Of several callers at once exactly one gets True."""

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from base.errors import DamagedError
 from data.config import FilesSource, Packing, TokenizeFields
 from data.index import folder_name
-from data.lineage import DOCUMENTS_FILE, documents_of, place_of
+from data.lineage import DOCUMENTS_FILE, all_documents, documents_of, place_of
 from data.records import SPLITS
-from data.shards import TokenSplit
+from data.shards import TokenSplit, read_stretch
 from data.tokenizer import Tokenizer
 from tests.data.here import Tokenized, tokenize_here
 
@@ -35,6 +35,42 @@ def tokenized(
         validation_fraction=0.3,
     )
     return tokenize_here(tokenizer, fields, folder)
+
+
+@settings(max_examples=6, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 400), min_size=5, max_size=20),
+    seq_len=st.integers(4, 120),
+    packing=st.sampled_from(["stream", "best_fit"]),
+)
+def test_a_document_is_read_at_its_place(
+    tokenizer: Tokenizer,
+    tmp_path_factory: pytest.TempPathFactory,
+    lengths: list[int],
+    seq_len: int,
+    packing: Packing,
+) -> None:
+    folder = tmp_path_factory.mktemp("places")
+    texts = [f"{i}: " + f"word{i} " * length for i, length in enumerate([*lengths, *range(1, 12)])]
+    texts += [f"long {i} " * 200 for i in range(8)]
+    tokenized(tokenizer, folder, texts, seq_len, packing)
+    source = (folder / "corpus.jsonl").read_bytes()
+    read = []
+    for split in SPLITS:
+        tokens = TokenSplit(folder, split)
+        documents = all_documents(tokens)
+        assert split == "valid" or len(np.unique(tokens.index.folders)) > 1
+        for number, (name, place) in enumerate(zip(documents.ids, documents.place_n.tolist(), strict=True)):
+            end = place + int(documents.num_tokens_n[number])
+            inputs_t, targets_t = read_stretch(tokens, place, end + 1)
+            assert inputs_t[0] == targets_t[-1] == tokens.index.format.eod_id
+            assert (inputs_t[1:] == targets_t[:-1]).all()
+            text = tokenizer.decode(targets_t[:-1])
+            assert text == json.loads(source[int(name.rpartition(":")[2]) :].splitlines()[0])["text"].encode()
+            assert documents.num_bytes_n[number] == len(text)
+            assert (documents.of_places(np.array([place, end])) == number).all()
+            read.append(text.decode())
+    assert sorted(read) == sorted(texts)
 
 
 @settings(max_examples=8, deadline=None)

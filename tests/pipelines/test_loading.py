@@ -261,7 +261,10 @@ def test_broken_files_are_explained(tmp_path: Path, text: str, expected: str) ->
         ("name.lr=1", "name is not a mapping; give it a whole value instead. The stage of that name is stages.name."),
         ("train.learning_rate=1", "stages.train.learning_rate: unknown key. Did you mean 'lr' or"),
         ("train.batch_size=3", "unknown key. Did you mean 'micro_batch_size' or 'global_batch_size'?"),
-        ('evaluate.sample.prompts=["\\ud83d"]', "stages.evaluate.sample.prompts.0: holds half of a character"),
+        (
+            'evaluate.measures=[{kind: samples, prompts: ["\\ud83d"]}]',
+            "stages.evaluate.measures.0.prompts.0: holds half of a character",
+        ),
         ("name=\udcff", "the value is not valid YAML: character '\\udcff' is not allowed"),
     ],
 )

@@ -37,8 +37,13 @@ class LanguageModel(Protocol):
         Raises: ValueError: the model cannot keep documents apart.
         """
 
-    def logits_at(self, tokens_bt: Tensor, rows_s: Tensor, columns_s: Tensor) -> Tensor:
-        """logits_sv for what follows the tokens at these positions. Rows are padded on the right."""
+    def logits_at(
+        self, tokens_bt: Tensor, rows_s: Tensor, columns_s: Tensor, doc_ids_bt: Tensor | None = None
+    ) -> Tensor:
+        """logits_sv for what follows the tokens at these positions. Rows are padded on the right.
+
+        Args, Raises: see token_losses.
+        """
 
     def generate(
         self,
@@ -104,9 +109,11 @@ class NativeModel:
         assert nll_bt is not None
         return nll_bt
 
-    def logits_at(self, tokens_bt: Tensor, rows_s: Tensor, columns_s: Tensor) -> Tensor:
+    def logits_at(
+        self, tokens_bt: Tensor, rows_s: Tensor, columns_s: Tensor, doc_ids_bt: Tensor | None = None
+    ) -> Tensor:
         """See LanguageModel."""
-        logits_sv: Tensor = self.module.head(self.module.features(tokens_bt)[rows_s, columns_s])
+        logits_sv: Tensor = self.module.head(self.module.features(tokens_bt, doc_ids_bt)[rows_s, columns_s])
         return logits_sv
 
     def generate(

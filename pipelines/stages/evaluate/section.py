@@ -6,20 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pipelines.stages.evaluate.results import Curve, MeasureResult
+from pipelines.stages.numbers import with_interval
 from pipelines.stages.sections import BarPlot, Line, LinePlot, Passage, Plot, Points, Section
 from pipelines.stages.train.section import training_plots
 
 if TYPE_CHECKING:
     from pipelines.stages.evaluate.stage import EvaluateOutput
     from pipelines.stages.train.stage import TrainOutput
-
-_VALIDATION = (
-    "Loss, perplexity and bits per byte are on the validation split: documents chosen by a hash of their text, none of "
-    "which is in the training split. Bits per byte compares models with different tokenizers."
-)
-_BASELINES = (
-    "gzip -9 and the untrained model (the same architecture before its first step) are scored on the same text."
-)
 
 
 @dataclass(frozen=True)
@@ -35,50 +29,61 @@ class EvaluatedModel:
 
     def section(self) -> Section:
         """Row of the table, notes, plots and samples."""
-        cells = {"layers": self.pattern, **self.training.size_cells(), **self.evaluation.report_cells()}
+        results = self.evaluation.results
+        cells = {"layers": self.pattern, **self.training.size_cells()}
+        for result in results:
+            cells |= _cells(result)
+        if self.evaluation.precision != "fp32":
+            cells["precision"] = self.evaluation.precision
         return Section(
             subject=self.name,
             cells=cells | self.training.speed_cells(),
-            notes=[_VALIDATION] if self.evaluation.gzip_bits_per_byte is None else [_VALIDATION, _BASELINES],
+            notes=[note for result in results for note in result.notes],
             data=self.data,
-            plots=[*self._compression(), *training_plots(self.history), *self._by_position()],
-            passages=[Passage(sample.prompt, sample.text) for sample in self.evaluation.samples],
+            plots=[
+                *(plot for result in results for plot in _bars(result)),
+                *training_plots(self.history),
+                *(_plot(curve) for result in results for curve in result.curves),
+            ],
+            passages=[Passage(sample.prompt, sample.text) for result in results for sample in result.samples],
         )
 
-    def _compression(self) -> list[Plot]:
-        def known(name: str, value: float | None) -> dict[str, float]:
-            return {} if value is None else {name: value}
 
-        if self.evaluation.bits_per_byte is None:
-            return []
-        return [
-            BarPlot(
-                file="bits_per_byte.png",
-                heading="Compression",
-                alt="Bars of bits per byte",
-                title="Bits per byte on the validation documents (lower is better)",
-                x_label="bits per byte",
-                value=self.evaluation.bits_per_byte,
-                references=known("gzip -9", self.evaluation.gzip_bits_per_byte),
-                own_references=known("untrained", self.evaluation.untrained_bits_per_byte),
-            )
-        ]
+def _cells(result: MeasureResult) -> dict[str, str]:
+    cells = {
+        figure.name.replace("_", " "): with_interval(figure.value, figure.low, figure.high)
+        for figure in result.figures
+        if figure.is_main
+    }
+    return cells | {reference.name: f"{reference.value:.3f}" for reference in result.references}
 
-    def _by_position(self) -> list[Plot]:
-        curve = self.evaluation.position_perplexity
-        if not curve:
-            return []
-        return [
-            LinePlot(
-                file="perplexity_by_position.png",
-                heading="Length generalisation",
-                alt="Perplexity against the position in the context",
-                title="Perplexity by position in the context",
-                x_label="position (tokens)",
-                y_label="perplexity",
-                lines=(Line(curve, style={"marker": ".", "markersize": 4}),),
-                mark=(self.evaluation.seq_len, "training length"),
-                note=f"Mean over {self.evaluation.num_windows} stretches of long validation documents, each started "
-                "with an empty memory.",
-            )
-        ]
+
+def _bars(result: MeasureResult) -> list[Plot]:
+    figure = next((figure for figure in result.figures if figure.unit == "bits per byte"), None)
+    if figure is None:
+        return []
+    return [
+        BarPlot(
+            file="bits_per_byte.png",
+            heading="Compression",
+            alt="Bars of bits per byte",
+            title="Bits per byte on the validation documents (lower is better)",
+            x_label="bits per byte",
+            value=figure.value,
+            own_references={reference.name: reference.value for reference in result.references},
+        )
+    ]
+
+
+def _plot(curve: Curve) -> Plot:
+    return LinePlot(
+        file=f"{curve.name}.png",
+        heading=curve.title,
+        alt=curve.title,
+        title=curve.title,
+        x_label=curve.x_label,
+        y_label=curve.y_label,
+        lines=(Line([(point.x, point.y) for point in curve.points], curve.part, {"marker": ".", "markersize": 4}),),
+        mark=(curve.mark.x, curve.mark.label) if curve.mark else None,
+        note=curve.note,
+    )

@@ -1,124 +1,211 @@
-"""The `evaluate` stage: how well a trained model predicts the validation split, near and far, and what it writes."""
+"""The `evaluate` stage: how good a trained model is, by a list of measures, and what it writes."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
 
 from pydantic import Field
 
-from pipelines.engine.stage import ProgressMetrics, Stage, StageContext, StageInputs, StageNode, StageOutput
+from base.errors import UserError
+from pipelines.engine.stage import (
+    Content,
+    Facts,
+    ProgressMetrics,
+    Stage,
+    StageContext,
+    StageInputs,
+    StageNode,
+    StageOutput,
+)
 from pipelines.errors import FieldError
 from pipelines.stages.evaluate.config import EvaluateStageConfig
+from pipelines.stages.evaluate.measures import measure_of
+from pipelines.stages.evaluate.measures.measure import Setting
+from pipelines.stages.evaluate.results import Figure, MeasureResult
 from pipelines.stages.evaluate.section import EvaluatedModel
-from pipelines.stages.numbers import optional, perplexity
+from pipelines.stages.numbers import with_interval
 from pipelines.stages.sections import Section
 from pipelines.stages.tokenize.stage import TokenizeStage
-from pipelines.stages.train.stage import TrainStage, read_history
+from pipelines.stages.train.layout import complete_steps
+from pipelines.stages.train.stage import TrainStage, check_same_form, read_history
 from pipelines.storage.artifact import ArtifactDir
 
+_UNNAMED = "text"  # the kind of measure whose figures are called eval/loss, not eval/text/loss
 
-class SampleText(StageOutput):
-    """A prompt and what the model made of it."""
 
-    prompt: str
-    text: str
+class Evaluated(Facts):
+    """What was evaluated."""
+
+    stage: str | None = Field(description="The stage that trained it; null: no stage of this pipeline did.")
+    step: int | None = Field(description="Steps it was trained for; null: not known.")
+    model: str = Field(description="Folder of the model in that stage's artifact, or its name elsewhere.")
 
 
 class EvaluateOutput(StageOutput):
-    """The figures of one model. Losses are nats per token, positions and lengths tokens.
+    """What the measures found about one model."""
 
-    Of token ids that are no text there are no bytes, and no samples.
-    """
+    evaluated: Evaluated
+    precision: Literal["fp32", "bf16"] = Field(description="What the model computed in.")
+    results: tuple[MeasureResult, ...] = Field(description="One per measure, in the order of the settings.")
 
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="What the model computed in.")
-    seq_len: int
-    num_documents: int
-    num_tokens: int
-    num_bytes: int | None
-    loss: float
-    perplexity: float
-    bits_per_byte: float | None
-    untrained_bits_per_byte: float | None
-    gzip_bits_per_byte: float | None
-    accuracy: float | None = Field(
-        description="Share of the answers of a synthetic task that are the model's likeliest token; null: no task."
-    )
-    chance_accuracy: float | None = Field(description="The same of a guess among the possible answers.")
-    context_tokens: int = Field(
-        description="Length up to which loss by position was measured; 0: no document is long enough."
-    )
-    num_windows: int
-    position_bin_ends: tuple[int, ...]
-    position_loss: tuple[float, ...]
-    samples: tuple[SampleText, ...]
+    def result(self, measure: str) -> MeasureResult | None:
+        """What the measure of that name found."""
+        return next((result for result in self.results if result.name == measure), None)
+
+    def figure(self, path: str) -> Figure | None:
+        """A figure by the name of its measure and its own, such as `text/loss`."""
+        measure, _, name = path.partition("/")
+        result = self.result(measure)
+        return None if result is None else result.figure(name)
 
     def figures(self) -> dict[str, float]:
-        """Those of the whole validation split, and the baselines'."""
-        figures = {
-            "eval/loss": self.loss,
-            "eval/perplexity": self.perplexity,
-            "eval/bits_per_byte": self.bits_per_byte,
-            "eval/untrained_bits_per_byte": self.untrained_bits_per_byte,
-            "eval/gzip_bits_per_byte": self.gzip_bits_per_byte,
-            "eval/accuracy": self.accuracy,
-            "eval/chance_accuracy": self.chance_accuracy,
-        }
-        return {name: value for name, value in figures.items() if value is not None}
+        """Under their names in MLflow, with the ends of their intervals; and what they are compared with.
 
-    def report_cells(self) -> dict[str, str]:
-        """Those of the whole validation split, and the baselines', for the table of a report."""
-        cells = {
-            "loss (nats/token)": f"{self.loss:.4f}",
-            "perplexity": f"{self.perplexity:.2f}",
-            "bits per byte": optional(self.bits_per_byte, "{:.3f}"),
-            "untrained": optional(self.untrained_bits_per_byte, "{:.3f}"),
-            "gzip -9": optional(self.gzip_bits_per_byte, "{:.3f}"),
-        }
-        if self.precision != "fp32":
-            cells["precision"] = self.precision
-        if self.accuracy is not None:
-            cells["accuracy"] = f"{self.accuracy:.1%} (chance {self.chance_accuracy:.1%})"
-        return cells
+        Those of the measure `text` are called eval/loss, eval/untrained_bits_per_byte, those of others
+        eval/<measure>/<figure>.
+        """
+        found: dict[str, float] = {}
+        for result in self.results:
+            prefix = "eval/" if result.name == _UNNAMED else f"eval/{result.name}/"
+            for figure in result.figures:
+                values = {"": figure.value, "_low": figure.low, "_high": figure.high}
+                found |= {f"{prefix}{figure.name}{end}": value for end, value in values.items() if value is not None}
+                if figure.chance is not None:
+                    found[f"{prefix}chance_{figure.name}"] = figure.chance
+            for reference, figure in _compared(result):
+                found[f"{prefix}{_slug(reference.name)}_{figure.name}"] = reference.value
+        return found
 
-    @property
-    def position_perplexity(self) -> list[tuple[int, float]]:
-        """Perplexity in each bin of positions, by the end of the bin."""
-        bins = zip(self.position_bin_ends, self.position_loss, strict=True)
-        return [(end, perplexity(loss)) for end, loss in bins]
+    def summary(self) -> str | None:
+        """The main figures with their intervals."""
+        return "; ".join(figure for figure, _ in self._in_words()) or None
+
+    def headline(self) -> str:
+        """The same as console markup, beside what they are compared with."""
+        parts = [
+            f"[bold]{figure}[/]{compared}" if not n else figure + compared
+            for n, (figure, compared) in enumerate(self._in_words())
+        ]
+        return ", ".join(parts)
+
+    def _in_words(self) -> Iterator[tuple[str, str]]:
+        """Each main figure, and in brackets what it is compared with, if there is something."""
+        for result in self.results:
+            for figure in result.figures:
+                if not figure.is_main:
+                    continue
+                beside = [f"{found.name} {found.value:.3f}" for found, of in _compared(result) if of is figure]
+                if figure.chance is not None:
+                    beside.append(f"chance {figure.chance:.1%}")
+                yield _figure_in_words(result, figure), f" ({', '.join(beside)})" if beside else ""
 
 
-@dataclass(frozen=True)
+def _figure_in_words(result: MeasureResult, figure: Figure) -> str:
+    name = figure.name.replace("_", " ")
+    if result.name != result.kind or result.kind != _UNNAMED:
+        name = f"{result.name} {name}"
+    value = with_interval(figure.value, figure.low, figure.high)
+    if figure.unit == name:
+        return f"{value} {name}"
+    return f"{name} {value}{f' {figure.unit}' if figure.unit else ''}"
+
+
+def _compared(result: MeasureResult) -> Iterator[tuple[Figure, Figure]]:
+    """Each reference with the figure that it is compared with: the first in its unit."""
+    for reference in result.references:
+        figure = next((figure for figure in result.figures if figure.unit == reference.unit), None)
+        if figure is not None:
+            yield reference, figure
+
+
+def _slug(label: str) -> str:
+    """`gzip` of `gzip -9`."""
+    return re.sub(r"[^a-z]+", "_", label.lower()).strip("_")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateInputs(StageInputs):
-    """Inputs of an `evaluate` stage: a model, and the validation split to evaluate it on."""
+    """Inputs of an `evaluate` stage: a model, and the texts to evaluate it on, together and one by one."""
 
-    trained: StageNode[TrainStage]
-    tokens: StageNode[TokenizeStage]
+    trained: StageNode[TrainStage] | None = None
+    tokens: tuple[StageNode[TokenizeStage], ...]
 
 
 class EvaluateStage(Stage[EvaluateStageConfig, EvaluateInputs, EvaluateOutput]):
-    """Spread over Ray actors; nothing is kept between attempts, since it takes seconds to minutes."""
+    """Spread over Ray actors. Results of finished tasks are kept between attempts."""
 
-    code_version = 2
+    code_version = 3
     progress = ProgressMetrics("evaluate/tasks_total", {})
 
+    def mark(self, config: EvaluateStageConfig, artifact: ArtifactDir) -> int:
+        """Number of tasks whose results are kept."""
+        return sum(len(artifact.listdir(f"tasks/{measure.called}")) for measure in config.measures)
+
     def check(self, name: str, config: EvaluateStageConfig, inputs: EvaluateInputs) -> None:
-        """Refuse a tokenize stage without a validation split."""
-        if not inputs.tokens.config.validation_fraction:
+        """Refuse tokens without a validation split, a step that is never reached, and what measures refuse."""
+        if inputs.trained is None:
             raise FieldError(
-                ("stages", inputs.tokens.name, "validation_fraction"),
-                f"is 0, so {name!r} has nothing to evaluate on. Set it above 0 (0.01 keeps a hundredth of the "
-                "documents).",
+                ("stages", name, "needs"), "names no stage of kind train, whose model is evaluated. Add one."
             )
+        for tokens in inputs.tokens:
+            if not tokens.config.validation_fraction:
+                raise FieldError(
+                    ("stages", tokens.name, "validation_fraction"),
+                    f"is 0, so {name!r} has nothing to evaluate on. Set it above 0 (0.01 keeps a hundredth of the "
+                    "documents).",
+                )
+        for other in inputs.tokens[1:]:
+            check_same_form(name, inputs.tokens[0], other)
+        setting = _setting(name, config, inputs)
+        last = inputs.trained.config.num_steps(setting.training_seq_len)
+        if config.step is not None and config.step > last:
+            raise FieldError(
+                ("stages", name, "step"),
+                f"found {config.step}, but {inputs.trained.name!r} trains for {last} steps. Leave it out for the final "
+                "model.",
+            )
+        for number, measure in enumerate(config.measures):
+            try:
+                measure_of(measure).check(measure, setting)
+            except FieldError as error:
+                raise FieldError(("stages", name, "measures", str(number), *error.field), error.problem) from None
+
+    def content_identity(self, config: EvaluateStageConfig) -> Content | None:
+        """Digests of what measures read, by measure and what it is."""
+        found: dict[str, str] = {}
+        for measure in config.measures:
+            content = measure_of(measure).content(measure)
+            if isinstance(content, str):
+                found[measure.called] = content
+            elif content is not None:
+                found |= {f"{measure.called} {name}": digest for name, digest in content.items()}
+        return found or None
+
+    def local_paths(self, config: EvaluateStageConfig) -> Sequence[str]:
+        """Files that measures read."""
+        return [path for measure in config.measures for path in measure_of(measure).local_paths(measure)]
 
     def run(self, config: EvaluateStageConfig, inputs: EvaluateInputs, context: StageContext) -> EvaluateOutput:
-        """Evaluate the trained model on the validation split."""
+        """Do the tasks of all measures that are not done yet. Raises UserError: the step is not kept."""
         from pipelines.stages.evaluate.evaluation import evaluate
+        from pipelines.stages.evaluate.subject import TrainedModel
 
-        trained, tokens = inputs.trained, inputs.tokens
-        assert tokens.output.valid_sha256 is not None, "check() refuses a tokenize stage without a validation split"
-        context.journal.log_dataset(tokens.name, tokens.output.valid_sha256, tokens.artifact.url, context="eval")
-        output = evaluate(config, trained, tokens, context.journal)
+        trained = inputs.trained
+        assert trained is not None, "check() refuses an evaluation without a model"
+        step = _kept_step(context.name, config.step, trained)
+        for tokens in inputs.tokens:
+            assert tokens.output.valid_sha256 is not None, "check() refuses a tokenize stage without a validation split"
+            context.journal.log_dataset(tokens.name, tokens.output.valid_sha256, tokens.artifact.url, context="eval")
+        subject = TrainedModel(trained.artifact, trained.output.model, step)
+        results = evaluate(_setting(context.name, config, inputs), subject, context.artifact, context.journal)
+        output = EvaluateOutput(
+            evaluated=Evaluated(stage=trained.name, step=step or trained.output.steps, model=trained.output.model),
+            precision=config.used_precision,
+            results=results,
+        )
         context.artifact.write_json("results.json", output.model_dump(mode="json"))
         context.journal.log_metrics(0, output.figures())
         context.journal.log_artifact("results.json")
@@ -126,26 +213,36 @@ class EvaluateStage(Stage[EvaluateStageConfig, EvaluateInputs, EvaluateOutput]):
 
     def section(self, node: StageNode[Self]) -> Section:
         """The model's figures, curves and samples."""
-        trained, tokens = node.inputs.trained, node.inputs.tokens
+        trained = node.inputs.trained
+        assert trained is not None
         return EvaluatedModel(
             name=trained.name,
             pattern=trained.config.model.pattern,
             training=trained.output,
             evaluation=node.output,
             history=read_history(trained.artifact),
-            data=[f"{tokens.name}: {tokens.output.summary()}."],
+            data=[f"{tokens.name}: {tokens.output.summary()}." for tokens in node.inputs.tokens],
         ).section()
 
-    def headline(self, config: EvaluateStageConfig, output: EvaluateOutput, artifact: ArtifactDir) -> str:
-        """The loss in its three units, beside the baselines; of a task also the answers that are right."""
-        baselines = {"gzip -9": output.gzip_bits_per_byte, "untrained": output.untrained_bits_per_byte}
-        compared = ", ".join(f"{name} {value:.3f}" for name, value in baselines.items() if value is not None)
-        first = ""
-        if output.accuracy is not None:
-            first = f"[bold]{output.accuracy:.1%} of the answers right[/] (chance {output.chance_accuracy:.1%}), "
-        if output.bits_per_byte is not None:
-            first = f"[bold]{output.bits_per_byte:.3f} bits per byte[/]{f' ({compared})' if compared else ''}, "
-        return (
-            f"{first}loss {output.loss:.4f} nats per token, perplexity {output.perplexity:.2f}, "
-            f"on {output.num_documents} documents"
+    def headline(self, config: EvaluateStageConfig, output: EvaluateOutput, artifact: ArtifactDir) -> str | None:
+        """The main figures with their intervals, beside what they are compared with."""
+        return output.headline() or None
+
+
+def _setting(name: str, config: EvaluateStageConfig, inputs: EvaluateInputs) -> Setting:
+    return Setting(config=config, stage=name, tokens=inputs.tokens, trained=inputs.trained)
+
+
+def _kept_step(name: str, step: int | None, trained: StageNode[TrainStage]) -> int | None:
+    """The checkpoint to load; None: the final model. Raises UserError: there is none of this step."""
+    if step is None or step == trained.output.steps:
+        return None
+    kept = complete_steps(trained.artifact)
+    if step not in kept:
+        steps = ", ".join(map(str, sorted(kept))) or "none"
+        raise UserError(
+            f"stages.{name}.step: found {step}, but stage {trained.name!r} keeps no checkpoint of that step. It keeps: "
+            f"{steps}; its final model is that of step {trained.output.steps}. Give one of these; "
+            f"{trained.name}.keep_checkpoints says how many are kept."
         )
+    return step

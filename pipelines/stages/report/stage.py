@@ -44,11 +44,11 @@ class ReportStage(Stage[ReportStageConfig, ReportInputs, ReportOutput]):
         """Refuse an evaluation without the training of its model: the page shows both."""
         trained = {train.name for train in inputs.trained}
         for evaluated in inputs.evaluated:
-            train = evaluated.inputs.trained.name
-            if train not in trained:
+            train = evaluated.inputs.trained
+            if train is not None and train.name not in trained:
                 raise FieldError(
                     ("stages", name, "needs"),
-                    f"has {evaluated.name!r} but not {train!r}, the train stage it evaluates. Add {train!r}.",
+                    f"has {evaluated.name!r} but not {train.name!r}, the train stage it evaluates. Add {train.name!r}.",
                 )
 
     def run(self, config: ReportStageConfig, inputs: ReportInputs, context: StageContext) -> ReportOutput:

@@ -103,7 +103,7 @@ class TrainStage(Stage[TrainStageConfig, TrainInputs, TrainOutput]):
         """Refuse a model that cannot read such sequences, or has no room for the token ids."""
         tokens = inputs.tokens[0]
         for other in inputs.tokens[1:]:
-            _check_same_form(name, tokens, other)
+            check_same_form(name, tokens, other)
         check_mixture(config, name, [node.name for node in inputs.tokens])
         check_seq_len(config, tokens.config.seq_len, name, tokens.name)
         tokenizer, room = tokens.inputs.tokenizer, config.model.vocab_size
@@ -203,19 +203,19 @@ def make_job(config: TrainStageConfig, inputs: TrainInputs, context: StageContex
     )
 
 
-def _check_same_form(name: str, first: StageNode[TokenizeStage], other: StageNode[TokenizeStage]) -> None:
-    """Refuse tokens that cannot stand in one batch."""
+def check_same_form(name: str, first: StageNode[TokenizeStage], other: StageNode[TokenizeStage]) -> None:
+    """Refuse tokens that the stage `name` cannot use together. Raises FieldError."""
     if other.config.seq_len != first.config.seq_len:
         raise FieldError(
             ("stages", other.name, "seq_len"),
-            f"found {other.config.seq_len}, but {first.name}.seq_len is {first.config.seq_len}, and {name} mixes the "
-            "two. Give both one length.",
+            f"found {other.config.seq_len}, but {first.name}.seq_len is {first.config.seq_len}, and {name} uses "
+            "both. Give both one length.",
         )
     found, expected = _ids_in_words(other), _ids_in_words(first)
     if found != expected:
         raise FieldError(
             ("stages", other.name, "needs" if other.inputs.tokenizer else "source"),
-            f"found {found}, but {first.name} has {expected}, and {name} mixes the two. Give both one tokenizer, "
+            f"found {found}, but {first.name} has {expected}, and {name} uses both. Give both one tokenizer, "
             "or the same ids.",
         )
 

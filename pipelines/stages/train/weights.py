@@ -7,13 +7,15 @@ from collections.abc import Iterable
 import torch
 import torch.distributed as dist
 
-from base.errors import UserError
-from bmojo import BMojoLM
-from bmojo.checkpoint_io import save_pretrained
+from base.errors import DamagedError, UserError
+from bmojo import BMojoLM, ModelConfig
+from bmojo.checkpoint_io import CONFIG_NAME, save_pretrained
 from pipelines.stages.models import load_model
-from pipelines.stages.train.checkpoint import Checkpoint
+from pipelines.stages.train.checkpoint import BadCheckpointError, Checkpoint, verify
 from pipelines.stages.train.job import TrainJob
+from pipelines.stages.train.layout import step_dir
 from pipelines.stages.train.trainer import PARAM, Trainer
+from pipelines.storage.artifact import ArtifactDir
 
 MODEL = "model"
 
@@ -38,6 +40,25 @@ def build_model(job: TrainJob, resumed: Checkpoint | None) -> BMojoLM:
             ) from error
     else:
         model.init_weights(job.config.seed)
+    return model
+
+
+def load_checkpoint(artifact: ArtifactDir, path: str, step: int) -> BMojoLM:
+    """The model of a kept checkpoint, on the CPU. Args: path: folder of the final model, whose settings are the same.
+
+    Raises: DamagedError: a file is not as it was written.
+    """
+    settings = artifact.fetch(path) / CONFIG_NAME
+    directory = artifact.fetch(step_dir(step))
+    try:
+        verify(directory)
+        checkpoint = Checkpoint(directory)
+    except BadCheckpointError as error:
+        raise DamagedError(
+            f"{error}. Evaluate another step: the stage that trained does not write it again."
+        ) from error
+    model = BMojoLM(ModelConfig.model_validate_json(settings.read_text()))
+    _set_parameters(model, checkpoint.parameters(), str(directory))
     return model
 
 

@@ -13,6 +13,7 @@ import pytest
 from pipelines.engine.lease import Lease
 from pipelines.loading import load_pipeline
 from pipelines.session import open_pipeline, run_config
+from pipelines.stages.evaluate.stage import EvaluateOutput
 from pipelines.tracking import replay
 from tests.pipelines.end_to_end.tiny_pipeline import Finished, TinyPipeline, write_pipeline
 
@@ -34,11 +35,19 @@ def test_evaluation_agrees_with_what_training_saw(finished_pipeline: Pipeline) -
     pipeline, _ = finished_pipeline
     train, evaluate = pipeline.record("train")["output"], pipeline.record("evaluate")["output"]
     assert train["final_valid_loss"] < train["initial_valid_loss"]
-    assert evaluate["loss"] == pytest.approx(
-        train["final_valid_loss"], abs=0.2
-    )  # training reads the first batches only
-    assert evaluate["bits_per_byte"] < evaluate["untrained_bits_per_byte"]
-    assert evaluate["context_tokens"] == 4 * evaluate["seq_len"]
+    found = EvaluateOutput.model_validate(evaluate)
+    loss, bits_per_byte = found.figure("text/loss"), found.figure("text/bits_per_byte")
+    assert loss is not None
+    assert bits_per_byte is not None
+    assert loss.value == pytest.approx(train["final_valid_loss"], abs=0.2)  # training reads the first batches only
+    assert loss.low is not None
+    assert loss.low < loss.value
+    (untrained,) = (one for one in found.results[0].references if one.name == "untrained")
+    assert bits_per_byte.value < untrained.value
+    (curve,) = found.results[1].curves
+    assert curve.mark is not None
+    assert curve.points[-1].x == 4 * curve.mark.x
+    assert found.evaluated.step == 16
 
 
 def test_the_same_command_again_reuses_every_stage(finished_pipeline: Pipeline) -> None:
@@ -51,12 +60,12 @@ def test_the_same_command_again_reuses_every_stage(finished_pipeline: Pipeline) 
 
 def test_a_change_of_evaluation_runs_evaluation_and_report_only(finished_pipeline: Pipeline) -> None:
     pipeline, _ = finished_pipeline
-    planned = pipeline.bmojo("plan", str(pipeline.file), "evaluate.sample.seed=1")
+    planned = pipeline.bmojo("plan", str(pipeline.file), "evaluate.measures.2.seed=1")
     table = [line.split() for line in planned.output.splitlines()[1:6]]
     assert [row[0] for row in table if row[2:3] == ["reuse"]] == ["tokenizer", "tokens", "train"]
     assert "evaluate   evaluate   run" in planned.output
     assert "report     report     run" in planned.output
-    assert "sample.seed: 0 -> 1" in planned.output
+    assert "measures.2.seed: 0 -> 1" in planned.output
 
 
 def test_logging_and_resources_can_change_without_running_anything_again(finished_pipeline: Pipeline) -> None:
@@ -124,7 +133,9 @@ def test_mlflow_holds_a_parent_and_a_child_per_stage(finished_pipeline: Pipeline
         assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert child.info.status == "FINISHED"
     evaluated, trained = pipeline.record("evaluate")["output"], pipeline.record("train")["output"]
-    assert parent.data.metrics["eval/bits_per_byte"] == evaluated["bits_per_byte"]
+    found = EvaluateOutput.model_validate(evaluated).figures()
+    assert {name: parent.data.metrics[name] for name in found} == found
+    assert found["eval/bits_per_byte_low"] < found["eval/bits_per_byte"]
     assert parent.data.metrics["valid/loss"] == trained["final_valid_loss"]
     assert parent.data.metrics["train/tokens_per_s"] == trained["tokens_per_s"]
     assert parent.data.metrics["train/parameters"] == trained["num_params"]

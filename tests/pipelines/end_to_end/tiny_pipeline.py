@@ -48,7 +48,7 @@ stages:
   evaluate:
     kind: evaluate
     needs: [train, tokens]
-    sample: {{max_new_tokens: 16}}
+    measures: [{{kind: text}}, {{kind: position}}, {{kind: samples, max_new_tokens: 16}}]
   report:
     kind: report
     needs: [train, evaluate]

@@ -131,7 +131,7 @@ def test_names_say_the_values_in_the_order_of_the_fields() -> None:
         {
             "tokens": {"foreach": {"seq_len": [64, 128]}},
             "train": {"needs": ["tokens"], "foreach": {"model": ["swa-130m"], "seed": [0, 1]}},
-            "evaluate": {"needs": {"trained": "train", "tokens": "tokens"}, "foreach": {"max_tokens": {"few": 10}}},
+            "evaluate": {"needs": {"trained": "train", "tokens": "tokens"}, "foreach": {"batch_size": {"few": 10}}},
         }
     )
     assert list(found) == [
@@ -148,7 +148,7 @@ def test_names_say_the_values_in_the_order_of_the_fields() -> None:
     ]
     assert found["evaluate-128-swa-130m-0-few"] == {
         "needs": {"trained": "train-128-swa-130m-0", "tokens": "tokens-128"},
-        "max_tokens": 10,
+        "batch_size": 10,
     }
 
 

@@ -304,7 +304,7 @@ def test_an_override_may_add_a_field(pipeline_file: Path) -> None:
     overrides = ["train.backend.kind=deepspeed", "train.foreach.backend.zero_stage=[1, 2]"]
     stages = load_pipeline(pipeline_file, overrides).stages
     assert stages["train-swa-1-2"].backend.zero_stage == 2
-    evaluate = load_pipeline(pipeline_file, ["evaluate.foreach.context_multiple=[1, 4]"]).stages
+    evaluate = load_pipeline(pipeline_file, ["evaluate.foreach.step=[1, 4]"]).stages
     assert evaluate["evaluate-swa-1-4"].needed == ("train-swa-1", "tokens")
     again = load_pipeline(pipeline_file, [*overrides, "train.foreach.backend.zero_stage.0=3"]).stages
     assert again["train-swa-1-3"].backend.zero_stage == 3

@@ -8,12 +8,13 @@ import pytest
 
 from data.config import PythonStdlibSource
 from pipelines.stages.evaluate.config import EvaluateStageConfig
+from pipelines.stages.evaluate.results import Figure, MeasureResult
 from pipelines.stages.evaluate.stage import EvaluateStage
 from pipelines.stages.report.config import ReportStageConfig
 from pipelines.stages.report.stage import ReportOutput, ReportStage
 from pipelines.stages.tokenizer.stage import TokenizerOutput, TokenizerStage, TokenizerStageConfig
 from pipelines.storage.artifact import ArtifactDir
-from tests.pipelines.stages.report.test_page import EVALUATION
+from tests.pipelines.stages.evaluate.results import EVALUATION, SAMPLES, TEXT, output
 
 
 @pytest.fixture
@@ -21,30 +22,51 @@ def artifact(tmp_path: Path) -> ArtifactDir:
     return ArtifactDir.at(tmp_path / "a[b]")
 
 
-def test_an_evaluation_gives_its_loss_beside_the_baselines(artifact: ArtifactDir) -> None:
+def test_an_evaluation_gives_its_main_figures_with_intervals_beside_the_baselines(artifact: ArtifactDir) -> None:
     config = EvaluateStageConfig(kind="evaluate")
-    loss = "loss 3.2100 nats per token, perplexity 24.78, on 10 documents"
+    rest = "loss 3.21 \u00b1 0.11 nats per token, perplexity 24.8 (22.2 to 27.7)"
     assert EvaluateStage().headline(config, EVALUATION, artifact) == (
-        f"[bold]1.456 bits per byte[/] (gzip -9 2.111, untrained 3.789), {loss}"
+        f"[bold]1.456 \u00b1 0.052 bits per byte[/] (gzip -9 2.111, untrained 3.789), {rest}"
     )
-    alone = EVALUATION.model_copy(update={"gzip_bits_per_byte": None, "untrained_bits_per_byte": None})
-    assert EvaluateStage().headline(config, alone, artifact) == f"[bold]1.456 bits per byte[/], {loss}"
+    alone = output(TEXT.model_copy(update={"references": ()}))
+    assert EvaluateStage().headline(config, alone, artifact) == f"[bold]1.456 \u00b1 0.052 bits per byte[/], {rest}"
+    assert EVALUATION.summary() == "1.456 \u00b1 0.052 bits per byte; " + rest.replace(", perp", "; perp")
+    assert EvaluateStage().headline(config, output(SAMPLES), artifact) is None
+    assert output(SAMPLES).summary() is None
 
 
-def test_an_evaluation_of_ids_that_are_no_text_gives_no_bytes(artifact: ArtifactDir) -> None:
-    no_text: dict[str, object] = {"num_bytes": None, "bits_per_byte": None, "samples": ()}
-    no_text |= {"gzip_bits_per_byte": None, "untrained_bits_per_byte": None}
-    config = EvaluateStageConfig(kind="evaluate")
-    loss = "loss 3.2100 nats per token, perplexity 24.78, on 10 documents"
-    of_ids = EVALUATION.model_copy(update=no_text)
-    assert EvaluateStage().headline(config, of_ids, artifact) == loss
-    of_task = of_ids.model_copy(update={"accuracy": 0.75, "chance_accuracy": 0.125})
-    assert EvaluateStage().headline(config, of_task, artifact) == (
-        f"[bold]75.0% of the answers right[/] (chance 12.5%), {loss}"
-    )
-    assert set(of_task.figures()) == {"eval/loss", "eval/perplexity", "eval/accuracy", "eval/chance_accuracy"}
-    assert of_task.report_cells()["accuracy"] == "75.0% (chance 12.5%)"
-    assert "accuracy" not in of_ids.report_cells()
+def test_an_evaluation_of_a_task_gives_the_right_answers_beside_chance(artifact: ArtifactDir) -> None:
+    right = Figure(name="accuracy", value=0.75, better="higher", chance=0.125, is_main=True)
+    of_task = TEXT.model_copy(update={"figures": (right, *TEXT.figures[1:]), "references": ()})
+    headline = EvaluateStage().headline(EvaluateStageConfig(kind="evaluate"), output(of_task), artifact)
+    assert headline is not None
+    assert headline.startswith("[bold]accuracy 0.75[/] (chance 12.5%), loss 3.21")
+
+
+def test_figures_go_to_the_trackers_with_their_intervals() -> None:
+    right = Figure(name="accuracy", value=0.75, better="higher", chance=0.125)
+    other = MeasureResult(name="far", kind="position", unit="document", num_units=3, figures=(right,))
+    assert output(TEXT, other).figures() == {
+        "eval/bits_per_byte": 1.456,
+        "eval/bits_per_byte_low": 1.404,
+        "eval/bits_per_byte_high": 1.508,
+        "eval/loss": 3.21,
+        "eval/loss_low": 3.1,
+        "eval/loss_high": 3.32,
+        "eval/perplexity": 24.78,
+        "eval/perplexity_low": 22.2,
+        "eval/perplexity_high": 27.66,
+        "eval/gzip_bits_per_byte": 2.111,
+        "eval/untrained_bits_per_byte": 3.789,
+        "eval/far/accuracy": 0.75,
+        "eval/far/chance_accuracy": 0.125,
+    }
+
+
+def test_a_figure_is_found_by_its_measure_and_name() -> None:
+    assert EVALUATION.figure("text/loss") == TEXT.figures[1]
+    assert EVALUATION.figure("text/gzip -9") is None
+    assert EVALUATION.figure("recall/loss") is None
 
 
 def test_a_report_gives_its_address_with_brackets_that_are_no_markup(artifact: ArtifactDir) -> None:

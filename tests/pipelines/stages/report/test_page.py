@@ -6,21 +6,16 @@ import dataclasses
 
 import pytest
 
+from pipelines.stages.evaluate.results import SampleText
 from pipelines.stages.evaluate.section import EvaluatedModel
-from pipelines.stages.evaluate.stage import EvaluateOutput, SampleText
 from pipelines.stages.report.page import StageSummary, build_report
 from pipelines.stages.train.stage import TrainOutput
+from tests.pipelines.stages.evaluate.results import EVALUATION, SAMPLES, TEXT, output
 
 TRAINING = TrainOutput(
     model="model", history="history.json", tokenizer="tokenizer", seq_len=512, vocab_size=8192, num_params=4_200_000,
     steps=100, tokens_seen=3_000_000, final_train_loss=4.0, initial_valid_loss=9.0, final_valid_loss=4.1,
     train_time_s=300.0, tokens_per_s=9876.5, mfu=0.41,
-)  # fmt: skip
-EVALUATION = EvaluateOutput(
-    seq_len=512, num_documents=10, num_tokens=1000, num_bytes=4000, loss=3.21, perplexity=24.78, bits_per_byte=1.456,
-    untrained_bits_per_byte=3.789, gzip_bits_per_byte=2.111, accuracy=None, chance_accuracy=None,
-    context_tokens=1024, num_windows=16, position_bin_ends=(256, 512, 1024), position_loss=(3.4, 3.2, 3.1),
-    samples=(SampleText(prompt="def ", text="f(x): return x < 1 & y"),),
 )  # fmt: skip
 MODEL = EvaluatedModel(
     name="train",
@@ -33,8 +28,8 @@ STAGE = StageSummary("train", "train", "0123456789abcdef", {"kind": "train", "lr
 
 
 def with_sample(prompt: str, text: str) -> EvaluatedModel:
-    evaluation = EVALUATION.model_copy(update={"samples": (SampleText(prompt=prompt, text=text),)})
-    return dataclasses.replace(MODEL, evaluation=evaluation)
+    samples = SAMPLES.model_copy(update={"samples": (SampleText(prompt=prompt, text=text),)})
+    return dataclasses.replace(MODEL, evaluation=output(TEXT, samples))
 
 
 def test_every_figure_is_in_both_formats() -> None:
@@ -43,9 +38,9 @@ def test_every_figure_is_in_both_formats() -> None:
         for figure in (
             "4.20 M",
             "3.00 M",
-            "3.2100",
-            "24.78",
-            "1.456",
+            "3.21 \u00b1 0.11",
+            "24.8 (22.2 to 27.7)",
+            "1.456 \u00b1 0.052",
             "3.789",
             "2.111",
             "9,876",
@@ -78,9 +73,7 @@ def test_generated_text_cannot_break_the_page() -> None:
 
 
 def test_models_without_baselines_or_long_documents_are_reported_too() -> None:
-    missing: dict[str, object] = {"untrained_bits_per_byte": None, "gzip_bits_per_byte": None, "position_loss": (),
-                                  "position_bin_ends": ()}  # fmt: skip
-    evaluation = EVALUATION.model_copy(update=missing)
+    evaluation = output(TEXT.model_copy(update={"references": ()}))
     bare = dataclasses.replace(MODEL, name="other", evaluation=evaluation, history={})
     report = build_report("Two", "", [MODEL.section(), bare.section()], [STAGE])
     assert "other" in report.html
