@@ -241,7 +241,7 @@ def test_broken_files_are_explained(tmp_path: Path, text: str, expected: str) ->
             "stages: tokens.",
         ),
         ("evaluate.needs={trained: train}", "stages.evaluate.needs: role tokens: found 0 stages of kind tokenize, exp"),
-        ("evaluate.needs=[train]", "stages.evaluate.needs: found 0 stages of kind tokenize, expected exactly 1."),
+        ("evaluate.needs=[train]", "stages.evaluate.needs: found 0 stages of kind tokenize, expected at least 1."),
         ("evaluate.needs={trained: train, tokens: x}", "stages.evaluate.needs: there is no stage 'x'"),
         (
             "report.needs={evaluated: evaluate}",

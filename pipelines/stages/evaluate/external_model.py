@@ -76,8 +76,7 @@ class TransformersModel:
 
     def token_losses(self, tokens_bt: Tensor, targets_bt: Tensor, doc_ids_bt: Tensor | None = None) -> Tensor:
         """See LanguageModel."""
-        if doc_ids_bt is not None:
-            raise ValueError("a model of transformers reads one document per row.")
+        _refuse_documents(doc_ids_bt)
         rows = max(1, _MAX_LOGITS // (tokens_bt.shape[1] * self.vocab_size))
         losses = []
         for tokens, targets in zip(tokens_bt.split(rows), targets_bt.split(rows), strict=True):
@@ -86,8 +85,11 @@ class TransformersModel:
             losses.append(nll.view_as(targets))
         return torch.cat(losses)
 
-    def logits_at(self, tokens_bt: Tensor, rows_s: Tensor, columns_s: Tensor) -> Tensor:
+    def logits_at(
+        self, tokens_bt: Tensor, rows_s: Tensor, columns_s: Tensor, doc_ids_bt: Tensor | None = None
+    ) -> Tensor:
         """See LanguageModel."""
+        _refuse_documents(doc_ids_bt)
         return self._logits(tokens_bt)[rows_s, columns_s]
 
     @torch.no_grad()
@@ -124,6 +126,11 @@ class TransformersModel:
     def _logits(self, tokens_bt: Tensor) -> Tensor:
         logits_btv: Tensor = self.module(input_ids=tokens_bt, use_cache=False).logits
         return logits_btv
+
+
+def _refuse_documents(doc_ids_bt: Tensor | None) -> None:
+    if doc_ids_bt is not None:
+        raise ValueError("a model of transformers reads one document per row.")
 
 
 class TransformersTokenizer:
