@@ -14,11 +14,11 @@ from data.errors import DataError, SourceUnavailableError
 from data.paths import expanded
 from data.sources.digests import content_digests
 from data.sources.document import Document, LeftOut, Part, text_of
+from data.sources.hub import chain_of, is_away
 from data.sources.parquet import is_text_type
 
 _COMMIT_LENGTH = 40
 _ROWS_SAMPLED = 1000
-_MAY_PASS = {408, 425, 429}  # HTTP; and all from 500 on
 
 logger = logging.getLogger(__name__)
 
@@ -131,14 +131,10 @@ def _commit(source: HuggingFaceSource) -> str:
 
 def _explained(source: HuggingFaceSource, what: str, error: Exception) -> Exception:
     """The error of ours for one of the library's, which often hide the cause in their chain."""
-    chain: list[BaseException] = []
-    found: BaseException | None = error
-    while found is not None and found not in chain:
-        chain.append(found)
-        found = found.__cause__ or found.__context__
+    chain = chain_of(error)
     shown = chain[1] if "error occurred while generating" in str(error) and len(chain) > 1 else error
     problem = f"source.dataset={source.dataset}: {what}: {type(shown).__name__}: {str(shown).rstrip('.')}."
-    if _is_away(chain):
+    if is_away(error):
         return SourceUnavailableError(f"{problem} The Hub cannot be reached now, or is busy: run again later.")
     if local_folder(source):
         return DataError(f"{problem} Check the files in the folder, and the names.")
@@ -148,18 +144,6 @@ def _explained(source: HuggingFaceSource, what: str, error: Exception) -> Except
         f"{problem} Check the names on the Hub, and your rights there. A full commit as source.revision needs no "
         "question about it."
     )
-
-
-def _is_away(chain: list[BaseException]) -> bool:
-    """Whether the network or the Hub failed, and not the question: by HTTP status, else by the kind of error."""
-    kinds = {kind.__name__ for error in chain for kind in type(error).__mro__}
-    if any("OfflineModeIsEnabled" in text for text in (*kinds, *map(str, chain))):  # the user said so
-        return False
-    for error in chain:
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        if status is not None:
-            return status >= 500 or status in _MAY_PASS
-    return bool(kinds & {"ConnectionError", "Timeout", "TimeoutError", "TransportError"})
 
 
 def _unread_files(source: HuggingFaceSource) -> list[Path]:

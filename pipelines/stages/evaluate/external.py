@@ -17,6 +17,7 @@ from base.errors import UserError
 from data.errors import DataError, SourceUnavailableError
 from data.paths import expanded
 from data.sources.digests import identity_of
+from data.sources.hub import is_away
 
 OURS = "bmojo"  # model_type of our exports
 _CONFIG = "config.json"
@@ -102,10 +103,7 @@ def files_of(folder: Path) -> list[Path]:
 def _explained(name: str, error: Exception) -> Exception:
     """The error of ours for one of the hub's library."""
     problem = f"model.name={name}: {type(error).__name__}: {str(error).rstrip('.')}."
-    kinds = {kind.__name__ for kind in type(error).__mro__}
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    away = status >= 500 or status in (408, 425, 429) if status else bool(kinds & {"ConnectionError", "Timeout"})
-    if away and "OfflineModeIsEnabled" not in kinds:
+    if is_away(error):
         return SourceUnavailableError(f"{problem} The hub cannot be reached now, or is busy: run again later.")
     return UserError(
         f"{problem} Expected a folder, or a model of the Hugging Face hub that you may read; a full commit as "

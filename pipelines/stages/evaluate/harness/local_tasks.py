@@ -34,10 +34,18 @@ Row = Mapping[str, Any]
 
 
 class Form(NamedTuple):
-    """Fields of an example, whether they have the right types, and the rest of lm-eval's TaskConfig."""
+    """A form of examples.
+
+    Attributes:
+        fields: of an example.
+        fits: whether they have the right types.
+        figures: metrics of it (pipelines.stages.evaluate.harness.tasks adds bits_per_byte).
+        config: the rest of lm-eval's TaskConfig.
+    """
 
     fields: frozenset[str]
     fits: Callable[[Row], bool]
+    figures: tuple[str, ...]
     config: dict[str, Any]
 
 
@@ -68,6 +76,15 @@ def read_examples(file: Path) -> list[dict[str, Any]]:
     if not rows:
         raise DataError(f"{file}: no examples. Expected one JSON object per line.")
     return rows
+
+
+def form_of_file(file: Path) -> Form:
+    """The form of a file, by its first example. Raises DataError: it has none."""
+    row = next((json.loads(line) for line in _lines(file) if line.strip()), None)
+    form = _form_of(row)
+    if form is None:
+        raise DataError(f"{file}: the first example has none of the known forms: {_described(None)}.")
+    return form
 
 
 def local_task(name: str, rows: Sequence[Row], num_fewshot: int = 0) -> ConfigurableTask:
@@ -148,6 +165,7 @@ FORMS = (
         lambda row: (
             _are_texts(row["contexts"]) and _is_text(row["continuation"]) and _is_label(row["label"], row["contexts"])
         ),
+        ("acc", "bits_per_byte"),
         {
             "output_type": "multiple_choice",
             "doc_to_text": lambda row: row["label"],
@@ -159,6 +177,7 @@ FORMS = (
     Form(
         frozenset({"context", "choices", "label"}),
         lambda row: _is_text(row["context"]) and _are_texts(row["choices"]) and _is_label(row["label"], row["choices"]),
+        ("acc", "acc_norm", "bits_per_byte"),
         {
             "output_type": "multiple_choice",
             "doc_to_text": lambda row: row["context"],
@@ -170,6 +189,7 @@ FORMS = (
     Form(
         frozenset({"context", "target"}),
         lambda row: _is_text(row["context"]) and _is_text(row["target"]),
+        ("perplexity", "acc", "bits_per_byte"),
         {
             "output_type": "loglikelihood",
             "doc_to_text": lambda row: row["context"],
@@ -181,6 +201,7 @@ FORMS = (
     Form(
         frozenset({"context", "answers"}),
         lambda row: _is_text(row["context"]) and _are_texts(row["answers"]),
+        ("contains",),
         {
             "output_type": "generate_until",
             "doc_to_text": lambda row: row["context"],

@@ -15,6 +15,8 @@ import numpy as np
 
 from base.digest import digest_of
 from base.errors import UserError
+from data.errors import SourceUnavailableError
+from data.sources.hub import is_away
 from pipelines.stages.evaluate.harness.local_tasks import examples_file, local_task, read_examples
 
 if TYPE_CHECKING:
@@ -64,6 +66,7 @@ def load_tasks(names: Sequence[str], folder: Path | None, limit: int | None, num
         folder: with a file of examples for each task; None: lm-eval's own definitions, with data from the hub.
         limit: examples of each task, at most.
     Raises: UserError: a task is not known, or its data cannot be loaded. DataError: a file of examples is wrong.
+        SourceUnavailableError: the hub cannot be reached.
     """
     found: list[tuple[str, Task]] = []
     if folder is None:
@@ -126,7 +129,8 @@ def _from_the_hub(names: Sequence[str], num_fewshot: int) -> Iterator[tuple[str,
     try:
         tasks: dict[str, Task] = manager.load(list(names))["tasks"]
     except Exception as error:  # many libraries; a missing network, a data set that moved, a package that is not there
-        raise UserError(
+        kind = SourceUnavailableError if is_away(error) else UserError
+        raise kind(
             f"lm-eval could not load {', '.join(names)}: {type(error).__name__}: {str(error).rstrip('.')}. Its data "
             "comes from the Hugging Face hub; where there is no network, set `data` to a folder with the examples."
         ) from error
