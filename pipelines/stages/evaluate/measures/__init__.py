@@ -13,10 +13,18 @@ from pydantic import Field
 
 from pipelines.stages.evaluate.measures.measure import AnyMeasure, MeasureConfig
 from pipelines.stages.evaluate.measures.position import PositionConfig, PositionMeasure
+from pipelines.stages.evaluate.measures.recall import RecallMeasure
 from pipelines.stages.evaluate.measures.samples import SamplesConfig, SamplesMeasure
 from pipelines.stages.evaluate.measures.text import TextConfig, TextMeasure
+from pipelines.stages.evaluate.measures.zero_shot import ZeroShotMeasure
 
-MEASURES: tuple[AnyMeasure, ...] = (TextMeasure(), PositionMeasure(), SamplesMeasure())
+MEASURES: tuple[AnyMeasure, ...] = (
+    TextMeasure(),
+    PositionMeasure(),
+    SamplesMeasure(),
+    ZeroShotMeasure(),
+    RecallMeasure(),
+)
 
 DEFAULT: tuple[MeasureConfig, ...] = (TextConfig(), PositionConfig(), SamplesConfig())
 """What is measured if a stage says nothing."""
