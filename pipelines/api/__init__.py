@@ -10,6 +10,7 @@ Results are pydantic models: `.model_dump_json()` gives what the commands print 
 
 from __future__ import annotations
 
+from pipelines.api.checkpoints import CheckpointRow, checkpoints
 from pipelines.api.difference import RunDifference, diff
 from pipelines.api.finding import find_stage, known_stage
 from pipelines.api.garbage import Garbage, GarbageReport, Limits, delete_garbage, find_garbage
@@ -34,6 +35,7 @@ from pipelines.submit.job import Job
 from pipelines.submit.submission import submit
 
 __all__ = [
+    "CheckpointRow",
     "Garbage",
     "GarbageReport",
     "Job",
@@ -49,6 +51,7 @@ __all__ = [
     "StageOutputFacts",
     "StageReasons",
     "StageStatus",
+    "checkpoints",
     "delete_garbage",
     "delete_run",
     "diff",

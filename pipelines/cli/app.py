@@ -15,7 +15,20 @@ import typer
 from rich.markup import escape
 
 from base.cache import cache_dir
-from pipelines.cli import data, environment, export, garbage, inspect, models, results, running, runs, submit, watching
+from pipelines.cli import (
+    checkpoints,
+    data,
+    environment,
+    export,
+    garbage,
+    inspect,
+    models,
+    results,
+    running,
+    runs,
+    submit,
+    watching,
+)
 from pipelines.cli.console import OverridableCommand, console, error_console, escape_unprintable
 from pipelines.engine.failures import EXIT_BUG, EXIT_CANCELLED, Failure, classify
 from pipelines.engine.interrupts import exit_after_signal, handle_signals
@@ -37,6 +50,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "list": watching.list_runs,
         "status": watching.status,
         "logs": watching.logs,
+        "checkpoints": checkpoints.checkpoints,
         "output": results.output,
         "metadata": results.metadata,
         "why": results.why,

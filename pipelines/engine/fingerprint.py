@@ -85,13 +85,13 @@ def digest_json(value: Any) -> str:
 
 
 def config_that_matters(config: BaseModel) -> dict[str, Any]:
-    """The config as JSON without the fields marked NOT_IN_FINGERPRINT, at any depth."""
+    """The config as JSON at any depth, without the fields marked NOT_IN_FINGERPRINT, or ADDED_LATER and not set."""
     matters: dict[str, Any] = {}
     for name, field in type(config).model_fields.items():
-        extra = field.json_schema_extra
-        if isinstance(extra, Mapping) and extra.get("affects_result") is False:
-            continue
-        matters[name] = _plain(getattr(config, name))
+        value, extra = getattr(config, name), field.json_schema_extra
+        affects = extra.get("affects_result", True) if isinstance(extra, Mapping) else True
+        if affects is True or (affects == "unless default" and value != field.get_default(call_default_factory=True)):
+            matters[name] = _plain(value)
     return matters
 
 

@@ -17,7 +17,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -73,6 +73,13 @@ class TrainingState(Facts):
     versions: dict[str, str] = Field(description="Versions of the trainer's libraries.")
 
 
+class Kept(NamedTuple):
+    """Which checkpoints stay: so many of the newest, and for good those of steps that `every_steps` divides."""
+
+    newest: int
+    every_steps: int | None = None
+
+
 class BadCheckpointError(Exception):
     """A checkpoint is incomplete or damaged; the message says which file and how."""
 
@@ -108,9 +115,9 @@ class Checkpoint:
 
 
 def save(
-    artifact: ArtifactDir, trainer: Trainer, state: TrainingState, keep: int, before_complete: Callable[[], object]
+    artifact: ArtifactDir, trainer: Trainer, state: TrainingState, kept: Kept, before_complete: Callable[[], object]
 ) -> None:
-    """Write a checkpoint, each rank its share, then delete all but the `keep` newest. A collective.
+    """Write a checkpoint, each rank its share, then delete those that are not kept. A collective.
 
     Args: before_complete: called on rank 0 before the checkpoint counts as complete.
     """
@@ -130,7 +137,7 @@ def save(
     if rank == 0:
         before_complete()
         complete(artifact, state, {name: entry for each in all_entries for name, entry in each.items()})
-        prune(artifact, state.step, keep)
+        prune(artifact, state.step, kept)
     dist.barrier()
 
 
@@ -169,12 +176,15 @@ def clear(artifact: ArtifactDir, step: int) -> None:
         artifact.delete(step_dir(step))
 
 
-def prune(artifact: ArtifactDir, newest_step: int, keep: int) -> None:
-    """Delete checkpoints older than the `keep` newest complete ones up to `newest_step`, which must be complete."""
+def prune(artifact: ArtifactDir, newest_step: int, kept: Kept) -> None:
+    """Delete checkpoints up to `newest_step`, which must be complete, that are not kept, and what is incomplete."""
     older = sorted((step for step in steps_of(artifact) if step <= newest_step), reverse=True)
     finished = [step for step in older if artifact.exists(f"{step_dir(step)}/{MANIFEST}")]
+    stays = {*finished[: kept.newest]}
+    if kept.every_steps is not None:
+        stays |= {step for step in finished if step % kept.every_steps == 0}
     for step in older:
-        if step not in finished[:keep]:
+        if step not in stays:
             # Manifest first: a deletion cut short must not leave something that looks complete.
             if step in finished:
                 artifact.delete(f"{step_dir(step)}/{MANIFEST}")

@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from base.config import StrictConfig
 from bmojo import ModelConfig
 from pipelines.engine.stage import NOT_IN_FINGERPRINT, StageConfig
 from pipelines.errors import FieldError
 from pipelines.stages.precision import Precision, used_precision
 from pipelines.stages.train.backends.config import AnyBackendConfig, DeepSpeedConfig
 from pipelines.stages.train.data import TrainDataConfig
-
-
-class CosineSchedule(StrictConfig):
-    """Warm-up, then half a cosine down to `min_lr_ratio`."""
-
-    kind: Literal["cosine"] = "cosine"
-
-
-class WsdSchedule(StrictConfig):
-    """Warm-up, stable, then a linear decay to `min_lr_ratio` over the last part of training."""
-
-    kind: Literal["wsd"]
-    decay_fraction: float = Field(0.2, gt=0, le=1, description="Share of all steps, at the end, over which lr decays.")
-
-
-Schedule = Annotated[CosineSchedule | WsdSchedule, Field(discriminator="kind")]
+from pipelines.stages.train.schedule import CosineSchedule, Position, Schedule
 
 
 class TrainStageConfig(StageConfig):
@@ -105,8 +89,21 @@ class TrainStageConfig(StageConfig):
     checkpoint_every_steps: PositiveInt = Field(
         100, description="Steps between two checkpoints.", json_schema_extra=NOT_IN_FINGERPRINT
     )
+    checkpoint_every_s: PositiveFloat | None = Field(
+        None,
+        description="Also a checkpoint when the last one is so many seconds ago; null: by steps alone.",
+        json_schema_extra=NOT_IN_FINGERPRINT,
+    )
     keep_checkpoints: PositiveInt = Field(
-        2, description="Newest checkpoints kept; older ones are deleted.", json_schema_extra=NOT_IN_FINGERPRINT
+        2,
+        description="Newest checkpoints kept; older ones are deleted, but for those of keep_every_steps.",
+        json_schema_extra=NOT_IN_FINGERPRINT,
+    )
+    keep_every_steps: PositiveInt | None = Field(
+        None,
+        description="Checkpoints of steps that this divides are never deleted: to evaluate or export them later. A "
+        "multiple of checkpoint_every_steps; null: none.",
+        json_schema_extra=NOT_IN_FINGERPRINT,
     )
     collective_timeout_s: float = Field(
         600,
@@ -126,6 +123,12 @@ class TrainStageConfig(StageConfig):
             raise ValueError(
                 f"warmup_steps={self.warmup_steps} leaves no step of max_steps={self.max_steps} at full lr; "
                 f"set warmup_steps to {self.max_steps // 10} or less, or raise max_steps."
+            )
+        if self.keep_every_steps is not None and self.keep_every_steps % self.checkpoint_every_steps:
+            raise ValueError(
+                f"keep_every_steps={self.keep_every_steps} is not a multiple of checkpoint_every_steps="
+                f"{self.checkpoint_every_steps}: there would be no checkpoint to keep at most of those steps. Set it "
+                f"to {-(-self.keep_every_steps // self.checkpoint_every_steps) * self.checkpoint_every_steps}."
             )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas={list(self.betas)}: each must be at least 0 and less than 1.")
@@ -178,6 +181,15 @@ class TrainStageConfig(StageConfig):
     def accumulation_steps(self) -> int:
         """Micro batches a worker takes per optimizer step."""
         return self.global_batch_size // (self.micro_batch_size * self.resources.num_workers)
+
+    def learning_rate(self, step: int, num_steps: int) -> float:
+        """Learning rate of optimizer step `step`, counted from 1 to `num_steps`.
+
+        Rises linearly over warmup_steps (step warmup_steps has the full lr), then follows the schedule.
+        """
+        if step <= self.warmup_steps:
+            return self.lr * step / self.warmup_steps
+        return self.lr * self.schedule.share(Position(step, self.warmup_steps, num_steps, self.min_lr_ratio))
 
     def num_steps(self, seq_len: int) -> int:
         """Optimizer steps in all, for sequences of `seq_len` tokens."""

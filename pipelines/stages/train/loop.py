@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -15,15 +15,14 @@ from data.streaming import TokenStream
 from pipelines.errors import LostError
 from pipelines.stages.train import checkpoint as checkpoints
 from pipelines.stages.train import device
+from pipelines.stages.train.agreement import Agreement, Wish
 from pipelines.stages.train.curves import Curves
 from pipelines.stages.train.data import final_weights
 from pipelines.stages.train.divergence import diverged, first_ruined_parameter, is_ruined
 from pipelines.stages.train.job import TrainFacts, TrainJob
 from pipelines.stages.train.meter import Meter
 from pipelines.stages.train.paths import OperatorPaths
-from pipelines.stages.train.schedule import learning_rate
 from pipelines.stages.train.sources import mean_by_weight, source_losses
-from pipelines.stages.train.stopping import StopAgreement, StopReason
 from pipelines.stages.train.trainer import StepResult, Trainer, require_targets
 from pipelines.stages.train.validation import validation_loss
 from pipelines.stages.train.weights import save_model
@@ -55,8 +54,9 @@ class TrainLoop:
         self._unchecked: list[StepResult] = []  # of the last steps, which the device may not have finished
         self._unread: StepResult | None = None  # of the last step, until its loss is read
         self._num_targets, self._grad_norm = 0, math.nan  # of the last step that was checked
-        self._stopping = StopAgreement(job.metrics.stop_requested, is_preempted, trainer.device)
+        self._agreement = Agreement(job.metrics.stop_requested, self._is_save_due, is_preempted, trainer.device)
         self.saved_step: int | None = None
+        self._saved_at = time.monotonic()  # or when training began here
         journal = job.metrics if self.rank == 0 else None
         self.curves, self.paths = Curves(journal), OperatorPaths(journal)
         self.counts = count(job.model, job.seq_len)
@@ -85,22 +85,30 @@ class TrainLoop:
                 final_valid_loss = self._validate()
             if save:
                 self._save_checkpoint()
-            if not last and (reason := self._stopping.reached()):
-                self._stop(reason, saved=save)
+            if not last:
+                self._obey(self._agreement.reached(), saved=save)
         save_model(self.job, self.trainer)
         self.curves.flush()
         return self._facts(final_valid_loss) if self.rank == 0 else None
 
-    def _stop(self, reason: StopReason, saved: bool) -> NoReturn:
-        """Save what there is, and end."""
+    def _obey(self, wish: Wish, saved: bool) -> None:
+        """Save, if that is not done yet, and end if that is wished."""
+        if wish is Wish.NONE:
+            return
         if not saved:
             self._check_steps()
             self._refuse_ruined_weights()
             if self._unread is not None:
                 self._read_loss(self._unread)
             self._save_checkpoint()
-        why = "a machine will be taken away" if reason is StopReason.PREEMPTED else "it was asked to"
-        raise LostError(f"Training stopped after step {self.step}, with a checkpoint: {why}.")
+        if wish is not Wish.SAVE:
+            why = "a machine will be taken away" if wish is Wish.LEAVE else "it was asked to"
+            raise LostError(f"Training stopped after step {self.step}, with a checkpoint: {why}.")
+
+    def _is_save_due(self) -> bool:
+        """Whether the last checkpoint is too long ago, by this worker's clock."""
+        every_s = self.config.checkpoint_every_s
+        return every_s is not None and time.monotonic() - self._saved_at >= every_s
 
     def _is_due(self, every_steps: int | None) -> bool:
         return every_steps is not None and self.step % every_steps == 0
@@ -108,7 +116,7 @@ class TrainLoop:
     def _train_step(self, batches: Iterator[TokenBatch]) -> None:
         next_step = self.step + 1
         log = next_step in (1, self.job.num_steps) or next_step % self.config.log_every_steps == 0
-        lr = learning_rate(self.config, next_step, self.job.num_steps)
+        lr = self.config.learning_rate(next_step, self.job.num_steps)
         self.meter.start()
         micro_batches = [next(batches) for _ in range(self.config.accumulation_steps)]
         by_source = self._losses_by_source(micro_batches) if log else {}
@@ -210,8 +218,9 @@ class TrainLoop:
             history=self.curves.history,
             versions=dict(self.trainer.versions),
         )
-        checkpoints.save(self.job.artifact, self.trainer, state, self.config.keep_checkpoints, self.curves.flush)
-        self.saved_step = self.step
+        kept = checkpoints.Kept(self.config.keep_checkpoints, self.config.keep_every_steps)
+        checkpoints.save(self.job.artifact, self.trainer, state, kept, self.curves.flush)
+        self.saved_step, self._saved_at = self.step, time.monotonic()
 
     def _restore(self, resumed: checkpoints.Checkpoint) -> None:
         """Everything but the parameters, which the model already had when the trainer took it over."""

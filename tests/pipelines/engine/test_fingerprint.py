@@ -8,7 +8,7 @@ from pydantic import Field
 
 from base.config import StrictConfig
 from pipelines.engine.fingerprint import InputIdentity, differences, fingerprint_stage
-from pipelines.engine.stage import NOT_IN_FINGERPRINT, Content, Resources, StageConfig
+from pipelines.engine.stage import ADDED_LATER, NOT_IN_FINGERPRINT, Content, Resources, StageConfig
 
 
 class Model(StrictConfig):
@@ -131,3 +131,19 @@ def test_precision_counts_as_it_will_be_used() -> None:
     assert digest("auto", 0) != digest("auto", 1)
     assert digest("auto", 0) == digest("fp32", 0) == digest("fp32", 1)
     assert digest("auto", 1) == digest("bf16", 1) == digest("bf16", 0)
+
+
+def test_a_field_added_later_counts_once_it_is_set() -> None:
+    class Later(Model):
+        shape: str = Field("round", json_schema_extra=ADDED_LATER)
+        sides: tuple[int, ...] = Field(default_factory=tuple, json_schema_extra=ADDED_LATER)
+
+    class NewConfig(Config):
+        model: Model = Later()
+
+    before = fingerprint(Config())
+    assert fingerprint(NewConfig()).digest == before.digest
+    assert fingerprint(NewConfig(model=Later(shape="round"))).digest == before.digest
+    square = fingerprint(NewConfig(model=Later(shape="square")))
+    assert len({before.digest, square.digest, fingerprint(NewConfig(model=Later(sides=(1,)))).digest}) == 3
+    assert differences(before.parts, square.parts) == ['model.shape: (not there) -> "square"']

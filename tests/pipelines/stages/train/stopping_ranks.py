@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from pipelines.stages.train.stopping import StopAgreement
+from pipelines.stages.train.agreement import Agreement
 
 NUM_RANKS = 2
 ASKED_AT_STEP = 7  # whoever asks from then on hears that it should stop
@@ -53,7 +53,7 @@ def _stop(step_s: float) -> Stopped:
         questions += 1
         return step >= ASKED_AT_STEP
 
-    agreement = StopAgreement(was_asked, None, torch.device("cpu"))
+    agreement = Agreement(was_asked, lambda: False, None, torch.device("cpu"))
     has_stopped = False
     while not has_stopped:
         time.sleep(step_s)

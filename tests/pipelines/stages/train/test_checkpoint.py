@@ -115,8 +115,16 @@ def test_prune_keeps_the_newest_complete_ones_and_removes_leftovers(artifact: Ar
         write(artifact, step)
     (artifact.local / layout.step_dir(25)).mkdir()
     write(artifact, 50)
-    checkpoints.prune(artifact, newest_step=40, keep=2)
+    checkpoints.prune(artifact, newest_step=40, kept=checkpoints.Kept(2))
     assert artifact.listdir(layout.CHECKPOINTS) == ["step-00000030", "step-00000040", "step-00000050"]
+
+
+def test_prune_never_deletes_what_is_kept_for_good(artifact: ArtifactDir) -> None:
+    for step in (10, 20, 30, 40, 45):
+        write(artifact, step)
+    (artifact.local / layout.step_dir(40) / layout.MANIFEST).unlink()
+    checkpoints.prune(artifact, newest_step=45, kept=checkpoints.Kept(1, every_steps=20))
+    assert artifact.listdir(layout.CHECKPOINTS) == ["step-00000020", "step-00000045"], "40 was incomplete"
 
 
 def test_clear_makes_room_for_writing_a_step_again(artifact: ArtifactDir) -> None:

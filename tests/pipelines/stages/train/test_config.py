@@ -93,7 +93,8 @@ def test_every_field_is_described_and_only_harmless_ones_stay_out_of_the_fingerp
     assert all(field.description for name, field in fields.items() if name != "kind")
     outside = {name for name, field in fields.items() if field.json_schema_extra == NOT_IN_FINGERPRINT}
     assert outside == {
-        "needs", "resources", "validate_every_steps", "log_every_steps", "checkpoint_every_steps", "keep_checkpoints",
+        "needs", "resources", "validate_every_steps", "log_every_steps", "checkpoint_every_steps", "checkpoint_every_s",
+        "keep_checkpoints", "keep_every_steps",
         "collective_timeout_s", "cuda_graphs", "retries", "lost_retries", "backoff_s", "timeout_s", "on_failure",
         "backend",  # counts in its own form: the next test
     }  # fmt: skip

@@ -13,10 +13,11 @@ import pytest
 
 from pipelines.errors import LostError
 from pipelines.stages.train import checkpoint as checkpoints
+from pipelines.stages.train.agreement import Agreement
 from pipelines.stages.train.config import TrainStageConfig
 from pipelines.stages.train.device import CPU
+from pipelines.stages.train.layout import step_dir
 from pipelines.stages.train.stage import TrainInputs, make_job
-from pipelines.stages.train.stopping import StopAgreement
 from pipelines.storage.artifact import ArtifactDir
 from tests.pipelines.stages.train.plain_trainer import train_plainly
 from tests.pipelines.stages.train.stopping_ranks import ASKED_AT_STEP, stop_together
@@ -44,7 +45,7 @@ def test_a_question_is_asked_at_most_every_thousand_steps(monkeypatch: pytest.Mo
         asked_at.append(step)
         return False
 
-    agreement = StopAgreement(was_asked, None, CPU)
+    agreement = Agreement(was_asked, lambda: False, None, CPU)
     for step in range(1, 2500):  # noqa: B007  # was_asked reads it
         now[0] += 1e-5
         assert not agreement.reached()
@@ -77,7 +78,7 @@ def test_a_stopped_run_saves_the_step_it_is_at_and_ends_as_the_unbroken_one(
     stop_after: int,
 ) -> None:
     """Also at steps whose loss nobody reads, and where a checkpoint is due anyway (6)."""
-    monkeypatch.setattr("pipelines.stages.train.stopping._EVERY_S", 0.0)  # ask after every step
+    monkeypatch.setattr("pipelines.stages.train.agreement._EVERY_S", 0.0)  # ask after every step
     config = train_config(checkpoint_every_steps=6, log_every_steps=1, validation_batches=2)
 
     def train(folder: Path, sink: FileSink) -> None:
@@ -99,4 +100,26 @@ def test_a_stopped_run_saves_the_step_it_is_at_and_ends_as_the_unbroken_one(
     assert again.points("train/loss") == straight.points("train/loss"), "the steps before are told again"
     assert {name: value.tolist() for name, value in weights(folder).items()} == {
         name: value.tolist() for name, value in weights(tmp_path / "straight").items()
+    }
+
+
+@pytest.mark.usefixtures("single_process")
+def test_a_checkpoint_by_the_clock_changes_no_bit(
+    train_config: Callable[..., TrainStageConfig], tokens: Tokens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With as good as no time between two, there is one after every step."""
+    monkeypatch.setattr("pipelines.stages.train.agreement._EVERY_S", 0.0)
+    saved: dict[str, list[int]] = {}
+    for name, every_s in (("by steps", None), ("by the clock", 1e-9)):
+        config = train_config(checkpoint_every_steps=100, checkpoint_every_s=every_s, keep_checkpoints=100)
+        context = context_of(tmp_path / name)
+        with closing(context.journal):
+            job = make_job(config, TrainInputs((tokens,)), context, FileSink(tmp_path / f"{name}.jsonl"))
+            train_plainly(job)
+        saved[name] = sorted(checkpoints.complete_steps(job.artifact))
+        assert all(checkpoints.Checkpoint(job.artifact.local / step_dir(step)) for step in saved[name])
+    assert saved["by steps"] == [job.num_steps]
+    assert saved["by the clock"] == list(range(1, job.num_steps + 1))
+    assert {name: value.tolist() for name, value in weights(tmp_path / "by steps").items()} == {
+        name: value.tolist() for name, value in weights(tmp_path / "by the clock").items()
     }
