@@ -11,8 +11,10 @@ Results are pydantic models: `.model_dump_json()` gives what the commands print 
 from __future__ import annotations
 
 from pipelines.api.checkpoints import CheckpointRow, checkpoints
+from pipelines.api.comparison import compare
 from pipelines.api.difference import RunDifference, diff
-from pipelines.api.finding import find_stage, known_stage
+from pipelines.api.finding import find_run_anywhere, find_stage, known_stage
+from pipelines.api.finished import finished_stages
 from pipelines.api.garbage import Garbage, GarbageReport, Limits, delete_garbage, find_garbage
 from pipelines.api.listing import RunRow, list_runs
 from pipelines.api.log_lines import LogLine, logs
@@ -52,12 +54,15 @@ __all__ = [
     "StageReasons",
     "StageStatus",
     "checkpoints",
+    "compare",
     "delete_garbage",
     "delete_run",
     "diff",
     "find_garbage",
     "find_run",
+    "find_run_anywhere",
     "find_stage",
+    "finished_stages",
     "known_stage",
     "list_runs",
     "load_pipeline",

@@ -8,8 +8,8 @@ from typing import NamedTuple
 from base.errors import UserError
 from base.names import suggest
 from pipelines.engine.events import RunInfo
-from pipelines.engine.runs import Run, find_run
-from pipelines.storage import Storage
+from pipelines.engine.runs import RUNS, Run, find_run
+from pipelines.storage import Storage, open_storage
 
 
 class RunAndStage(NamedTuple):
@@ -17,6 +17,22 @@ class RunAndStage(NamedTuple):
 
     run: Run
     stage: str | None
+
+
+def find_run_anywhere(storage: Storage, word: str) -> Run:
+    """A run as find_run finds it in the storage; or, of any storage, by its folder or URL, as `bmojo status` shows it.
+
+    Raises: UserError: there is no such run.
+    """
+    if "/" not in word:
+        return find_run(storage, word)
+    parent, _, name = word.rstrip("/").rpartition("/")
+    root, _, folder = parent.rpartition("/")
+    if folder != RUNS or not name:
+        raise UserError(
+            f"{word!r} is not the folder of a run. Expected STORAGE/{RUNS}/RUN, as `bmojo status` shows it."
+        )
+    return find_run(open_storage(root or "."), name)
 
 
 def find_stage(storage: Storage, words: Sequence[str]) -> RunAndStage:

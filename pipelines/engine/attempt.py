@@ -17,7 +17,7 @@ from pipelines.engine.lease import Lease, LeaseHeldError
 from pipelines.engine.plan import Action, PlannedStage
 from pipelines.engine.process import submitted_job
 from pipelines.engine.processes import Outcome, StageJob
-from pipelines.engine.provenance import git_commit, library_versions, user_name
+from pipelines.engine.provenance import git_commit, library_versions, machine, user_name
 from pipelines.engine.records import Artifacts, FinishedStage, StageRecord, write_record
 from pipelines.engine.runs import artifact_lease_relpath
 from pipelines.engine.stage import StageContext, StageOutput
@@ -93,6 +93,7 @@ def _work(job: StageJob, journal: Journal, stop: threading.Event) -> StageOutput
         fingerprint=planned.fingerprint.digest,
         artifact=planned.artifact,
         journal=journal,
+        run_id=job.run_id,
         content=planned.fingerprint.parts.content,
         attempt=job.attempt,
         stop=stop,
@@ -119,6 +120,7 @@ def _record(planned: PlannedStage, lease_number: int, output: StageOutput, durat
         duration_s=round(duration_s, 3),
         versions=library_versions(),
         git_commit=git_commit(),
+        hardware=machine(),
         lease_number=lease_number,
     )
 

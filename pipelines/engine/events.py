@@ -47,6 +47,7 @@ class RunInfo(StrictConfig):
     config_path: str | None
     base_dir: str | None = None  # the directory that relative paths in the config start from
     created_at: str
+    overrides: tuple[str, ...] | None = None  # given beside the file, secrets masked; None: not known
     git_commit: str | None
     hardware: dict[str, str] = Field(default_factory=dict)  # of the machine that scheduled it first (provenance)
     fingerprints: dict[str, str]

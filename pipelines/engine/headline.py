@@ -88,9 +88,14 @@ def identity_tags(overrides: Sequence[str] | None) -> dict[str, str]:
         **{f"bmojo.driver.{part}": found for part, found in machine().items()},
     }
     if overrides is not None:
-        values = redact({name: value for name, _, value in (text.partition("=") for text in overrides)})
-        tags["bmojo.overrides"] = shlex.join(f"{name}={value}" for name, value in values.items()) or "none"
+        tags["bmojo.overrides"] = shlex.join(masked_overrides(overrides)) or "none"
     return tags
+
+
+def masked_overrides(overrides: Sequence[str]) -> list[str]:
+    """Overrides with secrets masked; of those of the same field the last."""
+    values = redact({name: value for name, _, value in (text.partition("=") for text in overrides)})
+    return [f"{name}={value}" for name, value in values.items()]
 
 
 def _label(plan: Sequence[PlannedStage], stage: PlannedStage) -> str:

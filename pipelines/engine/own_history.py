@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from base.errors import UserError
 from pipelines.engine.events import Event, Planned, RunInfo, utc_now
+from pipelines.engine.headline import masked_overrides
 from pipelines.engine.lease import Lease
 from pipelines.engine.pipeline import Pipeline
 from pipelines.engine.plan import Action, PlannedStage
@@ -58,6 +59,7 @@ def _info(run: Run, pipeline: Pipeline, planned: Sequence[PlannedStage]) -> RunI
         name=pipeline.name,
         config=redact(dict(pipeline.config)),
         config_path=pipeline.config_path,
+        overrides=None if pipeline.overrides is None else tuple(masked_overrides(pipeline.overrides)),
         base_dir=os.getcwd(),
         created_at=utc_now(),
         git_commit=git_commit(),

@@ -38,6 +38,7 @@ _LOOK_S = 0.5
 class StageJob:
     """One attempt, as handed to its process."""
 
+    run_id: str
     planned: PlannedStage
     inputs: StageInputs  # with results
     attempt: int  # from 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from base.errors import DamagedError
 from pipelines.engine.fingerprint import Fingerprint, FingerprintParts
@@ -35,6 +35,7 @@ class StageRecord(BaseModel):
     duration_s: float
     versions: dict[str, str]
     git_commit: str | None
+    hardware: dict[str, str] = Field(default_factory=dict)  # of the machine of the stage's process (provenance)
     lease_number: int = 0  # of the owner that made it
 
 

@@ -324,6 +324,7 @@ class _Scheduler:
         log_name = f"{planned.name}.{self._lease.number:06d}-{attempt}.log"
         journal = self._tracking.journal_path(planned.name)
         job = StageJob(
+            run_id=self._run.run_id,
             planned=planned,
             inputs=with_results(planned.node, self._finished),
             attempt=attempt,

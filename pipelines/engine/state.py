@@ -140,7 +140,11 @@ def _begun(before: RunState | None, event: Planned) -> RunState:
                 fingerprint=fingerprint,
                 **({name: getattr(old, name) for name in _KEPT} if old else {}),
             )
-    info = event.info if before is None else event.info.model_copy(update={"created_at": before.info.created_at})
+    info = event.info
+    if before is not None:
+        info = info.model_copy(update={"created_at": before.info.created_at})
+        if info.overrides is None:  # a resume does not know them
+            info = info.model_copy(update={"overrides": before.info.overrides})
     return RunState(
         info=info,
         status=Status.RUNNING,

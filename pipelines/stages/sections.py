@@ -1,4 +1,4 @@
-"""What a kind of stage puts on the page of a `report` stage, which knows no kinds: a Stage with a method `section`."""
+"""What a kind of stage puts on the page of a report, which knows no kinds: a Stage with a method `section`."""
 
 from __future__ import annotations
 
@@ -7,69 +7,61 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from pipelines.engine.stage import AnyNode
+from pipelines.stages.evaluate.results import MeasureResult
+from pipelines.storage.artifact import ArtifactDir
 
 Points = Sequence[tuple[float, float]]
 """A curve: (x, y)."""
 
 
-@dataclass(frozen=True)
-class Line:
-    """A curve of one subject. `part` tells it from others of that subject; `style` goes to matplotlib."""
-
-    points: Points
-    part: str = ""
-    style: Mapping[str, Any] = field(default_factory=dict)
-
-
 @dataclass(frozen=True, kw_only=True)
-class Plot:
-    """One subject's share of a picture. Shares for the same `file` are drawn together, each subject in its colour."""
+class Table:
+    """Facts in words. The first column names the row."""
 
-    file: str
-    heading: str  # above the picture
-    alt: str
     title: str
-    x_label: str
-    y_label: str = ""
-    note: str = ""  # below the picture
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinePlot(Plot):
-    """Curves. The first line is always drawn; `mark` is a dashed line at an x, and its label."""
+class Series:
+    """A metric of a training by step. Series with the same `plot` are drawn together, also those of other models."""
 
-    lines: Sequence[Line]
-    mark: tuple[float, str] | None = None
-    height: float = 3.6  # inches
+    plot: str  # names the plot's file: `loss`
+    title: str
+    y_label: str
+    points: Points  # by step
+    part: str = ""  # tells it from other series of this model in the plot
+    is_noisy: bool = False  # drawn smoothed, over the faint points
+    is_loss: bool = False  # the frame leaves out the steep beginning
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
-class BarPlot(Plot):
-    """A bar per subject, and thin grey ones for what it is compared with, by name."""
+class Training:
+    """How a model was trained.
 
-    value: float
-    references: Mapping[str, float] = field(default_factory=dict)  # the same for every subject
-    own_references: Mapping[str, float] = field(default_factory=dict)
+    Two trainings that differ in the seed alone have equal recipes: they are replicates of one.
+    """
 
-
-@dataclass(frozen=True)
-class Passage:
-    """A prompt and its continuation."""
-
-    prompt: str
-    text: str
+    series: Sequence[Series]
+    tokens: Points  # trained on so far, by step
+    seconds: Points  # spent in optimizer steps so far, by step
+    recipe: Mapping[str, Any]  # all settings but the seed that decide the result, and digests of what it reads
+    seed: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """Share of a finished stage in a report. `subject` names it in tables, legends and captions: a model."""
+    """Share of a finished stage in a report."""
 
-    subject: str
-    cells: Mapping[str, str] = field(default_factory=dict)  # its row of the table of results, by column
-    notes: Sequence[str] = ()  # below that table; said once, whoever says it
-    data: Sequence[str] = ()  # lines about the data behind it; likewise
-    plots: Sequence[Plot] = ()
-    passages: Sequence[Passage] = ()
+    subject: str = ""  # the model that all but `data` is about; sections of the same one are joined
+    facts: Mapping[str, str] = field(default_factory=dict)  # its row of the table of models, by column
+    training: Training | None = None
+    results: Sequence[MeasureResult] = ()
+    artifact: ArtifactDir | None = None  # holds the files that `results` name
+    data: Sequence[Table] = ()  # about data
 
 
 @runtime_checkable

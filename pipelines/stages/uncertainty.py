@@ -13,6 +13,7 @@ function of the units alone: equal units give equal intervals.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Literal, NamedTuple
@@ -127,6 +128,23 @@ def replicates(values: list[float]) -> Estimate:
         return Estimate(mean, None, None)
     half = _student(len(values) - 1) * float(np.std(values, ddof=1)) / len(values) ** 0.5
     return Estimate(mean, mean - half, mean + half)
+
+
+def difference_of_means(a: Sequence[float], b: Sequence[float]) -> Estimate:
+    """How much larger the mean over seeds is in `a` than in `b`, with Student's interval.
+
+    The spread over seeds is taken to be the same in both and estimated from all, so that one of them may be of a single
+    seed; without an interval if both are.
+    """
+    if not a or not b:
+        raise ValueError("found no value to take the mean of.")
+    value = float(np.mean(a) - np.mean(b))
+    degrees = len(a) + len(b) - 2
+    if degrees < 1 or not np.isfinite([*a, *b]).all():
+        return Estimate(value, None, None)
+    squares = sum(float(np.var(values)) * len(values) for values in (a, b))
+    half = _student(degrees) * (squares / degrees * (1 / len(a) + 1 / len(b))) ** 0.5
+    return Estimate(value, value - half, value + half)
 
 
 class _Ratio:

@@ -15,7 +15,7 @@ import os
 import threading
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +114,10 @@ class Journal:
     def log_json(self, file: str, content: Any) -> None:
         """Record a JSON or YAML document (by the suffix of `file`) to be shown with the run."""
         self.write("json", file=file, content=redact(content))
+
+    def log_table(self, file: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Record a table to be shown with the run. Args: file: ends with .json. rows: of texts, numbers and None."""
+        self.write("table", file=file, columns=list(columns), rows=redact([list(row) for row in rows]))
 
     def log_model(self, name: str, relpath: str, tags: Mapping[str, Any] | None = None) -> None:
         """Record that a directory of the stage's artifact is a model to be registered under `name`."""

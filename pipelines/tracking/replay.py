@@ -122,7 +122,7 @@ class Replay:
                 self._refuse(f"{DAMAGED}: {event['problem']}")
             else:
                 self._send(sink, run, [event], position.artifact_url)
-            if event["event"] in ("artifact", "model", "json"):  # costly to repeat
+            if event["event"] in ("artifact", "model", "json", "table"):  # costly to repeat
                 self._advance(path, position, end, number - done)
                 done = number
         self._send(sink, run, metrics, position.artifact_url)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -50,8 +50,9 @@ class TensorboardSink:
                 for name, value in event["values"].items() if event["event"] == "metrics" else ():
                     if not self._holds(run, name, event["step"], time_s):
                         writer.add_scalar(name, value, event["step"], time_s)
-                if event["event"] == "json" and not self._holds(run, f"{event['file']}/text_summary", 0, time_s):
-                    writer.add_text(event["file"], f"```\n{json.dumps(event['content'], indent=2)}\n```", 0, time_s)
+                text = _TEXTS.get(event["event"], lambda event: None)(event)
+                if text is not None and not self._holds(run, f"{event['file']}/text_summary", 0, time_s):
+                    writer.add_text(event["file"], text, 0, time_s)
             writer.flush()
             self._writers[run] = writer  # not after an error: its thread may have died
 
@@ -69,6 +70,18 @@ class TensorboardSink:
         """Whether the files hold a point. A later one at a step that they hold is another point."""
         steps, latest_s = self._held.get((run, tag), (StepSet(), 0.0))
         return step in steps and time_s <= latest_s
+
+
+def _json_text(event: Event) -> str:
+    return f"```\n{json.dumps(event['content'], indent=2)}\n```"
+
+
+def _table_text(event: Event) -> str:
+    lines = [event["columns"], ["---"] * len(event["columns"]), *event["rows"]]
+    return "\n".join(f"| {' | '.join('' if cell is None else str(cell) for cell in line)} |" for line in lines)
+
+
+_TEXTS: dict[str, Callable[[Event], str | None]] = {"json": _json_text, "table": _table_text}
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,16 @@ from pipelines.storage import Storage
 
 
 def made_run(
-    storage: Storage, run_id: str, config: dict[str, Any], kinds: dict[str, str] | None = None, **info: Any
+    storage: Storage,
+    run_id: str,
+    config: dict[str, Any],
+    kinds: dict[str, str] | None = None,
+    fingerprints: dict[str, str] | None = None,
+    **info: Any,
 ) -> Run:
     """A run that its first driver has begun and does not hold.
 
-    Args: kinds: of its stages, by name; the fingerprint of each is 64 times f.
+    Args: kinds: of its stages, by name. fingerprints: likewise; left out: 64 times f.
     """
     run = Run(storage, run_id)
     kinds = kinds or {}
@@ -25,7 +30,7 @@ def made_run(
         "git_commit": None,
         **info,
     }
-    fingerprints = dict.fromkeys(kinds, "f" * 64)
+    fingerprints = fingerprints or dict.fromkeys(kinds, "f" * 64)
     run.log(1).append(
         Planned(info=RunInfo(run_id=run_id, config=config, fingerprints=fingerprints, kinds=kinds, **facts))
     )

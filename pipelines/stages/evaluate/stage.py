@@ -25,12 +25,12 @@ from pipelines.stages.evaluate.config import EvaluateStageConfig
 from pipelines.stages.evaluate.measures import measure_of
 from pipelines.stages.evaluate.measures.measure import Setting
 from pipelines.stages.evaluate.results import Figure, MeasureResult
-from pipelines.stages.evaluate.section import EvaluatedModel
+from pipelines.stages.evaluate.section import evaluated_section
 from pipelines.stages.numbers import with_interval
 from pipelines.stages.sections import Section
 from pipelines.stages.tokenize.stage import TokenizeStage
 from pipelines.stages.train.layout import complete_steps
-from pipelines.stages.train.stage import TrainStage, check_same_form, read_history
+from pipelines.stages.train.stage import TrainStage, check_same_form
 from pipelines.storage.artifact import ArtifactDir
 
 _UNNAMED = "text"  # the kind of measure whose figures are called eval/loss, not eval/text/loss
@@ -212,17 +212,8 @@ class EvaluateStage(Stage[EvaluateStageConfig, EvaluateInputs, EvaluateOutput]):
         return output
 
     def section(self, node: StageNode[Self]) -> Section:
-        """The model's figures, curves and samples."""
-        trained = node.inputs.trained
-        assert trained is not None
-        return EvaluatedModel(
-            name=trained.name,
-            pattern=trained.config.model.pattern,
-            training=trained.output,
-            evaluation=node.output,
-            history=read_history(trained.artifact),
-            data=[f"{tokens.name}: {tokens.output.summary()}." for tokens in node.inputs.tokens],
-        ).section()
+        """What was found about the model."""
+        return evaluated_section(node)
 
     def headline(self, config: EvaluateStageConfig, output: EvaluateOutput, artifact: ArtifactDir) -> str | None:
         """The main figures with their intervals, beside what they are compared with."""

@@ -1,167 +1,211 @@
-"""Puts the sections of some stages on one page, in HTML and in Markdown."""
+"""Puts sections on one page: what was found, side by side, in HTML, Markdown and JSON, with its plots."""
 
 from __future__ import annotations
 
-import base64
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import jinja2
 import yaml
 
-from pipelines.stages.report import plots
-from pipelines.stages.sections import Passage, Plot, Section
+from base.errors import UserError
+from pipelines.stages.report import samples, tables
+from pipelines.stages.report.clocks import clocks
+from pipelines.stages.report.comparison import Column, compare
+from pipelines.stages.report.curves import curve_panels, training_panels
+from pipelines.stages.report.dot_plots import draw_differences, draw_values
+from pipelines.stages.report.drawing import COLOURS, Picture
+from pipelines.stages.report.identity import RunIdentity
+from pipelines.stages.report.line_plots import draw_lines
+from pipelines.stages.report.machine import figure_rows, report_json
+from pipelines.stages.report.panels import MAX_LINES
+from pipelines.stages.report.rendering import render
+from pipelines.stages.report.subjects import Group, gather, group
+from pipelines.stages.sections import Section, Table
 
-_CONTROL_PICTURES = {chr(code): chr(0x2400 + code) for code in range(32)} | {"\x7f": "\u2421"}
+PLOTS = "plots"  # folder
+_ENOUGH_FOR_OPEN = 2  # models whose samples show without a click
 
 
 @dataclass(frozen=True)
 class StageSummary:
-    """A stage's resolved configuration, for the end of the page. `is_open`: shown without a click."""
+    """A stage's resolved configuration, for the end of the page."""
 
     name: str
     kind: str
     fingerprint: str
     config: Mapping[str, Any]
-    is_open: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """What a page is made of. Args: trained: subjects that are shown even without results; baseline: a subject."""
+
+    title: str
+    about: str
+    runs: Sequence[RunIdentity]
+    sections: Sequence[Section]
+    made_by: Table
+    stages: Sequence[StageSummary]
+    trained: Sequence[str] = ()
+    baseline: str = ""
 
 
 @dataclass(frozen=True)
 class Report:
-    """The page in two formats and its pictures, by file name."""
+    """The page in three formats, its pictures by file name, and its tables for trackers."""
 
     html: str
     markdown: str
+    json: str
     pictures: Mapping[str, bytes]
+    results: tables.Grid
+    rows: Sequence[Mapping[str, Any]]  # by machine.COLUMNS
+    verdicts: Sequence[str]
+
+    def write(self, folder: Path) -> None:
+        """Write report.html, report.md, report.json and the folder plots. Raises OSError."""
+        (folder / PLOTS).mkdir(parents=True, exist_ok=True)
+        files = {"report.html": self.html, "report.md": self.markdown, "report.json": self.json}
+        for name, text in files.items():
+            (folder / name).write_text(text, encoding="utf-8")
+        for name, data in self.pictures.items():
+            (folder / PLOTS / name).write_bytes(data)
 
 
-def build_report(title: str, about: str, sections: Sequence[Section], stages: Sequence[StageSummary]) -> Report:
-    """Draw the plots and fill the templates.
+def build_report(content: Content) -> Report:
+    """Compare the models, draw the plots and fill the templates.
 
-    Raises: ValueError: there is nothing to report on.
+    Raises: ValueError: there is nothing to report on. UserError: there is no model of the baseline's name.
     """
-    if not any(section.cells for section in sections):
+    subjects = gather(content.sections, content.trained)
+    if not any(subject.measured for subject in subjects):
         raise ValueError("a report needs the results of at least one model.")
-    subjects = list(dict.fromkeys(section.subject for section in sections))
-    drawn = _draw(sections, subjects)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pipelines.stages.report"),
-        autoescape=jinja2.select_autoescape(["html.j2"]),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    content = {
-        "title": title,
-        "about": about,
-        "table": _table(sections),
-        "notes": _once(note for section in sections for note in section.notes),
-        "data": _once(line for section in sections for line in section.data),
-        "plots": [plot.for_template() for plot in drawn],
-        "samples": [
-            _sample(section.subject if len(subjects) > 1 else None, passage)
-            for section in sections
-            for passage in section.passages
-        ],
-        "stages": [_stage(stage) for stage in stages],
+    groups = group(subjects)
+    baseline = find_baseline(groups, content.baseline)
+    columns = compare(groups, baseline)
+    main = [column for column in columns if column.figure.is_main] or columns[:1]
+    ranking = _ranking(main, groups, baseline)
+    short_labels = {one.name: one.short_label for one in groups}
+    colours = dict(zip(ranking, COLOURS[:MAX_LINES], strict=False))
+
+    compared = _comparison(main, short_labels, baseline) if len(groups) > 1 else []
+    curves = [draw_lines(panel, colours) for panel in curve_panels(groups, ranking)]
+    training = _training(groups, ranking, colours)
+    results = tables.results_grid(main, groups, baseline)
+    verdicts = tables.verdicts(main, groups)
+    rows = figure_rows(columns, groups, baseline)
+    settings = tables.settings_table([one.members[0] for one in groups])
+    fields: dict[str, Any] = {
+        "title": content.title,
+        "about": content.about,
+        "runs": content.runs,
+        "results": results,
+        "verdicts": verdicts,
+        "how": tables.how_to_read(main, groups, baseline),
+        "notes": _once(
+            note for one in subjects for measured in one.measured.values() for note in measured.result.notes
+        ),
+        "measures": tables.measure_grids(columns, groups, baseline),
+        "compared": compared,
+        "curves": curves,
+        "training": training,
+        "models": tables.models_grid(subjects),
+        "settings": settings,
+        "prompts": samples.prompts(subjects),
+        "open_samples": len(subjects) <= _ENOUGH_FOR_OPEN,
+        "data": _once_by_title(table for section in content.sections for table in section.data),
+        "made_by": content.made_by,
+        "stages": [_stage(stage) for stage in content.stages],
     }
+    pictures = [*compared, *curves, *(training[0].pictures if training else ())]
     return Report(
-        html=environment.get_template("report.html.j2").render(content),
-        markdown=environment.get_template("report.md.j2").render(content),
-        pictures={plot.file: plot.png for plot in drawn},
+        html=render("report.html.j2", fields),
+        markdown=render("report.md.j2", fields),
+        json=report_json(
+            title=content.title,
+            runs=content.runs,
+            baseline=baseline,
+            rows=rows,
+            verdicts=verdicts,
+            subjects=subjects,
+            tables=[*fields["data"], content.made_by],
+        ),
+        pictures={
+            f"{picture.name}.{suffix}": data
+            for picture in pictures
+            for suffix, data in (("svg", picture.svg.encode()), ("png", picture.png))
+        },
+        results=results,
+        rows=rows,
+        verdicts=verdicts,
+    )
+
+
+def find_baseline(groups: Sequence[Group], wanted: str) -> str:
+    """The group that is, or has, the model of this name; the first one by default.
+
+    Raises: UserError: there is none; names those that there are.
+    """
+    if not wanted:
+        return groups[0].name
+    for one in groups:
+        if wanted == one.name or wanted in (member.name for member in one.members):
+            return one.name
+    raise UserError(
+        f"There is no model {wanted!r} to be the baseline. Models: {', '.join(one.name for one in groups)}."
     )
 
 
 @dataclass(frozen=True)
-class _Picture:
-    plot: Plot
-    png: bytes
-    note: str
+class ClockedPictures:
+    """The curves of training over one x axis."""
 
-    @property
-    def file(self) -> str:
-        return self.plot.file
-
-    def for_template(self) -> dict[str, str]:
-        return {
-            "heading": self.plot.heading,
-            "alt": self.plot.alt,
-            "file": self.file,
-            "note": self.note,
-            "png_base64": base64.b64encode(self.png).decode(),
-        }
+    name: str
+    x_label: str
+    pictures: Sequence[Picture]
 
 
-def _draw(sections: Sequence[Section], subjects: list[str]) -> list[_Picture]:
-    """One picture per file, in the order in which the sections name them."""
-    colours = plots.colours_of(subjects)
-    shares: dict[str, dict[str, Plot]] = {}
-    for section in sections:
-        for plot in section.plots:
-            shares.setdefault(plot.file, {})[section.subject] = plot
-    return [
-        _Picture(
-            next(iter(of_file.values())),
-            plots.draw(of_file, colours),
-            " ".join(_once(plot.note for plot in of_file.values())),
-        )
-        for of_file in shares.values()
-    ]
+def _training(groups: Sequence[Group], ranking: Sequence[str], colours: Mapping[str, str]) -> list[ClockedPictures]:
+    trainings = [member.training for one in groups for member in one.members if member.training is not None]
+    found = []
+    for number, clock in enumerate(clocks(trainings)):
+        panels = training_panels(groups, clock, ranking)
+        pictures = [draw_lines(panel, colours, with_png=number == 0) for panel in panels]
+        if pictures:
+            found.append(ClockedPictures(clock.name, clock.x_label, pictures))
+    return found
 
 
-def _table(sections: Sequence[Section]) -> dict[str, Any]:
-    """A row per subject; two where it has two values in a column."""
-    rows: list[tuple[str, dict[str, str]]] = []
-    for section in sections:
-        if section.cells:
-            fitting = (cells for subject, cells in rows if subject == section.subject)
-            row = next((cells for cells in fitting if not cells.keys() & section.cells.keys()), None)
-            if row is None:
-                rows.append((section.subject, row := {}))
-            row.update(section.cells)
-    columns = _once(column for _, cells in rows for column in cells)
-    return {
-        "columns": ["model", *columns],
-        "rows": [[subject, *(cells.get(column, "-") for column in columns)] for subject, cells in rows],
-    }
+def _comparison(columns: Sequence[Column], labels: Mapping[str, str], baseline: str) -> list[Picture]:
+    pictures = []
+    for column in columns:
+        if len(column.ranked()) > 1:
+            pictures.append(draw_values(column, labels, baseline))
+            difference = draw_differences(column, labels, baseline)
+            pictures += [] if difference is None else [difference]
+    return pictures
+
+
+def _ranking(main: Sequence[Column], groups: Sequence[Group], baseline: str) -> list[str]:
+    """Groups in the order in which plots keep them: the best by the first figure, but the baseline always."""
+    ranked = main[0].ranked() if main else []
+    names = [*ranked, *(one.name for one in groups if one.name not in ranked)]
+    if names.index(baseline) >= MAX_LINES:
+        names.remove(baseline)
+        names.insert(MAX_LINES - 1, baseline)
+    return names
 
 
 def _once(texts: Iterable[str]) -> list[str]:
-    """Each text that is not empty, once."""
     return [text for text in dict.fromkeys(texts) if text]
 
 
-def _sample(model: str | None, sample: Passage) -> dict[str, str]:
-    prompt, text = _visible(sample.prompt), _visible(sample.text)
-    begun = f"Continuing {prompt!r}" if prompt else "A new document"
-    whole = prompt + text
-    fence = "```"
-    while fence in whole:
-        fence += "`"
-    return {
-        "caption": f"{model}: {begun}" if model else begun,
-        "prompt": prompt,
-        "text": text,
-        "fenced": f"{fence}text\n{whole}\n{fence}",
-    }
-
-
-def _visible(text: str) -> str:
-    """Control characters, which HTML and terminals do not show, as the pictures Unicode has for them."""
-    return "".join(
-        char if char in "\n\t" or unicodedata.category(char) != "Cc" else _CONTROL_PICTURES.get(char, "\ufffd")
-        for char in text
-    )
+def _once_by_title(data: Iterable[Table]) -> list[Table]:
+    return list({(table.title, str(table.rows)): table for table in data}.values())
 
 
 def _stage(stage: StageSummary) -> dict[str, Any]:
     text = yaml.safe_dump(dict(stage.config), sort_keys=False, allow_unicode=True, width=100).rstrip()
-    return {
-        "name": stage.name,
-        "kind": stage.kind,
-        "fingerprint": stage.fingerprint[:8],
-        "yaml": text,
-        "open": stage.is_open,
-    }
+    return {"name": stage.name, "kind": stage.kind, "fingerprint": stage.fingerprint[:8], "yaml": text}

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from pydantic import Field
 from rich.markup import escape
 
-from pipelines.engine.graph import nodes_by_role
+from pipelines.engine.runs import Run
 from pipelines.engine.stage import AnyNode, Stage, StageContext, StageInputs, StageNode, StageOutput
 from pipelines.errors import FieldError
 from pipelines.stages.evaluate.stage import EvaluateStage
 from pipelines.stages.report.config import ReportStageConfig
-from pipelines.stages.sections import Reported
 from pipelines.stages.train.stage import TrainStage
 from pipelines.storage.artifact import ArtifactDir
 
@@ -24,6 +22,7 @@ class ReportOutput(StageOutput):
 
     html: str = Field("report.html")
     markdown: str = Field("report.md")
+    data: str = Field("report.json", description="The figures of the page, for programs.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,14 +34,14 @@ class ReportInputs(StageInputs):
 
 
 class ReportStage(Stage[ReportStageConfig, ReportInputs, ReportOutput]):
-    """Reads records and training histories only, so it takes a second or two."""
+    """Reads records, histories and the sums behind figures, so it takes some seconds."""
 
-    code_version = 2
+    code_version = 3
     uses_cluster = False
 
     def check(self, name: str, config: ReportStageConfig, inputs: ReportInputs) -> None:
-        """Refuse an evaluation without the training of its model: the page shows both."""
-        trained = {train.name for train in inputs.trained}
+        """Refuse an evaluation without the training of its model: the page shows both; and an unknown baseline."""
+        trained = [train.name for train in inputs.trained]
         for evaluated in inputs.evaluated:
             train = evaluated.inputs.trained
             if train is not None and train.name not in trained:
@@ -50,46 +49,37 @@ class ReportStage(Stage[ReportStageConfig, ReportInputs, ReportOutput]):
                     ("stages", name, "needs"),
                     f"has {evaluated.name!r} but not {train.name!r}, the train stage it evaluates. Add {train.name!r}.",
                 )
+        if config.baseline and config.baseline not in trained:
+            raise FieldError(
+                ("stages", name, "baseline"),
+                f"found {config.baseline!r}, expected a train stage that the report needs: {', '.join(trained)}.",
+            )
 
     def run(self, config: ReportStageConfig, inputs: ReportInputs, context: StageContext) -> ReportOutput:
-        """Write report.html, report.md and the plots."""
-        from pipelines.stages.report.page import StageSummary, build_report
+        """Write the page and its plots, and tell the trackers of them."""
+        from pipelines.stages.report.identity import run_identity
+        from pipelines.stages.report.machine import COLUMNS
+        from pipelines.stages.report.nodes import RunShare, content_of
+        from pipelines.stages.report.page import PLOTS, build_report
 
         needed: tuple[AnyNode, ...] = (*inputs.trained, *inputs.evaluated)
-        stages = [
-            StageSummary(
-                node.name,
-                node.stage.kind,
-                node.fingerprint,
-                node.config.model_dump(mode="json"),
-                is_open=not isinstance(node.stage, Reported),  # the settings behind the results
-            )
-            for node in needed
-        ]
+        run = None if context.run_id is None else run_identity(Run(context.artifact.storage, context.run_id))
         report = build_report(
-            title=config.title or context.name,
-            about=f"Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by stage {context.name} "
-            f"({context.fingerprint[:8]}).",
-            sections=[node.stage.section(node) for node in with_inputs(needed) if isinstance(node.stage, Reported)],
-            stages=stages,
+            content_of(
+                config.title or context.name,
+                f"Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by stage {context.name} ({context.fingerprint[:8]}).",
+                [RunShare(run, needed)],
+                config.baseline,
+            )
         )
-        output = ReportOutput(html="report.html", markdown="report.md")
-        files = {output.html: report.html.encode(), output.markdown: report.markdown.encode(), **report.pictures}
-        for name, content in files.items():
-            (context.artifact.local / name).write_bytes(content)
+        output = ReportOutput(html="report.html", markdown="report.md", data="report.json")
+        report.write(context.artifact.local)
+        for name in (output.html, output.markdown, output.data, PLOTS):
             context.artifact.publish(name)
             context.journal.log_artifact(name)
+        context.journal.log_table("results.json", COLUMNS, [[row[name] for name in COLUMNS] for row in report.rows])
         return output
 
     def headline(self, config: ReportStageConfig, output: ReportOutput, artifact: ArtifactDir) -> str:
         """The page's address."""
         return f"[bold]{escape(artifact.url)}/{output.html}[/]"
-
-
-def with_inputs(nodes: Iterable[AnyNode]) -> list[AnyNode]:
-    """The nodes, each once and after all that it reads."""
-    found: dict[str, AnyNode] = {}
-    for node in nodes:
-        read = (one for group in nodes_by_role(node).values() for one in group)
-        found |= {one.name: one for one in (*with_inputs(read), node) if one.name not in found}
-    return list(found.values())

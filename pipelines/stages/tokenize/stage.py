@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field
 
@@ -39,8 +39,10 @@ from pipelines.engine.stage import (
     StageOutput,
 )
 from pipelines.errors import FieldError
+from pipelines.stages.sections import Section
 from pipelines.stages.tasks import require_planned_content, user_errors
 from pipelines.stages.tokenize.screening import code_of, compare_documents, content_of, files_of, ship
+from pipelines.stages.tokenize.section import data_section
 from pipelines.stages.tokenize.stored_tokenizer import store_tokenizer
 from pipelines.stages.tokenize.writing import write_slices, write_validation_streams
 from pipelines.stages.tokenizer.stage import TokenizerStage, describe_source
@@ -161,6 +163,10 @@ class TokenizeStage(Stage[TokenizeStageConfig, TokenizeInputs, TokenizeOutput]):
     def code_files(self, config: TokenizeStageConfig) -> list[Path]:
         """The modules of filters that are functions of the user's."""
         return [file.path for sources in code_of(config.filters) for file in sources.files]
+
+    def section(self, node: StageNode[Self]) -> Section:
+        """Its splits, and what was left out."""
+        return data_section(node)
 
     def run(self, config: TokenizeStageConfig, inputs: TokenizeInputs, context: StageContext) -> TokenizeOutput:
         """Write the shards. Raises UserError: the text is invalid, or there is none for a split."""

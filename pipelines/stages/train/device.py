@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from base.errors import UserError
+from pipelines.engine.provenance import machine
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,14 @@ def num_gpus() -> int:
 def pick(on_gpu: bool) -> torch.device:
     """The device of a process that has at most one GPU."""
     return torch.device("cuda") if on_gpu else CPU
+
+
+def name_of(device: torch.device) -> str:
+    """The GPU's name; of the CPU its model and cores."""
+    if device.type == "cpu":
+        return machine()["cpu"]
+    name: str = torch.get_device_module(device).get_device_name(device)
+    return name
 
 
 def device_of(model: torch.nn.Module) -> torch.device:
@@ -151,14 +160,14 @@ def peak_flops(device: torch.device, autocast_bf16: bool) -> float | None:
     """
     local: float | None
     if device.type != "cpu" and autocast_bf16:
-        local = known_peak(torch.get_device_module(device).get_device_name(device))
+        local = known_peak(name_of(device))
     else:
         dist.barrier()
         local = measure_peak(device, size=768 if device.type == "cpu" else 8192, duration_s=_MEASURE_S)
     if local is None and dist.get_rank() == 0:
         logger.warning(
             "MFU is left out: the bfloat16 peak of %s is not in the table of %s. Add it there, from its data sheet.",
-            torch.get_device_module(device).get_device_name(device), __name__,
+            name_of(device), __name__,
         )  # fmt: skip
     total = torch.tensor(float("nan") if local is None else local, dtype=torch.float64, device=device)
     dist.all_reduce(total)

@@ -67,6 +67,8 @@ class TrainFigures(Facts):
     mfu: float | None = Field(
         description="Model FLOP/s as a share of the devices' matrix-product peak; null if that peak is not known."
     )
+    peak_flops: float | None = Field(None, description="That peak, in FLOP/s, of all workers together.")
+    devices: str = Field("", description="What the workers computed on: `2 x NVIDIA H100`.")
 
 
 class TrainFacts(TrainFigures):

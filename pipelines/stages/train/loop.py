@@ -60,8 +60,8 @@ class TrainLoop:
         journal = job.metrics if self.rank == 0 else None
         self.curves, self.paths = Curves(journal), OperatorPaths(journal)
         self.counts = count(job.model, job.seq_len)
-        peak_flops = device.peak_flops(trainer.device, job.config.autocast_bf16)
-        self.meter = Meter(self.counts.train_flops_per_token, peak_flops, trainer.device)
+        self.peak_flops = device.peak_flops(trainer.device, job.config.autocast_bf16)
+        self.meter = Meter(self.counts.train_flops_per_token, self.peak_flops, trainer.device)
         if resumed is not None:
             self._restore(resumed)
 
@@ -247,5 +247,7 @@ class TrainLoop:
             train_time_s=self.meter.total_time_s,
             tokens_per_s=tokens_per_s,
             mfu=self.meter.mfu(tokens_per_s),
+            peak_flops=self.peak_flops,
+            devices=f"{self.num_workers} x {device.name_of(self.trainer.device)}",
             history=self.curves.history,
         )

@@ -21,13 +21,14 @@ from pipelines.engine.stage import (
     StageOutput,
 )
 from pipelines.errors import FieldError
-from pipelines.stages.numbers import optional
+from pipelines.stages.sections import Section
 from pipelines.stages.tokenize.stage import TokenizeStage, planned_vocab_size
 from pipelines.stages.tokenizer.stage import TOKENIZER_FOLDER
 from pipelines.stages.train.config import TrainStageConfig, check_seq_len
 from pipelines.stages.train.data import TokenSource, check_mixture, mixture_of
 from pipelines.stages.train.job import History, MetricSink, TrainFigures, TrainJob
 from pipelines.stages.train.layout import complete_steps
+from pipelines.stages.train.section import training_section
 from pipelines.storage.artifact import ArtifactDir
 from pipelines.tracking.journal import workers_journal
 
@@ -63,14 +64,6 @@ class TrainOutput(StageOutput, TrainFigures):
             "train/mfu": self.mfu,
         }
         return {name: value for name, value in figures.items() if value is not None}
-
-    def size_cells(self) -> dict[str, str]:
-        """Size and data, for the table of a report."""
-        return {"parameters": f"{self.num_params / 1e6:.2f} M", "tokens seen": f"{self.tokens_seen / 1e6:.2f} M"}
-
-    def speed_cells(self) -> dict[str, str]:
-        """Speed, for the table of a report."""
-        return {"tokens/s": f"{self.tokens_per_s:,.0f}", "MFU": optional(self.mfu, "{:.0%}")}
 
 
 @dataclass(frozen=True)
@@ -121,6 +114,10 @@ class TrainStage(Stage[TrainStageConfig, TrainInputs, TrainOutput]):
                 f"found {room}, which is less than the {vocab_size} ids of {whose}. Leave it out, or set it to "
                 f"{vocab_size} or more.",
             )
+
+    def section(self, node: StageNode[Self]) -> Section:
+        """Its facts and curves."""
+        return training_section(node, read_history(node.artifact))
 
     def estimate(self, stages: Sequence[StageNode[Self]], num_cores: float) -> Estimate:
         """Parameters, tokens, FLOPs, memory and time."""

@@ -16,6 +16,7 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 
 from base.errors import UserError
 from pipelines.redact import redact
@@ -148,6 +149,15 @@ class MlflowSink:
 
     def _apply_json(self, mlflow_run: str, event: Event, artifact_url: str | None) -> None:
         self._client.log_dict(mlflow_run, event["content"], event["file"])
+
+    def _apply_table(self, mlflow_run: str, event: Event, artifact_url: str | None) -> None:
+        """As MlflowClient.log_table writes it, which would append the rows to those of an earlier delivery."""
+        table = {"columns": event["columns"], "data": event["rows"]}
+        self._client.log_dict(mlflow_run, table, event["file"])
+        tags = self._client.get_run(mlflow_run).data.tags
+        entry = {"path": event["file"], "type": "table"}
+        logged = [one for one in json.loads(tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]")) if one != entry]
+        self._set_tags(mlflow_run, {MLFLOW_LOGGED_ARTIFACTS: json.dumps([*logged, entry])})
 
     def _apply_artifact(self, mlflow_run: str, event: Event, artifact_url: str | None) -> None:
         self._upload(mlflow_run, event["path"], artifact_url)

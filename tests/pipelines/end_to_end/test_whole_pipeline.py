@@ -28,7 +28,11 @@ def test_the_run_ends_with_its_figures_and_the_report(finished_pipeline: Pipelin
     assert str(report) in finished.output.replace("\n", "")
     html = report.read_text()
     assert "Perplexity" in html
-    assert html.count("data:image/png") == 4
+    assert html.count("<svg") == 1 + 3 * 5  # by position; five metrics over steps, tokens and time
+    assert f"<dt>run</dt><dd>{next((pipeline.storage / 'runs').iterdir()).name}</dd>" in html
+    assert f"<dt>command</dt><dd>bmojo run {pipeline.file}</dd>" in html
+    opened = pipeline.bmojo("open", "tiny", "--storage", str(pipeline.storage))
+    assert opened.output == f"{report}\n"
 
 
 def test_evaluation_agrees_with_what_training_saw(finished_pipeline: Pipeline) -> None:
@@ -86,7 +90,7 @@ def test_status_and_list_know_the_run(finished_pipeline: Pipeline) -> None:
         re.MULTILINE,
     )
     (page,) = pipeline.storage.glob("artifacts/report/report-*/report.md")
-    assert re.search(r"## Data\n\ntokens: \d+ documents for training", page.read_text())
+    assert re.search(r"## Data\n\n### tokens\n\n\| split \| documents .*\n.*\n\| training \| \d+ \|", page.read_text())
     listed = pipeline.bmojo("list", "--storage", str(pipeline.storage))
     assert "tiny-" in listed.output
     assert "5/5" in listed.output

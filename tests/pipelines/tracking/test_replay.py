@@ -74,6 +74,26 @@ def test_a_run_is_shown_with_all_that_belongs_to_it(tmp_path: Path, target: Mlfl
     assert client(target).get_run(parent).info.status == "RUNNING"
 
 
+def test_a_table_is_logged_as_mlflow_does_and_delivered_again_has_no_row_twice(
+    tmp_path: Path, target: MlflowTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", target.uri)  # load_table asks it for the runs
+    with Journal(tmp_path / "run/journal/report.jsonl") as journal:
+        journal.write("start", tags={}, artifact_url=str(tmp_path))
+        journal.log_table("results.json", ["model", "loss"], [["a", 3.0], ["b", None], ["c", float("inf")]])
+        journal.log_table("other.json", ["n"], [[1]])
+    for _ in range(2):
+        replay = Replay(tmp_path / "run/journal", target, "table-1")
+        deliver_all(replay)
+        assert replay.refused == []
+        (tmp_path / "run" / f"delivered-{target.key}.json").unlink()
+    run = replay.runs["report"]
+    experiment = client(target).get_run(run).info.experiment_id
+    table = client(target).load_table(experiment, "results.json", [run])
+    assert table["model"].tolist() == ["a", "b", "c"]
+    assert table["loss"].tolist() == pytest.approx([3.0, float("nan"), float("inf")], nan_ok=True)
+
+
 def test_replaying_everything_again_changes_nothing(tmp_path: Path, target: MlflowTarget) -> None:
     write_run(tmp_path / "run", tmp_path / "artifact")
     first = Replay(tmp_path / "run/journal", target, "again-1")

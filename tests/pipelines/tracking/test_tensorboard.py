@@ -45,6 +45,7 @@ def test_points_and_configurations_are_shown_by_run_and_stage(tmp_path: Path, bo
     write(tmp_path / "run", range(5))
     with Journal(tmp_path / "run/journal/+run.jsonl") as journal:
         journal.log_json("config.json", {"name": "ü"})
+        journal.log_table("results.json", ["model", "loss"], [["a", 3.0], ["b", None]])
         journal.write("metrics", step=0, values={"valid/loss": 0.5, "odd": float("nan")})
         journal.log_params({"lr": 0.1})
     replay = Replay(tmp_path / "run/journal", board, "r-1")
@@ -57,6 +58,8 @@ def test_points_and_configurations_are_shown_by_run_and_stage(tmp_path: Path, bo
     assert found.Scalars("valid/loss")[0].wall_time == pytest.approx(now_s, abs=600)
     (text,) = found.Tensors("config.json/text_summary")
     assert '"name": "\\u00fc"' in text.tensor_proto.string_val[0].decode()
+    (table,) = found.Tensors("results.json/text_summary")
+    assert table.tensor_proto.string_val[0].decode() == "| model | loss |\n| --- | --- |\n| a | 3.0 |\n| b |  |"
 
 
 def test_delivered_again_from_the_start_nothing_is_doubled(tmp_path: Path, board: TensorboardTarget) -> None:

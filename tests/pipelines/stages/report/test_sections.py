@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
-
-import pytest
 
 from pipelines.engine.stage import (
     AnyNode,
@@ -18,13 +17,14 @@ from pipelines.engine.stage import (
     StageOutput,
     StageResult,
 )
+from pipelines.stages.evaluate.results import Curve, CurvePoint, Figure, MeasureResult, SampleText
 from pipelines.stages.report.config import ReportStageConfig
-from pipelines.stages.report.page import build_report
-from pipelines.stages.report.stage import ReportInputs, ReportStage, with_inputs
-from pipelines.stages.sections import BarPlot, Line, LinePlot, Passage, Plot, Section
+from pipelines.stages.report.identity import RunIdentity
+from pipelines.stages.report.nodes import RunShare, content_of, with_inputs
+from pipelines.stages.report.stage import ReportInputs, ReportStage
+from pipelines.stages.sections import Section, Table
 from pipelines.storage.artifact import ArtifactDir
-from pipelines.tracking.journal import Journal
-from tests.pipelines.stages.report.test_page import MODEL
+from pipelines.tracking.journal import Journal, read_events
 
 
 class RecallConfig(StageConfig):
@@ -47,20 +47,23 @@ class RecallStage(Stage[RecallConfig, RecallInputs, RecallOutput]):
         raise NotImplementedError
 
     def section(self, node: StageNode[Self]) -> Section:
+        points = (CurvePoint(x=1, y=1.0), CurvePoint(x=9, y=node.output.accuracy))
+        result = MeasureResult(
+            name="recall", kind="recall", unit="pair", num_units=100,
+            figures=(Figure(name="recall", value=node.output.accuracy, better="higher", chance=0.1),),
+            curves=(Curve(name="recall", title="Recall by distance", x_label="distance", y_label="", points=points),),
+            samples=(SampleText(prompt="a1 b2 a", text="1"),),
+            notes=("Recall is the share of pairs that are found again.",),
+        )  # fmt: skip
         return Section(
             subject=node.name,
-            cells={"recall": f"{node.output.accuracy:.0%}"},
-            notes=["Recall is the share of pairs that are found again."],
-            plots=[
-                LinePlot(file="recall.png", heading="Recall", alt="Recall by distance", title="Recall",
-                         x_label="distance", lines=[Line([(1, 1.0), (9, node.output.accuracy)])])
-            ],
-            passages=[Passage("a1 b2 a", "1")],
-        )  # fmt: skip
+            results=[result],
+            data=[Table(title="pairs", columns=("split", "pairs"), rows=[["all", "100"]])],
+        )
 
 
 def recall_node(name: str, accuracy: float, folder: Path, easier: AnyNode | None = None) -> AnyNode:
-    result = StageResult("0" * 64, ArtifactDir.at(folder / name), RecallOutput(accuracy=accuracy))
+    result = StageResult(name.ljust(64, "0"), ArtifactDir.at(folder / name), RecallOutput(accuracy=accuracy))
     inputs: Any = RecallInputs(easier=easier)
     return StageNode(name, RecallStage(), RecallConfig(kind="recall"), inputs, result)
 
@@ -73,14 +76,21 @@ def test_a_new_kind_is_on_the_page_with_what_it_reads(tmp_path: Path) -> None:
         context = StageContext("report", "f" * 64, artifact, journal)
         ReportStage().run(ReportStageConfig(kind="report"), ReportInputs(evaluated=(hard,)), context)
     page = (artifact.local / "report.md").read_text()
-    assert "| model | recall |" in page
-    assert "| easy | 97% |\n| hard | 42% |\n" in page
+    assert "| model | recall ↑ (chance 0.1) |" in page
+    assert "| easy baseline | 0.97 |\n| hard | 0.42 |\n" in page
     assert page.count("share of pairs") == 1
-    assert "## Recall\n\n![Recall by distance](recall.png)\n" in page
-    assert (artifact.local / "recall.png").read_bytes().startswith(b"\x89PNG")
-    assert "hard: Continuing 'a1 b2 a'" in page
-    assert "### hard (recall, fingerprint ffffffff)" not in page
-    assert "### hard (recall, fingerprint 00000000)" in page
+    assert "### Recall by distance\n\n![Recall by distance against distance: easy, hard](plots/recall.png)\n" in page
+    assert (artifact.local / "plots" / "recall.png").read_bytes().startswith(b"\x89PNG")
+    assert "hard:\n\n```text\na1 b2 a1\n```" in page
+    assert "### hard (recall, fingerprint hard0000)" in page
+    told = [event for event, _ in read_events(tmp_path / "report.jsonl")]
+    assert [event["path"] for event in told if event["event"] == "artifact"] == [
+        "report.html", "report.md", "report.json", "plots",
+    ]  # fmt: skip
+    (table,) = (event for event in told if event["event"] == "table")
+    assert table["file"] == "results.json"
+    assert [row[table["columns"].index("value")] for row in table["rows"]] == [0.97, 0.42]
+    assert [row["value"] for row in json.loads((artifact.local / "report.json").read_text())["results"]] == [0.97, 0.42]
 
 
 def test_stages_come_after_what_they_read_and_once(tmp_path: Path) -> None:
@@ -89,18 +99,24 @@ def test_stages_come_after_what_they_read_and_once(tmp_path: Path) -> None:
     assert [node.name for node in with_inputs([hard, easy, other])] == ["easy", "hard", "other"]
 
 
-def test_a_measure_of_the_same_model_is_in_its_row_and_a_second_value_in_another() -> None:
-    recall = [Section(subject="train", cells={"recall": value}) for value in ("90%", "80%")]
-    page = build_report("Two", "", [MODEL.section(), *recall], []).markdown
-    head, _, *rows = [line for line in page.splitlines() if line.startswith("|")]
-    assert head.endswith("| MFU | recall |")
-    assert [row.split(" | ")[-1] for row in rows] == ["90% |", "80% |"]
-    assert rows[1].startswith("| train | - | - |")
+def test_models_of_several_runs_go_by_the_names_of_their_runs(tmp_path: Path) -> None:
+    easy = recall_node("easy", 0.9, tmp_path)
+    shares = [
+        RunShare(RunIdentity("one-1"), [recall_node("hard", 0.4, tmp_path / "one", easy)], "one"),
+        RunShare(RunIdentity("two-1"), [recall_node("single", 0.5, tmp_path / "two")], "two"),
+    ]
+    content = content_of("Two runs", "", shares)
+    assert [section.subject for section in content.sections] == ["one/easy", "one/hard", "two"]
+    assert [table.title for section in content.sections for table in section.data] == [
+        "one/pairs", "one/pairs", "two/pairs",
+    ]  # fmt: skip
+    assert [stage.name for stage in content.stages] == ["one/easy", "one/hard", "two/single"]
+    assert [run.run_id for run in content.runs] == ["one-1", "two-1"]
 
 
-def test_shares_of_one_picture_that_cannot_be_drawn_together_are_refused() -> None:
-    about: dict[str, str] = {"file": "x.png", "heading": "", "alt": "", "title": "", "x_label": ""}
-    plots: list[Plot] = [LinePlot(**about, lines=[]), BarPlot(**about, value=1.0)]
-    sections = [Section(subject=str(n), cells={"c": "1"}, plots=[plot]) for n, plot in enumerate(plots)]
-    with pytest.raises(TypeError, match=r"x\.png: .* expected plots of one kind"):
-        build_report("Mixed", "", sections, [])
+def test_a_stage_that_two_runs_share_is_told_once(tmp_path: Path) -> None:
+    hard = recall_node("hard", 0.4, tmp_path)
+    shares = [RunShare(None, [hard], label) for label in ("one", "two")]
+    content = content_of("", "", shares)
+    assert [(section.subject, len(section.data)) for section in content.sections] == [("one", 1), ("two", 0)]
+    assert [stage.name for stage in content.stages] == ["one/hard"]

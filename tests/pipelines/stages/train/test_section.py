@@ -1,0 +1,31 @@
+"""A training on the page of a report: every recorded metric, and the time of its steps."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipelines.stages.train.section import seconds_by_step, series_of
+
+
+def test_every_metric_that_was_recorded_is_drawn() -> None:
+    names = ("train/loss", "valid/loss", "valid/loss/code", "train/lr", "train/grad_norm", "train/mfu", "train/new_one")
+    clocks = ("train/tokens", "train/max_steps", "train/resumed_from_step")
+    series = list(series_of({name: [(1, 2.0)] for name in (*names, *clocks)}))
+    assert [(one.plot, one.part) for one in series] == [
+        ("loss", "training"),
+        ("loss", "validation"),
+        ("valid-loss-by-source", "code"),
+        ("grad-norm", ""),
+        ("lr", ""),
+        ("mfu", ""),
+        ("new_one", ""),
+    ]
+
+
+def test_the_time_of_steps_follows_from_tokens_and_speed() -> None:
+    history = {
+        "train/tokens": [(1, 100.0), (5, 500.0), (9, 900.0)],
+        "train/tokens_per_s": [(1, 50.0), (5, 100.0), (9, 200.0)],
+    }
+    assert seconds_by_step(history) == [(0, 0), (1, pytest.approx(2)), (5, pytest.approx(6)), (9, pytest.approx(8))]
+    assert seconds_by_step({}) == [(0, 0)]
