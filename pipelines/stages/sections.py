@@ -57,6 +57,7 @@ class Section:
     """Share of a finished stage in a report."""
 
     subject: str = ""  # the model that all but `data` is about; sections of the same one are joined
+    source: str = ""  # the stage: names a second result of the same measure of this model
     facts: Mapping[str, str] = field(default_factory=dict)  # its row of the table of models, by column
     training: Training | None = None
     results: Sequence[MeasureResult] = ()

@@ -19,6 +19,7 @@ def evaluated_section(node: StageNode[EvaluateStage]) -> Section:
         subject = f"{subject} step {output.evaluated.step}"
     return Section(
         subject=subject,
+        source=node.name,
         facts={"evaluated in": output.precision},
         results=output.results,
         artifact=node.artifact,

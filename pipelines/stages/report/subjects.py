@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, count
 
 from pipelines.stages.evaluate.results import MeasureResult
 from pipelines.stages.sections import Section, Training
@@ -60,7 +61,7 @@ class Group:
 def gather(sections: Iterable[Section], trained: Sequence[str] = ()) -> list[Subject]:
     """The models with results, or whose names are in `trained`, in the order of the sections.
 
-    A second value of a measure of the same model makes another subject, with a number behind its name.
+    A second value of a measure of the same model makes another subject, with the stage or a number behind its name.
     """
     found: dict[str, Subject] = {}
     for section in sections:
@@ -70,13 +71,16 @@ def gather(sections: Iterable[Section], trained: Sequence[str] = ()) -> list[Sub
 
 
 def _add(found: dict[str, Subject], section: Section) -> None:
-    names = {result.name for result in section.results}
-    subject = first = found.setdefault(section.subject, Subject(section.subject))
-    number = 1
-    while names & subject.measured.keys():
-        number += 1
-        name = f"{section.subject} ({number})"
-        subject = found.setdefault(name, Subject(name, dict(first.facts), first.training))
+    own = section.subject
+    measures = {result.name for result in section.results}
+    candidates = chain(
+        [own], [f"{own} ({section.source})"] if section.source else (), (f"{own} ({number})" for number in count(2))
+    )
+    name = next(name for name in candidates if name not in found or not measures & found[name].measured.keys())
+    if name not in found:
+        first = found.get(own, Subject(own))
+        found[name] = Subject(name, dict(first.facts), first.training)
+    subject = found[name]
     subject.facts |= section.facts
     subject.training = section.training or subject.training
     subject.measured |= {result.name: Measured(result, section.artifact) for result in section.results}
@@ -107,8 +111,12 @@ def _is_replicate(subject: Subject, members: Sequence[Subject]) -> bool:
     return (
         training.seed not in seeds
         and _canonical(training.recipe) == _canonical(first.recipe)
-        and subject.measured.keys() == members[0].measured.keys()
+        and _units(subject) == _units(members[0])
     )
+
+
+def _units(subject: Subject) -> dict[str, int]:
+    return {name: measured.result.num_units for name, measured in subject.measured.items()}
 
 
 def _canonical(recipe: Mapping[str, object]) -> str:

@@ -175,6 +175,14 @@ def test_checking_a_finished_run_again_changes_only_when_it_was_checked(history:
     assert again.stages == before.stages
 
 
+def test_a_resume_that_does_not_know_the_overrides_keeps_them() -> None:
+    given = Planned(at=at(0), info=INFO.model_copy(update={"overrides": ("train.lr=1",)}))
+    resumed = Planned(at=at(1), event="resumed", info=INFO)
+    assert folded(given, resumed).info.overrides == ("train.lr=1",)
+    without = resumed.model_copy(update={"info": INFO.model_copy(update={"overrides": ()})})
+    assert folded(given, without).info.overrides == ()
+
+
 def test_nothing_happened_before_the_plan() -> None:
     assert fold([]) is None
     assert fold(entries([Sealed(by=2)])) is None

@@ -20,6 +20,7 @@ from pipelines.engine.graph import stage_graph
 from pipelines.engine.headline import settings_of
 from pipelines.engine.pipeline import Pipeline
 from pipelines.engine.provenance import machine, user_name
+from pipelines.engine.records import read_record
 from pipelines.engine.results import RunResult
 from pipelines.engine.runs import Status
 from pipelines.engine.scheduler import run_pipeline
@@ -233,6 +234,10 @@ def test_runs_say_whose_they_are_and_children_are_named_after_their_run(storage:
     assert tags["bmojo.driver.cpu"].endswith(f", {os.cpu_count()} cores")
     assert tags["bmojo.driver.gpus"] == machine()["gpus"]
     assert tags["bmojo.overrides"] == "fit.lr=0.3 'tracking.uri=http://***@host' 'hub.api_key=***' 'a=b c'"
+    assert result.run.info().overrides == ("fit.lr=0.3", "tracking.uri=http://***@host", "hub.api_key=***", "a=b c")
+    record = read_record(result.stages["fit"].artifact)
+    assert record is not None
+    assert record.hardware == machine()
     children = client(own).search_runs(
         [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
     )

@@ -46,6 +46,11 @@ def test_a_measure_that_was_done_twice_makes_another_row() -> None:
         ("a", 1.0),
         ("a (2)", 2.0),
     ]
+    sections = [Section(subject="a", source=f"evaluate-{n}", results=[measured()]) for n in range(3)]
+    sections.append(Section(subject="a", source="evaluate-1", results=[measured("recall")]))
+    found = gather(sections)
+    assert [one.name for one in found] == ["a", "a (evaluate-1)", "a (evaluate-2)"]
+    assert list(found[0].measured) == ["text", "recall"]
 
 
 def test_models_that_differ_in_their_seed_alone_are_one_group() -> None:
