@@ -217,14 +217,24 @@ class BMojoLM(nn.Module):
         num_rows, num_tokens = tokens_bt.shape
         at_a_time = piece_tokens(num_rows, tokens_bt.is_cuda)
         for first, last in pieces(start, num_tokens, self.config.chunk_size, at_a_time):
-            position_t = torch.arange(start + first, start + last, device=tokens_bt.device)
-            sequence = Sequence(last - first, start + first, None, self._rotary(position_t))
-            x = self._embed(tokens_bt[:, first:last])
-            for block, layer in zip(self._blocks(), state.layers, strict=True):
-                x, _ = block(x, sequence, layer)
-            normed_btd = self.norm(x)
-            state.position_b += last - first
+            normed_btd = self.read_piece(tokens_bt[:, first:last], start + first, state)
         return self.head(normed_btd[:, -1])
+
+    @torch.no_grad()
+    def read_piece(self, tokens_bt: Tensor, start: int, state: DecodingState) -> Tensor:
+        """Read one of the pieces that `bmojo.prefill.pieces` cuts, into a state that is updated in place.
+
+        Args: start: position of the first token, that of every row of the state.
+        Returns: the normed residual stream x_btd, of which `head` makes logits.
+        """
+        num_tokens = tokens_bt.shape[1]
+        position_t = torch.arange(start, start + num_tokens, device=tokens_bt.device)
+        sequence = Sequence(num_tokens, start, None, self._rotary(position_t))
+        x = self._embed(tokens_bt)
+        for block, layer in zip(self._blocks(), state.layers, strict=True):
+            x, _ = block(x, sequence, layer)
+        state.position_b += num_tokens
+        return self.norm(x)
 
     @torch.no_grad()
     def step(self, tokens_b: Tensor, state: DecodingState) -> tuple[Tensor, DecodingState]:

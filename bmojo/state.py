@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,14 @@ class DecodingState:
         for path, x in self.tensors().items():
             x.copy_(new[path])
 
+    def put(self, row: int, other: DecodingState) -> None:
+        """Hold in a row, in the same memory, what the one row of `other` holds. Caches of full attention must have room
+        for it; what is behind it in theirs is left as it was, and not read."""
+        new = other.tensors()
+        for path, x in self.tensors().items():
+            value = new[path][0]
+            (x[row, : len(value)] if value.dim() else x[row]).copy_(value)
+
     def clone(self) -> DecodingState:
         """A fork: both continue independently."""
         return self._map(lambda _, x: x.clone())
@@ -100,10 +108,19 @@ class DecodingState:
             found = load_file(file, device=str(like.position_b.device))
         except SafetensorError as error:
             raise ValueError(f"{file} is damaged, or no decoding state: {error}.") from error
+        return cls.from_tensors(found, like, str(file))
+
+    @classmethod
+    def from_tensors(cls, found: Mapping[str, Tensor], like: DecodingState, name: str) -> DecodingState:
+        """The state of which `tensors` gave these.
+
+        Args: like: as for `load`. name: of what holds them, for errors.
+        Raises: ValueError: they are not those of such a state.
+        """
         expected = like.tensors()
         for path in sorted(found.keys() ^ expected.keys()):
             raise ValueError(
-                f"{file} {'holds' if path in found else 'lacks'} {path}: another model, or another version of this "
+                f"{name} {'holds' if path in found else 'lacks'} {path}: another model, or another version of this "
                 "program, wrote this state. Read the tokens again with prefill."
             )
         batch_size = len(found["position_b"])
@@ -112,7 +129,7 @@ class DecodingState:
             fits = len(sizes) == x.dim() and all(size in (0, x.shape[i]) for i, size in enumerate(sizes))
             if not fits or x.dtype != expected[path].dtype:
                 raise ValueError(
-                    f"{file}: {path} is {x.dtype} {list(x.shape)}, expected {expected[path].dtype} {sizes}: another "
+                    f"{name}: {path} is {x.dtype} {list(x.shape)}, expected {expected[path].dtype} {sizes}: another "
                     "model wrote this state. Load it for that model, or read the tokens again with prefill."
                 )
         return like._map(lambda path, _: found[path])

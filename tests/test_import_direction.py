@@ -39,6 +39,7 @@ LAYERS = (
         "supervisor",
         "doctor",
         "inspection",
+        "serving",
     ),
     ("api",),
     ("cli",),

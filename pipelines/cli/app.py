@@ -16,6 +16,7 @@ from rich.markup import escape
 
 from base.cache import cache_dir
 from pipelines.cli import (
+    chat,
     checkpoints,
     data,
     environment,
@@ -27,6 +28,7 @@ from pipelines.cli import (
     results,
     running,
     runs,
+    serve,
     submit,
     watching,
 )
@@ -65,7 +67,13 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "gc": garbage.gc,
     },
     "Look at data": {"lineage": data.lineage},
-    "Use a trained model": {"generate": models.generate, "inspect": inspect.inspect, "export": export.export},
+    "Use a trained model": {
+        "generate": models.generate,
+        "chat": chat.chat,
+        "serve": serve.serve,
+        "inspect": inspect.inspect,
+        "export": export.export,
+    },
     "Environment": {"ui": environment.ui, "doctor": environment.doctor, "schema": environment.schema},
 }
 for panel, commands in COMMANDS.items():

@@ -70,6 +70,19 @@ def load_trained(storage: str, run: str | None, stage: str | None) -> TrainedMod
     return TrainedModel(found, name, model, load_tokenizer_of(artifact, output.tokenizer))
 
 
+def load_for_decoding(storage: str, run: str | None, stage: str | None) -> TrainedModel:
+    """As load_trained, on the GPU if there is one, in the precision that is used there."""
+    from bmojo.model import to_bfloat16
+    from pipelines.stages.train import device
+
+    trained = load_trained(storage, run, stage)
+    on_gpu = device.num_gpus() > 0
+    trained.model.to(device.pick(on_gpu))
+    if used_precision("auto", on_gpu) == "bf16":
+        to_bfloat16(trained.model)
+    return trained
+
+
 def _advice(run: Run) -> str:
     at = f"{run.run_id} --storage {quote(run.storage.url)}"
     holder = run.holder()
@@ -78,13 +91,13 @@ def _advice(run: Run) -> str:
     return f"Resume it: bmojo resume {at}."
 
 
-def _above_zero(value: float | None) -> float | None:
+def above_zero(value: float | None) -> float | None:
     if value is not None and not value > 0:
         raise typer.BadParameter(f"{value} is not above 0: no token would be left to choose from.")
     return value
 
 
-def _finite(value: float) -> float:
+def finite(value: float) -> float:
     if not math.isfinite(value):
         raise typer.BadParameter(f"{value} is not a finite number.")
     return value
@@ -97,13 +110,13 @@ def generate(
         int, typer.Option(min=1, help="Tokens to generate at most; the model may end the document before.")
     ] = 200,
     temperature: Annotated[
-        float, typer.Option(min=0, callback=_finite, help="0 always takes the likeliest token.")
+        float, typer.Option(min=0, callback=finite, help="0 always takes the likeliest token.")
     ] = 0.8,
     top_k: Annotated[int | None, typer.Option(min=1, help="Sample from the k likeliest tokens only.")] = 50,
     top_p: Annotated[
         float | None,
         typer.Option(
-            min=0, max=1, callback=_above_zero, help="Sample from the likeliest tokens with this total probability."
+            min=0, max=1, callback=above_zero, help="Sample from the likeliest tokens with this total probability."
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the sampling.")] = 0,
@@ -111,15 +124,9 @@ def generate(
     storage: StorageOption = "runs",
 ) -> None:
     """Stream text from a trained model, token by token, to standard output."""
-    from bmojo.model import to_bfloat16
     from pipelines.stages.evaluate.sampling import Drawing, continue_text
-    from pipelines.stages.train import device
 
-    trained = load_trained(storage, run, stage)
-    on_gpu = device.num_gpus() > 0
-    trained.model.to(device.pick(on_gpu))
-    if used_precision("auto", on_gpu) == "bf16":
-        to_bfloat16(trained.model)
+    trained = load_for_decoding(storage, run, stage)
     drawing = Drawing(tokens, temperature, top_k, top_p, seed)
     sys.stdout.write(prompt)
     sys.stdout.flush()
