@@ -36,9 +36,7 @@ def chat(
     run: RunArgument = None,
     mode: Annotated[
         Literal["plain", "chat"],
-        typer.Option(
-            help="plain: the model continues your text. chat: you are User:, and it answers as Assistant:."
-        ),
+        typer.Option(help="plain: the model continues your text. chat: you are User:, and it answers as Assistant:."),
     ] = "plain",
     system: Annotated[str, typer.Option(help="With --mode chat: text before the first line.")] = "",
     tokens: Annotated[int, typer.Option(min=1, help="Tokens of one answer, at most.")] = 200,

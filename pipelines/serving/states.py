@@ -129,7 +129,7 @@ class StateStore:
             facts = StateFacts.model_validate(sealed.unseal(text.encode(), f"state {state_id!r}"))
         except FileNotFoundError:
             raise NoSuchStateError(f"there is no state {state_id!r}. GET /v1/states lists those there are.") from None
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
+        except (SafetensorError, OSError, KeyError, ValueError, DamagedError) as error:
             raise _damaged(state_id, error) from error
         return facts
 

@@ -26,9 +26,7 @@ def odd_model(pattern: str) -> BMojoLM:
 
 
 @contextmanager
-def running(
-    model: BMojoLM | None = None, limits: Limits | None = None, meter: Meter | None = None
-) -> Iterator[Engine]:
+def running(model: BMojoLM | None = None, limits: Limits | None = None, meter: Meter | None = None) -> Iterator[Engine]:
     engine = Engine(model or tiny_model(), TOKENIZER, limits or Limits(num_rows=16, piece_tokens=8), meter)
     engine.start()
     try:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from data.tokenizer import byte_tokenizer
 from pipelines.serving.answer import Answer
-from pipelines.serving.job import DrawnToken, Drawing
+from pipelines.serving.job import Drawing, DrawnToken
 from tests.pipelines.serving.engines import TOKENIZER
 from tests.pipelines.serving.test_text import cut
 
@@ -27,7 +27,9 @@ def drawn(answer: Answer, ids: list[int]) -> tuple[str, list[DrawnToken]]:
     return text, tokens
 
 
-@given(parts=TEXTS, stops=st.lists(st.sampled_from(["é", "☕", "49", "\n r", "xx", "n4"]), max_size=2), by=st.booleans())
+@given(
+    parts=TEXTS, stops=st.lists(st.sampled_from(["é", "☕", "49", "\n r", "xx", "n4"]), max_size=2), by=st.booleans()
+)
 def test_what_is_kept_stands_for_the_text(parts: list[str], stops: list[str], by: bool) -> None:
     tokenizer = BYTES if by else TOKENIZER
     ids = tokenizer.encode_batch(["".join(parts)])[0].tolist()

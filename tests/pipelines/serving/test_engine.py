@@ -117,7 +117,7 @@ def test_scores_of_a_prompt_are_those_of_one_forward() -> None:
     for t, score in enumerate(event.scores[1:], start=1):
         assert score is not None
         assert score.logprob == pytest.approx(float(log_p_tv[t - 1, heard.job.tokens[t]]), abs=1e-4)
-        assert [token for token, _ in score.top][0] == int(log_p_tv[t - 1].argmax())
+        assert next(token for token, _ in score.top) == int(log_p_tv[t - 1].argmax())
         assert len(score.top) == 3
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,7 +24,7 @@ def cut(text: str, stops: list[str]) -> str:
 
 def pieces_of(data: bytes, cuts: list[int]) -> list[bytes]:
     places = [0, *sorted(place % (len(data) + 1) for place in cuts), len(data)]
-    return [data[first:last] for first, last in zip(places, places[1:], strict=False)]
+    return [data[first:last] for first, last in pairwise(places)]
 
 
 @given(text=LETTERS, stops=STOPS, cuts=st.lists(st.integers(0, 40), max_size=8))
