@@ -67,13 +67,13 @@ class Answer:
     def _answered(self, text: str) -> Answered:
         """With the tokens whose text is out; at the end, with all that begin before it ends."""
         self._shown.append(text)
-        shown, first = self._text.num_shown, self._num_out
-        while self._num_out < len(self._read) and self._is_out(self._num_out, shown):
-            self._num_out += 1
-        return Answered(self.choice, text, tuple(self._read[first : self._num_out]))
-
-    def _is_out(self, index: int, shown: int) -> bool:
-        if self.reason is not None:
-            return self._cut is None or self._read[index].start < self._cut
-        following = self._read[index + 1].start if index + 1 < len(self._read) else self._text.num_chars
-        return following <= shown
+        waiting = self._read[self._num_out :]
+        starts = [token.start for token in waiting]
+        if self.reason is None:
+            ends = [*starts[1:], self._text.num_chars]
+            out = [n + 1 for n, start in enumerate(starts) if start < ends[n] <= self._text.num_shown]
+            num_new = out[-1] if out else 0  # the first bytes of a character come with the last
+        else:
+            num_new = sum(self._cut is None or start < self._cut for start in starts)
+        self._num_out += num_new
+        return Answered(self.choice, text, tuple(waiting[:num_new]))

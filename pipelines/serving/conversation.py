@@ -106,7 +106,7 @@ class Conversation:
             ids: list[int] = self._tokenizer.encode_batch([text])[0].tolist()
         except UnicodeEncodeError as error:
             raise UserError("the text cannot be encoded in UTF-8.") from error
-        return [self._tokenizer.eod_id, *ids] if begins else ids
+        return [*self._tokenizer.start_ids, *ids] if begins else ids
 
     def _check_room(self, num_tokens: int) -> None:
         room = self._engine.room

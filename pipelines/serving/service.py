@@ -255,7 +255,7 @@ class Service:
                 ids = self.tokenizer.encode_batch([prompt])[0].tolist()
             except (UnicodeEncodeError, DataError) as error:
                 raise ApiError(400, f"The prompt cannot be encoded: {error}.", param="prompt") from error
-            hidden = [self.tokenizer.eod_id] if is_beginning else []
+            hidden = self.tokenizer.start_ids if is_beginning else ()
             read.append(_Prompt([*hidden, *ids], len(hidden)))
         return read
 
