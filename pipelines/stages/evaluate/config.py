@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from pipelines.engine.stage import NOT_IN_FINGERPRINT, StageConfig
+from pipelines.stages.evaluate.external import ExternalModelConfig
 from pipelines.stages.evaluate.measures import DEFAULT, AnyMeasureConfig
 from pipelines.stages.precision import Precision, used_precision
 
@@ -22,6 +23,11 @@ class EvaluateStageConfig(StageConfig):
         DEFAULT,
         min_length=1,
         description="What is measured. A measure that does not apply to the tokens finds nothing.",
+    )
+    model: ExternalModelConfig | None = Field(
+        None,
+        description="A model from elsewhere, instead of that of a train stage: an exported folder, or one of the "
+        "Hugging Face hub. It reads the text of the tokenize stages with its own tokenizer.",
     )
     step: int | None = Field(
         None,

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from bmojo import BMojoLM, to_bfloat16
+from bmojo import to_bfloat16
 from data.lineage import Documents, all_documents
 from data.shards import TokenSplit
 from data.tokenizer import Tokenizer, load_tokenizer
-from pipelines.stages.evaluate.language_model import LanguageModel, NativeModel
+from pipelines.stages.evaluate.language_model import LanguageModel, NativeModel, TextTokenizer
 from pipelines.stages.evaluate.subject import Subject
 from pipelines.stages.evaluate.validation import SPLIT
 from pipelines.stages.tokenize.reading import token_split
@@ -78,11 +78,12 @@ class Host:
         return self._load(untrained=True)
 
     @property
-    def generator(self) -> BMojoLM:
-        """The model to generate with: in bfloat16, if that is the precision, its weights are cast once."""
+    def generator(self) -> LanguageModel:
+        """The model to generate with. In bfloat16, if that is the precision, the weights of ours are cast once."""
         model = self.model
-        assert isinstance(model, NativeModel)
-        return to_bfloat16(copy.deepcopy(model.module)) if self._equipment.bf16 else model.module
+        if isinstance(model, NativeModel) and self._equipment.bf16:
+            return NativeModel(to_bfloat16(copy.deepcopy(model.module)))
+        return model
 
     @property
     def is_text(self) -> bool:
@@ -90,8 +91,13 @@ class Host:
         return self._equipment.tokenizer_path is not None
 
     @cached_property
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer of the model and of the texts, which are text."""
+    def tokenizer(self) -> TextTokenizer:
+        """The tokenizer of the model: its own, or that of the texts."""
+        return self._equipment.subject.tokenizer() or self.texts_tokenizer
+
+    @cached_property
+    def texts_tokenizer(self) -> Tokenizer:
+        """The tokenizer of the texts that it is evaluated on, which are text."""
         path = self._equipment.tokenizer_path
         assert path is not None, "only text has a tokenizer"
         return load_tokenizer(self._equipment.tokens[0].fetch(path))

@@ -82,6 +82,11 @@ class TextTokenizer(Protocol):
         """The bytes that ids stand for; special tokens stand for none."""
 
 
+def beginning(tokenizer: TextTokenizer) -> list[int]:
+    """Ids for a model to begin a document with: at least one, so that the first token can be predicted."""
+    return list(tokenizer.start_ids) or [tokenizer.eod_id]
+
+
 @dataclass(frozen=True)
 class NativeModel:
     """A model of ours."""

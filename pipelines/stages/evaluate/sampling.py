@@ -9,9 +9,7 @@ from typing import NamedTuple
 import torch
 
 from bmojo import BMojoLM
-from bmojo.generation import generate
-from data.tokenizer import Tokenizer
-from pipelines.stages.train.device import device_of
+from pipelines.stages.evaluate.language_model import LanguageModel, NativeModel, TextTokenizer, beginning
 
 
 class Drawing(NamedTuple):
@@ -24,14 +22,14 @@ class Drawing(NamedTuple):
     seed: int
 
 
-def continue_text(model: BMojoLM, tokenizer: Tokenizer, prompt: str, drawing: Drawing) -> Iterator[str]:
+def continue_text(model: BMojoLM, tokenizer: TextTokenizer, prompt: str, drawing: Drawing) -> Iterator[str]:
     """Yield the continuation as it is drawn, ending with the document or after `max_new_tokens`.
 
     The prompt begins a document: the model sees the end-of-document token before it, as in training. Bytes that do not
     form UTF-8 appear as the replacement character. A GPU works on the next token while one is read.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    for token_b in _one_late(_drawn(model, tokenizer, [prompt], drawing)):
+    for token_b in _one_late(_drawn(NativeModel(model), tokenizer, [prompt], drawing)):
         token = int(token_b[0])
         if token == tokenizer.eod_id:
             break
@@ -39,7 +37,9 @@ def continue_text(model: BMojoLM, tokenizer: Tokenizer, prompt: str, drawing: Dr
     yield decoder.decode(b"", final=True)
 
 
-def continue_texts(model: BMojoLM, tokenizer: Tokenizer, prompts: Sequence[str], drawing: Drawing) -> list[str]:
+def continue_texts(
+    model: LanguageModel, tokenizer: TextTokenizer, prompts: Sequence[str], drawing: Drawing
+) -> list[str]:
     """The continuation of each prompt, drawn side by side; as continue_text."""
     texts = []
     for ids in torch.stack(list(_drawn(model, tokenizer, prompts, drawing)), dim=1).tolist():
@@ -48,15 +48,15 @@ def continue_texts(model: BMojoLM, tokenizer: Tokenizer, prompts: Sequence[str],
     return texts
 
 
-def _drawn(model: BMojoLM, tokenizer: Tokenizer, prompts: Sequence[str], drawing: Drawing) -> Iterator[torch.Tensor]:
+def _drawn(
+    model: LanguageModel, tokenizer: TextTokenizer, prompts: Sequence[str], drawing: Drawing
+) -> Iterator[torch.Tensor]:
     """The tokens of all rows, one position after the other."""
-    device = device_of(model)
-    rows = [[tokenizer.eod_id, *ids.tolist()] for ids in tokenizer.encode_batch(list(prompts))]
+    rows = [[*beginning(tokenizer), *ids.tolist()] for ids in tokenizer.encode_batch(list(prompts))]
     most = max(map(len, rows))
-    prompt_bt = torch.tensor([[tokenizer.eod_id] * (most - len(row)) + row for row in rows], device=device)
-    valid_bt = torch.tensor([[False] * (most - len(row)) + [True] * len(row) for row in rows], device=device)
-    return generate(
-        model,
+    prompt_bt = torch.tensor([[tokenizer.eod_id] * (most - len(row)) + row for row in rows], device=model.device)
+    valid_bt = torch.tensor([[False] * (most - len(row)) + [True] * len(row) for row in rows], device=model.device)
+    return model.generate(
         prompt_bt,
         valid_bt=valid_bt if len(rows) > 1 else None,
         **drawing._asdict(),

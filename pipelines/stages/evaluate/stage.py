@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field
 
@@ -28,11 +28,16 @@ from pipelines.stages.evaluate.results import Figure, MeasureResult
 from pipelines.stages.evaluate.section import evaluated_section
 from pipelines.stages.numbers import with_interval
 from pipelines.stages.sections import Section
+from pipelines.stages.tasks import user_errors
 from pipelines.stages.tokenize.stage import TokenizeStage
 from pipelines.stages.train.layout import complete_steps
 from pipelines.stages.train.stage import TrainStage, check_same_form
 from pipelines.storage.artifact import ArtifactDir
 
+if TYPE_CHECKING:
+    from pipelines.stages.evaluate.subject import Subject
+
+_MODEL = "the model from elsewhere"  # in the content; no measure can have this name
 _UNNAMED = "text"  # the kind of measure whose figures are called eval/loss, not eval/text/loss
 
 
@@ -146,9 +151,12 @@ class EvaluateStage(Stage[EvaluateStageConfig, EvaluateInputs, EvaluateOutput]):
 
     def check(self, name: str, config: EvaluateStageConfig, inputs: EvaluateInputs) -> None:
         """Refuse tokens without a validation split, a step that is never reached, and what measures refuse."""
-        if inputs.trained is None:
+        if (inputs.trained is None) == (config.model is None):
+            found = "no stage of kind train, and there is no `model`" if config.model is None else "a train stage too"
             raise FieldError(
-                ("stages", name, "needs"), "names no stage of kind train, whose model is evaluated. Add one."
+                ("stages", name, "needs" if config.model is None else "model"),
+                f"{found}: expected one of them, whose model is evaluated. "
+                f"{'Add one' if config.model is None else 'Remove one'}.",
             )
         for tokens in inputs.tokens:
             if not tokens.config.validation_fraction:
@@ -160,12 +168,13 @@ class EvaluateStage(Stage[EvaluateStageConfig, EvaluateInputs, EvaluateOutput]):
         for other in inputs.tokens[1:]:
             check_same_form(name, inputs.tokens[0], other)
         setting = _setting(name, config, inputs)
-        last = inputs.trained.config.num_steps(setting.training_seq_len)
-        if config.step is not None and config.step > last:
+        if config.step is not None:
+            _check_step(name, config.step, inputs.trained, setting)
+        if config.model is not None and not setting.is_text:
             raise FieldError(
-                ("stages", name, "step"),
-                f"found {config.step}, but {inputs.trained.name!r} trains for {last} steps. Leave it out for the final "
-                "model.",
+                ("stages", name, "model"),
+                "reads text with its own tokenizer, and the tokens of this stage are no text. Name a tokenize stage of "
+                "text in `needs`.",
             )
         for number, measure in enumerate(config.measures):
             try:
@@ -174,8 +183,11 @@ class EvaluateStage(Stage[EvaluateStageConfig, EvaluateInputs, EvaluateOutput]):
                 raise FieldError(("stages", name, "measures", str(number), *error.field), error.problem) from None
 
     def content_identity(self, config: EvaluateStageConfig) -> Content | None:
-        """Digests of what measures read, by measure and what it is."""
+        """Digests of what measures read, by measure and what it is; and the version of a model from elsewhere."""
         found: dict[str, str] = {}
+        if config.model is not None:
+            with user_errors():
+                found[_MODEL] = config.model.version()
         for measure in config.measures:
             content = measure_of(measure).content(measure)
             if isinstance(content, str):
@@ -185,24 +197,21 @@ class EvaluateStage(Stage[EvaluateStageConfig, EvaluateInputs, EvaluateOutput]):
         return found or None
 
     def local_paths(self, config: EvaluateStageConfig) -> Sequence[str]:
-        """Files that measures read."""
-        return [path for measure in config.measures for path in measure_of(measure).local_paths(measure)]
+        """Files that measures read, and the folder of a model from elsewhere."""
+        model = [] if config.model is None or config.model.folder is None else [config.model.name]
+        return [*model, *(path for measure in config.measures for path in measure_of(measure).local_paths(measure))]
 
     def run(self, config: EvaluateStageConfig, inputs: EvaluateInputs, context: StageContext) -> EvaluateOutput:
         """Do the tasks of all measures that are not done yet. Raises UserError: the step is not kept."""
         from pipelines.stages.evaluate.evaluation import evaluate
-        from pipelines.stages.evaluate.subject import TrainedModel
 
-        trained = inputs.trained
-        assert trained is not None, "check() refuses an evaluation without a model"
-        step = _kept_step(context.name, config.step, trained)
+        subject, evaluated = _subject(config, inputs, context)
         for tokens in inputs.tokens:
             assert tokens.output.valid_sha256 is not None, "check() refuses a tokenize stage without a validation split"
             context.journal.log_dataset(tokens.name, tokens.output.valid_sha256, tokens.artifact.url, context="eval")
-        subject = TrainedModel(trained.artifact, trained.output.model, step)
         results = evaluate(_setting(context.name, config, inputs), subject, context.artifact, context.journal)
         output = EvaluateOutput(
-            evaluated=Evaluated(stage=trained.name, step=step or trained.output.steps, model=trained.output.model),
+            evaluated=evaluated,
             precision=config.used_precision,
             results=results,
         )
@@ -222,6 +231,36 @@ class EvaluateStage(Stage[EvaluateStageConfig, EvaluateInputs, EvaluateOutput]):
 
 def _setting(name: str, config: EvaluateStageConfig, inputs: EvaluateInputs) -> Setting:
     return Setting(config=config, stage=name, tokens=inputs.tokens, trained=inputs.trained)
+
+
+def _subject(config: EvaluateStageConfig, inputs: EvaluateInputs, context: StageContext) -> tuple[Subject, Evaluated]:
+    """The model that is evaluated, and what the record says of it. Raises UserError: the step is not kept."""
+    from pipelines.stages.evaluate.subject import ExternalModel, TrainedModel
+
+    if config.model is not None:
+        assert isinstance(context.content, dict), "content_identity() tells the model's version"
+        version = context.content[_MODEL]
+        of_hub = "" if config.model.folder is not None else f"@{version}"
+        evaluated = Evaluated(stage=None, step=None, model=f"{config.model.name}{of_hub}")
+        return ExternalModel(config.model, version), evaluated
+    trained = inputs.trained
+    assert trained is not None, "check() refuses an evaluation without a model"
+    step = _kept_step(context.name, config.step, trained)
+    return (
+        TrainedModel(trained.artifact, trained.output.model, step),
+        Evaluated(stage=trained.name, step=step or trained.output.steps, model=trained.output.model),
+    )
+
+
+def _check_step(name: str, step: int, trained: StageNode[TrainStage] | None, setting: Setting) -> None:
+    if trained is None:
+        raise FieldError(("stages", name, "step"), "is of a train stage, and `model` names another one. Remove it.")
+    last = trained.config.num_steps(setting.training_seq_len)
+    if step > last:
+        raise FieldError(
+            ("stages", name, "step"),
+            f"found {step}, but {trained.name!r} trains for {last} steps. Leave it out for the final model.",
+        )
 
 
 def _kept_step(name: str, step: int | None, trained: StageNode[TrainStage]) -> int | None:

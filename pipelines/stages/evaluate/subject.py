@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from bmojo import BMojoLM
-from pipelines.stages.evaluate.language_model import LanguageModel, NativeModel
+from pipelines.stages.evaluate.external import ExternalModelConfig, fetch
+from pipelines.stages.evaluate.external_model import load_external_model, load_external_tokenizer
+from pipelines.stages.evaluate.language_model import LanguageModel, NativeModel, TextTokenizer
 from pipelines.stages.models import load_model
 from pipelines.stages.train import device
 from pipelines.stages.train.weights import load_checkpoint
@@ -24,6 +26,9 @@ class Subject(Protocol):
 
         Args: like: a model of this architecture, if one was loaded.
         """
+
+    def tokenizer(self) -> TextTokenizer | None:
+        """A tokenizer of its own; None: it reads the ids of the texts that it is evaluated on."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,30 @@ class TrainedModel:
         model = load_model(self.artifact, self.path)
         model.init_weights(seed=0)
         return _placed(model, on_gpu)
+
+    def tokenizer(self) -> None:
+        """None: see Subject."""
+        return None
+
+
+@dataclass(frozen=True)
+class ExternalModel:
+    """A model that no stage trained. Attributes: version: of its files, with which they are compared."""
+
+    config: ExternalModelConfig
+    version: str
+
+    def load(self, on_gpu: bool) -> LanguageModel:
+        """See Subject. Raises also UserError: transformers does not know it, or its files have changed."""
+        return load_external_model(fetch(self.config, self.version), on_gpu)
+
+    def untrained(self, like: LanguageModel | None, on_gpu: bool) -> LanguageModel:
+        """Raises NotImplementedError: what it was before training is not known."""
+        raise NotImplementedError("measures ask for no untrained model from elsewhere")
+
+    def tokenizer(self) -> TextTokenizer:
+        """See Subject. Raises as `load`."""
+        return load_external_tokenizer(fetch(self.config, self.version))
 
 
 def _placed(model: BMojoLM, on_gpu: bool) -> NativeModel:

@@ -85,6 +85,11 @@ class Setting:
         return tokens[0].config.seq_len
 
     @property
+    def reads_ids(self) -> bool:
+        """Whether the model reads the ids of these texts; otherwise it has a tokenizer of its own."""
+        return self.config.model is None
+
+    @property
     def is_text(self) -> bool:
         """Whether the tokens are text, so that there is a tokenizer."""
         return self.tokens[0].inputs.tokenizer is not None or self.tokens[0].config.source.kind == "bytes"

@@ -27,11 +27,11 @@ class PositionConfig(MeasureConfig):
 
 
 class PositionMeasure(Measure[PositionConfig]):
-    """None of a task, in which only answers count."""
+    """None of a task, in which only answers count, and of a model with a tokenizer of its own."""
 
     def figure_names(self, config: PositionConfig, setting: Setting) -> frozenset[str]:
         """See Measure. `loss_beyond` is missing if no document is longer than the training length."""
-        if setting.has_loss_mask:
+        if setting.has_loss_mask or not setting.reads_ids:
             return frozenset()
         return frozenset({"loss_within", "loss_beyond"} if config.multiple > 1 else {"loss_within"})
 

@@ -41,11 +41,11 @@ class Windows(NamedTuple):
 
 
 def plan_windows(config: PositionConfig, setting: Setting) -> Windows | None:
-    """Stretches of `multiple` training lengths, or as long as the documents allow; None: not one, or tokens of a task.
+    """Stretches of `multiple` training lengths, or as long as the documents allow; None: not one, or not measured.
 
     Round r takes the r-th stretch of every document, so that few documents do not make up all.
     """
-    if setting.has_loss_mask:
+    if setting.has_loss_mask or not setting.reads_ids:
         return None
     length = setting.training_seq_len
     texts = [all_documents(validation_split(node)) for node in setting.tokens]

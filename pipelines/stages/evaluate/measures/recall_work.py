@@ -14,6 +14,7 @@ from data.tasks.task import NO_SOURCE, Task
 from data.tasks.text.example import NOWHERE, TextExample, TextTask
 from data.tasks.text.rendered import Rendered
 from pipelines.stages.evaluate.continuations import Continuation, score_continuations
+from pipelines.stages.evaluate.language_model import beginning
 from pipelines.stages.evaluate.measures.figures import figure_of, identity_of, point_of
 from pipelines.stages.evaluate.measures.measure import Measured, Setting, Units
 from pipelines.stages.evaluate.results import Curve, Figure, Mark, MeasureResult
@@ -87,7 +88,7 @@ def answers_in_words(
         among equals); `exact`, whether greedy decoding writes it; `distance` in tokens from where it is written to
         where it is asked for, -1 if it is nowhere; `chance` of a guess.
     """
-    start = list(tokenizer.start_ids) or [tokenizer.eod_id]
+    start = beginning(tokenizer)
     texts: list[str] = []
     for prompt, answer, others, source in examples:
         texts += [prompt, prompt[: max(source, 0)], *(prompt + choice for choice in (answer, *others))]

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pipelines.stages.evaluate.measures.measure import Measured, TaskResult
 
 _BATCHES_PER_TASK = 4
+_TEXTS_PER_TASK = 64
 
 
 class TextConfig(MeasureConfig):
@@ -28,7 +29,7 @@ class TextConfig(MeasureConfig):
 
 
 class TextMeasure(Measure[TextConfig]):
-    """Documents as they are packed, kept apart as in training."""
+    """Documents as they are packed, kept apart as in training; or as text, for a model with a tokenizer of its own."""
 
     def figure_names(self, config: TextConfig, setting: Setting) -> frozenset[str]:
         """See Measure."""
@@ -41,7 +42,7 @@ class TextMeasure(Measure[TextConfig]):
 
     def tasks(self, config: TextConfig, setting: Setting) -> list[Task]:
         """Batches, some at a time, of the model and of the untrained one; and gzip, which needs no accelerator."""
-        from pipelines.stages.evaluate.measures.text_work import CompressDocuments, ScoreBatches
+        from pipelines.stages.evaluate.measures.text_work import CompressDocuments, ScoreBatches, pieces_of_text
 
         tasks = []
         resources = setting.config.resources
@@ -50,10 +51,15 @@ class TextMeasure(Measure[TextConfig]):
             num_samples = node.output.num_valid_samples
             if config.max_tokens is not None:
                 num_samples = min(num_samples, -(-config.max_tokens // node.output.seq_len))
-            if self._has_baselines(config, setting):
+            baselines = self._baselines(config, setting)
+            if "gzip -9" in baselines:
                 gzip = CompressDocuments(source, num_samples)
                 tasks.append(Task(f"{source}-gzip", gzip, resources.without_accelerators(), Turn.EARLY))
-            for untrained in (False, True) if self._has_baselines(config, setting) else (False,):
+            if not setting.reads_ids:
+                for texts in pieces_of_text(source, setting, num_samples, _TEXTS_PER_TASK):
+                    tasks.append(Task(f"{source}-model-{texts.first:08d}", texts, resources))
+                continue
+            for untrained in (False, True) if "untrained" in baselines else (False,):
                 turn = Turn.LATE if untrained else Turn.ANY
                 for start in range(0, num_samples, rows * _BATCHES_PER_TASK):
                     stop = min(start + rows * _BATCHES_PER_TASK, num_samples)
@@ -66,8 +72,11 @@ class TextMeasure(Measure[TextConfig]):
         """Sums of each document, and the figures."""
         from pipelines.stages.evaluate.measures.text_work import measured
 
-        return measured(config.called, setting, results, self._has_baselines(config, setting))
+        return measured(config.called, setting, results, self._baselines(config, setting))
 
     @staticmethod
-    def _has_baselines(config: TextConfig, setting: Setting) -> bool:
-        return config.baselines and setting.is_text
+    def _baselines(config: TextConfig, setting: Setting) -> tuple[str, ...]:
+        """What the model is compared with. Of a model from elsewhere it is not known what it was before training."""
+        if not config.baselines or not setting.is_text:
+            return ()
+        return ("gzip -9", "untrained") if setting.reads_ids else ("gzip -9",)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import gzip
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,8 @@ import torch
 from data.config import SyntheticSource
 from data.lineage import Documents, all_documents
 from data.shards import TokenBatch, read_token_batches, read_token_documents
+from pipelines.stages.evaluate.continuations import Continuation, score_texts
+from pipelines.stages.evaluate.language_model import beginning
 from pipelines.stages.evaluate.measures.figures import figure_of, identity_of
 from pipelines.stages.evaluate.measures.measure import Measured, Setting, Units
 from pipelines.stages.evaluate.results import Figure, MeasureResult
@@ -34,8 +37,13 @@ _VALIDATION = (
     "Loss, perplexity and bits per byte are on the validation split: documents chosen by a hash of their text, none of "
     "which is in the training split. Bits per byte compares models with different tokenizers."
 )
-_BASELINES = (
-    "gzip -9 and the untrained model (the same architecture before its first step) are scored on the same text."
+_BASELINES = {
+    "gzip -9": "gzip -9 is scored on the same text.",
+    "untrained": "So is the untrained model, the same architecture before its first step.",
+}
+_AS_TEXT = (
+    "The model reads the documents with its own tokenizer, in windows of {} of its tokens. Bits per byte compare it "
+    "with others; loss and perplexity are per token of its own."
 )
 
 
@@ -60,7 +68,7 @@ class ScoreBatches:
         """Returns: the numbers of the documents that have targets there, and their sums."""
         split = host.split(self.source)
         batches = read_token_batches(split, self.batch_size, start=self.start, max_samples=self.stop)
-        num_bytes = host.tokenizer.token_num_bytes if host.is_text else None
+        num_bytes = host.texts_tokenizer.token_num_bytes if host.is_text else None
         model = host.untrained if self.untrained else host.model
         with host.autocast():
             return score_batches(model, batches, self.start, host.documents(self.source), num_bytes, self.counts_right)
@@ -80,10 +88,51 @@ class CompressDocuments:
         num_documents = int((place_n < self.num_samples * split.index.format.seq_len).sum())
         sizes = []
         for _, ids in zip(range(num_documents), read_token_documents(split), strict=False):
-            raw = host.tokenizer.decode(ids)
+            raw = host.texts_tokenizer.decode(ids)
             sizes.append((8 * len(gzip.compress(raw, compresslevel=9, mtime=0)), len(raw)))
         bits_n, bytes_n = np.array(sizes, np.float64).T
         return {"bits": bits_n, "bytes": bytes_n}
+
+
+@dataclass(frozen=True)
+class ScoreTexts:
+    """Score documents of a text's validation split, by number, as text that a model with its own tokenizer reads.
+
+    The end of each document is a target too, as in training.
+    Attributes: window: tokens of the model that it reads at once; a longer document is cut, as it is for training.
+    """
+
+    source: int
+    first: int
+    last: int
+    window: int
+
+    def run(self, host: Host) -> TaskResult:
+        """Returns: as score_batches; no answers are counted."""
+        tokenizer = host.tokenizer
+        documents = islice(read_token_documents(host.split(self.source)), self.first, self.last)
+        raw = [host.texts_tokenizer.decode(ids) for ids in documents]
+        encoded = tokenizer.encode_batch([text.decode("utf-8", "replace") for text in raw])
+        texts = [Continuation(beginning(tokenizer), [*ids.tolist(), tokenizer.eod_id]) for ids in encoded]
+        window = min(self.window, host.model.max_tokens or self.window)
+        with host.autocast():
+            logprobs = score_texts(host.model, texts, host.batch_tokens, window)
+        return {
+            "document": np.arange(self.first, self.first + len(raw)),
+            "nll": -np.array(logprobs),
+            "tokens": np.array([len(text.ids) for text in texts], float),
+            "bytes": np.array([len(text) for text in raw], float),
+            "right": np.zeros(len(raw)),
+        }
+
+
+def pieces_of_text(source: int, setting: Setting, num_samples: int, at_once: int) -> Iterator[ScoreTexts]:
+    """The documents that the first `num_samples` samples hold, `at_once` at a time."""
+    node = setting.tokens[source]
+    seq_len = node.output.seq_len
+    num_documents = int((all_documents(validation_split(node)).place_n < num_samples * seq_len).sum())
+    for first in range(0, num_documents, at_once):
+        yield ScoreTexts(source, first, min(first + at_once, num_documents), seq_len)
 
 
 @torch.inference_mode()
@@ -133,7 +182,7 @@ def score_batches(
     return {"document": has_targets + first, **{name: values[has_targets] for name, values in sums.items()}}
 
 
-def measured(name: str, setting: Setting, results: Mapping[str, TaskResult], has_baselines: bool) -> Measured:
+def measured(name: str, setting: Setting, results: Mapping[str, TaskResult], baselines: Sequence[str]) -> Measured:
     """The figures of all texts together and of each. Raises: ValueError: there is no target at all."""
     texts = [_of_text(number, setting, results) for number in range(len(setting.tokens))]
     together = _Text(
@@ -148,11 +197,9 @@ def measured(name: str, setting: Setting, results: Mapping[str, TaskResult], has
         for node, text in zip(setting.tokens, texts, strict=True):
             of_text = _figures(text.ratios(setting, "model"), setting, is_main=False)
             figures += [figure.model_copy(update={"name": f"{figure.name}/{node.name}"}) for figure in of_text]
-    references = []
-    if has_baselines:
-        for label, model in (("gzip -9", "gzip"), ("untrained", "untrained")):
-            ratio = together.ratios(setting, model)["bits_per_byte"]
-            references.append(figure_of(label, ratio, unit="bits per byte"))
+    references = [
+        figure_of(label, together.ratios(setting, label)["bits_per_byte"], unit="bits per byte") for label in baselines
+    ]
     counted = "bytes" if setting.is_text else "tokens"
     units = Units(identity_of(list(together.ids), together.sums[counted]), ratios)
     return Measured(
@@ -163,10 +210,15 @@ def measured(name: str, setting: Setting, results: Mapping[str, TaskResult], has
             num_units=len(together.ids),
             figures=tuple(figures),
             references=tuple(references),
-            notes=(_VALIDATION, _BASELINES) if has_baselines else (_VALIDATION,),
+            notes=_notes(setting, baselines),
         ),
         units,
     )
+
+
+def _notes(setting: Setting, baselines: Sequence[str]) -> tuple[str, ...]:
+    as_text = () if setting.reads_ids else (_AS_TEXT.format(setting.seq_len),)
+    return (_VALIDATION, *as_text, *(_BASELINES[label] for label in baselines))
 
 
 @dataclass(frozen=True)
@@ -179,7 +231,7 @@ class _Text:
     def ratios(self, setting: Setting, model: str) -> dict[str, Ratio]:
         """By the figure's name."""
         sums = self.sums
-        if model == "gzip":
+        if model == "gzip -9":
             return {"bits_per_byte": Ratio(sums["gzip_bits"], sums["gzip_bytes"])}
         nll = sums["untrained" if model == "untrained" else "nll"]
         ratios = {"loss": Ratio(nll, sums["tokens"]), "perplexity": Ratio(nll, sums["tokens"])}

@@ -12,7 +12,7 @@ from pipelines.engine.stage import StageNode, StageResult
 from pipelines.stages.evaluate.config import EvaluateStageConfig
 from pipelines.stages.evaluate.evaluation import equipment_of
 from pipelines.stages.evaluate.host import Host
-from pipelines.stages.evaluate.language_model import LanguageModel
+from pipelines.stages.evaluate.language_model import LanguageModel, TextTokenizer
 from pipelines.stages.evaluate.measures import measure_of
 from pipelines.stages.evaluate.measures.measure import MeasureConfig, Measured, Setting
 from pipelines.stages.train.config import TrainStageConfig
@@ -45,12 +45,16 @@ class GivenModel:
     """A subject that is there already."""
 
     model: LanguageModel
+    own_tokenizer: TextTokenizer | None = None
 
     def load(self, on_gpu: bool) -> LanguageModel:
         return self.model
 
     def untrained(self, like: LanguageModel | None, on_gpu: bool) -> LanguageModel:
         return self.model
+
+    def tokenizer(self) -> TextTokenizer | None:
+        return self.own_tokenizer
 
 
 def setting_of(*tokens: Tokens, **fields: Any) -> Setting:
@@ -59,8 +63,10 @@ def setting_of(*tokens: Tokens, **fields: Any) -> Setting:
     return Setting(config, "evaluate", tokens, trained=None)
 
 
-def measure_here(config: MeasureConfig, setting: Setting, model: LanguageModel) -> Measured:
+def measure_here(
+    config: MeasureConfig, setting: Setting, model: LanguageModel, own_tokenizer: TextTokenizer | None = None
+) -> Measured:
     """All tasks, one after the other in one host, and what they amount to."""
-    host = Host(equipment_of(setting, GivenModel(model)))
+    host = Host(equipment_of(setting, GivenModel(model, own_tokenizer)))
     measure = measure_of(config)
     return measure.reduce(config, setting, {task.key: host.do(task.work) for task in measure.tasks(config, setting)})

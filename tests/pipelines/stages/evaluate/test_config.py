@@ -32,6 +32,7 @@ def test_what_is_measured_is_part_of_the_fingerprint() -> None:
             {"kind": "samples", "name": None, "prompts": [""], "max_new_tokens": 200, "temperature": 0.8, "top_k": 50,
              "top_p": None, "seed": 0},
         ],
+        "model": None,
         "step": None,
         "batch_size": 8,
         "precision": "fp32",

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from bmojo import to_bfloat16
-from pipelines.stages.evaluate import sampling
+from pipelines.stages.evaluate import language_model
+from pipelines.stages.evaluate.language_model import NativeModel
 from pipelines.stages.evaluate.sampling import Drawing, continue_text, continue_texts
 from tests.pipelines.stages.trained_run import tiny_model, tiny_tokenizer
 
@@ -23,7 +24,7 @@ def test_prompts_side_by_side_are_continued_as_alone(bf16: bool) -> None:
         to_bfloat16(model)
     drawing = Drawing(12, temperature=0.0, top_k=None, top_p=None, seed=0)
     alone = ["".join(continue_text(model, tokenizer, prompt, drawing)) for prompt in PROMPTS]
-    assert continue_texts(model, tokenizer, PROMPTS, drawing) == alone
+    assert continue_texts(NativeModel(model), tokenizer, PROMPTS, drawing) == alone
     assert all(alone)
 
 
@@ -31,7 +32,7 @@ def test_a_text_drawn_whole_is_the_one_drawn_piece_by_piece() -> None:
     model, tokenizer = tiny_model(), tiny_tokenizer()
     drawing = Drawing(40, temperature=1.0, top_k=50, top_p=0.9, seed=3)
     pieces = "".join(continue_text(model, tokenizer, "def", drawing))
-    assert continue_texts(model, tokenizer, ["def"], drawing) == [pieces]
+    assert continue_texts(NativeModel(model), tokenizer, ["def"], drawing) == [pieces]
 
 
 def test_a_token_is_read_after_the_next_one_was_begun(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,7 +43,7 @@ def test_a_token_is_read_after_the_next_one_was_begun(monkeypatch: pytest.Monkey
             begun.append(number)
             yield torch.tensor([100 + number])
 
-    monkeypatch.setattr(sampling, "generate", generate)
+    monkeypatch.setattr(language_model, "generate", generate)
     drawing = Drawing(3, temperature=1.0, top_k=None, top_p=None, seed=0)
     pieces = continue_text(tiny_model(), tiny_tokenizer(), "", drawing)
     next(pieces)

@@ -193,4 +193,4 @@ def test_units_of_two_models_are_the_same_and_those_of_other_texts_not(tokens: T
 
 def test_nothing_to_score_is_an_error(tokens: Tokens) -> None:
     with pytest.raises(ValueError, match="validation split is empty"):
-        measured("text", setting_of(tokens), {}, has_baselines=False)
+        measured("text", setting_of(tokens), {}, baselines=())
