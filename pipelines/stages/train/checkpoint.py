@@ -63,7 +63,10 @@ class TrainingState(Facts):
     step: int = Field(description="Optimizer steps taken.")
     num_tokens: int = Field(description="Tokens trained on.")
     num_samples: int = Field(description="Sequences trained on, over all workers.")
-    optimizer_steps: int = Field(description="AdamW's step count: the steps of this stage.")
+    optimizer_steps: int = Field(description="AdamW's step count: the steps of this stage that were applied.")
+    skipped_steps: list[int] = Field(
+        default_factory=list, description="Steps that were left out, because they were not finite."
+    )
     num_workers: int = Field(description="Workers that wrote the checkpoint.")
     data: dict[str, Any] = Field(description="The data stream's position and the identity of its data.")
     train_loss: float = Field(description="Loss of this step's global batch, in nats per token.")

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from bmojo import ModelConfig
-from pipelines.engine.stage import NOT_IN_FINGERPRINT, StageConfig
+from pipelines.engine.stage import ADDED_LATER, NOT_IN_FINGERPRINT, StageConfig
 from pipelines.errors import FieldError
 from pipelines.stages.precision import Precision, used_precision
 from pipelines.stages.train.backends.config import AnyBackendConfig, DeepSpeedConfig
@@ -53,6 +53,14 @@ class TrainStageConfig(StageConfig):
         0.1, ge=0, description="AdamW: decoupled decay of matrices; norms and SSM parameters have none."
     )
     grad_clip: float = Field(1.0, ge=0, description="Largest global gradient norm; 0 does not clip.")
+
+    max_skipped_steps: int = Field(
+        0,
+        ge=0,
+        description="Steps with a loss or gradients that are not finite that training may leave out, in all; one more "
+        "ends it. The curve train/skipped_steps counts them.",
+        json_schema_extra=ADDED_LATER,
+    )
 
     backend: AnyBackendConfig = Field(
         default_factory=lambda: DeepSpeedConfig(kind="deepspeed"),

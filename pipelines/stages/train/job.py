@@ -59,6 +59,9 @@ class TrainFigures(Facts):
     num_params: int
     steps: int
     tokens_seen: int
+    skipped_steps: tuple[int, ...] = Field(
+        (), description="Steps that were left out because loss or gradients were not finite (max_skipped_steps)."
+    )
     final_train_loss: float
     initial_valid_loss: float | None = Field(description="Before the first step.")
     final_valid_loss: float | None

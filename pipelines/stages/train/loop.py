@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +28,9 @@ from pipelines.stages.train.trainer import StepResult, Trainer, require_targets
 from pipelines.stages.train.validation import validation_loss
 from pipelines.stages.train.weights import save_model
 
-_MOST_UNCHECKED = 100  # steps: after a gradient that is not finite, so many are taken in vain at most
+_MOST_UNCHECKED = 100  # steps that are begun before a gradient that is not finite is noticed, at most
+
+logger = logging.getLogger(__name__)
 
 
 class TrainLoop:
@@ -54,6 +57,7 @@ class TrainLoop:
         self._unchecked: list[StepResult] = []  # of the last steps, which the device may not have finished
         self._unread: StepResult | None = None  # of the last step, until its loss is read
         self._num_targets, self._grad_norm = 0, math.nan  # of the last step that was checked
+        self.skipped: list[int] = []  # steps that were left out
         self._agreement = Agreement(job.metrics.stop_requested, self._is_save_due, is_preempted, trainer.device)
         self.saved_step: int | None = None
         self._saved_at = time.monotonic()  # or when training began here
@@ -142,19 +146,41 @@ class TrainLoop:
         first = self.step - len(results) + 1
         for step, num_targets, norm in zip(range(first, self.step + 1), targets, norms, strict=True):
             require_targets(num_targets)
-            if not math.isfinite(norm):
-                at = f"step {step} of {self.job.num_steps}"
-                raise self._diverged(f"loss or gradients are not finite at {at}, which was not applied")
-        self.num_tokens += sum(targets)
+            if math.isfinite(norm):
+                self.num_tokens += num_targets
+            else:
+                self._skip(step)
         self.meter.count(sum(targets))
         self._num_targets, self._grad_norm = targets[-1], norms[-1]
 
+    def _skip(self, step: int) -> None:
+        """Note a step that the trainer did not apply. Raises: UserError: it is one too many."""
+        before, self.skipped = self.skipped, [*self.skipped, step]
+        if len(self.skipped) > self.config.max_skipped_steps:
+            skipped = f"; left out before: {', '.join(map(str, before))} (max_skipped_steps)" if before else ""
+            at = f"step {step} of {self.job.num_steps}"
+            raise self._diverged(f"loss or gradients are not finite at {at}, which was not applied{skipped}")
+        self.curves.add(step, {"train/skipped_steps": len(self.skipped)})
+        if self.rank == 0:
+            logger.warning(
+                "step %d of %d was left out: its loss or gradients are not finite (%d of max_skipped_steps=%d). "
+                "`bmojo lineage` shows what it read.",
+                step, self.job.num_steps, len(self.skipped), self.config.max_skipped_steps,
+            )  # fmt: skip
+
     def _read_loss(self, result: StepResult) -> None:
         self._unread = None
+        if self._is_skipped:
+            return
         dist.all_reduce(result.loss_sum)
         self.train_loss = float(result.loss_sum) / self._num_targets
         if not math.isfinite(self.train_loss):
             raise self._diverged(f"the loss is {self.train_loss} at step {self.step} of {self.job.num_steps}")
+
+    @property
+    def _is_skipped(self) -> bool:
+        """Whether the last step was left out."""
+        return bool(self.skipped) and self.skipped[-1] == self.step
 
     def _losses_by_source(self, micro_batches: Sequence[TokenBatch]) -> dict[str, float]:
         """Points of the curves of a mixture's sources, before the update."""
@@ -170,9 +196,9 @@ class TrainLoop:
         self.curves.add(
             self.step,
             {
-                "train/loss": self.train_loss,
+                "train/loss": None if self._is_skipped else self.train_loss,
                 "train/lr": lr,
-                "train/grad_norm": self._grad_norm,
+                "train/grad_norm": None if self._is_skipped else self._grad_norm,
                 "train/tokens": self.num_tokens,
                 "train/tokens_per_s": tokens_per_s,
                 "train/mfu": mfu,
@@ -209,7 +235,8 @@ class TrainLoop:
             step=self.step,
             num_tokens=self.num_tokens,
             num_samples=num_samples,
-            optimizer_steps=self.step,
+            optimizer_steps=self.step - len(self.skipped),
+            skipped_steps=self.skipped,
             num_workers=self.num_workers,
             data=self.stream.state_dict(num_samples),
             train_loss=self.train_loss,
@@ -230,7 +257,7 @@ class TrainLoop:
         self.step, self.num_tokens = state.step, state.num_tokens
         self.train_loss, self.initial_valid_loss = state.train_loss, state.initial_valid_loss
         self.meter.total_time_s = state.train_time_s
-        self.saved_step = state.step
+        self.saved_step, self.skipped = state.step, list(state.skipped_steps)
         self.curves.restore(state.history, state.step)
         if state.num_workers == self.num_workers:
             device.set_rng_state(resumed.rng(self.rank), self.trainer.device)
@@ -240,6 +267,7 @@ class TrainLoop:
         return TrainFacts(
             steps=self.step,
             tokens_seen=self.num_tokens,
+            skipped_steps=tuple(self.skipped),
             final_train_loss=self.train_loss,
             initial_valid_loss=self.initial_valid_loss,
             final_valid_loss=final_valid_loss,

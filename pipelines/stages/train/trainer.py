@@ -27,7 +27,7 @@ class StepResult(NamedTuple):
     loss_sum: training loss times targets, summed over this worker's micro batches, before the update; float64.
     num_targets: targets of all workers together; int64.
     grad_norm: global gradient norm before clipping; on the host if the trainer had to know it. Not finite: the step was
-        not applied. If it is on the device, nor is any later one, so that it may be read later.
+        not applied, and the moments and AdamW's step count are as before it.
     """
 
     loss_sum: torch.Tensor

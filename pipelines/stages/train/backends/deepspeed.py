@@ -69,7 +69,6 @@ class DeepSpeedTrainer:
         _init_communication(device)
         backend = sharding(backend, device)
         self.device = device
-        self._is_ruined = torch.zeros((), device=device)  # 1 after a step that was not finite
         self.model = model
         self.optimizer = torch.optim.AdamW(
             model.param_groups(config.weight_decay),
@@ -194,14 +193,13 @@ class DeepSpeedTrainer:
         safe_set_local_optimizer_state(param, padded[part * rank : part * (rank + 1)].to(self.device), moment)
 
     def _step_unsharded(self) -> torch.Tensor:
-        """Update the weights unless a norm was not finite, now or before, which the device alone looks at."""
+        """Update the weights unless the norm is not finite, which the device alone looks at."""
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        self._is_ruined = torch.maximum(self._is_ruined, (~torch.isfinite(norm)).to(self._is_ruined))
         if self._grad_clip:
             nn.utils.clip_grads_with_norm_(parameters, self._grad_clip, norm)
         # If it is 1, torch's fused AdamW changes nothing.
-        self.optimizer.found_inf = self._is_ruined  # type: ignore[attr-defined]  # as torch.amp.GradScaler sets it
+        self.optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]  # as GradScaler sets it
         self._engine.step()
         return norm
 

@@ -123,7 +123,7 @@ class LaggingTrainer(PlainTrainer):
 
 
 class RuinedTrainer(LaggingTrainer):
-    """Its tenth step is not finite, so neither that one nor a later one is applied."""
+    """Its tenth step is not finite."""
 
     def __init__(self, model: BMojoLM, config: TrainStageConfig) -> None:
         super().__init__(model, config)
@@ -164,3 +164,96 @@ def test_a_step_that_was_not_finite_is_named_when_the_device_is_waited_for(
     with pytest.raises(UserError, match=r"not finite at step 10 of 12, which was not applied.*step-00000006"):
         train_plainly(job, RuinedTrainer)
     assert layout.complete_steps(job.artifact) == [6]
+
+
+class PoisonedTrainer(PlainTrainer):
+    """Embeds NaN in steps 4 and 9."""
+
+    num_steps = 0  # taken by whoever trained before
+
+    def __init__(self, model: BMojoLM, config: TrainStageConfig) -> None:
+        super().__init__(model, config)
+        model.embedding.register_forward_hook(lambda *given: given[2] * (math.nan if self.is_poisoned else 1.0))
+        self.is_poisoned = False
+
+    def step(self, micro_batches: Sequence[TokenBatch], lr: float) -> StepResult:
+        self.num_steps += 1
+        self.is_poisoned = self.num_steps in (4, 9)
+        result = super().step(micro_batches, lr)
+        self.is_poisoned = False
+        return result
+
+
+class PoisonedLaggingTrainer(PoisonedTrainer):
+    """Leaves its norms on the device."""
+
+    def step(self, micro_batches: Sequence[TokenBatch], lr: float) -> StepResult:
+        result = super().step(micro_batches, lr)
+        return result._replace(grad_norm=result.grad_norm.as_subclass(OnDevice))
+
+
+@pytest.fixture(scope="module")
+def skipping(
+    single_process: None, config: TrainStageConfig, tokens: Tokens, tmp_path_factory: pytest.TempPathFactory
+) -> Trained:
+    """Of 12 steps two are left out."""
+    folder = tmp_path_factory.mktemp("skipping") / "train-0"
+    sink = FileSink(folder.with_suffix(".jsonl"))
+    allowing = config.model_copy(update={"max_skipped_steps": 2})
+    job = make_job(allowing, TrainInputs((tokens,)), context_of(folder), sink)
+    return Trained(folder, job, train_plainly(job, PoisonedTrainer))
+
+
+def test_steps_that_are_not_finite_are_left_out_within_the_budget(skipping: Trained, straight: Trained) -> None:
+    facts = skipping.facts
+    assert facts.skipped_steps == (4, 9)
+    assert facts.history["train/skipped_steps"] == [(4, 1), (9, 2)]
+    taken = [step for step in range(1, 13) if step not in facts.skipped_steps]
+    assert [step for step, _ in facts.history["train/loss"]] == taken
+    assert [step for step, _ in facts.history["train/grad_norm"]] == taken
+    assert facts.history["train/loss"][:3] == straight.facts.history["train/loss"][:3]
+    assert facts.tokens_seen < straight.facts.tokens_seen
+    newest = checkpoints.newest_complete(skipping.job.artifact)
+    assert newest is not None
+    assert (newest.state.step, newest.state.optimizer_steps, newest.state.skipped_steps) == (12, 10, [4, 9])
+
+
+def test_a_run_that_left_steps_out_resumes_to_the_last_bit(
+    skipping: Trained, tokens: Tokens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "train-0"
+    shutil.copytree(skipping.folder / layout.step_dir(6), folder / layout.step_dir(6))
+    sink = FileSink(tmp_path / "metrics.jsonl")
+    job = replace(make_job(skipping.job.config, TrainInputs((tokens,)), context_of(folder), sink), resume_step=6)
+    monkeypatch.setattr(PoisonedTrainer, "num_steps", 6)
+    facts = train_plainly(job, PoisonedTrainer)
+    assert facts.skipped_steps == (4, 9)
+    assert facts.tokens_seen == skipping.facts.tokens_seen
+    for name in ("train/loss", "train/skipped_steps"):
+        assert facts.history[name] == skipping.facts.history[name]
+    expected = weights(skipping.folder)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(folder).items())
+
+
+def test_steps_left_out_are_noticed_late_with_the_same_result(
+    skipping: Trained, tokens: Tokens, tmp_path: Path
+) -> None:
+    config = skipping.job.config.model_copy(update={"log_every_steps": 100})
+    sink = FileSink(tmp_path / "metrics.jsonl")
+    job = make_job(config, TrainInputs((tokens,)), context_of(tmp_path / "train-0"), sink)
+    facts = train_plainly(job, PoisonedLaggingTrainer)
+    assert facts.skipped_steps == (4, 9)
+    assert facts.tokens_seen == skipping.facts.tokens_seen
+    expected = weights(skipping.folder)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(tmp_path / "train-0").items())
+
+
+def test_one_step_more_than_the_budget_ends_training_and_names_them_all(
+    skipping: Trained, tokens: Tokens, tmp_path: Path
+) -> None:
+    config = skipping.job.config.model_copy(update={"max_skipped_steps": 1})
+    job = make_job(
+        config, TrainInputs((tokens,)), context_of(tmp_path / "train-0"), FileSink(tmp_path / "metrics.jsonl")
+    )
+    with pytest.raises(UserError, match=r"at step 9 of 12, which was not applied; left out before: 4 .*step-00000006"):
+        train_plainly(job, PoisonedTrainer)

@@ -81,6 +81,11 @@ def test_a_step_that_is_not_finite_says_so_and_is_not_applied(found: Found) -> N
     assert all(not math.isfinite(seen.ruined_norm) and seen.ruined_changes_nothing for seen in found.workers)
 
 
+def test_a_step_that_is_not_finite_leaves_no_trace_in_those_that_follow(found: Found) -> None:
+    """Not in AdamW's step count either, by which it corrects the moments."""
+    assert all(seen.goes_on_after_a_ruined_step for seen in found.workers)
+
+
 def test_versions_name_torch(found: Found) -> None:
     assert all(seen.versions["torch"] == torch.__version__ for seen in found.workers)
 

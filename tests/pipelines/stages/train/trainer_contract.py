@@ -6,6 +6,7 @@ the data stream does it. So trainers can be compared with one another whatever t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -44,6 +45,7 @@ class Observed:
     resumes_bitwise: bool = False
     ruined_norm: float = 0.0
     ruined_changes_nothing: bool = False
+    goes_on_after_a_ruined_step: bool = False
     versions: dict[str, str] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
@@ -100,6 +102,16 @@ def observe(start: Start, config: TrainStageConfig) -> tuple[Observed, Tensors]:
     before = snapshot(ruined)
     seen.ruined_norm = steps(ruined, config, range(1))[0]
     seen.ruined_changes_nothing = equal(snapshot(ruined), before)
+
+    model, factor = initial_model(config), 1.0
+    model.embedding.register_forward_hook(lambda *given: given[2] * factor)
+    passing = start(model, config)
+    steps(passing, config, range(HALFWAY))
+    factor = math.nan
+    ruined_norms = steps(passing, config, range(7, 9))
+    factor = 1.0
+    steps(passing, config, range(HALFWAY, NUM_STEPS))
+    seen.goes_on_after_a_ruined_step = not any(map(math.isfinite, ruined_norms)) and equal(snapshot(passing), end)
     return seen, end
 
 
