@@ -35,7 +35,7 @@ def compare(runs: Sequence[Run], stages: Collection[str] = (), baseline: str = "
     shares = [
         RunShare(run_identity(run), _evaluations(run, stages), label) for run, label in zip(runs, labels, strict=True)
     ]
-    title = title or f"Comparison of {', '.join(label or run.run_id for run, label in zip(runs, labels, strict=True))}"
+    title = title or f"Evaluations of {', '.join(label or run.run_id for run, label in zip(runs, labels, strict=True))}"
     about = f"Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by bmojo compare."
     return build_report(content_of(title, about, shares, baseline))
 

@@ -86,15 +86,16 @@ def build_report(content: Content) -> Report:
     baseline = find_baseline(groups, content.baseline)
     columns = compare(groups, baseline)
     main = [column for column in columns if column.figure.is_main] or columns[:1]
+    judged = [column for column in main if column.figure.transform == "identity"] or main  # others say the same
     ranking = _ranking(main, groups, baseline)
     short_labels = {one.name: one.short_label for one in groups}
     colours = dict(zip(ranking, COLOURS[:MAX_LINES], strict=False))
 
-    compared = _comparison(main, short_labels, baseline) if len(groups) > 1 else []
+    compared = _comparison(judged, short_labels, baseline) if len(groups) > 1 else []
     curves = [draw_lines(panel, colours) for panel in curve_panels(groups, ranking)]
     training = _training(groups, ranking, colours)
     results = tables.results_grid(main, groups, baseline)
-    verdicts = tables.verdicts(main, groups)
+    verdicts = tables.verdicts(judged, groups)
     rows = figure_rows(columns, groups, baseline)
     settings = tables.settings_table([one.members[0] for one in groups])
     fields: dict[str, Any] = {

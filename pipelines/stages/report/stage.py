@@ -77,7 +77,7 @@ class ReportStage(Stage[ReportStageConfig, ReportInputs, ReportOutput]):
         for name in (output.html, output.markdown, output.data, PLOTS):
             context.artifact.publish(name)
             context.journal.log_artifact(name)
-        context.journal.log_table("results.json", COLUMNS, [[row[name] for name in COLUMNS] for row in report.rows])
+        context.journal.log_table("figures.json", COLUMNS, [[row[name] for name in COLUMNS] for row in report.rows])
         return output
 
     def headline(self, config: ReportStageConfig, output: ReportOutput, artifact: ArtifactDir) -> str:

@@ -75,11 +75,16 @@ def measure_grids(columns: Sequence[Column], groups: Sequence[Group], baseline: 
     found = []
     for name in dict.fromkeys(column.measure for column in columns):
         of_measure = [column for column in columns if column.measure == name]
-        units = dict.fromkeys(
-            f"{count:,} {unit}s" for column in of_measure for count, unit in column.num_units.values()
-        )
-        found.append(MeasureGrid(name, results_grid(of_measure, groups, baseline), f"On {' or '.join(units)}."))
+        about = f"On {_units_in_words(of_measure)}."
+        found.append(MeasureGrid(name, results_grid(of_measure, groups, baseline), about))
     return found
+
+
+def _units_in_words(columns: Sequence[Column]) -> str:
+    """How many units, by what they are: `31 documents`; of several measures or models, all numbers."""
+    counted = [(unit, count) for column in columns for count, unit in column.num_units.values()]
+    counts = {unit: sorted({count for of, count in counted if of == unit}) for unit, _ in counted}
+    return ", ".join(f"{' or '.join(f'{count:,}' for count in found)} {unit}s" for unit, found in counts.items())
 
 
 def _head(column: Column) -> TableCell:
@@ -138,7 +143,10 @@ def verdicts(columns: Sequence[Column], groups: Sequence[Group]) -> list[str]:
             )
         elif column.tied:
             others = ", ".join(labels[name] for name in column.tied)
-            found.append(f"{column.title}: no model is clearly best. Not told apart from {first}: {others}.")
+            found.append(
+                f"{column.title}: no model is clearly best. {first} has the best value; what cannot be told apart from "
+                f"it: {others}."
+            )
         else:
             found.append(f"{column.title}: {first} has the best value; there are no intervals to judge that by.")
         found += [f"{column.title}: {problem}." for problem in column.problems]
@@ -149,8 +157,10 @@ _ONE_SEED = ", on these units with one seed each; what another seed would change
 
 
 def how_to_read(columns: Sequence[Column], groups: Sequence[Group], baseline: str) -> list[str]:
-    """What intervals and differences of these figures are."""
-    found = []
+    """What these figures were measured on, and what their intervals and differences are."""
+    if not columns:
+        return []
+    found = [f"Measured on {_units_in_words(columns)}."]
     cells = [cell for column in columns for cell in column.cells.values()]
     if any(cell.estimate.low is not None for cell in cells):
         found.append("Small figures are 95 % intervals; digits end where the interval makes them meaningless.")

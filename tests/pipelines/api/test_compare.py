@@ -51,7 +51,7 @@ def test_runs_are_compared_by_the_names_of_their_pipelines(pair: Pair) -> None:
     assert (two["delta_low"], two["delta_high"]) == pytest.approx((0.5, 0.5))  # harder by as much in each document
     assert one["low"] < 2.9
     page = report.markdown
-    assert "# Comparison of one, two" in page
+    assert "# Evaluations of one, two" in page
     assert "| one | bmojo*2 | 4.20 M |" in page
     assert re.search(r"\| model \| lr \|.*\n.*\n\| one \| 0\.001 \|\n\| two \| 0\.002 \|", page)  # settings that differ
     assert "- command: bmojo run made.yaml train.lr=1e-3" in page

@@ -88,7 +88,7 @@ def test_a_new_kind_is_on_the_page_with_what_it_reads(tmp_path: Path) -> None:
         "report.html", "report.md", "report.json", "plots",
     ]  # fmt: skip
     (table,) = (event for event in told if event["event"] == "table")
-    assert table["file"] == "results.json"
+    assert table["file"] == "figures.json"
     assert [row[table["columns"].index("value")] for row in table["rows"]] == [0.97, 0.42]
     assert [row["value"] for row in json.loads((artifact.local / "report.json").read_text())["results"]] == [0.97, 0.42]
 
