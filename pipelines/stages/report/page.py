@@ -25,6 +25,7 @@ from pipelines.stages.report.subjects import Group, gather, group
 from pipelines.stages.sections import Section, Table
 
 PLOTS = "plots"  # folder
+_OPEN_PLOTS = 8  # of the comparison
 _ENOUGH_FOR_OPEN = 2  # models whose samples show without a click
 
 
@@ -110,6 +111,7 @@ def build_report(content: Content) -> Report:
         ),
         "measures": tables.measure_grids(columns, groups, baseline),
         "compared": compared,
+        "num_open": _OPEN_PLOTS,
         "curves": curves,
         "training": training,
         "models": tables.models_grid(subjects),

@@ -160,7 +160,7 @@ def test_mlflow_holds_a_parent_and_a_child_per_stage(finished_pipeline: Pipeline
     assert train.inputs.dataset_inputs
     assert children["evaluate"].inputs.dataset_inputs
     names = {item.path for item in client.list_artifacts(children["report"].info.run_id)}
-    assert {"report.html", "report.md", "loss.png"} <= names
+    assert {"report.html", "report.md", "report.json", "figures.json", "plots"} <= names
 
 
 def write_lines(pipeline: TinyPipeline, lines: list[str]) -> None:

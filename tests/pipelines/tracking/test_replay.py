@@ -91,6 +91,8 @@ def test_a_table_is_logged_as_mlflow_does_and_delivered_again_has_no_row_twice(
     experiment = client(target).get_run(run).info.experiment_id
     table = client(target).load_table(experiment, "results.json", [run])
     assert table["model"].tolist() == ["a", "b", "c"]
+    listed = client(target).get_run(run).data.tags["mlflow.loggedArtifacts"]
+    assert listed == '[{"path": "results.json", "type": "table"}, {"path": "other.json", "type": "table"}]'
     assert table["loss"].tolist() == pytest.approx([3.0, float("nan"), float("inf")], nan_ok=True)
 
 
