@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
-from base.errors import DamagedError
 from pipelines.stages.evaluate.results import Figure
 from pipelines.stages.report.subjects import Group, Measured
-from pipelines.stages.uncertainty import Estimate, Ratio, difference_of_means, paired_difference, replicates
+from pipelines.stages.report.units import Units, read_units
+from pipelines.stages.uncertainty import Estimate, difference_of_means, paired_difference, replicates
 
 
 @dataclass(frozen=True)
@@ -169,27 +166,6 @@ def _other_units(ours: _Figures, theirs: _Figures) -> str:
         f"measured on other {unit}s than {theirs.group.label} (another validation split, or other examples), so the "
         "two are not compared"
     )
-
-
-@dataclass(frozen=True)
-class Units:
-    """The sums behind a figure, and the identity of what they are of: equal ones can be compared unit by unit."""
-
-    ratio: Ratio
-    identity: str = field(default="")
-
-
-@lru_cache(maxsize=64)
-def read_units(file: Path, figure: str) -> Units | None:
-    """The units of a figure; None if the file has none of it. Raises DamagedError."""
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            if f"{figure}.numerator" not in arrays:
-                return None
-            ratio = Ratio(arrays[f"{figure}.numerator"], arrays[f"{figure}.denominator"])
-            return Units(ratio, str(arrays["identity"]))
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise DamagedError(f"{file} is damaged: {error}") from error
 
 
 def _tied(column: Column, found: Mapping[str, _Figures]) -> tuple[str, ...] | None:

@@ -13,8 +13,8 @@ from pipelines.stages.report.subjects import Group, Subject
 from pipelines.stages.sections import Table
 
 COLUMNS = (
-    "model", "seeds", "measure", "figure", "unit", "better", "value", "low", "high", "delta", "delta_low", "delta_high",
-    "is_baseline", "is_best", "num_units",
+    "model", "measure", "figure", "value", "low", "high", "delta", "delta_low", "delta_high", "unit", "better",
+    "is_best", "is_baseline", "seeds", "num_units",
 )  # fmt: skip
 
 
@@ -28,8 +28,8 @@ def figure_rows(columns: Sequence[Column], groups: Sequence[Group], baseline: st
                 continue
             delta = cell.delta or (None, None, None)
             values = (
-                group.name, len(group.members), column.measure, column.figure.name, column.figure.unit,
-                column.figure.better, *cell.estimate, *delta, group.name == baseline, group.name == column.best,
+                group.name, column.measure, column.figure.name, *cell.estimate, *delta, column.figure.unit,
+                column.figure.better, group.name == column.best, group.name == baseline, len(group.members),
                 column.num_units[group.name][0],
             )  # fmt: skip
             rows.append(dict(zip(COLUMNS, values, strict=True)))

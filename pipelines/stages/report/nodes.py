@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from pipelines.engine.graph import nodes_by_role
 from pipelines.engine.stage import AnyNode
+from pipelines.redact import redact
 from pipelines.stages.report.identity import RunIdentity, stages_table
 from pipelines.stages.report.page import Content, StageSummary
 from pipelines.stages.report.subjects import gather
@@ -42,7 +43,7 @@ def content_of(title: str, about: str, shares: Sequence[RunShare], baseline: str
         sections=sections,
         made_by=stages_table(list(made.values())),
         stages=[
-            StageSummary(name, node.stage.kind, node.fingerprint, node.config.model_dump(mode="json"))
+            StageSummary(name, node.stage.kind, node.fingerprint, redact(node.config.model_dump(mode="json")))
             for name, node in made.values()
         ],
         trained=[section.subject for section in sections if section.training is not None],

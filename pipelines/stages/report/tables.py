@@ -148,7 +148,7 @@ def verdicts(columns: Sequence[Column], groups: Sequence[Group]) -> list[str]:
                 f"it: {others}."
             )
         else:
-            found.append(f"{column.title}: {first} has the best value; there are no intervals to judge that by.")
+            found.append(f"{column.title}: {first} has the best value. Not every difference to it has an interval.")
         found += [f"{column.title}: {problem}." for problem in column.problems]
     return found
 

@@ -9,9 +9,10 @@ import pytest
 
 from base.errors import DamagedError
 from pipelines.stages.evaluate.results import Figure, MeasureResult
-from pipelines.stages.report.comparison import Column, compare, read_units
+from pipelines.stages.report.comparison import Column, compare
 from pipelines.stages.report.subjects import gather, group
 from pipelines.stages.report.tables import verdicts
+from pipelines.stages.report.units import read_units
 from pipelines.stages.sections import Section, Training
 from pipelines.stages.uncertainty import Ratio, interval, paired_difference
 from pipelines.storage.artifact import ArtifactDir
@@ -102,7 +103,7 @@ def test_higher_is_better_where_it_says_so() -> None:
     assert column.ranked() == ["b", "a"]
     assert column.best is None  # there are no intervals
     (said,) = verdicts([column], group(gather([right("a", 0.3), right("b", 0.5)])))
-    assert said == "accuracy: b has the best value; there are no intervals to judge that by."
+    assert said == "accuracy: b has the best value. Not every difference to it has an interval."
 
 
 def test_a_figure_that_two_measures_have_is_told_apart() -> None:

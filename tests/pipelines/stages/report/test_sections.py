@@ -29,6 +29,7 @@ from pipelines.tracking.journal import Journal, read_events
 
 class RecallConfig(StageConfig):
     kind: Literal["recall"]
+    api_key: str = "hunter22"
 
 
 class RecallOutput(StageOutput):
@@ -83,6 +84,8 @@ def test_a_new_kind_is_on_the_page_with_what_it_reads(tmp_path: Path) -> None:
     assert (artifact.local / "plots" / "recall.png").read_bytes().startswith(b"\x89PNG")
     assert "hard:\n\n```text\na1 b2 a1\n```" in page
     assert "### hard (recall, fingerprint hard0000)" in page
+    assert "api_key: '***'" in page
+    assert "hunter22" not in page
     told = [event for event, _ in read_events(tmp_path / "report.jsonl")]
     assert [event["path"] for event in told if event["event"] == "artifact"] == [
         "report.html", "report.md", "report.json", "plots",
