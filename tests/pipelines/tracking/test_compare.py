@@ -115,7 +115,7 @@ def figures(parent: Any) -> dict[str, float]:
 
 def without_costs(metrics: dict[str, float]) -> dict[str, float]:
     """Metrics without what stages took."""
-    return {name: value for name, value in metrics.items() if not name.startswith(("duration_s/", "attempts/"))}
+    return {name: value for name, value in metrics.items() if not name.startswith("stages/")}
 
 
 @pytest.fixture
@@ -150,14 +150,16 @@ def test_the_table_of_runs_holds_what_stages_took_and_what_changed(storage: Stor
     run_fits(storage, own, {"first": FitConfig(lr=0.1)}, fail=True)
     run_fits(storage, own, {"first": FitConfig(lr=0.1)})
     one, other = parents(own)
-    took = {name for name in one.data.metrics if name.startswith("duration_s/")}
-    assert took == {"duration_s/fit", "duration_s/show"}
+    took = {name for name in one.data.metrics if name.startswith("stages/duration_s/")}
+    assert took == {"stages/duration_s/fit", "stages/duration_s/show"}
     assert all(one.data.metrics[name] >= 0 for name in took)
-    assert {name: one.data.metrics[name] for name in ("attempts/fit", "attempts/show")} == {
-        "attempts/fit": 1,
-        "attempts/show": 1,
+    assert {name: one.data.metrics[name] for name in ("stages/attempts/fit", "stages/attempts/show")} == {
+        "stages/attempts/fit": 1,
+        "stages/attempts/show": 1,
     }
-    assert (other.data.metrics["attempts/fit"], other.data.metrics["attempts/show"]) == (1, 2), "of all its drives"
+    assert (other.data.metrics["stages/attempts/fit"], other.data.metrics["stages/attempts/show"]) == (1, 2), (
+        "of all its drives"
+    )
     assert not [name for name in one.data.tags if name.startswith("bmojo.changed.")], "there was none before"
     assert other.data.tags["bmojo.changed.first"] == "lr: 0.2 -> 0.1", "kept by the drive that reuses it"
     assert other.data.tags["bmojo.changed.show"].startswith("input first: ")
