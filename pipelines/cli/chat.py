@@ -14,7 +14,7 @@ import typer
 from base.errors import DamagedError, UserError
 from base.names import suggest
 from pipelines.cli.console import RunArgument, StorageOption, console, error_console
-from pipelines.cli.models import StageOption, above_zero, finite, load_for_decoding
+from pipelines.cli.models import StageOption, StepOption, above_zero, finite, load_for_decoding
 from pipelines.cli.serve import ContextOption, StatesOption, state_store
 from pipelines.engine.interrupts import kept_handlers
 
@@ -55,6 +55,7 @@ def chat(
     context_tokens: ContextOption = 4096,
     states: StatesOption = None,
     stage: StageOption = None,
+    step: StepOption = None,
     storage: StorageOption = "runs",
 ) -> None:
     """Talk with a trained model: each turn costs what it adds, however long the conversation is.
@@ -69,7 +70,7 @@ def chat(
     if system and mode == "plain":
         raise UserError("--system is for --mode chat: in plain mode, write the text as your first line.")
     with error_console.status("Loading the model ..."):
-        trained = load_for_decoding(storage, run, stage)
+        trained = load_for_decoding(storage, run, stage, step)
         store = state_store(trained, states)
         engine = Engine(trained.model, trained.tokenizer, Limits(1, 0, context_tokens=context_tokens))
     drawing = Drawing(tokens, temperature, top_k, top_p, secrets.randbelow(2**62) if seed is None else seed)

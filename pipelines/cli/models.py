@@ -16,33 +16,40 @@ from pipelines.engine.records import FinishedStage, read_record
 from pipelines.engine.runs import Run, find_run
 from pipelines.stages.models import load_model, load_tokenizer_of
 from pipelines.stages.precision import used_precision
+from pipelines.stages.train.layout import complete_steps
 from pipelines.stages.train.stage import TrainStage
 from pipelines.storage import open_storage
 
 if TYPE_CHECKING:
     from bmojo import BMojoLM
     from data.tokenizer import Tokenizer
+    from pipelines.storage.artifact import ArtifactDir
 
 StageOption = Annotated[
     str | None, typer.Option(help="Train stage to take the model from; needed where a run has several.")
+]
+StepOption = Annotated[
+    int | None,
+    typer.Option(help="Step of a checkpoint that `bmojo checkpoints` lists; left out: the final model."),
 ]
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model of a run, with its tokenizer."""
+    """A model of a run, with its tokenizer. step: of a kept checkpoint; None: the final model."""
 
     run: Run
     stage: str
     model: BMojoLM
     tokenizer: Tokenizer
+    step: int | None = None
 
 
-def load_trained(storage: str, run: str | None, stage: str | None) -> TrainedModel:
-    """Load a finished train stage's model.
+def load_trained(storage: str, run: str | None, stage: str | None, step: int | None = None) -> TrainedModel:
+    """Load a finished train stage's model, or that of a checkpoint which it keeps.
 
-    Raises: UserError: there is no such run or stage, it is not finished, or there are several and none is named; or
-        BMOJO_KERNELS asks for kernels that cannot run here.
+    Raises: UserError: there is no such run, stage or step, it is not finished, or there are several and none is named;
+        or BMOJO_KERNELS asks for kernels that cannot run here.
     """
     from kernels.operator import check_request
 
@@ -62,20 +69,34 @@ def load_trained(storage: str, run: str | None, stage: str | None) -> TrainedMod
             f"Stage {name!r} of run {found.run_id} is {trained[name].status}, not finished. {_advice(found)}"
         )
     output = FinishedStage(artifact, record).result(TrainStage()).output
-    model = load_model(artifact, output.model).eval()
+    model = _load(artifact, output.model, step).eval()
     try:
         check_request(model.embedding.weight)  # now, so that what is missing is said before any output
     except (ValueError, RuntimeError, OSError) as error:
         raise UserError(str(error)) from error
-    return TrainedModel(found, name, model, load_tokenizer_of(artifact, output.tokenizer))
+    return TrainedModel(found, name, model, load_tokenizer_of(artifact, output.tokenizer), step)
 
 
-def load_for_decoding(storage: str, run: str | None, stage: str | None) -> TrainedModel:
+def _load(artifact: ArtifactDir, path: str, step: int | None) -> BMojoLM:
+    from pipelines.stages.train.weights import load_checkpoint
+
+    if step is None:
+        return load_model(artifact, path)
+    kept = complete_steps(artifact)
+    if step not in kept:
+        raise UserError(
+            f"--step {step}: there is no checkpoint of that step; kept: {', '.join(map(str, kept)) or 'none'}. Leave "
+            "--step out for the final model. keep_checkpoints and keep_every_steps of the train stage keep more."
+        )
+    return load_checkpoint(artifact, path, step)
+
+
+def load_for_decoding(storage: str, run: str | None, stage: str | None, step: int | None = None) -> TrainedModel:
     """As load_trained, on the GPU if there is one, in the precision that is used there."""
     from bmojo.model import to_bfloat16
     from pipelines.stages.train import device
 
-    trained = load_trained(storage, run, stage)
+    trained = load_trained(storage, run, stage, step)
     on_gpu = device.num_gpus() > 0
     trained.model.to(device.pick(on_gpu))
     if used_precision("auto", on_gpu) == "bf16":
@@ -121,12 +142,13 @@ def generate(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the sampling.")] = 0,
     stage: StageOption = None,
+    step: StepOption = None,
     storage: StorageOption = "runs",
 ) -> None:
     """Stream text from a trained model, token by token, to standard output."""
     from pipelines.stages.evaluate.sampling import Drawing, continue_text
 
-    trained = load_for_decoding(storage, run, stage)
+    trained = load_for_decoding(storage, run, stage, step)
     drawing = Drawing(tokens, temperature, top_k, top_p, seed)
     sys.stdout.write(prompt)
     sys.stdout.flush()

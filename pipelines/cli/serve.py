@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipelines.cli.console import RunArgument, StorageOption, console
-from pipelines.cli.models import StageOption, TrainedModel, load_for_decoding
+from pipelines.cli.models import StageOption, StepOption, TrainedModel, load_for_decoding
 
 if TYPE_CHECKING:
     from pipelines.serving.states import StateStore
@@ -31,6 +31,7 @@ ContextOption = Annotated[
 def serve(
     run: RunArgument = None,
     stage: StageOption = None,
+    step: StepOption = None,
     storage: StorageOption = "runs",
     host: Annotated[
         str, typer.Option(help="Address to bind. Other than loopback, clients need the key in BMOJO_API_KEY.")
@@ -63,7 +64,7 @@ def serve(
     key = key_for(host)
     with bound_socket(host, port) as bound:
         with console.status("Loading the model ..."):
-            trained = load_for_decoding(storage, run, stage)
+            trained = load_for_decoding(storage, run, stage, step)
             store = state_store(trained, states)
             limits = Limits(batch_size, queue_size, prompt_piece, context_tokens)
             metrics = Metrics()
@@ -81,7 +82,8 @@ def serve(
 
 def model_name(trained: TrainedModel) -> str:
     """What clients call the model."""
-    return f"{trained.run.run_id}/{trained.stage}"
+    step = "" if trained.step is None else f"/step-{trained.step}"
+    return f"{trained.run.run_id}/{trained.stage}{step}"
 
 
 def state_store(trained: TrainedModel, folder: Path | None) -> StateStore:
@@ -92,7 +94,7 @@ def state_store(trained: TrainedModel, folder: Path | None) -> StateStore:
     if folder is None:
         home = os.environ.get("XDG_STATE_HOME")
         parent = Path(home) if home else Path.home() / ".local" / "state"
-        folder = parent / "bmojo" / "states" / f"{trained.run.run_id}-{trained.stage}"
+        folder = parent / "bmojo" / "states" / model_name(trained).replace("/", "-")
     digest = model_digest(trained.model, trained.tokenizer.sha256)
     store = StateStore(folder, model_name(trained), digest, trained.model.init_state(1))
     store.remove_unfinished()

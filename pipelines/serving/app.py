@@ -55,7 +55,7 @@ def make_app(service: Service, host: str, key: str | None) -> Starlette:
         headers = {"Retry-After": "1"} if problem.status == 429 else {}
         return JSONResponse(problem.body(), problem.status, headers)
 
-    kinds: list[Any] = [ApiError, HTTPException, Exception]
+    kinds: list[Any] = [ApiError, HTTPException, ClientDisconnect, Exception]
     return Starlette(
         routes=routes,
         middleware=[Middleware(Guard, host=host, key=key)],

@@ -20,6 +20,12 @@ class Served:
 
     process: subprocess.Popen[str]
     url: str
+    key: str | None = None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What a client sends."""
+        return {} if self.key is None else {"Authorization": f"Bearer {self.key}"}
 
     def stop(self, signal_number: int = signal.SIGTERM) -> int:
         """Its exit code."""
@@ -40,7 +46,7 @@ def start(folder: Path, *options: str, **others: str) -> Served:
     """A server on a free port, once it listens."""
     process = subprocess.Popen(
         command(folder, "serve", "--port", "0", "--states", str(folder / "states"), *options),
-        stdout=subprocess.PIPE, text=True, env=environment(**others), cwd=ROOT,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(**others), cwd=ROOT,
     )  # fmt: skip
     assert process.stdout is not None
     for line in process.stdout:

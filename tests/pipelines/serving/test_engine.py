@@ -26,7 +26,7 @@ def drawings() -> list[Drawing]:
     rng = random.Random(0)
     return [
         Drawing(
-            max_tokens=rng.randint(1, 30), temperature=rng.choice([0.0, 0.7, 1.3]), top_k=rng.choice([None, 5, 50]),
+            max_tokens=rng.randint(1, 20), temperature=rng.choice([0.0, 0.7, 1.3]), top_k=rng.choice([None, 5, 50]),
             top_p=rng.choice([None, 0.9]), seed=seed, ignores_end=True,
         )
         for seed in range(16)
@@ -52,7 +52,7 @@ def test_contexts_are_the_same_bits_alone_and_together() -> None:
     drawing = Drawing(4, 0.0, ignores_end=True)
     with running() as engine:
         alone = ask(engine, LONG, drawing, keeps_context=True).wait().context
-        others = [ask(engine, LONG[n:], Drawing(40, ignores_end=True)) for n in range(8)]
+        others = [ask(engine, LONG[300 + n :], Drawing(20, ignores_end=True)) for n in range(4)]
         together = ask(engine, LONG, drawing, keeps_context=True).wait().context
         for other in others:
             other.wait()
@@ -169,6 +169,35 @@ def test_an_answer_that_is_ended_keeps_what_was_shown() -> None:
     assert heard.reasons == {0: "stop"}
     assert heard.context is not None
     assert heard.context.num_tokens == len(heard.job.tokens) + len(shown) + len(heard.tokens.get(0, []))
+
+
+def test_a_storm_of_jobs_leaves_nothing_behind() -> None:
+    """Whoever is not cancelled gets what it gets alone, whatever comes and goes beside it."""
+    rng = random.Random(3)
+    plans = [
+        (TEXT[: rng.randint(0, 60)], Drawing(rng.randint(0, 12), seed=n, ignores_end=True), rng.randint(1, 3))
+        for n in range(40)
+    ]
+    with running(limits=Limits(num_rows=3, piece_tokens=8)) as engine:
+        heard = []
+        for number, (text, drawing, num_choices) in enumerate(plans):
+            keeps = num_choices == 1
+            heard.append(ask(engine, text, drawing, num_choices=num_choices, keeps_context=keeps))
+            if number % 3 == 2:
+                rng.choice(heard).job.cancel()
+        stayed = [one for one in heard if not one.job.is_cancelled]
+        for one in stayed:
+            one.wait()
+        while engine.load().num_drawing or engine.load().num_waiting:
+            pass
+        for one in rng.sample(stayed, 8):
+            again = job_of([], one.job.drawing, num_choices=one.job.num_choices)
+            again.job.tokens = one.job.tokens
+            engine.submit([again.job])
+            assert (again.wait().tokens, again.reasons) == (one.tokens, one.reasons)
+            assert len(one.reasons) == one.job.num_choices
+            assert (one.context is not None) == one.job.keeps_context
+    assert len(stayed) > 20
 
 
 def test_full_attention_has_room_for_what_it_was_given() -> None:

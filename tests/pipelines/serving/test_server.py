@@ -20,6 +20,7 @@ from tests.pipelines.stages.trained_run import TEXT
 from tests.pipelines.waiting import wait_until
 
 SHORT = {"prompt": TEXT[:30], "max_tokens": 8, "seed": 5, "ignore_eos": True, "return_token_ids": True}
+KEY = "a-key-of-thirty-two-characters--"
 ENDLESS = {**SHORT, "max_tokens": 1_000_000}
 
 
@@ -36,7 +37,7 @@ def server(folder: Path) -> Iterator[Served]:
 
 
 def post(server: Served, body: dict[str, Any], path: str = "completions") -> httpx.Response:
-    return httpx.post(f"{server.url}/v1/{path}", json=body, timeout=120)
+    return httpx.post(f"{server.url}/v1/{path}", json=body, timeout=120, headers=server.headers)
 
 
 def tokens_of(response: httpx.Response) -> list[list[int]]:
@@ -98,28 +99,40 @@ def test_a_client_that_goes_away_gives_its_rows_back(server: Served, stream: boo
 
 @pytest.fixture(scope="module")
 def killed(folder: Path) -> Iterator[Served]:
-    """A server that took the place of one that was killed while it answered. Ended by the test that signals it."""
+    """A server, with a key and for the network, after one that was killed while it answered."""
     first = start(folder)
     assert post(first, {**SHORT, "save_state": "kept"}).json()["saved_state"]["num_tokens"] > 8
     lost = {**SHORT, "max_tokens": 8000, "stream": True, "save_state": "lost"}
     with httpx.stream("POST", f"{first.url}/v1/completions", json=lost) as response:
         next(response.iter_lines())
         first.stop(signal.SIGKILL)
-    again = start(folder)
-    yield again
+    again = start(folder, "--host", "0.0.0.0", BMOJO_API_KEY=KEY)
+    yield Served(again.process, again.url.replace("0.0.0.0", "127.0.0.1"), KEY)
     again.process.kill()
     again.process.wait()
 
 
 def test_states_outlive_a_killed_server(server: Served, killed: Served) -> None:
-    assert [state["id"] for state in httpx.get(f"{killed.url}/v1/states").json()["data"]] == ["kept"]
+    listed = httpx.get(f"{killed.url}/v1/states", headers=killed.headers).json()
+    assert [state["id"] for state in listed["data"]] == ["kept"]
     on = {**SHORT, "prompt": "", "state": "kept", "n": 3}
     assert tokens_of(post(killed, on)) == tokens_of(post(server, on))  # of one folder
     assert post(killed, {**SHORT, "save_state": "kept"}).status_code == 409
-    assert httpx.delete(f"{killed.url}/v1/states/kept").json()["deleted"] is True
+    deleted = httpx.delete(f"{killed.url}/v1/states/kept", headers=killed.headers)
+    assert deleted.json()["deleted"] is True
 
 
-def test_sigterm_lets_answers_end_and_takes_no_new_ones(killed: Served) -> None:
+def test_a_key_is_needed_on_the_network(killed: Served) -> None:
+    for headers in ({}, {"Authorization": f"Bearer {KEY}x"}, {"Authorization": KEY}):
+        wrong = httpx.get(f"{killed.url}/v1/models", headers=headers)
+        assert (wrong.status_code, wrong.json()["error"]["code"]) == (401, "invalid_api_key")
+    assert httpx.get(f"{killed.url}/metrics").status_code == 401
+    assert httpx.get(f"{killed.url}/health").status_code == 200
+    right = httpx.get(f"{killed.url}/v1/models", headers={**killed.headers, "Host": "gpu01.example.org"})
+    assert right.json()["data"][0]["id"] == "tiny-00000000/train"
+
+
+def test_sigterm_lets_answers_end_takes_no_new_ones_and_the_key_was_never_shown(killed: Served) -> None:
     with ThreadPoolExecutor(1) as clients:
         answer = clients.submit(post, killed, {**SHORT, "max_tokens": 400})
         wait_until(lambda: load_of(killed)["answers_running"] == 1)
@@ -127,23 +140,10 @@ def test_sigterm_lets_answers_end_and_takes_no_new_ones(killed: Served) -> None:
         assert len(tokens_of(answer.result())[0]) == 400
     with pytest.raises(httpx.ConnectError):
         load_of(killed)
-
-
-def test_a_key_is_needed_on_the_network_and_never_shown(folder: Path) -> None:
-    key = "a-key-of-thirty-two-characters--"
-    server = start(folder, "--host", "0.0.0.0", BMOJO_API_KEY=key)
-    url = server.url.replace("0.0.0.0", "127.0.0.1")
-    host = {"Host": "gpu01.example.org"}
-    wrong = httpx.get(f"{url}/v1/models", headers={**host, "Authorization": f"Bearer {key}x"})
-    assert (wrong.status_code, wrong.json()["error"]["code"]) == (401, "invalid_api_key")
-    assert httpx.get(f"{url}/v1/models", headers=host).status_code == 401
-    assert httpx.get(f"{url}/metrics").status_code == 401
-    assert httpx.get(f"{url}/health").status_code == 200
-    right = httpx.get(f"{url}/v1/models", headers={**host, "Authorization": f"Bearer {key}"})
-    assert right.json()["data"][0]["id"] == "tiny-00000000/train"
-    assert server.stop(signal.SIGINT) == 0
-    assert server.process.stdout is not None
-    assert key not in server.process.stdout.read()
+    assert killed.process.stdout is not None
+    shown = killed.process.stdout.read()
+    assert "Stopped." in shown
+    assert KEY not in shown
 
 
 def test_a_port_in_use_is_said(server: Served) -> None:
