@@ -96,10 +96,13 @@ def test_a_kept_answer_continues_as_if_it_had_been_given() -> None:
         on = Drawing(10, seed=1, ignores_end=True)
         continued = ask(engine, [], on, start=heard.context).wait()
         forked = ask(engine, [], on, start=heard.context).wait()
+        with_text = [ask(engine, " x", on, start=heard.context).wait().tokens for _ in range(2)]
     prompt = read(model, heard.job.tokens)
     again = read(model, heard.tokens[0], prompt)
     assert torch.equal(again.logits_v, heard.context.logits_v)
     assert continued.tokens == forked.tokens
+    assert with_text[0] == with_text[1]
+    assert int(heard.context.state.position_b) == heard.context.num_tokens == again.num_tokens
     assert len(continued.tokens[0]) == 10
 
 
