@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from tests.pipelines.end_to_end.tiny_pipeline import Finished, TinyPipeline
 from tests.pipelines.serving.served import ROOT, environment
+
+pytestmark = pytest.mark.slow
 
 
 def bmojo(*arguments: str) -> list[str]:
