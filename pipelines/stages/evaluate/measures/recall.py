@@ -124,9 +124,9 @@ class RecallMeasure(Measure[RecallConfig]):
                 )
 
     def figure_names(self, config: RecallConfig, setting: Setting) -> frozenset[str]:
-        """`accuracy` over all, `<suite>_accuracy` and, of text, `<suite>_exact`."""
+        """`mean_recall` over all, `<suite>_accuracy` and, of text, `<suite>_exact`."""
         endings = ("accuracy", "exact") if setting.is_text else ("accuracy",)
-        return frozenset({"accuracy", *(f"{name}_{end}" for name in config.asked(setting) for end in endings)})
+        return frozenset({"mean_recall", *(f"{name}_{end}" for name in config.asked(setting) for end in endings)})
 
     def tasks(self, config: RecallConfig, setting: Setting) -> list[Task]:
         """Slices of the examples of each suite."""

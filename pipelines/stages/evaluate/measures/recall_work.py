@@ -193,17 +193,19 @@ def measured(config: RecallConfig, setting: Setting, results: Mapping[str, TaskR
             figures.append(figure_of(f"{name}_exact", ratios[f"{name}_exact"], better="higher"))
         curves += _by_distance(name, suite, found, chance, setting.seq_len)
     together = [ratios[f"{name}_accuracy"] for name in suites]
-    ratios["accuracy"] = Ratio(
+    ratios["mean_recall"] = Ratio(
         np.concatenate([ratio.numerator_n for ratio in together]),
         np.concatenate([ratio.denominator_n for ratio in together]),
     )
-    mean = figure_of("accuracy", ratios["accuracy"], better="higher", chance=float(np.mean(chances)), is_main=True)
+    mean = figure_of(
+        "mean_recall", ratios["mean_recall"], better="higher", chance=float(np.mean(chances)), is_main=True
+    )
     return Measured(
         MeasureResult(
             name=config.called,
             kind=config.kind,
             unit="example",
-            num_units=len(ratios["accuracy"].numerator_n),
+            num_units=len(ratios["mean_recall"].numerator_n),
             figures=(mean, *figures),
             curves=tuple(curves),
             notes=_notes(setting),

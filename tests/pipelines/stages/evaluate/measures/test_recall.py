@@ -179,11 +179,11 @@ def test_figures_say_what_was_counted() -> None:
     assert figures["a_accuracy"].value == pytest.approx(right.mean())
     assert figures["a_accuracy"].chance == pytest.approx(1 / 8)
     assert figures["b_accuracy"].chance == pytest.approx(1 / 2)
-    assert figures["accuracy"].chance == pytest.approx((1 / 8 + 1 / 2) / 2)
-    assert figures["accuracy"].is_main
+    assert figures["mean_recall"].chance == pytest.approx((1 / 8 + 1 / 2) / 2)
+    assert figures["mean_recall"].is_main
     both = (figures["a_accuracy"].value + figures["b_accuracy"].value) / 2
-    assert figures["accuracy"].value == pytest.approx(both)
-    assert figures["accuracy"].low is not None
+    assert figures["mean_recall"].value == pytest.approx(both)
+    assert figures["mean_recall"].low is not None
     assert measured.result.num_units == 120
     assert measured.units is not None
     assert set(measured.units.ratios) == set(figures)
@@ -223,7 +223,7 @@ def test_a_model_of_a_tasks_ids_is_asked_that_task_by_default() -> None:
     assert RecallConfig().asked(setting(synthetic(task))) == {"mqar": task}
     longer = RecallConfig(suites={"longer": Mqar(kind="mqar", num_pairs=16, seq_len=256)})
     RecallMeasure().check(longer, setting(synthetic(task)))
-    assert "accuracy" in RecallMeasure().figure_names(longer, setting(synthetic(task)))
+    assert "mean_recall" in RecallMeasure().figure_names(longer, setting(synthetic(task)))
 
 
 @pytest.mark.parametrize(
