@@ -5,6 +5,7 @@ from __future__ import annotations
 from shlex import quote
 
 from base.errors import UserError
+from pipelines.api.finding import needs_of
 from pipelines.api.results import stage_record
 from pipelines.api.run_status import missing_inputs
 from pipelines.engine.events import Status
@@ -71,6 +72,11 @@ def _of_run(history: History, state: RunState, on_watch: Watch | None) -> list[s
             ]
         case Status.FAILED:
             return [f"It failed: {_sentence(state.error)}"]
+        case Status.STOPPED:
+            return [
+                f"It was stopped: {_sentence(state.error)}",
+                "With another gate the same command goes on from what is finished.",
+            ]
         case Status.CANCELLED:
             asked_for = run.cancel_requested(history.owner)
             how = "somebody asked for it (bmojo cancel)" if asked_for else "its driver was interrupted (Ctrl-C)"
@@ -102,7 +108,8 @@ def _how_it_is(history: History, state: RunState, name: str) -> list[str]:
         case Status.SUCCEEDED if stage.reused:
             return _why_reused(run, name, stage)
         case Status.SUCCEEDED:
-            return [f"It finished at {stage.finished_at}."]
+            gate = [f"Nothing may go on from its result: {_sentence(stage.gate)}"] if stage.gate else []
+            return [f"It finished at {stage.finished_at}.", *gate]
         case Status.RUNNING:
             attempts = history.attempts.get(name, [])
             return [f"It has been running since {stage.started_at}, attempt {len(attempts)}, as process {stage.pid} on "
@@ -121,6 +128,9 @@ def _how_it_is(history: History, state: RunState, name: str) -> list[str]:
 def _why_not_started(state: RunState, name: str) -> list[str]:
     missing = missing_inputs(name, state)
     is_over = state.status is not Status.RUNNING
+    closed = [need for need in needs_of(state.info, name) if state.stages[need].gate]
+    if closed:
+        return [f"It is not run, because the gate of {_listed(closed)} is closed."]
     if not missing:
         return ["It was not started before the run ended." if is_over else "It is about to start."]
     said = [f"It needs {_listed([f'{need} ({status})' for need, status in missing.items()])}."]

@@ -9,7 +9,7 @@ from shlex import quote
 
 from pipelines.api.listing import list_runs
 from pipelines.engine.events import Status
-from pipelines.engine.failures import EXIT_BUG, EXIT_CANCELLED, EXIT_RESUMABLE, EXIT_USER, classify
+from pipelines.engine.failures import EXIT_BUG, EXIT_CANCELLED, EXIT_RESUMABLE, EXIT_STOPPED, EXIT_USER, classify
 from pipelines.engine.interrupts import is_ending
 from pipelines.engine.lease import Watch
 from pipelines.engine.observer import Observer
@@ -21,7 +21,7 @@ from pipelines.loading import validate_pipeline
 from pipelines.session import run_config
 from pipelines.storage import Storage
 
-_WORST_FIRST = (EXIT_BUG, EXIT_USER, EXIT_CANCELLED, EXIT_RESUMABLE)
+_WORST_FIRST = (EXIT_BUG, EXIT_USER, EXIT_CANCELLED, EXIT_RESUMABLE, EXIT_STOPPED)
 
 
 class ResumedRun(Facts):
@@ -85,6 +85,6 @@ def resume_all(
 
 
 def worst_exit_code(runs: list[ResumedRun]) -> int:
-    """0 if all succeeded; else what needs a person before what passes: 70, 1, 130, 75."""
+    """0 if all succeeded; else what needs a person before what passes: 70, 1, 130, 75, 3."""
     codes = {run.exit_code for run in runs}
     return next((code for code in _WORST_FIRST if code in codes), max(codes, default=0))

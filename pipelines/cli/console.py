@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 STATUS_STYLES = {
     "SUCCEEDED": "green", "FAILED": "red", "DAMAGED": "red", "RESUMABLE": "yellow", "CANCELLED": "yellow",
-    "RUNNING": "cyan", "QUEUED": "blue",
+    "STOPPED": "yellow",    "RUNNING": "cyan", "QUEUED": "blue",
 }  # fmt: skip
 console = Console(highlight=False)
 error_console = Console(stderr=True, highlight=False)

@@ -236,7 +236,9 @@ class ConsoleObserver(Observer):
                 kept.append(f"{result.run.url}/errors/ (tracebacks)")
             if kept:
                 error_console.print(f"What the stages printed is in {escape(', '.join(kept))}.", soft_wrap=True)
-            if result.status != "FAILED":
+            if result.status == "STOPPED":
+                error_console.print("What is finished is kept. With another gate, the same command goes on from there.")
+            elif result.status != "FAILED":
                 error_console.print("The same command resumes from what is finished.")
             return
         for node in result.stages.values():

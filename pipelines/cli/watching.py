@@ -239,6 +239,8 @@ def _details(current: RunStatus) -> Iterator[str]:
             yield f"{stage.name}: {escape(stage.waits_for)}"
         if stage.summary:
             yield f"{stage.name}: {escape(stage.summary)}"
+        if stage.gate:
+            yield f"[yellow]{stage.name}:[/] gate closed: {escape(stage.gate)}"
         if stage.artifact and stage.status == "SUCCEEDED":
             yield f"  [dim]{escape(stage.artifact)}[/]"
         if stage.error:

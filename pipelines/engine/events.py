@@ -24,6 +24,7 @@ class Status(StrEnum):
     FAILED = "FAILED"
     RESUMABLE = "RESUMABLE"
     CANCELLED = "CANCELLED"
+    STOPPED = "STOPPED"  # of a run: a gate kept what was left from being run
 
 
 class Budget(StrEnum):
@@ -33,7 +34,7 @@ class Budget(StrEnum):
     LOST_RETRIES = "lost_retries"
 
 
-EndStatus = Literal[Status.SUCCEEDED, Status.FAILED, Status.RESUMABLE, Status.CANCELLED]
+EndStatus = Literal[Status.SUCCEEDED, Status.FAILED, Status.RESUMABLE, Status.CANCELLED, Status.STOPPED]
 
 
 class RunInfo(StrictConfig):
@@ -124,6 +125,13 @@ class Finished(StageEvent):
     recorded_at: str | None = None  # when it was made, if this owner only found it
 
 
+class Gated(StageEvent):
+    """The stage's result was judged: nothing may go on from it, for `reason`; None: now it may."""
+
+    event: Literal["gated"] = "gated"
+    reason: str | None
+
+
 class Failed(StageEvent):
     """The stage ended without a result, and no other attempt follows."""
 
@@ -149,7 +157,7 @@ class Sealed(EventBase):
 
 
 Event = Annotated[
-    Planned | Queued | Started | Progress | AttemptLost | Finished | Failed | Ended | Sealed,
+    Planned | Queued | Started | Progress | AttemptLost | Finished | Gated | Failed | Ended | Sealed,
     Field(discriminator="event"),
 ]
 

@@ -13,6 +13,7 @@ from pipelines.redact import redact
 
 EXIT_USER = 1
 EXIT_BUG = 70  # EX_SOFTWARE
+EXIT_STOPPED = 3  # by a gate
 EXIT_RESUMABLE = 75  # EX_TEMPFAIL: the same command may succeed
 EXIT_CANCELLED = 130
 
@@ -22,7 +23,7 @@ class Failure:
     """How a run or an attempt ended. `text` is one screen at most; `details` is the traceback, None where it would not
     help."""
 
-    status: Literal[Status.FAILED, Status.RESUMABLE, Status.CANCELLED]
+    status: Literal[Status.FAILED, Status.RESUMABLE, Status.CANCELLED, Status.STOPPED]
     text: str
     details: str | None
     exit_code: int

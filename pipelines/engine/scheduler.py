@@ -23,12 +23,13 @@ from pipelines.engine.events import (
     EndStatus,
     Failed,
     Finished,
+    Gated,
     Progress,
     Queued,
     Started,
     Status,
 )
-from pipelines.engine.failures import EXIT_CANCELLED, EXIT_RESUMABLE, Failure, classify
+from pipelines.engine.failures import EXIT_CANCELLED, EXIT_RESUMABLE, EXIT_STOPPED, EXIT_USER, Failure, classify
 from pipelines.engine.graph import inputs_of, with_results
 from pipelines.engine.headline import (
     change_tags,
@@ -56,7 +57,7 @@ from pipelines.engine.processes import Cluster, Launcher, Outcome, ProcessLaunch
 from pipelines.engine.records import Artifacts, FinishedStage
 from pipelines.engine.results import RunResult
 from pipelines.engine.runs import Run
-from pipelines.engine.stage import AnyNode, StageNode, StageResult
+from pipelines.engine.stage import AnyNode, ClosedGate, StageNode, StageResult
 from pipelines.engine.under_way import StageRun
 from pipelines.errors import InfrastructureError
 from pipelines.redact import redact
@@ -158,6 +159,7 @@ class _Scheduler:
         self._stages = {stage.name: StageRun(stage) for stage in planned}
         self._finished: dict[str, AnyNode] = {}
         self._failures: dict[str, Failure] = {}
+        self._closed_gates: dict[str, str] = {}  # of stages that succeeded, with the reasons
         self._stopping: Failure | None = None  # why nothing is started any more
         self._messages: queue.SimpleQueue[_AttemptEnded | _LeaseLost | _CancelAsked] = queue.SimpleQueue()
 
@@ -199,11 +201,25 @@ class _Scheduler:
         }
         if not self._history.is_resumed:  # later it may be the user's own text
             tags["mlflow.note.content"] = description(places)
-        self._tracking.start(redact(tags), redact(dict(self._pipeline.config)), not self._work_left())
+        self._tracking.start(redact(tags), redact(dict(self._pipeline.config)), not self._has_news())
         self._tracking.log_settings(settings_of(self._planned))
 
     def _work_left(self) -> bool:
         return any(stage.action is not Action.REUSE for stage in self._planned)
+
+    def _has_news(self) -> bool:
+        """Whether something is left to do, or a result that is there is judged in another way than before."""
+        if self._work_left():
+            return True
+        known = self._history.state.stages
+        for planned in self._planned:
+            finished = self._find(planned)
+            gate = finished and planned.node.stage.closed_gate(
+                planned.config, finished.result(planned.node.stage).output
+            )
+            if (gate.reason if gate else None) != known[planned.name].gate:
+                return True
+        return False
 
     def _loop(self) -> None:
         while True:
@@ -243,7 +259,7 @@ class _Scheduler:
             for stage in self._stages.values()
             if not stage.is_settled
             and not stage.is_running
-            and all(name in self._finished for name in inputs_of(stage.planned.node))
+            and all(name in self._finished and name not in self._closed_gates for name in inputs_of(stage.planned.node))
         ]
 
     def _start_what_is_ready(self) -> None:
@@ -417,11 +433,6 @@ class _Scheduler:
                 self._launcher.prepare()
                 return
         self._failed(stage, failure)
-        if planned.config.on_failure == "stop" and self._stopping is None:
-            self._stop(
-                Failure(Status.RESUMABLE, f"stopped because {planned.name} failed", None, EXIT_RESUMABLE),
-                _TERMINATED_GRACE_S,
-            )
 
     def _failed(self, stage: StageRun, failure: Failure) -> None:
         text = failure.text
@@ -432,16 +443,41 @@ class _Scheduler:
         self._failures[stage.name] = failure
         self._history.append(Failed(stage=stage.name, status=failure.status, error=text))
         self._observer.on_stage_end(stage.planned, self._history.state.stages[stage.name])
+        if stage.planned.config.on_failure == "stop" and self._stopping is None:
+            self._stop(
+                Failure(Status.RESUMABLE, f"stopped because {stage.name} failed", None, EXIT_RESUMABLE),
+                _TERMINATED_GRACE_S,
+            )
 
     def _settle(self, stage: StageRun, finished: FinishedStage, result: StageResult[Any], reused: bool = False) -> None:
         node = stage.planned.node
         stage.is_settled = True
         inputs = with_results(node, self._finished)
-        self._finished[node.name] = StageNode(node.name, node.stage, node.config, inputs, result)
         state = self._history.state.stages[node.name]
         costs = costs_of(self._planned, stage.planned, finished.record.duration_s, state.attempts)
         self._tracking.log_figures({**figures_of(self._history.state.info.kinds, node.name, result.output), **costs})
+        gate = self._judged(stage.planned, result)
+        if gate is not None and gate.fails:
+            self._failed(stage, Failure(Status.FAILED, f"gate: {gate.reason}", None, EXIT_USER))
+            return
+        self._finished[node.name] = StageNode(node.name, node.stage, node.config, inputs, result)
+        if gate is not None:
+            self._closed_gates[node.name] = gate.reason
+        state = self._history.state.stages[node.name]
         self._observer.on_stage_end(stage.planned, state.model_copy(update={"reused": reused}))
+
+    def _judged(self, planned: PlannedStage, result: StageResult[Any]) -> ClosedGate | None:
+        """Whether anything may go on from a result. What is new about it goes into the log and to the trackers."""
+        gate = planned.node.stage.closed_gate(planned.config, result.output)
+        event = Gated(stage=planned.name, reason=gate.reason if gate else None)
+        if self._history.would_change_by(event):
+            self._history.append(event)
+            text = gate.reason if gate else "open"
+            self._tracking.log_tags({f"bmojo.gate.{planned.name}": text})
+            status = Status.FAILED if gate and gate.fails else Status.SUCCEEDED
+            with self._tracking.open_stage(planned.name) as journal:
+                journal.write("end", status=status, tags={"bmojo.gate": text})
+        return gate
 
     def _stop_what_is_late(self, running: Sequence[StageRun]) -> None:
         """Stop attempts that take longer than they may, and those whose cluster is gone."""
@@ -508,9 +544,15 @@ class _Scheduler:
         if failure is not None:
             return next(iter(self._failures), None), failure
         if not self._failures:
-            return None, None
+            return self._stopped_by_gates()
         status = worst({found.status for found in self._failures.values()})
         return next((name, found) for name, found in self._failures.items() if found.status is status)
+
+    def _stopped_by_gates(self) -> tuple[str | None, Failure | None]:
+        if not self._closed_gates:
+            return None, None
+        text = "; ".join(f"gate of {name}: {reason}" for name, reason in self._closed_gates.items())
+        return next(iter(self._closed_gates)), Failure(Status.STOPPED, text, None, EXIT_STOPPED)
 
     def _note_end(self, status: EndStatus, failed_stage: str | None, failure: Failure | None) -> None:
         text = None

@@ -228,6 +228,18 @@ class Estimate:
     note: str
 
 
+@dataclass(frozen=True)
+class ClosedGate:
+    """Why nothing may go on from a stage's result, which is there and stays.
+
+    Attributes:
+        fails: whether the stage counts as failed; else it succeeded, and the run ends as STOPPED.
+    """
+
+    reason: str
+    fails: bool
+
+
 Config = TypeVar("Config", bound=StageConfig)
 Inputs = TypeVar("Inputs", bound=StageInputs)
 Output = TypeVar("Output", bound=StageOutput)
@@ -292,6 +304,13 @@ class Stage(ABC, Generic[Config, Inputs, Output]):
 
     def headline(self, config: Config, output: Output, artifact: ArtifactDir) -> str | None:
         """The result in one line of console markup, for the end of a run; None if there is nothing to say."""
+        return None
+
+    def closed_gate(self, config: Config, output: Output) -> ClosedGate | None:
+        """Judge a result, each time that a run takes it, made or reused. None: stages that need it may start.
+
+        So the settings that it reads cannot change the result, and need not be part of the fingerprint.
+        """
         return None
 
     def estimate(self, stages: Sequence[StageNode[Self]], num_cores: float) -> Estimate | None:

@@ -14,6 +14,7 @@ from pipelines.engine.events import (
     Event,
     Failed,
     Finished,
+    Gated,
     Planned,
     Progress,
     Queued,
@@ -22,7 +23,9 @@ from pipelines.engine.events import (
     Status,
 )
 
-EXIT_CODES = {Status.SUCCEEDED: 0, Status.FAILED: 1, Status.RESUMABLE: 75, Status.CANCELLED: 130}
+EXIT_CODES = {
+    Status.SUCCEEDED: 0, Status.FAILED: 1, Status.RESUMABLE: 75, Status.CANCELLED: 130, Status.STOPPED: 3,
+}  # fmt: skip
 """Of a run that ended so, where its log does not say (a bug has one of its own)."""
 UNFINISHED = (Status.PENDING, Status.QUEUED, Status.RUNNING)
 _KEPT = ("artifact", "started_at", "attempts", "log", "done", "total")  # of an unfinished stage, by the next owner
@@ -42,6 +45,7 @@ class StageState(StrictConfig):
     finished_at: str | None = None
     error: str | None = None  # of the last attempt
     reason: str | None = None  # what a queued stage waits for
+    gate: str | None = None  # why nothing may go on from its result
     attempts: int = 0  # of all owners
     log: str | None = None  # of the last attempt, in the run's directory
     pid: int | None = None
@@ -117,6 +121,8 @@ def after(state: RunState | None, event: Event) -> RunState | None:
             return state.with_stage(event.stage, status=Status.QUEUED, error=event.error, reason=_pause(event))
         case Finished():
             return _stage_finished(state, stage, event)
+        case Gated():
+            return state.with_stage(event.stage, gate=event.reason)
         case Failed():
             return state.with_stage(
                 event.stage, status=event.status, error=event.error, finished_at=event.at, reason=None

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from pipelines.engine.stage import NOT_IN_FINGERPRINT, StageConfig
 from pipelines.stages.evaluate.external import ExternalModelConfig
+from pipelines.stages.evaluate.gate import GateConfig
 from pipelines.stages.evaluate.measures import DEFAULT, AnyMeasureConfig
 from pipelines.stages.precision import Precision, used_precision
 
@@ -45,6 +46,12 @@ class EvaluateStageConfig(StageConfig):
         "auto",
         description="bf16: matrix products in bfloat16 under autocast. auto: bf16 on a GPU, fp32 on the CPU.",
         json_schema_extra=NOT_IN_FINGERPRINT,  # as such: settled() puts in what is used
+    )
+
+    gate: GateConfig | None = Field(
+        None,
+        description="Bounds for figures, beyond which nothing goes on from this evaluation; null: none.",
+        json_schema_extra=NOT_IN_FINGERPRINT,  # the result is the same, and is judged each time that a run takes it
     )
 
     @model_validator(mode="after")

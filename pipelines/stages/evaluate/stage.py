@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import Field
 
 from base.errors import UserError
+from base.names import suggest
 from pipelines.engine.stage import (
+    ClosedGate,
     Content,
     Facts,
     ProgressMetrics,
@@ -181,6 +183,7 @@ class EvaluateStage(Stage[EvaluateStageConfig, EvaluateInputs, EvaluateOutput]):
                 measure_of(measure).check(measure, setting)
             except FieldError as error:
                 raise FieldError(("stages", name, "measures", str(number), *error.field), error.problem) from None
+        _check_gate(name, config, setting)
 
     def content_identity(self, config: EvaluateStageConfig) -> Content | None:
         """Digests of what measures read, by measure and what it is; and the version of a model from elsewhere."""
@@ -220,6 +223,13 @@ class EvaluateStage(Stage[EvaluateStageConfig, EvaluateInputs, EvaluateOutput]):
         context.journal.log_artifact("results.json")
         return output
 
+    def closed_gate(self, config: EvaluateStageConfig, output: EvaluateOutput) -> ClosedGate | None:
+        """Compare the figures with the bounds in `gate`."""
+        if config.gate is None:
+            return None
+        reason = config.gate.reason({path: output.figure(path) for path in config.gate.figures})
+        return None if reason is None else ClosedGate(reason, fails=config.gate.action == "fail")
+
     def section(self, node: StageNode[Self]) -> Section:
         """What was found about the model."""
         return evaluated_section(node)
@@ -227,6 +237,20 @@ class EvaluateStage(Stage[EvaluateStageConfig, EvaluateInputs, EvaluateOutput]):
     def headline(self, config: EvaluateStageConfig, output: EvaluateOutput, artifact: ArtifactDir) -> str | None:
         """The main figures with their intervals, beside what they are compared with."""
         return output.headline() or None
+
+
+def _check_gate(name: str, config: EvaluateStageConfig, setting: Setting) -> None:
+    """Refuse bounds for figures that will not be found. Raises FieldError."""
+    figures = {measure.called: measure_of(measure).figure_names(measure, setting) for measure in config.measures}
+    for path in config.gate.figures if config.gate else ():
+        measure, _, figure = path.partition("/")
+        field = ("stages", name, "gate", "figures", path)
+        if measure not in figures:
+            raise FieldError(field, f"there is no measure {measure!r}.{suggest(measure, list(figures))}")
+        known = figures[measure]
+        if known is not None and figure not in known:
+            paths = [f"{measure}/{one}" for one in sorted(known)]
+            raise FieldError(field, f"measure {measure!r} finds no such figure.{suggest(path, paths)}")
 
 
 def _setting(name: str, config: EvaluateStageConfig, inputs: EvaluateInputs) -> Setting:

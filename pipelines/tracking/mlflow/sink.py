@@ -26,7 +26,9 @@ from pipelines.tracking.mlflow.store import check_store, prepare_store
 from pipelines.tracking.mlflow.trouble import deleted_experiment, is_unacceptable
 from pipelines.tracking.sink import Event, UnsendableError
 
-_MLFLOW_STATUS = {"SUCCEEDED": "FINISHED", "FAILED": "FAILED", "CANCELLED": "KILLED", "RESUMABLE": "KILLED"}
+_MLFLOW_STATUS = {
+    "SUCCEEDED": "FINISHED", "FAILED": "FAILED", "CANCELLED": "KILLED", "RESUMABLE": "KILLED", "STOPPED": "KILLED",
+}  # fmt: skip
 _MAX_METRICS = 1000  # mlflow.utils.validation.MAX_METRICS_PER_BATCH
 _MAX_PARAMS = 100  # MAX_PARAMS_TAGS_PER_BATCH
 _MAX_PARAM_VALUE = 6000  # MAX_PARAM_VAL_LENGTH

@@ -24,7 +24,15 @@ from pipelines.engine.processes import Launcher
 from pipelines.engine.results import RunResult
 from pipelines.engine.runs import Run
 from pipelines.engine.scheduler import run_pipeline
-from pipelines.engine.stage import NOT_IN_FINGERPRINT, NamedInputs, Stage, StageConfig, StageContext, StageOutput
+from pipelines.engine.stage import (
+    NOT_IN_FINGERPRINT,
+    ClosedGate,
+    NamedInputs,
+    Stage,
+    StageConfig,
+    StageContext,
+    StageOutput,
+)
 from pipelines.storage import Storage, open_storage
 from pipelines.storage.artifact import ArtifactDir
 from pipelines.tracking.replay import Replay
@@ -43,6 +51,7 @@ class ToyConfig(StageConfig):
     seconds: float = Field(0.0, json_schema_extra=NOT_IN_FINGERPRINT)
     deed: Deed = Field("work", json_schema_extra=NOT_IN_FINGERPRINT)
     times: int = Field(1, json_schema_extra=NOT_IN_FINGERPRINT)  # attempts that do the deed; later ones work
+    gate: Literal["open", "stop", "fail"] = Field("open", json_schema_extra=NOT_IN_FINGERPRINT)
     gets_further: bool = Field(False, json_schema_extra=NOT_IN_FINGERPRINT)
 
 
@@ -55,6 +64,9 @@ class ToyOutput(StageOutput):
 
 class ToyStage(Stage[ToyConfig, NamedInputs, ToyOutput]):
     code_version = 1
+
+    def closed_gate(self, config: ToyConfig, output: ToyOutput) -> ClosedGate | None:
+        return None if config.gate == "open" else ClosedGate("loss is 5, above 4", fails=config.gate == "fail")
 
     def run(self, config: ToyConfig, inputs: NamedInputs, context: StageContext) -> ToyOutput:
         began_at = time.time()
