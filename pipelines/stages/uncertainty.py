@@ -4,11 +4,12 @@ A figure is a ratio of two sums over units that are drawn at random: documents, 
 very unequal: a few documents may hold half of the tokens. Then the percentiles of a bootstrap, also bias-corrected,
 contain the true figure in 80 to 90 % of cases with 30 documents. So the interval is
 
-    value +- q * s,    q = max(the 95th percentile of |t*| over resamples, Student's t of the effective number of units)
+    value +- q * s,    q = the 95th percentile of |t*| over resamples, at least t and at most 1.5 t
 
-with s from the jackknife, and t* the studentised figure of each resample (B. Efron and R. Tibshirani, An Introduction
-to the Bootstrap, 1993: 11.5 and 12.5). The tests measure how often it contains the true figure. Everything is a
-function of the units alone: equal units give equal intervals.
+with s from the jackknife, t* the studentised figure of each resample (B. Efron and R. Tibshirani, An Introduction to
+the Bootstrap, 1993: 11.5 and 12.5), and Student's t for the effective number of units. A mean is not outside the range
+of its units, so neither is the interval of ten units or more. The tests measure how often it contains the true figure.
+Everything is a function of the units alone: equal units give equal intervals.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ _NUM_RESAMPLES = 2000
 _MAX_UNITS = 1000  # more are added up in groups drawn at random, whose sums vary as the units do
 _SEED = 20_240_627
 _LEVEL = 0.95
+_MOST_T = 1.5  # without a limit one document with half of the tokens makes t* as large as it likes
+_UNITS_WITH_RANGE = 10  # as likely as 2 in 1000 all are on one side of the figure
 _NORMAL = 1.959964
 # Student's t, 97.5 %, by 1 / degrees of freedom, between which it is nearly straight.
 _DEGREES = np.array([np.inf, 120, 60, 40, 30, 20, 15, 12, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1.5, 1])
@@ -93,7 +96,7 @@ def interval(ratio: Ratio, transform: Transform = "identity") -> Estimate:
         low, high = _wilson(ratio.value, len(columns_nk))
     else:
         half = _half_width(columns_nk, _Ratio(), _effective(columns_nk[:, 1]))
-        low, high = ratio.value - half, ratio.value + half
+        low, high = _within_range(ratio.value, half, _of_units(columns_nk))
     if is_share:
         low, high = max(low, 0.0), min(high, 1.0)
     return Estimate(value, _apply(transform, low), _apply(transform, high))
@@ -116,7 +119,9 @@ def paired_difference(a: Ratio, b: Ratio, transform: Transform = "identity") -> 
         return Estimate(value, None, None)
     effective = min(_effective(columns_nk[:, 1]), _effective(columns_nk[:, 3]))
     half = _half_width(columns_nk, _Difference(transform), effective)
-    return Estimate(value, value - half, value + half)
+    if transform == "exp":
+        return Estimate(value, value - half, value + half)
+    return Estimate(value, *_within_range(value, half, _of_units(columns_nk[:, :2]) - _of_units(columns_nk[:, 2:])))
 
 
 def replicates(values: list[float]) -> Estimate:
@@ -195,7 +200,23 @@ def _half_width(columns_nk: np.ndarray, figure: _Ratio | _Difference, effective:
         t_r = np.abs(figure.theta(sums_rk) - value) / errors_r
     t_r = t_r[np.isfinite(t_r)]
     quantile = float(np.quantile(t_r, _LEVEL)) if len(t_r) else 0.0
-    return float(error) * max(quantile, _student(effective - 1))
+    t = _student(effective - 1)
+    return float(error) * max(t, min(quantile, _MOST_T * t))
+
+
+def _of_units(columns_nk: np.ndarray) -> np.ndarray:
+    """The figure of each unit alone; NaN of one without weight."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        alone_n = columns_nk[:, 0] / columns_nk[:, 1]
+    return np.where(columns_nk[:, 1] > 0, alone_n, np.nan)
+
+
+def _within_range(value: float, half: float, alone_n: np.ndarray) -> tuple[float, float]:
+    known_n = alone_n[np.isfinite(alone_n)]
+    low, high = value - half, value + half
+    if len(known_n) < _UNITS_WITH_RANGE:
+        return low, high
+    return max(low, min(value, float(known_n.min()))), min(high, max(value, float(known_n.max())))
 
 
 def _grouped(columns_nk: np.ndarray) -> np.ndarray:

@@ -212,7 +212,7 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant("a damaged result of a task counts", "tests/pipelines/stages/evaluate/test_kept.py",
             Edit("pipelines/stages/evaluate/kept.py", "if digest != _digest(arrays):", "if not digest:")),
     _mutant("intervals as of many equal documents", "tests/pipelines/stages/test_uncertainty.py",
-            Edit("pipelines/stages/uncertainty.py", "max(quantile, _student(effective - 1))", "_NORMAL")),
+            Edit("pipelines/stages/uncertainty.py", "max(t, min(quantile, _MOST_T * t))", "_NORMAL")),
     _mutant("a difference is as unsure as two models that have nothing in common",
             "tests/pipelines/stages/test_uncertainty.py",
             Edit("pipelines/stages/uncertainty.py", "((0, 1.0), (2, -1.0))", "((0, 1.0), (2, 1.0))")),

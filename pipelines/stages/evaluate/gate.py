@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Literal, Self
 
@@ -27,11 +28,13 @@ class Bounds(StrictConfig):
         return self
 
     def violation(self, figure: Figure) -> str | None:
-        """What is wrong with the figure; None: nothing. NaN is within no bounds."""
+        """What is wrong with the figure; None: nothing."""
+        if math.isnan(figure.value):
+            return "is not a number"
         value = with_interval(figure.value, figure.low, figure.high)
-        if self.min is not None and not figure.value >= self.min:
+        if self.min is not None and figure.value < self.min:
             return f"is {value}, below its min of {self.min:g}"
-        if self.max is not None and not figure.value <= self.max:
+        if self.max is not None and figure.value > self.max:
             return f"is {value}, above its max of {self.max:g}"
         return None
 

@@ -118,6 +118,15 @@ def test_a_transform_moves_the_ends_with_the_value() -> None:
     assert perplexity == pytest.approx(np.exp(np.array(plain, dtype=float)))
 
 
+def test_one_document_with_half_of_the_tokens_is_no_reason_for_an_absurd_interval() -> None:
+    tokens_n = np.array([10268.0, 2619, 2340, 98, 32924, 1868, 1603, 6314, 419, 1579])
+    loss_n = np.array([5.905, 5.862, 5.871, 6.437, 5.939, 5.966, 5.997, 4.940, 6.002, 5.194])
+    value, low, high = interval(Ratio(loss_n * tokens_n, tokens_n))
+    assert (low, high) == (4.940, 6.437)
+    value, low, high = paired_difference(Ratio((loss_n + 0.1) * tokens_n, tokens_n), Ratio(loss_n * tokens_n, tokens_n))
+    assert (low, value, high) == pytest.approx((0.1, 0.1, 0.1))
+
+
 def test_equal_units_have_equal_intervals_every_time() -> None:
     ratio = some(documents(seed=8, depends_on_length=False), np.arange(5000))
     assert interval(ratio) == interval(Ratio(ratio.numerator_n.copy(), ratio.denominator_n.copy()))

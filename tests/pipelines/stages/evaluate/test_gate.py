@@ -38,7 +38,7 @@ def test_what_is_no_number_or_was_not_found_is_within_no_bounds() -> None:
     hopeless = TEXT.model_copy(update={"figures": (TEXT.figures[1].model_copy(update={"value": math.nan}),)})
     gate = EvaluateStage().closed_gate(config({"text/loss": {"max": 9}}), output(hopeless))
     assert gate is not None
-    assert "text/loss is nan" in gate.reason
+    assert gate.reason == "text/loss is not a number"
     assert reason({"position/loss_within": {"max": 9}}) == "position/loss_within was not found"
 
 
