@@ -116,7 +116,7 @@ def resume(
     """Resume a run as it was configured, without its pipeline file, from any directory.
 
     Relative paths start where they did when the run was started. --all leaves runs alone that a driver works on; its
-    exit code is the worst one: 70, 1, 130, 75, else 0.
+    exit code is the worst one: 70, 1, 130, 75, 3, else 0.
 
     Example: `bmojo resume quickstart`, or `bmojo resume --all --storage s3://bucket/runs`
     """

@@ -9,6 +9,7 @@ from pydantic import Field
 from data.config import BytesSource
 from pipelines.engine.stage import Stage, StageContext, StageInputs, StageNode, StageOutput
 from pipelines.errors import FieldError
+from pipelines.stages.evaluate.stage import EvaluateStage
 from pipelines.stages.export.config import ExportFormat, ExportStageConfig
 from pipelines.stages.export.directory import export_model
 from pipelines.stages.models import load_model, load_tokenizer_of
@@ -27,9 +28,10 @@ class ExportOutput(StageOutput):
 
 @dataclass(frozen=True)
 class ExportInputs(StageInputs):
-    """Inputs of an `export` stage."""
+    """Inputs of an `export` stage. `evaluated`: evaluations of the model whose gates must be open before it starts."""
 
     trained: StageNode[TrainStage]
+    evaluated: tuple[StageNode[EvaluateStage], ...] = ()
 
 
 class ExportStage(Stage[ExportStageConfig, ExportInputs, ExportOutput]):
@@ -38,7 +40,15 @@ class ExportStage(Stage[ExportStageConfig, ExportInputs, ExportOutput]):
     code_version = 1
 
     def check(self, name: str, config: ExportStageConfig, inputs: ExportInputs) -> None:
-        """Refuse a model without a tokenizer, which the exported folder would have to hold."""
+        """Refuse a model without a tokenizer, which the exported folder would hold; and evaluations of another one."""
+        for evaluated in inputs.evaluated:
+            model = evaluated.inputs.trained
+            if model is None or model.name != inputs.trained.name:
+                raise FieldError(
+                    ("stages", name, "needs"),
+                    f"has {evaluated.name!r}, which does not evaluate the model of {inputs.trained.name!r}. Name an "
+                    "evaluation of this model, or none.",
+                )
         tokens = inputs.trained.inputs.tokens[0]
         if tokens.inputs.tokenizer is None and not isinstance(tokens.config.source, BytesSource):
             raise FieldError(

@@ -22,7 +22,7 @@ from tests.pipelines.stages.train.training import Tokens
 from tests.pipelines.stages.trained_run import tiny_model
 
 
-def trained_on(folder: Path, *tokens: Tokens) -> StageNode[TrainStage]:
+def trained_on(folder: Path, *tokens: Tokens, name: str = "train") -> StageNode[TrainStage]:
     """A finished stage with a tiny model that nobody trained."""
     model: BMojoLM = tiny_model()
     model.init_weights(seed=1)
@@ -37,7 +37,7 @@ def trained_on(folder: Path, *tokens: Tokens) -> StageNode[TrainStage]:
         vocab_size=320,
     )  # fmt: skip
     result = StageResult("0" * 64, ArtifactDir.at(folder / "train"), output)
-    return StageNode("train", TrainStage(), config, TrainInputs(tokens), result)
+    return StageNode(name, TrainStage(), config, TrainInputs(tokens), result)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,9 @@ from base.errors import UserError
 from bmojo.hf import import_from_hf
 from pipelines.cli.export import export
 from pipelines.engine.stage import StageContext, StageNode, StageResult
-from pipelines.errors import InfrastructureError
+from pipelines.errors import FieldError, InfrastructureError
+from pipelines.stages.evaluate.config import EvaluateStageConfig
+from pipelines.stages.evaluate.stage import EvaluateInputs, EvaluateStage
 from pipelines.stages.export.config import ExportStageConfig
 from pipelines.stages.export.directory import export_model
 from pipelines.stages.export.stage import ExportInputs, ExportStage
@@ -28,6 +30,8 @@ from pipelines.stages.train.stage import TrainStage
 from pipelines.storage import open_storage
 from pipelines.storage.artifact import ArtifactDir
 from pipelines.tracking.journal import Journal, read_events
+from tests.pipelines.stages.evaluate.here import trained_on
+from tests.pipelines.stages.train.training import write_tokens
 from tests.pipelines.stages.trained_run import tiny_model, tiny_tokenizer, trained_model
 
 app = typer.Typer()
@@ -136,3 +140,14 @@ def test_names_that_mlflow_refuses_are_refused_before_anything_runs(name):
 def test_names_that_mlflow_accepts_are_accepted(name):
     validation._validate_model_name(name)
     assert ExportStageConfig(kind="export", register_as=name).register_as == name
+
+
+def test_only_evaluations_of_the_exported_model_may_be_waited_for(tmp_path):
+    tokens = write_tokens(tmp_path)
+    train, other = (trained_on(tmp_path, tokens, name=name) for name in ("train", "other"))
+    config = EvaluateStageConfig(kind="evaluate")
+    evaluated = StageNode("evaluate", EvaluateStage(), config, EvaluateInputs(trained=train, tokens=(tokens,)))
+    export = ExportStageConfig(kind="export")
+    ExportStage().check("export", export, ExportInputs(train, (evaluated,)))
+    with pytest.raises(FieldError, match=r"has 'evaluate', which does not evaluate the model of 'other'"):
+        ExportStage().check("export", export, ExportInputs(other, (evaluated,)))
