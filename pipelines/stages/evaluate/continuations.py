@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,7 +39,7 @@ class ContinuationScore(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """A sequence without its last token. `number`: of the continuation; `num_scored`: its last positions."""
+    """A sequence without its last token. `number`: of the continuation; `targets`: what its last positions predict."""
 
     number: int
     ids: Sequence[int]
@@ -58,15 +59,17 @@ def score_continuations(
     """
     rows = [_row(number, continuation, max_tokens) for number, continuation in enumerate(continuations)]
     rows.sort(key=lambda row: (-len(row.ids), row.number))
-    numbers: list[int] = []
-    found: list[Tensor] = []  # per batch: log-probability and greediness of each row, float64
+    if not rows:
+        return []
+    numbers: list[int] = []  # of the continuation that each target is of
+    found: list[Tensor] = []  # per batch: log-probability of each target, and whether it is not the likeliest
     for batch in _batches(rows, batch_tokens, max(1, MAX_LOGITS // model.vocab_size)):
-        numbers += [row.number for row in batch]
+        numbers += [row.number for row in batch for _ in row.targets]
         found.append(_score(model, batch))
-    scores: list[ContinuationScore] = [ContinuationScore(0.0, False)] * len(rows)
-    for number, (logprob, is_greedy) in zip(numbers, torch.cat(found).tolist() if found else [], strict=True):
-        scores[number] = ContinuationScore(logprob, bool(is_greedy))
-    return scores
+    logprob_s, missed_s = torch.cat(found, 1).cpu().numpy()  # added up here, in one order
+    logprobs = np.bincount(numbers, weights=logprob_s, minlength=len(rows)).tolist()
+    missed = np.bincount(numbers, weights=missed_s, minlength=len(rows)).tolist()
+    return [ContinuationScore(logprob, not misses) for logprob, misses in zip(logprobs, missed, strict=True)]
 
 
 def _row(number: int, continuation: Continuation, max_tokens: int | None) -> _Row:
@@ -96,7 +99,7 @@ def _batches(rows: Sequence[_Row], batch_tokens: int, max_scored: int) -> Iterat
 
 
 def _score(model: LanguageModel, batch: Sequence[_Row]) -> Tensor:
-    """[rows, 2], float64, on the model's device."""
+    """[2, targets], float64, on the model's device."""
     tokens_bt = torch.zeros(len(batch), len(batch[0].ids), dtype=torch.long)
     rows: list[int] = []
     columns: list[int] = []
@@ -112,11 +115,7 @@ def _score(model: LanguageModel, batch: Sequence[_Row]) -> Tensor:
     )
     logits_sv = model.logits_at(tokens, rows_s, columns_s).float()
     logprob_s = logits_sv.log_softmax(-1).gather(1, targets_s[:, None])[:, 0].double()
-    missed_s = (logits_sv.argmax(-1) != targets_s).double()
-    sums_b2 = torch.zeros(len(batch), 2, dtype=torch.float64, device=model.device)
-    sums_b2.index_add_(0, rows_s, torch.stack((logprob_s, missed_s), 1))
-    sums_b2[:, 1] = (sums_b2[:, 1] == 0).double()
-    return sums_b2
+    return torch.stack((logprob_s, (logits_sv.argmax(-1) != targets_s).double()))
 
 
 @torch.inference_mode()
