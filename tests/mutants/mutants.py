@@ -209,6 +209,8 @@ MUTANTS: tuple[Mutant, ...] = (
                  "if not version:")),
     _mutant("weights that are missing are random", "tests/pipelines/stages/evaluate/test_external.py",
             Edit("pipelines/stages/evaluate/external_model.py", "    if missing:", "    if not found:")),
+    _mutant("the token after the one that the score is defined by", "tests/pipelines/stages/evaluate/test_in_context.py",
+            Edit("pipelines/stages/evaluate/measures/in_context_work.py", "config.late - 1]", "config.late]")),
     _mutant("a damaged result of a task counts", "tests/pipelines/stages/evaluate/test_kept.py",
             Edit("pipelines/stages/evaluate/kept.py", "if digest != _digest(arrays):", "if not digest:")),
     _mutant("intervals as of many equal documents", "tests/pipelines/stages/test_uncertainty.py",

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from pipelines.stages.evaluate.measures.decoding import DecodingMeasure
+from pipelines.stages.evaluate.measures.in_context import InContextMeasure
 from pipelines.stages.evaluate.measures.measure import AnyMeasure, MeasureConfig
 from pipelines.stages.evaluate.measures.position import PositionConfig, PositionMeasure
 from pipelines.stages.evaluate.measures.recall import RecallMeasure
@@ -21,7 +23,9 @@ from pipelines.stages.evaluate.measures.zero_shot import ZeroShotMeasure
 MEASURES: tuple[AnyMeasure, ...] = (
     TextMeasure(),
     PositionMeasure(),
+    InContextMeasure(),
     SamplesMeasure(),
+    DecodingMeasure(),
     ZeroShotMeasure(),
     RecallMeasure(),
 )
