@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter, ScalarFormatter
 
 from pipelines.stages.report.drawing import COLOURS, MUTED, SMALL, Picture, new_figure, save, short, spread
-from pipelines.stages.report.panels import Line, Panel, steep_from
+from pipelines.stages.report.panels import Line, Panel, band_frame, steep_from
 
 _HEIGHT = 2.9  # inches
 _LABEL_GAP = 11.0  # points between the middles of labels
@@ -23,7 +23,7 @@ def draw_lines(panel: Panel, colours: Mapping[str, str], with_png: bool = True) 
     """One picture. Args: colours: by group; with one group in the panel, its parts have colours of their own."""
     is_alone = len({line.group for line in panel.lines}) == 1
     with new_figure(_HEIGHT) as (figure, axes):
-        frame = steep_from(panel)
+        frame, bands = steep_from(panel), band_frame(panel)
         of_lines = [
             COLOURS[number] if is_alone else colours.get(line.group, MUTED) for number, line in enumerate(panel.lines)
         ]
@@ -35,8 +35,8 @@ def draw_lines(panel: Panel, colours: Mapping[str, str], with_png: bool = True) 
             axes.xaxis.set_major_formatter(ScalarFormatter())
         else:
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=panel.x_label == "step"))
-        if frame is not None:
-            axes.set_ylim(*frame)
+        if (limits := frame or bands) is not None:
+            axes.set_ylim(*limits)
         elif panel.y_label.startswith("share"):
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes.set_xlabel(panel.x_label, fontsize=SMALL)
@@ -53,6 +53,8 @@ def draw_lines(panel: Panel, colours: Mapping[str, str], with_png: bool = True) 
             note = f"{note} Means over seeds; single seeds are faint.".strip()
         if frame is not None and any(line.y.max() > frame[1] for line in panel.lines):
             note = f"{note} The frame leaves out the steep beginning.".strip()
+        if bands is not None:
+            note = f"{note} Some intervals go beyond the frame.".strip()
         return save(figure, panel.name, panel.title, _alt(panel), note, with_png)
 
 

@@ -12,6 +12,7 @@ from pipelines.stages.report.smoothing import XY
 
 MAX_LINES = 8
 _STEEP_SHARE = 0.25  # of the x axis
+_BAND_SHARE = 0.9  # of the ends of intervals that the frame must hold
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +105,21 @@ def _one(same: Sequence[Line], num_groups: int) -> Line:
         return same[0]
     label = f"all {num_groups} models" if len(same) == num_groups else f"{same[0].label} and {len(same) - 1} more"
     return replace(same[0], label=label)
+
+
+def band_frame(panel: Panel) -> tuple[float, float] | None:
+    """The y range of lines whose bands reach far beyond at some points; None if all of them fit in."""
+    lows = np.concatenate([line.low for line in panel.lines if line.low is not None] or [np.zeros(0)])
+    highs = np.concatenate([line.high for line in panel.lines if line.high is not None] or [np.zeros(0)])
+    if not len(lows):
+        return None
+    values = np.concatenate([line.y for line in panel.lines])
+    low = min(float(values.min()), float(np.quantile(lows, 1 - _BAND_SHARE)))
+    high = max(float(values.max()), float(np.quantile(highs, _BAND_SHARE)))
+    margin = 0.1 * (high - low)
+    if lows.min() >= low - margin and highs.max() <= high + margin:
+        return None
+    return low - margin, high + margin
 
 
 def steep_from(panel: Panel) -> tuple[float, float] | None:

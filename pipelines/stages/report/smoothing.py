@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 MAX_POINTS = 300  # per line: more cannot be told apart
-_SMOOTHED_FROM = 40  # points
+_SMOOTHED_FROM = 20  # points
 _SMOOTHED_SHARE = 0.04  # of the points, on either side
 
 XY = tuple[np.ndarray, np.ndarray]
@@ -26,7 +26,7 @@ def smoothed(y: np.ndarray) -> np.ndarray:
     curve itself."""
     if len(y) < _SMOOTHED_FROM:
         return y
-    reach = max(1, round(_SMOOTHED_SHARE * len(y)))
+    reach = max(2, round(_SMOOTHED_SHARE * len(y)))
     index = np.arange(len(y))
     behind = np.minimum(reach, index)
     ahead = np.minimum(np.minimum(reach, index), len(y) - 1 - index)

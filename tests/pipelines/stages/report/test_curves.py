@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pipelines.stages.report.clocks import clocks
 from pipelines.stages.report.curves import training_panels
 from pipelines.stages.report.drawing import spread
-from pipelines.stages.report.panels import MAX_LINES, Line, Panel, split, steep_from
+from pipelines.stages.report.panels import MAX_LINES, Line, Panel, band_frame, split, steep_from
 from pipelines.stages.report.smoothing import smoothed
 from pipelines.stages.report.subjects import gather, group
 from pipelines.stages.sections import Section, Series, Training
@@ -112,6 +112,16 @@ def test_the_frame_of_a_loss_leaves_out_its_steep_beginning() -> None:
     assert frame is not None
     assert frame[0] < 3 < frame[1] < 3.2
     assert steep_from(replace(falling, is_loss=False)) is None
+
+
+def test_one_wide_interval_does_not_flatten_the_line() -> None:
+    x = np.arange(32.0)
+    y, half = 300 + np.sin(x), np.where(x == 5, 50_000.0, 4.0)
+    frame = band_frame(panel(Line("a", "a", x, y, y - half, y + half)))
+    assert frame is not None
+    assert 290 < frame[0] < frame[1] < 310
+    assert band_frame(panel(Line("a", "a", x, y, y - 4, y + 4))) is None
+    assert band_frame(panel(line("a", 1))) is None
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.floats(0.01, 0.3))
