@@ -17,8 +17,13 @@ from data.tokenizer import byte_tokenizer, load_tokenizer
 from pipelines.errors import FieldError
 from pipelines.stages.evaluate.config import EvaluateStageConfig
 from pipelines.stages.evaluate.continuations import Continuation, score_texts
-from pipelines.stages.evaluate.external_model import load_external_model, load_external_tokenizer
+from pipelines.stages.evaluate.external_model import (
+    TransformersModel,
+    load_external_model,
+    load_external_tokenizer,
+)
 from pipelines.stages.evaluate.language_model import NativeModel
+from pipelines.stages.evaluate.measures import MEASURES
 from pipelines.stages.evaluate.measures.position import PositionConfig
 from pipelines.stages.evaluate.measures.recall import RecallConfig
 from pipelines.stages.evaluate.measures.samples import SamplesConfig
@@ -26,6 +31,7 @@ from pipelines.stages.evaluate.measures.text import TextConfig, TextMeasure
 from pipelines.stages.evaluate.stage import EvaluateInputs, EvaluateStage
 from pipelines.stages.evaluate.subject import ExternalModel
 from pipelines.stages.evaluate.validation import validation_split
+from tests.pipelines.stages.evaluate.harness.examples import write_examples
 from tests.pipelines.stages.evaluate.here import measure_here, setting_of, trained_on
 from tests.pipelines.stages.train.training import Tokens, write_tokens
 from tests.pipelines.stages.trained_run import tiny_model
@@ -127,3 +133,26 @@ def test_its_version_counts_and_what_is_loaded_has_it(pair: Pair, tokens: Tokens
     assert stage.content_identity(config) != content
     with pytest.raises(UserError, match="its files have changed since the run was planned"):
         subject.load(on_gpu=False)
+
+
+@pytest.mark.parametrize("kind", [measure.kind for measure in MEASURES])
+def test_every_measure_takes_a_model_of_transformers_or_finds_nothing(
+    kind: str, tokens: Tokens, tmp_path: Path
+) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    module = GPT2LMHeadModel(GPT2Config(vocab_size=300, n_positions=64, n_embd=32, n_layer=1, n_head=2))
+    fields: dict[str, dict[str, Any]] = {
+        "recall": {"suites": {"parity": {"kind": "parity"}}, "num_examples": 5},
+        "samples": {"max_new_tokens": 4},
+        "zero_shot": {"data": str(write_examples(tmp_path)), "tasks": ["piqa", "fda"], "limit": 1, "max_tokens": 64},
+    }
+    setting = setting_of(tokens, **elsewhere(Path("somewhere")), measures=[{"kind": kind, **fields.get(kind, {})}])
+    (config,) = setting.config.measures
+    found = measure_here(config, setting, TransformersModel(module.eval()), byte_tokenizer())
+    names = {figure.name for figure in found.result.figures}
+    known = next(measure for measure in MEASURES if measure.kind == kind).figure_names(config, setting)
+    assert known is not None
+    assert names <= known
+    assert bool(names) == (kind in ("text", "recall", "zero_shot"))
+    assert bool(found.result.samples) == (kind == "samples")
