@@ -139,7 +139,7 @@ def difference_of_means(a: Sequence[float], b: Sequence[float]) -> Estimate:
     """How much larger the mean over seeds is in `a` than in `b`, with Student's interval.
 
     The spread over seeds is taken to be the same in both and estimated from all, so that one of them may be of a single
-    seed; without an interval if both are.
+    seed; without an interval if both are. Raises: ValueError: there is no value in one of them.
     """
     if not a or not b:
         raise ValueError("found no value to take the mean of.")

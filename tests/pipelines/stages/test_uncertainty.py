@@ -8,7 +8,15 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from pipelines.stages.uncertainty import Estimate, Ratio, Transform, interval, paired_difference, replicates
+from pipelines.stages.uncertainty import (
+    Estimate,
+    Ratio,
+    Transform,
+    difference_of_means,
+    interval,
+    paired_difference,
+    replicates,
+)
 
 NUM_RESAMPLED = 400
 LEAST, MOST = 0.915, 0.985
@@ -174,3 +182,27 @@ def test_seeds_have_students_interval() -> None:
     assert replicates([1.0]) == (1.0, None, None)
     with pytest.raises(ValueError, match="no value"):
         replicates([])
+
+
+def test_differences_over_seeds_have_the_spread_of_both() -> None:
+    # The tutorial's figures: Student's t of 2 degrees of freedom times the standard error by hand.
+    half = 4.30265 * ((0.134**2 + 0.051**2) / 2 / 2) ** 0.5
+    assert difference_of_means([5.868, 5.919], [6.089, 6.223]) == pytest.approx(
+        (-0.2625, -0.2625 - half, -0.2625 + half)
+    )
+    half = 4.30265 * (2 / 2 * (1 / 3 + 1)) ** 0.5  # the spread of one seed is that of the others
+    assert difference_of_means([1.0, 2.0, 3.0], [5.0]) == pytest.approx((-3.0, -3.0 - half, -3.0 + half))
+    assert difference_of_means([1.0], [5.0]) == (-4.0, None, None)
+    with pytest.raises(ValueError, match="no value"):
+        difference_of_means([], [1.0])
+
+
+def test_so_do_the_intervals_of_differences_over_seeds() -> None:
+    rng = np.random.default_rng(1)
+    hits = 0
+    for _ in range(NUM_RESAMPLED):
+        _, low, high = difference_of_means(rng.normal(1.0, 0.1, 3).tolist(), rng.normal(0.7, 0.1, 2).tolist())
+        assert low is not None
+        assert high is not None
+        hits += low <= 0.3 <= high
+    assert LEAST <= hits / NUM_RESAMPLED <= MOST
