@@ -50,7 +50,7 @@ class Heard:
     def wait(self) -> Heard:
         """Until nothing follows."""
         while True:
-            match event := self.events.get(timeout=60):
+            match event := self.events.get(timeout=300):
                 case PromptRead():
                     pass
                 case Answered():

@@ -30,7 +30,7 @@ class Served:
     def stop(self, signal_number: int = signal.SIGTERM) -> int:
         """Its exit code."""
         self.process.send_signal(signal_number)
-        return self.process.wait(timeout=60)
+        return self.process.wait(timeout=300)
 
 
 def command(folder: Path, *arguments: str) -> list[str]:

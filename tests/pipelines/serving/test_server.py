@@ -37,7 +37,7 @@ def server(folder: Path) -> Iterator[Served]:
 
 
 def post(server: Served, body: dict[str, Any], path: str = "completions") -> httpx.Response:
-    return httpx.post(f"{server.url}/v1/{path}", json=body, timeout=120, headers=server.headers)
+    return httpx.post(f"{server.url}/v1/{path}", json=body, timeout=300, headers=server.headers)
 
 
 def tokens_of(response: httpx.Response) -> list[list[int]]:
@@ -46,20 +46,26 @@ def tokens_of(response: httpx.Response) -> list[list[int]]:
 
 
 def load_of(server: Served) -> dict[str, Any]:
-    load: dict[str, Any] = httpx.get(f"{server.url}/health").json()
+    load: dict[str, Any] = httpx.get(f"{server.url}/health", timeout=300).json()
     return load
 
 
 def test_sixteen_clients_at_once_get_the_tokens_that_each_gets_alone(server: Served) -> None:
     bodies = [
-        {**SHORT, "prompt": TEXT[n : 20 + 30 * n], "max_tokens": 10 + n, "seed": n, "temperature": [0, 0.8, 1.2][n % 3]}
+        {
+            **SHORT,
+            "prompt": TEXT[n : 20 + 20 * n],
+            "max_tokens": 6 + n % 7,
+            "seed": n,
+            "temperature": [0, 0.8, 1.2][n % 3],
+        }
         for n in range(16)
     ]
     alone = [tokens_of(post(server, body)) for body in bodies]
     with ThreadPoolExecutor(16) as clients:
         together = list(clients.map(lambda body: tokens_of(post(server, body)), bodies))
     assert together == alone
-    metrics = httpx.get(f"{server.url}/metrics").text
+    metrics = httpx.get(f"{server.url}/metrics", timeout=300).text
     largest = [line for line in metrics.splitlines() if line.startswith('bmojo_batch_size_bucket{le="1.0"}')]
     count = [line for line in metrics.splitlines() if line.startswith("bmojo_batch_size_count")]
     assert float(largest[0].split()[1]) < float(count[0].split()[1])  # some steps were of several
@@ -68,7 +74,7 @@ def test_sixteen_clients_at_once_get_the_tokens_that_each_gets_alone(server: Ser
 def test_a_stream_is_the_same_text_in_pieces(server: Served) -> None:
     whole = post(server, {**SHORT, "max_tokens": 30}).json()
     body = {**SHORT, "max_tokens": 30, "stream": True, "stream_options": {"include_usage": True}}
-    with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as response:
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=300) as response:
         assert response.headers["content-type"].startswith("text/event-stream")
         lines = [line.removeprefix("data: ") for line in response.iter_lines() if line]
     assert lines[-1] == "[DONE]"
@@ -103,7 +109,7 @@ def killed(folder: Path) -> Iterator[Served]:
     first = start(folder)
     assert post(first, {**SHORT, "save_state": "kept"}).json()["saved_state"]["num_tokens"] > 8
     lost = {**SHORT, "max_tokens": 8000, "stream": True, "save_state": "lost"}
-    with httpx.stream("POST", f"{first.url}/v1/completions", json=lost) as response:
+    with httpx.stream("POST", f"{first.url}/v1/completions", json=lost, timeout=300) as response:
         next(response.iter_lines())
         first.stop(signal.SIGKILL)
     again = start(folder, "--host", "0.0.0.0", BMOJO_API_KEY=KEY)
@@ -113,22 +119,23 @@ def killed(folder: Path) -> Iterator[Served]:
 
 
 def test_states_outlive_a_killed_server(server: Served, killed: Served) -> None:
-    listed = httpx.get(f"{killed.url}/v1/states", headers=killed.headers).json()
+    listed = httpx.get(f"{killed.url}/v1/states", timeout=300, headers=killed.headers).json()
     assert [state["id"] for state in listed["data"]] == ["kept"]
     on = {**SHORT, "prompt": "", "state": "kept", "n": 3}
     assert tokens_of(post(killed, on)) == tokens_of(post(server, on))  # of one folder
     assert post(killed, {**SHORT, "save_state": "kept"}).status_code == 409
-    deleted = httpx.delete(f"{killed.url}/v1/states/kept", headers=killed.headers)
+    deleted = httpx.delete(f"{killed.url}/v1/states/kept", timeout=300, headers=killed.headers)
     assert deleted.json()["deleted"] is True
 
 
 def test_a_key_is_needed_on_the_network(killed: Served) -> None:
     for headers in ({}, {"Authorization": f"Bearer {KEY}x"}, {"Authorization": KEY}):
-        wrong = httpx.get(f"{killed.url}/v1/models", headers=headers)
+        wrong = httpx.get(f"{killed.url}/v1/models", timeout=300, headers=headers)
         assert (wrong.status_code, wrong.json()["error"]["code"]) == (401, "invalid_api_key")
-    assert httpx.get(f"{killed.url}/metrics").status_code == 401
-    assert httpx.get(f"{killed.url}/health").status_code == 200
-    right = httpx.get(f"{killed.url}/v1/models", headers={**killed.headers, "Host": "gpu01.example.org"})
+    assert httpx.get(f"{killed.url}/metrics", timeout=300).status_code == 401
+    assert httpx.get(f"{killed.url}/health", timeout=300).status_code == 200
+    named = {**killed.headers, "Host": "gpu01.example.org"}
+    right = httpx.get(f"{killed.url}/v1/models", timeout=300, headers=named)
     assert right.json()["data"][0]["id"] == "tiny-00000000/train"
 
 
