@@ -40,7 +40,7 @@ def test_a_trained_model_is_served_and_talked_to(finished_pipeline: tuple[TinyPi
     done = subprocess.run(bmojo("chat", *of, *greedy, "--load", "a"), input="ba\n", **options)
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("\n")
-    drawn = subprocess.run(bmojo("generate", *of[:3], *greedy, "--step", "8"), **options)
+    drawn = subprocess.run(bmojo("generate", *of[:3], *greedy, "--step", "12"), **options)
     assert drawn.returncode == 0, drawn.stderr
     missing = subprocess.run(bmojo("generate", *of[:3], "--step", "3"), **options)
     assert missing.returncode == 1
