@@ -214,7 +214,7 @@ def test_broken_files_are_explained(tmp_path: Path, text: str, expected: str) ->
             "tokens.source={kind: synthetic, num_documents: 3, task: {kind: mqar, num_pair: 3}}",
             "stages.tokens.source.task.num_pair: unknown key. Did you mean 'num_pairs'?",
         ),
-        ("train.schedule={kind: x}", "stages.train.schedule: found kind 'x', expected one of cosine, wsd."),
+        ("train.schedule={kind: x}", "stages.train.schedule: found kind 'x', expected one of cosine, linear, wsd, "),
         ("report.kind=null", "stages.report: `kind` is missing. It is one of tokenizer, "),
         ("report.kind=raport", "found kind 'raport', expected one of tokenizer, tokenize, train, evaluate, report, "),
         (
