@@ -82,6 +82,7 @@ class RunMetadata(Facts):
     finished_at: str | None
     drives: int  # times that it was started or resumed
     config_path: str | None
+    overrides: tuple[str, ...] | None  # given beside it, secrets masked; None: not known
     base_dir: str | None  # where its relative paths start
     git_commit: str | None
     hardware: dict[str, str]  # of the machine that scheduled it
@@ -129,6 +130,7 @@ def run_metadata(run: Run, on_watch: Watch | None = None) -> RunMetadata:
         finished_at=state.finished_at,
         drives=state.owners,
         config_path=info.config_path,
+        overrides=info.overrides,
         base_dir=info.base_dir,
         git_commit=info.git_commit,
         hardware=info.hardware,
