@@ -87,27 +87,40 @@ class EvaluateOutput(StageOutput):
         return found
 
     def summary(self) -> str | None:
-        """The main figures with their intervals."""
-        return "; ".join(figure for figure, _ in self._in_words()) or None
+        """The main figures with their intervals, and on how many units."""
+        of_measures = [
+            "; ".join([_figure_in_words(result, figure) for figure in _main(result)]) + _on_units(result)
+            for result in self.results
+            if _main(result)
+        ]
+        return "; ".join(of_measures) or None
 
     def headline(self) -> str:
         """The same as console markup, beside what they are compared with."""
-        parts = [
-            f"[bold]{figure}[/]{compared}" if not n else figure + compared
-            for n, (figure, compared) in enumerate(self._in_words())
-        ]
+        parts: list[str] = []
+        for result in self.results:
+            for figure in _main(result):
+                words, beside = _figure_in_words(result, figure), _beside(result, figure)
+                parts.append((words if parts else f"[bold]{words}[/]") + beside)
+            if _main(result):
+                parts[-1] += _on_units(result)
         return ", ".join(parts)
 
-    def _in_words(self) -> Iterator[tuple[str, str]]:
-        """Each main figure, and in brackets what it is compared with, if there is something."""
-        for result in self.results:
-            for figure in result.figures:
-                if not figure.is_main:
-                    continue
-                beside = [f"{found.name} {found.value:.3f}" for found, of in _compared(result) if of is figure]
-                if figure.chance is not None:
-                    beside.append(f"chance {figure.chance:.1%}")
-                yield _figure_in_words(result, figure), f" ({', '.join(beside)})" if beside else ""
+
+def _main(result: MeasureResult) -> list[Figure]:
+    return [figure for figure in result.figures if figure.is_main]
+
+
+def _on_units(result: MeasureResult) -> str:
+    return f", on {result.num_units:,} {result.unit}{'' if result.num_units == 1 else 's'}"
+
+
+def _beside(result: MeasureResult, figure: Figure) -> str:
+    """What a figure is compared with, in brackets, if there is something."""
+    beside = [f"{found.name} {found.value:.3f}" for found, of in _compared(result) if of is figure]
+    if figure.chance is not None:
+        beside.append(f"chance {figure.chance:.1%}")
+    return f" ({', '.join(beside)})" if beside else ""
 
 
 def _figure_in_words(result: MeasureResult, figure: Figure) -> str:

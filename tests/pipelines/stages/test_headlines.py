@@ -24,7 +24,7 @@ def artifact(tmp_path: Path) -> ArtifactDir:
 
 def test_an_evaluation_gives_its_main_figures_with_intervals_beside_the_baselines(artifact: ArtifactDir) -> None:
     config = EvaluateStageConfig(kind="evaluate")
-    rest = "loss 3.21 \u00b1 0.11 nats per token, perplexity 24.8 (22.2 to 27.7)"
+    rest = "loss 3.21 \u00b1 0.11 nats per token, perplexity 24.8 (22.2 to 27.7), on 10 documents"
     assert EvaluateStage().headline(config, EVALUATION, artifact) == (
         f"[bold]1.456 \u00b1 0.052 bits per byte[/] (gzip -9 2.111, untrained 3.789), {rest}"
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from base.errors import DamagedError
 from pipelines.stages.evaluate.kept import keep, kept, pack, unpack
 from pipelines.stages.evaluate.measures.figures import text_array, texts_of
 from pipelines.storage.artifact import ArtifactDir
@@ -46,9 +47,19 @@ def test_a_damaged_result_is_done_again(tmp_path: Path, caplog: pytest.LogCaptur
     assert kept(artifact, "text", ["0"]) == {}
 
 
-def test_an_array_of_another_task_is_not_taken_for_this_one() -> None:
-    arrays = unpack(pack(RESULT), "x")
-    assert arrays.keys() == RESULT.keys()
+@pytest.mark.parametrize("name", [*RESULT, "more"])
+def test_arrays_that_are_not_those_of_the_digest_are_refused(tmp_path: Path, name: str) -> None:
+    """A whole file with other arrays, which no checksum of its format finds."""
+    file = tmp_path / "x.npz"
+    file.write_bytes(pack(RESULT))
+    with np.load(file) as found:
+        arrays = dict(found)
+    np.savez(file, **arrays | {name: np.arange(2, dtype=np.int32)})
+    with pytest.raises(DamagedError, match="does not match the digest in it"):
+        unpack(file.read_bytes(), "x")
+
+
+def test_objects_are_not_kept() -> None:
     with pytest.raises(ValueError, match="array of objects"):
         pack({"x": np.array([None])})
 
