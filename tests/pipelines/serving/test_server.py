@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 import pytest
 
 from base.errors import UserError
@@ -159,7 +160,6 @@ def test_a_port_in_use_is_said(server: Served) -> None:
 
 
 def test_the_openai_library_works(server: Served) -> None:
-    openai = pytest.importorskip("openai")
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none needed")
     model = client.models.list().data[0].id
     plain = {"model": model, "prompt": TEXT[:30], "max_tokens": 8, "seed": 5}
