@@ -14,6 +14,7 @@ from tests.pipelines.end_to_end.tiny_pipeline import Finished, TinyPipeline
 
 REASON = "text/loss is "
 GATE = "evaluate.gate={figures: {text/loss: {max: 0.5}}}"
+NEW_REPORT = "report.title=gated"  # so that something is left to do
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def pipeline(finished_pipeline: tuple[TinyPipeline, Finished], tmp_path: Path) -
 
 
 def test_a_closed_gate_stops_the_pipeline_and_says_why_everywhere(pipeline: TinyPipeline) -> None:
-    stopped = pipeline.run(GATE)
+    stopped = pipeline.run(GATE, NEW_REPORT)
     assert stopped.code == 3, stopped.output
     assert "STOPPED in" in stopped.output
     assert f"error: gate of evaluate: {REASON}" in stopped.output
@@ -38,19 +39,20 @@ def test_a_closed_gate_stops_the_pipeline_and_says_why_everywhere(pipeline: Tiny
     assert "It is not run, because the gate of evaluate is closed." in why
     client = mlflow.MlflowClient(f"sqlite:///{pipeline.storage}/mlflow/mlflow.db")
     (experiment,) = client.search_experiments(filter_string="name = 'bmojo'")
-    runs = {run.data.tags.get("bmojo.stage", "all"): run for run in client.search_runs([experiment.experiment_id])}
+    newest_last = reversed(client.search_runs([experiment.experiment_id]))
+    runs = {run.data.tags.get("bmojo.stage", "all"): run for run in newest_last}
     assert runs["evaluate"].data.tags["bmojo.gate"].startswith(REASON)
     assert runs["all"].data.tags["bmojo.gate.evaluate"].startswith(REASON)
     assert runs["all"].data.tags["bmojo.error"].startswith(f"gate of evaluate: {REASON}")
     assert (runs["all"].info.status, runs["all"].data.tags["bmojo.status"]) == ("KILLED", "STOPPED")
 
-    failed = pipeline.run(GATE, "evaluate.gate.action=fail")
+    failed = pipeline.run(GATE, NEW_REPORT, "evaluate.gate.action=fail")
     assert failed.code == 1, failed.output
     assert f"error: stage evaluate: gate: {REASON}" in failed.output
 
-    opened = pipeline.run("evaluate.gate={figures: {text/loss: {max: 50}}}")
+    opened = pipeline.run("evaluate.gate={figures: {text/loss: {max: 50}}}", NEW_REPORT)
     assert opened.code == 0, opened.output
-    assert opened.output.count("reused") == 5
+    assert opened.output.count("reused") == 4
 
 
 def test_figures_that_no_measure_finds_are_refused_by_plan(pipeline: TinyPipeline) -> None:
