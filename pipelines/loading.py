@@ -12,6 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from base.names import suggest
+from bmojo import ModelConfig
 from pipelines.config import PipelineConfig
 from pipelines.config_errors import FieldOrigins, describe_errors, shown
 from pipelines.engine.graph import roles_of
@@ -250,11 +251,17 @@ def _is_unusable(character: str) -> bool:
     return character == "\0" or "\ud800" <= character <= "\udfff"
 
 
+def _kinds_of_models() -> set[str]:
+    """Kinds of stages whose `model` is an architecture."""
+    fields = {stage.kind: stage.config_type.model_fields.get("model") for stage in STAGES}
+    return {kind for kind, field in fields.items() if field is not None and field.annotation is ModelConfig}
+
+
 def _resolve_presets(raw: dict[str, Any], origins: FieldOrigins) -> None:
     """Replace `model: NAME` and `model: {preset: NAME, ...}` by the preset's fields, the file's own on top."""
     stages = raw.get("stages")
     for name, stage in stages.items() if isinstance(stages, dict) else ():
-        model = stage.get("model") if isinstance(stage, dict) else None
+        model = stage.get("model") if isinstance(stage, dict) and stage.get("kind") in _kinds_of_models() else None
         if isinstance(model, str):
             stage["model"] = _preset(model, ("stages", name, "model"), origins)
         elif isinstance(model, dict) and "preset" in model:
@@ -282,7 +289,7 @@ def pipeline_schema() -> dict[str, Any]:
     model["properties"] = {"preset": preset, **model["properties"]}
     for stage in STAGES:
         fields = schema["$defs"][stage.config_type.__name__]["properties"]
-        if "model" in fields:
+        if stage.kind in _kinds_of_models():
             fields["model"] = {**fields["model"], "anyOf": [{"$ref": "#/$defs/ModelConfig"}, preset]}
             fields["model"].pop("$ref", None)
         fields["needs"] = _schema_of_needs(stage, fields["needs"])

@@ -199,11 +199,11 @@ class StageContext:
     fingerprint: str
     artifact: ArtifactDir
     journal: Journal
-    run_id: str | None = None  # of the run that does this work; None: it is done outside of any
     content: Content | None = None  # the content_identity that the fingerprint was computed with
     attempt: int = 1  # of this owner of the run
     stop: threading.Event = field(default_factory=threading.Event)
     """Set when the attempt must end soon. Only stages with `stops_in_order` have to look."""
+    run_id: str | None = None  # of the run that does this work; None: it is done outside of any
 
 
 @dataclass(frozen=True)
