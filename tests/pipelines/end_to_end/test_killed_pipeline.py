@@ -73,7 +73,7 @@ def test_a_second_driver_is_refused(tmp_path: Path) -> None:
     pipeline = write_pipeline(tmp_path)
     process = pipeline.start("run", str(pipeline.file))
     try:
-        wait_until(lambda: bool(list(pipeline.storage.glob("runs/*/state-*.json"))), process)
+        wait_until(lambda: bool(list(pipeline.storage.glob("runs/*/lease/*.json"))), process)
         second = pipeline.run()
         assert second.code == 1
         assert str(process.pid) in second.output

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import signal
@@ -14,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from base.errors import UserError
+from pipelines.engine.runs import find_run
+from pipelines.storage import open_storage
 from tests.pipelines.end_to_end.tiny_pipeline import (
     TIMEOUT_S,
     Finished,
@@ -57,13 +59,14 @@ def terminate(pipeline: TinyPipeline, stage: str, *overrides: str) -> Finished:
 
 
 def state(pipeline: TinyPipeline, stage: str | None = None) -> str | None:
-    """The status of the run, or of one stage of it, as its newest state file says."""
-    files = sorted(pipeline.storage.glob("runs/*/state-*.json"))
-    if not files:
+    """The status of the run, or of one stage of it, as its events say; None: there is no run yet."""
+    try:
+        saved = find_run(open_storage(str(pipeline.storage))).stored_state()
+    except UserError:
         return None
-    saved = json.loads(files[-1].read_text())
-    status: str = saved["stages"][stage]["status"] if stage else saved["status"]
-    return status
+    if stage is None:
+        return saved.status.value
+    return saved.stages[stage].status.value if stage in saved.stages else None
 
 
 def assert_ended_in_order(pipeline: TinyPipeline, stage: str, ended: Finished) -> None:
