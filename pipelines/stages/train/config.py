@@ -30,7 +30,8 @@ class TrainStageConfig(StageConfig):
 
     global_batch_size: PositiveInt = Field(description="Sequences per optimizer step, over all workers.")
     micro_batch_size: PositiveInt = Field(
-        description="Sequences a worker puts through the model at once; the rest of its share is accumulated."
+        description="Sequences a worker puts through the model at once; the rest of its share is accumulated.",
+        json_schema_extra=NOT_IN_FINGERPRINT,
     )
     max_steps: PositiveInt | None = Field(
         None, le=10**9, description="Optimizer steps to take. Give this or max_tokens."

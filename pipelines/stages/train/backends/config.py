@@ -87,8 +87,8 @@ class DeepSpeedConfig(BackendConfig):
             )
 
     def hashed(self) -> dict[str, Any]:
-        """As before there were backends, when these fields were the stage's own: what was trained then is reused."""
-        return self.model_dump(mode="json", exclude={"kind"})
+        """Nothing: what is sharded, and where it lies, changes rounding only."""
+        return {}
 
     def state_bytes(self, num_params: int, num_workers: int) -> int:
         """Parameters, gradients, AdamW's moments and master copy, each sharded from its ZeRO stage on."""

@@ -96,17 +96,15 @@ def test_every_field_is_described_and_only_harmless_ones_stay_out_of_the_fingerp
         "needs", "resources", "validate_every_steps", "log_every_steps", "checkpoint_every_steps", "checkpoint_every_s",
         "keep_checkpoints", "keep_every_steps",
         "collective_timeout_s", "cuda_graphs", "retries", "lost_retries", "backoff_s", "timeout_s", "on_failure",
-        "backend",  # counts in its own form: the next test
+        "micro_batch_size", "backend",  # the latter counts in its own form: the next test
     }  # fmt: skip
 
 
-def test_the_backend_counts_in_the_fingerprint_as_before_there_were_backends(train_config: MakeConfig) -> None:
-    config = train_config(backend={"kind": "deepspeed", "zero_stage": 2})
-    hashed = config_that_matters(config) | config.settled()
-    assert hashed["zero_stage"] == 2
-    assert hashed["offload"] is None
-    assert "backend" not in hashed
-    offloading = train_config(
-        backend={"kind": "deepspeed", "offload": {"optimizer": True}}, resources={"gpus_per_worker": 1}
-    )
-    assert offloading.settled()["offload"] == {"optimizer": True, "parameters": False}
+def test_what_changes_rounding_only_starts_no_stage_anew(train_config: MakeConfig) -> None:
+    def hashed(**changes: Any) -> dict[str, Any]:
+        config = train_config(resources={"gpus_per_worker": 1, "num_workers": changes.pop("num_workers", 1)}, **changes)
+        return config_that_matters(config) | config.settled()
+
+    sharded = {"kind": "deepspeed", "zero_stage": 3, "offload": {"optimizer": True, "parameters": True}}
+    assert hashed(backend=sharded, micro_batch_size=1, num_workers=4) == hashed()
+    assert hashed(global_batch_size=16) != hashed()
