@@ -35,8 +35,11 @@ def _check_kernels() -> None:
 
 
 def _check_local_cpus(cluster: ClusterConfig, node: AnyNode) -> None:
-    workers, cpus = node.config.resources.num_workers, node.config.resources.cpus_per_worker
-    at_once = workers if node.stage.uses_ray_train else 1  # other stages' tasks can wait for one another
+    resources = node.config.resources
+    workers, cpus = resources.num_workers, resources.cpus_per_worker
+    at_once = (
+        resources.fewest_together if node.stage.uses_ray_train else 1
+    )  # other stages' tasks can wait for one another
     cores = os.cpu_count() or 1
     limit = cluster.num_cpus
     if limit is not None and at_once * cpus > limit:
@@ -56,13 +59,15 @@ def _check_local_cpus(cluster: ClusterConfig, node: AnyNode) -> None:
 
 
 def _check_local_gpus(node: AnyNode) -> None:
-    workers, gpus = node.config.resources.num_workers, node.config.resources.gpus_per_worker
+    resources = node.config.resources
+    gpus = resources.gpus_per_worker
     if not gpus:
         return
     from pipelines.stages.train.device import num_gpus  # imports torch: seconds, which only GPUs need to wait for
 
     present = num_gpus()
-    needed = workers * gpus if node.stage.uses_ray_train else gpus
+    workers = resources.fewest_together if node.stage.uses_ray_train else 1
+    needed = workers * gpus
     if needed > present:
         raise FieldError(
             ("stages", node.name, "resources", "gpus_per_worker"),

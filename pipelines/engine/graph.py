@@ -84,8 +84,18 @@ def stage_graph(configs: Mapping[str, StageConfig], kinds: Iterable[AnyStage]) -
         nodes[name] = StageNode(name, stage, configs[name], pick_inputs(stage, names, nodes))
     for name in configs:
         node = nodes[name]
+        _check_min_workers(node)
         node.stage.check(name, node.config, node.inputs)
     return list(nodes.values())
+
+
+def _check_min_workers(node: AnyNode) -> None:
+    if node.config.resources.min_workers is not None and not node.stage.uses_ray_train:
+        raise FieldError(
+            ("stages", node.name, "resources", "min_workers"),
+            f"found {node.config.resources.min_workers}, but only training workers work together: a {node.stage.kind} "
+            "stage goes on with as many as there is room for. Leave it out.",
+        )
 
 
 def nodes_by_role(node: AnyNode) -> dict[Role, tuple[AnyNode, ...]]:

@@ -35,7 +35,7 @@ class Demand:
         if not node.stage.uses_cluster:
             return None
         resources = node.config.resources
-        return cls(resources, resources.num_workers if node.stage.uses_ray_train else 1)
+        return cls(resources, resources.fewest_together if node.stage.uses_ray_train else 1)
 
 
 def num_places(resources: Resources, nodes: Sequence[ClusterNode]) -> int:

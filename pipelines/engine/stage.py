@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar, get_args, get_origin
 
-from pydantic import BeforeValidator, ConfigDict, Field, PositiveFloat
+from pydantic import BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 from pydantic_core import PydanticCustomError
 
 from base.config import StrictConfig
@@ -40,6 +40,11 @@ class Resources(StrictConfig):
     num_workers: int = Field(
         1, ge=1, description="Processes that work side by side (training workers, tokenize tasks)."
     )
+    min_workers: PositiveInt | None = Field(
+        None,
+        description="Training only: the fewest workers that it may go on with where the cluster has no room for "
+        "num_workers, which are the most; null: all of them.",
+    )
     cpus_per_worker: float = Field(1, gt=0, description="CPU cores each worker reserves.")
     gpus_per_worker: float = Field(0, ge=0, description="GPUs each worker reserves; 0 runs on the CPU.")
     neuron_cores_per_worker: float = Field(0, ge=0, description="AWS NeuronCores each worker reserves.")
@@ -53,6 +58,20 @@ class Resources(StrictConfig):
     placement_timeout_s: float = Field(
         300, gt=0, description="Seconds to wait for the cluster to grant the above before giving up with an error."
     )
+
+    @model_validator(mode="after")
+    def _fewest_is_at_most_most(self) -> Resources:
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise ValueError(
+                f"min_workers={self.min_workers} is more than num_workers={self.num_workers}, which are the most. "
+                "Lower it, or raise num_workers."
+            )
+        return self
+
+    @property
+    def fewest_together(self) -> int:
+        """Workers that must fit at once, of a kind whose workers work together."""
+        return self.min_workers or self.num_workers
 
     def bundle(self) -> dict[str, float]:
         """Resources that one worker reserves, as Ray names them."""

@@ -281,6 +281,11 @@ def test_a_mistake_of_the_file_has_its_line_beside_overrides(pipeline_file: Path
     assert refusal(pipeline_file, "train.lr=1e-3").startswith(f"{pipeline_file}:{line}: stages.train.max_steps: ")
 
 
+def test_only_training_has_a_fewest_number_of_workers(pipeline_file: Path) -> None:
+    message = refusal(pipeline_file, "tokens.resources.min_workers=1")
+    assert "stages.tokens.resources.min_workers: found 1, but only training workers work together" in message
+
+
 def test_known_keys_are_listed_once(pipeline_file: Path) -> None:
     message = refusal(pipeline_file, *(f"train.{key}=1" for key in ("q1", "zz", "foo", "xyz", "abc", "uuu", "vvv")))
     assert message.count("micro_batch_size") == 1

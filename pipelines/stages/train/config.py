@@ -30,7 +30,8 @@ class TrainStageConfig(StageConfig):
 
     global_batch_size: PositiveInt = Field(description="Sequences per optimizer step, over all workers.")
     micro_batch_size: PositiveInt = Field(
-        description="Sequences a worker puts through the model at once; the rest of its share is accumulated.",
+        description="Most sequences that a worker puts through the model at once: it takes the largest divisor of its "
+        "share of the batch that is not greater, and accumulates the rest.",
         json_schema_extra=NOT_IN_FINGERPRINT,
     )
     max_steps: PositiveInt | None = Field(
@@ -151,20 +152,15 @@ class TrainStageConfig(StageConfig):
         return self
 
     def _check_workers(self) -> None:
-        num_workers, micro, total = self.resources.num_workers, self.micro_batch_size, self.global_batch_size
-        unit = num_workers * micro
-        if total % unit == 0:
+        total, resources = self.global_batch_size, self.resources
+        if total % resources.num_workers == 0:
             return
-        remedies = {
-            "micro_batch_size": [n for n in _divisors(total / num_workers) if n <= 2 * micro],
-            "resources.num_workers": [n for n in _divisors(total / micro) if n <= 2 * num_workers],
-            "global_batch_size": [n for n in (total // unit * unit, total // unit * unit + unit) if n],
-        }
-        advice = "; ".join(f"{field}: {', '.join(map(str, values))}" for field, values in remedies.items() if values)
+        divisors = [n for n in range(1, total + 1) if total % n == 0]
+        near = max((n for n in divisors if n < resources.num_workers), default=1)
         raise ValueError(
-            f"global_batch_size={total} is not a multiple of resources.num_workers={num_workers} x "
-            f"micro_batch_size={micro}: every worker must take the same number of micro batches. "
-            f"Change one of them; these would do: {advice}."
+            f"global_batch_size={total} is not a multiple of resources.num_workers={resources.num_workers}: every "
+            f"worker takes the same share of a batch. Set resources.num_workers to {near} "
+            f"(these divide it: {', '.join(map(str, divisors))}), or change global_batch_size."
         )
 
     def settled(self) -> dict[str, Any]:
@@ -187,9 +183,34 @@ class TrainStageConfig(StageConfig):
         return used_precision(self.precision, self.on_gpu) == "bf16"
 
     @property
+    def worker_batch_size(self) -> int:
+        """Sequences per optimizer step and worker."""
+        return self.global_batch_size // self.resources.num_workers
+
+    @property
+    def worker_micro_batch_size(self) -> int:
+        """Sequences that a worker puts through the model at once in training. Validation uses micro_batch_size."""
+        share = self.worker_batch_size
+        return next(n for n in range(min(self.micro_batch_size, share), 0, -1) if share % n == 0)
+
+    @property
     def accumulation_steps(self) -> int:
         """Micro batches a worker takes per optimizer step."""
-        return self.global_batch_size // (self.micro_batch_size * self.resources.num_workers)
+        return self.worker_batch_size // self.worker_micro_batch_size
+
+    @property
+    def group_sizes(self) -> list[int]:
+        """Numbers of workers that may train together, ascending: those allowed that divide the global batch."""
+        return [
+            n
+            for n in range(self.resources.fewest_together, self.resources.num_workers + 1)
+            if self.global_batch_size % n == 0
+        ]
+
+    def with_workers(self, num_workers: int) -> TrainStageConfig:
+        """The same training on so many workers, one of group_sizes."""
+        resources = self.resources.model_copy(update={"num_workers": num_workers, "min_workers": None})
+        return self.model_copy(update={"resources": resources})
 
     def learning_rate(self, step: int, num_steps: int) -> float:
         """Learning rate of optimizer step `step`, counted from 1 to `num_steps`.
@@ -230,8 +251,3 @@ def check_seq_len(train: TrainStageConfig, seq_len: int, name: str, tokens_name:
             f"{steps} steps of {train.global_batch_size} x {seq_len} tokens. Set warmup_steps to {steps // 10} or "
             "less, or raise max_tokens.",
         )
-
-
-def _divisors(number: float) -> list[int]:
-    """Divisors of a whole number; none of a broken one."""
-    return [n for n in range(1, int(number) + 1) if number % n == 0] if number == int(number) else []

@@ -26,7 +26,7 @@ MOST_CORE_FLOPS = 1e14  # no core is as fast; a cached figure above it is damage
 
 @dataclass(frozen=True)
 class TrainEstimate:
-    """Bytes are per worker and leave out activations, which grow with micro_batch_size; time assumes EXPECTED_MFU."""
+    """Bytes are per worker and leave out activations, which grow with the micro batch; time assumes EXPECTED_MFU."""
 
     num_params: int
     num_tokens: int

@@ -54,7 +54,7 @@ def _train(job: TrainJob) -> TrainFacts | None:
     data = job.config.data
     stream = TokenStream(
         [token_split(source.artifact, "train", data.cache_bytes) for source in job.sources],
-        micro_batch_size=job.config.micro_batch_size,
+        micro_batch_size=job.config.worker_micro_batch_size,
         global_batch_size=job.config.global_batch_size,
         order=StreamOrder(job.config.seed, num_paths=data.paths, block_samples=data.shuffle_block_samples),
         worker=Worker(dist.get_rank(), dist.get_world_size()),

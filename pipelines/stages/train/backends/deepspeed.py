@@ -244,7 +244,7 @@ def deepspeed_config(config: TrainStageConfig, backend: DeepSpeedConfig) -> dict
             zero["offload_param"] = {"device": "cpu", "pin_memory": True}
     result: dict[str, Any] = {
         "train_batch_size": config.global_batch_size,
-        "train_micro_batch_size_per_gpu": config.micro_batch_size,
+        "train_micro_batch_size_per_gpu": config.worker_micro_batch_size,
         "gradient_accumulation_steps": config.accumulation_steps,
         # Without ZeRO we clip ourselves: DeepSpeed then keeps the norm to itself.
         "gradient_clipping": config.grad_clip if backend.zero_stage else 0.0,

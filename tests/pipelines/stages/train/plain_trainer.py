@@ -68,7 +68,7 @@ class PlainTrainer:
 def train_plainly(job: TrainJob, trainer: type[PlainTrainer] = PlainTrainer) -> TrainFacts:
     """Do what a worker does, without Ray and DeepSpeed, in a process group of one."""
     config = job.config
-    sizes = {"micro_batch_size": config.micro_batch_size, "global_batch_size": config.global_batch_size}
+    sizes = {"micro_batch_size": config.worker_micro_batch_size, "global_batch_size": config.global_batch_size}
     resumed = Checkpoint(job.artifact.local / step_dir(job.resume_step)) if job.resume_step is not None else None
     folders = {source.name: source.artifact.local for source in job.sources}
     valid = {

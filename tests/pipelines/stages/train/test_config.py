@@ -16,22 +16,32 @@ from pipelines.stages.train.config import TrainStageConfig, check_seq_len
 MakeConfig = Callable[..., TrainStageConfig]
 
 
-def test_batch_that_workers_do_not_divide_names_values_that_would_do(train_config: MakeConfig) -> None:
+def test_a_batch_that_workers_do_not_divide_names_the_numbers_that_do(train_config: MakeConfig) -> None:
     with pytest.raises(ValidationError, match="not a multiple of") as caught:
-        train_config(global_batch_size=8, micro_batch_size=2, resources={"num_workers": 3})
-    message = str(caught.value)
-    assert "resources.num_workers: 1, 2, 4" in message
-    assert "global_batch_size: 6, 12" in message
+        train_config(global_batch_size=12, resources={"num_workers": 5})
+    assert "Set resources.num_workers to 4 (these divide it: 1, 2, 3, 4, 6, 12)" in str(caught.value)
 
 
-def test_micro_batch_that_does_not_divide_names_sizes_that_would_do(train_config: MakeConfig) -> None:
-    with pytest.raises(ValidationError, match="micro_batch_size: 1, 2, 3, 4, 6, 8"):
-        train_config(global_batch_size=48, micro_batch_size=5, resources={"num_workers": 2})
+@pytest.mark.parametrize(("num_workers", "micro_batch_size"), [(1, 4), (2, 5), (3, 4), (4, 5), (5, 4), (6, 5), (60, 1)])
+def test_a_worker_takes_the_largest_divisor_of_its_share_up_to_micro_batch_size(
+    train_config: MakeConfig, num_workers: int, micro_batch_size: int
+) -> None:
+    most = 5 if micro_batch_size == 5 else 4
+    config = train_config(global_batch_size=60, micro_batch_size=most, resources={"num_workers": num_workers})
+    assert config.worker_micro_batch_size == micro_batch_size
+    assert config.accumulation_steps * config.worker_micro_batch_size * num_workers == 60
 
 
-@pytest.mark.parametrize("suggestion", [{"num_workers": 2}, {"num_workers": 4}])
-def test_suggested_values_are_accepted(train_config: MakeConfig, suggestion: dict[str, int]) -> None:
-    assert train_config(global_batch_size=8, micro_batch_size=2, resources=suggestion).accumulation_steps >= 1
+def test_the_sizes_of_an_elastic_group_divide_the_batch(train_config: MakeConfig) -> None:
+    config = train_config(global_batch_size=12, resources={"num_workers": 6, "min_workers": 2})
+    assert config.group_sizes == [2, 3, 4, 6]
+    assert config.with_workers(3).worker_batch_size == 4
+    assert train_config(resources={"num_workers": 4}).group_sizes == [4]
+
+
+def test_more_workers_at_least_than_at_most_are_refused(train_config: MakeConfig) -> None:
+    with pytest.raises(ValidationError, match="min_workers=4 is more than num_workers=2"):
+        train_config(resources={"num_workers": 2, "min_workers": 4})
 
 
 @pytest.mark.parametrize(("limits", "found"), [({}, "neither"), ({"max_steps": 10, "max_tokens": 1000}, "both")])
