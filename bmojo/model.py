@@ -21,12 +21,15 @@ Initial values (L layers, std = init_std):
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypeVar
+from functools import partial
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from bmojo.config import ModelConfig
+from bmojo.fields import ActivationCheckpointing
 from bmojo.layers import Linear, Residual, RMSNorm, RotaryTable, SwiGLU, autocast_dtype, residual, terms, total
 from bmojo.mixers import MIXERS
 from bmojo.mixers.base import LayerMemory, Mixer, MixerOutput, Sequence
@@ -35,6 +38,8 @@ from bmojo.state import DecodingState, LayerState
 from kernels.cross_entropy import linear_cross_entropy
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
+Checkpoint = Callable[..., Any]
+"""torch.utils.checkpoint.checkpoint or the like: calls a function of tensors, again in the backward pass."""
 
 
 class LMOutput(NamedTuple):
@@ -59,9 +64,17 @@ class Block(nn.Module):
         self.mlp = SwiGLU(config) if config.ff_width else None
 
     def forward(
-        self, x: Tensor | Residual, sequence: Sequence, state: LayerState | None = None
+        self,
+        x: Tensor | Residual,
+        sequence: Sequence,
+        state: LayerState | None = None,
+        checkpoint_mixer: Checkpoint | None = None,
     ) -> tuple[Tensor | Residual, MixerOutput]:
-        mixed = self.mixer(self.mixer_norm(x), sequence, state)
+        u_btd = self.mixer_norm(x)
+        if checkpoint_mixer is None:
+            mixed = self.mixer(u_btd, sequence, state)
+        else:
+            mixed = MixerOutput(*checkpoint_mixer(lambda u_btd: self.mixer(u_btd, sequence)[:2], u_btd))
         return self._feed_forward(x + mixed.out_btd), mixed
 
     def step(
@@ -88,8 +101,8 @@ class BMojoLM(nn.Module):
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
         self.init_weights(seed=0)
-        self.checkpoint: Callable[..., Any] | None = None
-        """torch.utils.checkpoint.checkpoint or the like: recompute each block in the backward pass to save memory."""
+        self.checkpoint: Checkpoint | None = None
+        self.checkpointed: Literal["block", "mixer"] = "block"  # what `checkpoint` is applied to, of each layer
 
     # Training and scoring
 
@@ -130,6 +143,15 @@ class BMojoLM(nn.Module):
         nll_bt = result.nll_s.view_as(tokens_bt) if token_losses else None
         return LMOutput(None, loss, nll_bt, result.num_targets, layers, hidden)
 
+    def checkpoint_activations(self, part: ActivationCheckpointing) -> None:
+        """Choose what the backward pass of training computes again, to save memory. Results are the same to the bit.
+
+        Nothing in a model is random, so generators are left alone. A CUDA graph could not keep their state.
+        """
+        self.checkpointed = "mixer" if part == "attention" else "block"
+        again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+        self.checkpoint = None if part == "none" else again
+
     def features(self, tokens_bt: Tensor, doc_ids_bt: Tensor | None = None) -> Tensor:
         """The normed residual stream x_btd that the output projection reads; arguments as forward's."""
         return self._features(tokens_bt, doc_ids_bt, return_memory=False)[0]
@@ -169,9 +191,12 @@ class BMojoLM(nn.Module):
         return residual(x)
 
     def _run(self, block: Block, x: Tensor | Residual, sequence: Sequence) -> tuple[Tensor | Residual, MixerOutput]:
-        """Run a block, again in the backward pass if `checkpoint` is set, which sees tensors only."""
+        """Run a block; it or its mixer again in the backward pass if `checkpoint` is set, which sees tensors only."""
         if self.checkpoint is None or not torch.is_grad_enabled():
             x, mixed = block(x, sequence)
+            return x, mixed
+        if self.checkpointed == "mixer":
+            x, mixed = block(x, sequence, checkpoint_mixer=self.checkpoint)
             return x, mixed
 
         def of_tensors(x_btd: Tensor, added_btd: Tensor | None) -> tuple[Tensor | None, ...]:

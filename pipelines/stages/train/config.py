@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from bmojo import ModelConfig
+from bmojo.fields import ActivationCheckpointing
 from pipelines.engine.stage import ADDED_LATER, NOT_IN_FINGERPRINT, StageConfig
 from pipelines.errors import FieldError
 from pipelines.stages.precision import Precision, used_precision
@@ -81,6 +82,12 @@ class TrainStageConfig(StageConfig):
         True,
         description="On a GPU, replay the forward and the backward of a micro batch as CUDA graphs: same results, less "
         "work for the host. Never under ZeRO 3.",
+        json_schema_extra=NOT_IN_FINGERPRINT,
+    )
+    activation_checkpointing: ActivationCheckpointing = Field(
+        "none",
+        description="What the backward pass computes again to save memory, in each layer: nothing, the mixer "
+        "(attention), or the whole block. Same results.",
         json_schema_extra=NOT_IN_FINGERPRINT,
     )
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of the initial weights and of the order of the data.")

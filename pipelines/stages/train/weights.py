@@ -40,6 +40,7 @@ def build_model(job: TrainJob, resumed: Checkpoint | None) -> BMojoLM:
             ) from error
     else:
         model.init_weights(job.config.seed)
+    model.checkpoint_activations(job.config.activation_checkpointing)
     return model
 
 

@@ -17,16 +17,20 @@ from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bmojo import BMojoLM
+from bmojo.fields import ActivationCheckpointing
 from pipelines.stages.train.config import TrainStageConfig
 from pipelines.stages.train.device import CPU
 from pipelines.stages.train.trainer import Trainer
 from tests.pipelines.stages.train.trainer_contract import (
     NUM_STEPS,
     Observed,
+    Start,
     Tensors,
+    equal,
     initial_model,
     micro_batches,
     observe,
+    snapshot,
     steps,
 )
 
@@ -48,6 +52,9 @@ class Result:
             stage: [rank["local_share"][str(stage)] for rank in ranks] for stage in ZERO_STAGES
         }
         self.bf16: dict[int, Any] = {stage: ranks[0]["bf16"][str(stage)] for stage in BF16_STAGES}
+        self.is_recomputed_alike: dict[int, bool] = {
+            stage: all(rank["is_recomputed_alike"][str(stage)] for rank in ranks) for stage in ZERO_STAGES
+        }
         self.scalars_read: dict[int, int] = {stage: ranks[0]["scalars_read"][str(stage)] for stage in ZERO_STAGES}
 
 
@@ -66,7 +73,8 @@ def _worker(rank: int, port: int, config_json: str, folder: Path) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
     config = TrainStageConfig.model_validate_json(config_json)
-    found: dict[str, Any] = {"observed": {}, "local_share": {}, "scalars_read": {}, "bf16": {}}
+    by_stage = ("observed", "local_share", "is_recomputed_alike", "scalars_read", "bf16")
+    found: dict[str, dict[int, Any]] = {name: {} for name in by_stage}
     started: list[Trainer] = []
 
     def start(model: BMojoLM, config: TrainStageConfig) -> Trainer:
@@ -82,6 +90,9 @@ def _worker(rank: int, port: int, config_json: str, folder: Path) -> None:
         with _ScalarsRead() as read:
             started[0].step(micro_batches(config, 0), lr=0.0)
         found["scalars_read"][stage] = read.count
+        found["is_recomputed_alike"][stage] = _is_recomputed_alike(
+            start, config.model_copy(update={"backend": backend}), seen.norms, end
+        )
         if rank == 0:
             save_file(end, folder / f"zero-{stage}.safetensors")
     for stage in BF16_STAGES:
@@ -95,6 +106,18 @@ def _worker(rank: int, port: int, config_json: str, folder: Path) -> None:
         }
     (folder / f"rank-{rank}.json").write_text(json.dumps(found))
     torch.distributed.barrier()
+
+
+def _is_recomputed_alike(start: Start, config: TrainStageConfig, norms: list[float], end: Tensors) -> bool:
+    """Whether steps with activation checkpointing end with the same bits as those without."""
+    parts: tuple[ActivationCheckpointing, ...] = ("attention", "block")
+    alike = []
+    for part in parts:
+        model = initial_model(config)
+        model.checkpoint_activations(part)
+        trainer = start(model, config)
+        alike += [steps(trainer, config, range(NUM_STEPS)) == norms, equal(snapshot(trainer), end)]
+    return all(alike)
 
 
 class _ScalarsRead(TorchDispatchMode):

@@ -37,3 +37,8 @@ def test_nothing_is_sharded_over_one_gpu(single_process: None) -> None:
     assert sharding(one, CPU) == one
     offloaded = one.model_copy(update={"offload": OffloadConfig()})
     assert sharding(offloaded, gpu) == offloaded
+
+
+@pytest.mark.parametrize("stage", ZERO_STAGES)
+def test_activation_checkpointing_changes_no_bit(deepspeed_result: Result, stage: int) -> None:
+    assert deepspeed_result.is_recomputed_alike[stage]
