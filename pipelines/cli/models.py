@@ -146,7 +146,8 @@ def generate(
     storage: StorageOption = "runs",
 ) -> None:
     """Stream text from a trained model, token by token, to standard output."""
-    from pipelines.stages.evaluate.sampling import Drawing, continue_text
+    from pipelines.stages.evaluate.language_model import Drawing
+    from pipelines.stages.evaluate.sampling import continue_text
 
     trained = load_for_decoding(storage, run, stage, step)
     drawing = Drawing(tokens, temperature, top_k, top_p, seed)

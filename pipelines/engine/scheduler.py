@@ -23,13 +23,13 @@ from pipelines.engine.events import (
     EndStatus,
     Failed,
     Finished,
-    Gated,
     Progress,
     Queued,
     Started,
     Status,
 )
-from pipelines.engine.failures import EXIT_CANCELLED, EXIT_RESUMABLE, EXIT_STOPPED, EXIT_USER, Failure, classify
+from pipelines.engine.failures import EXIT_CANCELLED, EXIT_RESUMABLE, Failure, classify
+from pipelines.engine.gates import Gates
 from pipelines.engine.graph import inputs_of, with_results
 from pipelines.engine.headline import (
     change_tags,
@@ -57,7 +57,7 @@ from pipelines.engine.processes import Cluster, Launcher, Outcome, ProcessLaunch
 from pipelines.engine.records import Artifacts, FinishedStage
 from pipelines.engine.results import RunResult
 from pipelines.engine.runs import Run
-from pipelines.engine.stage import AnyNode, ClosedGate, StageNode, StageResult
+from pipelines.engine.stage import AnyNode, StageNode, StageResult
 from pipelines.engine.under_way import StageRun
 from pipelines.errors import InfrastructureError
 from pipelines.redact import redact
@@ -156,10 +156,10 @@ class _Scheduler:
             cluster.environment, self._tracking.log_dir, ("ray",) if _any_on_cluster(planned) else ()
         )
         self._history: OwnHistory
+        self._gates: Gates
         self._stages = {stage.name: StageRun(stage) for stage in planned}
         self._finished: dict[str, AnyNode] = {}
         self._failures: dict[str, Failure] = {}
-        self._closed_gates: dict[str, str] = {}  # of stages that succeeded, with the reasons
         self._stopping: Failure | None = None  # why nothing is started any more
         self._messages: queue.SimpleQueue[_AttemptEnded | _LeaseLost | _CancelAsked] = queue.SimpleQueue()
 
@@ -188,6 +188,7 @@ class _Scheduler:
         if _any_on_cluster(self._planned):
             self._cluster.prepare()
         self._history = OwnHistory(self._run, self._lease, self._pipeline, self._planned)
+        self._gates = Gates(self._history, self._tracking)
         self._lease.on_beat(self._heartbeat)
         self._lease.on_lost(lambda: self._messages.put(_LeaseLost()))
         self._observer.on_run_start(self._run, self._planned)
@@ -209,17 +210,9 @@ class _Scheduler:
 
     def _has_news(self) -> bool:
         """Whether something is left to do, or a result that is there is judged in another way than before."""
-        if self._work_left():
-            return True
-        known = self._history.state.stages
-        for planned in self._planned:
-            finished = self._find(planned)
-            gate = finished and planned.node.stage.closed_gate(
-                planned.config, finished.result(planned.node.stage).output
-            )
-            if (gate.reason if gate else None) != known[planned.name].gate:
-                return True
-        return False
+        return self._work_left() or any(
+            self._gates.would_change_by(planned, self._find(planned)) for planned in self._planned
+        )
 
     def _loop(self) -> None:
         while True:
@@ -259,7 +252,7 @@ class _Scheduler:
             for stage in self._stages.values()
             if not stage.is_settled
             and not stage.is_running
-            and all(name in self._finished and name not in self._closed_gates for name in inputs_of(stage.planned.node))
+            and all(name in self._finished and name not in self._gates.closed for name in inputs_of(stage.planned.node))
         ]
 
     def _start_what_is_ready(self) -> None:
@@ -456,28 +449,13 @@ class _Scheduler:
         state = self._history.state.stages[node.name]
         costs = costs_of(self._planned, stage.planned, finished.record.duration_s, state.attempts)
         self._tracking.log_figures({**figures_of(self._history.state.info.kinds, node.name, result.output), **costs})
-        gate = self._judged(stage.planned, result)
-        if gate is not None and gate.fails:
-            self._failed(stage, Failure(Status.FAILED, f"gate: {gate.reason}", None, EXIT_USER))
+        failure = self._gates.judge(stage.planned, result)
+        if failure is not None:
+            self._failed(stage, failure)
             return
         self._finished[node.name] = StageNode(node.name, node.stage, node.config, inputs, result)
-        if gate is not None:
-            self._closed_gates[node.name] = gate.reason
         state = self._history.state.stages[node.name]
         self._observer.on_stage_end(stage.planned, state.model_copy(update={"reused": reused}))
-
-    def _judged(self, planned: PlannedStage, result: StageResult[Any]) -> ClosedGate | None:
-        """Whether anything may go on from a result. What is new about it goes into the log and to the trackers."""
-        gate = planned.node.stage.closed_gate(planned.config, result.output)
-        event = Gated(stage=planned.name, reason=gate.reason if gate else None)
-        if self._history.would_change_by(event):
-            self._history.append(event)
-            text = gate.reason if gate else "open"
-            self._tracking.log_tags({f"bmojo.gate.{planned.name}": text})
-            status = Status.FAILED if gate and gate.fails else Status.SUCCEEDED
-            with self._tracking.open_stage(planned.name) as journal:
-                journal.write("end", status=status, tags={"bmojo.gate": text})
-        return gate
 
     def _stop_what_is_late(self, running: Sequence[StageRun]) -> None:
         """Stop attempts that take longer than they may, and those whose cluster is gone."""
@@ -544,15 +522,9 @@ class _Scheduler:
         if failure is not None:
             return next(iter(self._failures), None), failure
         if not self._failures:
-            return self._stopped_by_gates()
+            return self._gates.verdict()
         status = worst({found.status for found in self._failures.values()})
         return next((name, found) for name, found in self._failures.items() if found.status is status)
-
-    def _stopped_by_gates(self) -> tuple[str | None, Failure | None]:
-        if not self._closed_gates:
-            return None, None
-        text = "; ".join(f"gate of {name}: {reason}" for name, reason in self._closed_gates.items())
-        return next(iter(self._closed_gates)), Failure(Status.STOPPED, text, None, EXIT_STOPPED)
 
     def _note_end(self, status: EndStatus, failed_stage: str | None, failure: Failure | None) -> None:
         text = None

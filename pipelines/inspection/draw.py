@@ -17,7 +17,7 @@ from pipelines.inspection.text import shown_at, token_pieces
 
 
 @dataclass(frozen=True)
-class Drawing:
+class DrawnInspection:
     """The inspection, drawn."""
 
     html: str
@@ -27,7 +27,7 @@ class Drawing:
 
 def draw_inspection(
     model: BMojoLM, tokenizer: Tokenizer, text: str, max_tokens: int, title: str, about: str
-) -> Drawing:
+) -> DrawnInspection:
     """Let the model read a text as a document of its own, and draw what its layers kept.
 
     Raises: UserError: the model has no memory to look at, or the text never leaves the window.
@@ -45,7 +45,7 @@ def draw_inspection(
     pieces = token_pieces(tokenizer, ids)
     subject = Subject(title, about, model.config, pieces, note)
     png = overview_png(layers, pieces, model.config.window_size)
-    return Drawing(inspection_html(subject, layers), png, tuple(_summary(layer, pieces) for layer in layers))
+    return DrawnInspection(inspection_html(subject, layers), png, tuple(_summary(layer, pieces) for layer in layers))
 
 
 def _summary(layer: LayerInspection, pieces: Sequence[str]) -> str:

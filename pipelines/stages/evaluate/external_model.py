@@ -18,7 +18,7 @@ from bmojo.hf import import_from_hf
 from data.errors import DataError
 from data.tokenizer import load_tokenizer
 from pipelines.stages.evaluate.external import is_ours
-from pipelines.stages.evaluate.language_model import LanguageModel, NativeModel, TextTokenizer
+from pipelines.stages.evaluate.language_model import Drawing, LanguageModel, NativeModel, TextTokenizer
 from pipelines.stages.train import device
 
 if TYPE_CHECKING:
@@ -96,26 +96,27 @@ class TransformersModel:
     def generate(
         self,
         prompt_bt: Tensor,
-        max_new_tokens: int,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int = 0,
+        drawing: Drawing,
         stop_tokens: Collection[int] = (),
         valid_bt: Tensor | None = None,
         num_token_ids: int | None = None,
     ) -> Iterator[Tensor]:
         """See LanguageModel. All tokens are made before the first is given, with torch's own generator, seeded."""
         sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
-        if temperature > 0:
-            sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k or 0, "top_p": top_p or 1.0}
+        if drawing.temperature > 0:
+            sampling = {
+                "do_sample": True,
+                "temperature": drawing.temperature,
+                "top_k": drawing.top_k or 0,
+                "top_p": drawing.top_p or 1.0,
+            }
         stops = sorted(stop_tokens)
         padding_ids = [] if num_token_ids is None else list(range(num_token_ids, self.vocab_size))
-        torch.manual_seed(seed)
+        torch.manual_seed(drawing.seed)
         tokens_bt = self.module.generate(
             prompt_bt,
             attention_mask=torch.ones_like(prompt_bt) if valid_bt is None else valid_bt.long(),
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=drawing.max_new_tokens,
             eos_token_id=stops or None,
             pad_token_id=stops[0] if stops else 0,
             suppress_tokens=padding_ids or None,

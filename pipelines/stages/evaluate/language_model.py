@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -13,6 +13,16 @@ from torch import Tensor
 from bmojo import BMojoLM
 from bmojo.generation import generate
 from pipelines.stages.train.device import device_of
+
+
+class Drawing(NamedTuple):
+    """How tokens are drawn: see bmojo.generation.generate."""
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 0
 
 
 class LanguageModel(Protocol):
@@ -48,11 +58,7 @@ class LanguageModel(Protocol):
     def generate(
         self,
         prompt_bt: Tensor,
-        max_new_tokens: int,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int = 0,
+        drawing: Drawing,
         stop_tokens: Collection[int] = (),
         valid_bt: Tensor | None = None,
         num_token_ids: int | None = None,
@@ -124,11 +130,7 @@ class NativeModel:
     def generate(
         self,
         prompt_bt: Tensor,
-        max_new_tokens: int,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int = 0,
+        drawing: Drawing,
         stop_tokens: Collection[int] = (),
         valid_bt: Tensor | None = None,
         num_token_ids: int | None = None,
@@ -137,12 +139,8 @@ class NativeModel:
         return generate(
             self.module,
             prompt_bt,
-            max_new_tokens,
-            temperature,
-            top_k,
-            top_p,
-            seed,
-            stop_tokens,
-            valid_bt,
-            num_token_ids,
+            **drawing._asdict(),
+            stop_tokens=stop_tokens,
+            valid_bt=valid_bt,
+            num_token_ids=num_token_ids,
         )

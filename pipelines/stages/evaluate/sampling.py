@@ -4,22 +4,11 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import torch
 
 from bmojo import BMojoLM
-from pipelines.stages.evaluate.language_model import LanguageModel, NativeModel, TextTokenizer, beginning
-
-
-class Drawing(NamedTuple):
-    """How tokens are drawn: see bmojo.generation.generate."""
-
-    max_new_tokens: int
-    temperature: float
-    top_k: int | None
-    top_p: float | None
-    seed: int
+from pipelines.stages.evaluate.language_model import Drawing, LanguageModel, NativeModel, TextTokenizer, beginning
 
 
 def continue_text(model: BMojoLM, tokenizer: TextTokenizer, prompt: str, drawing: Drawing) -> Iterator[str]:
@@ -58,8 +47,8 @@ def _drawn(
     valid_bt = torch.tensor([[False] * (most - len(row)) + [True] * len(row) for row in rows], device=model.device)
     return model.generate(
         prompt_bt,
+        drawing,
         valid_bt=valid_bt if len(rows) > 1 else None,
-        **drawing._asdict(),
         stop_tokens=(tokenizer.eod_id,),
         num_token_ids=tokenizer.vocab_size,
     )

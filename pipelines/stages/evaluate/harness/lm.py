@@ -17,7 +17,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 
 from pipelines.stages.evaluate.continuations import Continuation, score_continuations, score_texts
-from pipelines.stages.evaluate.language_model import LanguageModel, TextTokenizer
+from pipelines.stages.evaluate.language_model import Drawing, LanguageModel, TextTokenizer
 
 MAX_TOKENS = 2048  # as lm-eval takes it for models that state no limit
 MAX_NEW_TOKENS = 256  # lm-eval's default
@@ -101,10 +101,12 @@ class HarnessLM(TemplateLM):
         valid_bt = torch.tensor([[False] * (width - len(ids)) + [True] * len(ids) for ids in contexts])
         new_tokens = self._model.generate(
             prompt_bt.to(self._model.device),
-            kwargs["max_gen_toks"],
-            temperature=kwargs.get("temperature", 0.0) if kwargs["do_sample"] else 0.0,
-            top_k=kwargs.get("top_k"),
-            top_p=kwargs.get("top_p"),
+            Drawing(
+                kwargs["max_gen_toks"],
+                temperature=kwargs.get("temperature", 0.0) if kwargs["do_sample"] else 0.0,
+                top_k=kwargs.get("top_k"),
+                top_p=kwargs.get("top_p"),
+            ),
             stop_tokens=(self.eot_token_id,),
             valid_bt=None if bool(valid_bt.all()) else valid_bt.to(self._model.device),
             num_token_ids=self._codec.vocab_size,

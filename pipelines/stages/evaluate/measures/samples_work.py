@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pipelines.stages.evaluate.language_model import Drawing
 from pipelines.stages.evaluate.measures.figures import text_array, texts_of
 from pipelines.stages.evaluate.measures.measure import Measured
 from pipelines.stages.evaluate.results import MeasureResult, SampleText
-from pipelines.stages.evaluate.sampling import Drawing, continue_texts
+from pipelines.stages.evaluate.sampling import continue_texts
 
 if TYPE_CHECKING:
     from pipelines.stages.evaluate.host import Host

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from bmojo import BMojoLM, ModelConfig
 from pipelines.stages.evaluate import continuations
 from pipelines.stages.evaluate.continuations import Continuation, score_continuations, score_texts
-from pipelines.stages.evaluate.language_model import NativeModel
+from pipelines.stages.evaluate.language_model import Drawing, NativeModel
 
 VOCAB = 20
 
@@ -50,7 +50,7 @@ def test_scores_are_those_of_each_continuation_alone(
 
 def test_what_greedy_decoding_writes_is_greedy(model: NativeModel) -> None:
     prompt = [3, 1, 4]
-    written = [int(token) for token in model.generate(torch.tensor([prompt]), 5, temperature=0)]
+    written = [int(token) for token in model.generate(torch.tensor([prompt]), Drawing(5, temperature=0))]
     wrong = [*written[:-1], (written[-1] + 1) % VOCAB]
     scores = score_continuations(model, [Continuation(prompt, written), Continuation(prompt, wrong)], 100)
     assert [score.is_greedy for score in scores] == [True, False]

@@ -22,7 +22,7 @@ from pipelines.stages.evaluate.external_model import (
     load_external_tokenizer,
 )
 from pipelines.stages.evaluate.harness.lm import HarnessLM
-from pipelines.stages.evaluate.language_model import NativeModel
+from pipelines.stages.evaluate.language_model import Drawing, NativeModel
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -91,9 +91,9 @@ def test_generation_with_padding_is_that_of_each_prompt_alone(gpt2: Path) -> Non
     width = max(map(len, prompts))
     prompt_bt = torch.tensor([[0] * (width - len(ids)) + ids for ids in prompts])
     valid_bt = torch.tensor([[False] * (width - len(ids)) + [True] * len(ids) for ids in prompts])
-    both = torch.stack(list(model.generate(prompt_bt, 6, temperature=0, valid_bt=valid_bt)), 1)
+    both = torch.stack(list(model.generate(prompt_bt, Drawing(6, temperature=0), valid_bt=valid_bt)), 1)
     for row, ids in zip(both, prompts, strict=True):
-        alone = torch.stack(list(model.generate(torch.tensor([ids]), 6, temperature=0)), 1)
+        alone = torch.stack(list(model.generate(torch.tensor([ids]), Drawing(6, temperature=0))), 1)
         assert torch.equal(row, alone[0])
     assert HarnessLM(model, tokenizer, 64).prefix_token_id == tokenizer.eod_id
 

@@ -10,8 +10,8 @@ import torch
 
 from bmojo import to_bfloat16
 from pipelines.stages.evaluate import language_model
-from pipelines.stages.evaluate.language_model import NativeModel
-from pipelines.stages.evaluate.sampling import Drawing, continue_text, continue_texts
+from pipelines.stages.evaluate.language_model import Drawing, NativeModel
+from pipelines.stages.evaluate.sampling import continue_text, continue_texts
 from tests.pipelines.stages.trained_run import tiny_model, tiny_tokenizer
 
 PROMPTS = ("", "def function", "x")
