@@ -261,7 +261,7 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant("a failed stage stops those that do not need it", "tests/pipelines/engine/test_parallel_stages.py",
             Edit("pipelines/engine/scheduler.py", 'if stage.planned.config.on_failure == "stop" and', "if")),
     _mutant("stages start behind a closed gate", "tests/pipelines/engine/test_gates.py",
-            Edit("pipelines/engine/scheduler.py", " and name not in self._closed_gates", "")),
+            Edit("pipelines/engine/scheduler.py", " and name not in self._gates.closed", "")),
     _mutant("results that are there are not judged", "tests/pipelines/engine/test_gates.py",
             Edit("pipelines/engine/scheduler.py", "not self._has_news()", "not self._work_left()")),
     _mutant("NaN is within all bounds", "tests/pipelines/stages/evaluate/test_gate.py",
