@@ -23,8 +23,10 @@ WEIGHTS_NAME = "model.safetensors"
 DIGESTS_NAME = "digests.json"
 
 
-def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file, readable by whom the umask allows (the library's is for its owner alone).
+
+    Args: metadata: more of it than the format's name.
 
     Raises: OSError: the disk does not take it.
     """
@@ -32,7 +34,7 @@ def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     path.touch()
     mode = stat.S_IMODE(path.stat().st_mode)
     try:
-        save_file(dict(tensors), path, metadata={"format": "pt"})
+        save_file(dict(tensors), path, metadata={"format": "pt", **(metadata or {})})
     except SafetensorError as error:  # it has the number of the system's error in its text only, and not the file
         number = re.search(r"\(os error (\d+)\)", str(error))
         if number is None:

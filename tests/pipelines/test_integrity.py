@@ -26,6 +26,7 @@ from pipelines.stages.models import load_model, load_tokenizer_of
 from pipelines.stages.tokenize.writing import finished_slices
 from pipelines.stages.train import checkpoint as checkpoints
 from pipelines.stages.train.checkpoint import TrainingState
+from pipelines.stages.train.pieces import Piece
 from pipelines.storage import open_storage
 from pipelines.storage.artifact import ArtifactDir
 from pipelines.tracking.journal import DAMAGED, Journal, read_events
@@ -76,7 +77,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_pretrained(tiny_model("bmojo"), train.local / "model")
     train.write_json("history.json", HISTORY)
     entries = checkpoints.write_rank_files(
-        train, 2, 0, 1, {"param/w": torch.arange(6.0)}, {"torch": torch.zeros(4, dtype=torch.uint8)}
+        train, 2, 0, 1, {"param/w": Piece(0, torch.arange(6.0))}, {"torch": torch.zeros(4, dtype=torch.uint8)}
     )
     checkpoints.complete(train, state_of(2), entries)
     record("train", train)
@@ -100,7 +101,7 @@ def in_order(folder: Path) -> list[Any]:
 
 def newest(folder: Path) -> Any:
     found = checkpoints.newest_complete(ArtifactDir.at(folder))
-    return None if found is None else (repr(found.state), dict(found.parameters())["w"].tolist(), found.rng(0))
+    return None if found is None else (repr(found.state), found.read("param/w", 0, 6).tolist(), found.rng(0))
 
 
 def weights(model: Any) -> str:

@@ -1,28 +1,32 @@
 """Training checkpoints on disk: portable over worker counts and backends, complete or absent (docs/design/0020).
 
     checkpoints/step-00000100/
-        tensors-00000-of-00002.safetensors   a rank's share of the named tensors of a Trainer: "param/NAME",
-                                             "exp_avg/NAME", "exp_avg_sq/NAME", each whole, in float32
+        tensors-00000-of-00002.safetensors   a rank's pieces of the named tensors of a Trainer ("param/NAME",
+                                             "exp_avg/NAME", ...): 1-D, float32; the metadata has their starts
         rng-00000-of-00002.safetensors       the random generators of one rank
         state.json                           counters, data position, facts
         manifest.json                        size and SHA-256 of every other file; written last
 
-Nothing here is ever unpickled.
+Format 1 had whole tensors in their shapes, each in the file of one rank; it is still read. Nothing here is ever
+unpickled.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
+import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
 from pydantic import Field, ValidationError
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from base.config import StrictConfig
 from base.errors import DamagedError
@@ -31,11 +35,14 @@ from bmojo.checkpoint_io import save_tensors
 from pipelines.engine.stage import Facts
 from pipelines.stages.train import device
 from pipelines.stages.train.layout import MANIFEST, complete_steps, step_dir, steps_of
-from pipelines.stages.train.trainer import PARAM, Trainer
+from pipelines.stages.train.pieces import Piece
+from pipelines.stages.train.trainer import Trainer
 from pipelines.storage.artifact import ArtifactDir
 
 STATE = "state.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)
+_STARTS = "starts"  # in the metadata of a file of tensors: JSON, the first element of each piece by key
 
 logger = logging.getLogger(__name__)
 
@@ -87,34 +94,84 @@ class BadCheckpointError(Exception):
     """A checkpoint is incomplete or damaged; the message says which file and how."""
 
 
+class _Stored(NamedTuple):
+    """Where a piece of a named tensor lies in a checkpoint."""
+
+    start: int
+    shape: tuple[int, ...]
+    file: str
+
+    @property
+    def end(self) -> int:
+        return self.start + math.prod(self.shape)
+
+
 class Checkpoint:
-    """A complete checkpoint, read lazily: a tensor is read when asked for."""
+    """A complete checkpoint, read lazily: no more than is asked for."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.manifest = _read_manifest(directory)
         self.state = _read_sealed(directory / STATE, TrainingState)
 
-    def parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """(name, whole tensor) of each parameter, one at a time."""
-        for key, tensor in self._tensors(is_wanted=lambda key: key.startswith(f"{PARAM}/")):
-            yield key.removeprefix(f"{PARAM}/"), tensor
+    @cached_property
+    def _files(self) -> dict[str, Any]:
+        return {name: self._open(name) for name in self.manifest.files if name.startswith("tensors-")}
 
-    def moments(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """(key, whole tensor) of each of the trainer's named tensors that is not a parameter, one at a time."""
-        return self._tensors(is_wanted=lambda key: not key.startswith(f"{PARAM}/"))
+    @cached_property
+    def _stored(self) -> dict[str, list[_Stored]]:
+        found: dict[str, list[_Stored]] = {}
+        for name, file in self._files.items():
+            starts = json.loads((file.metadata() or {}).get(_STARTS, "{}"))
+            for key in file.keys():  # noqa: SIM118 - not a mapping
+                shape = tuple(file.get_slice(key).get_shape())
+                found.setdefault(key, []).append(_Stored(starts.get(key, 0), shape, name))
+        return {key: sorted(pieces) for key, pieces in sorted(found.items())}
+
+    def sizes(self) -> dict[str, int]:
+        """Elements of each named tensor, by key."""
+        return {key: pieces[-1].end for key, pieces in self._stored.items()}
+
+    def read(self, key: str, start: int, numel: int) -> torch.Tensor:
+        """A stretch of a flattened named tensor, from whatever pieces there are: 1-D, float32.
+
+        Raises: BadCheckpointError: it does not hold all of it.
+        """
+        found = torch.empty(numel)
+        at, end = start, start + numel
+        for piece in self._stored.get(key, ()):
+            if piece.start <= at < min(piece.end, end):
+                stop = min(piece.end, end)
+                found[at - start : stop - start] = self._read_piece(key, piece, at - piece.start, stop - piece.start)
+                at = stop
+        if at < end:
+            raise BadCheckpointError(
+                f"{self.directory} holds no element {at} of {key}, of which {start} to {end - 1} are asked for; it is "
+                "of another model or optimizer"
+            )
+        return found
 
     def rng(self, rank: int) -> dict[str, torch.Tensor]:
         """Random generator states of one rank of the run that wrote it."""
-        name = _rng_file(rank, self.state.num_workers)
-        with safe_open(self.directory / name, framework="pt") as file:
+        with self._open(_rng_file(rank, self.state.num_workers)) as file:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
 
-    def _tensors(self, is_wanted: Callable[[str], bool]) -> Iterator[tuple[str, torch.Tensor]]:
-        for name in sorted(name for name in self.manifest.files if name.startswith("tensors-")):
-            with safe_open(self.directory / name, framework="pt") as file:
-                for key in filter(is_wanted, file.keys()):
-                    yield key, file.get_tensor(key)
+    def _open(self, name: str) -> Any:
+        try:
+            return safe_open(self.directory / name, framework="pt")
+        except SafetensorError as error:
+            raise BadCheckpointError(f"{self.directory / name} is no safetensors file: {error}") from error
+
+    def _read_piece(self, key: str, piece: _Stored, first: int, stop: int) -> torch.Tensor:
+        """Elements of a stored piece, flattened; of one with rows (format 1) only the rows that hold them are read."""
+        file = self._files[piece.file]
+        if not piece.shape:
+            whole: torch.Tensor = file.get_tensor(key)
+            return whole.view(1)[first:stop]
+        row = math.prod(piece.shape[1:])
+        first_row, end_row = first // row, -(-stop // row)
+        rows: torch.Tensor = file.get_slice(key)[first_row:end_row]
+        return rows.reshape(-1)[first - first_row * row : stop - first_row * row]
 
 
 def save(
@@ -128,13 +185,10 @@ def save(
     if rank == 0:
         clear(artifact, state.step)
     dist.barrier()
-    tensors = {}
-    owners = assign_owners([shape.numel() for shape in trainer.shapes.values()], num_workers)
-    for key, owner in zip(trainer.shapes, owners, strict=True):
-        whole = trainer.tensor(key)
-        if owner == rank:
-            tensors[key] = whole.detach().to("cpu", copy=True).contiguous()
-    entries = write_rank_files(artifact, state.step, rank, num_workers, tensors, device.rng_state(trainer.device))
+    pieces = {
+        key: Piece(piece.start, piece.values.detach().to("cpu", copy=True)) for key, piece in trainer.pieces().items()
+    }
+    entries = write_rank_files(artifact, state.step, rank, num_workers, pieces, device.rng_state(trainer.device))
     all_entries: list[dict[str, FileEntry]] = [{} for _ in range(num_workers)]
     dist.all_gather_object(all_entries, entries)
     if rank == 0:
@@ -149,16 +203,21 @@ def write_rank_files(
     step: int,
     rank: int,
     num_workers: int,
-    tensors: Mapping[str, torch.Tensor],
+    pieces: Mapping[str, Piece],
     rng: Mapping[str, torch.Tensor],
 ) -> dict[str, FileEntry]:
     """Write one rank's share and make it durable. Returns the manifest entries of its files."""
     folder = artifact.local / step_dir(step)
     folder.mkdir(parents=True, exist_ok=True)
     entries = {}
-    contents = {f"tensors-{rank:05d}-of-{num_workers:05d}.safetensors": tensors, _rng_file(rank, num_workers): rng}
-    for name, content in contents.items():
-        save_tensors(content, folder / name)
+    starts = json.dumps({key: piece.start for key, piece in pieces.items()})
+    values = {key: piece.values for key, piece in pieces.items()}
+    contents = {
+        f"tensors-{rank:05d}-of-{num_workers:05d}.safetensors": (values, {_STARTS: starts}),
+        _rng_file(rank, num_workers): (rng, {}),
+    }
+    for name, (content, metadata) in contents.items():
+        save_tensors(content, folder / name, metadata)
         entries[name] = _entry_of(folder / name)
         artifact.publish(f"{step_dir(step)}/{name}")
     return entries
@@ -233,16 +292,6 @@ def verify(directory: Path) -> None:
             )
 
 
-def assign_owners(sizes: Sequence[int], num_workers: int) -> list[int]:
-    """Which rank writes each tensor, so that all write about as much. The same on every rank."""
-    loads = [0] * num_workers
-    owners = [0] * len(sizes)
-    for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
-        owners[index] = min(range(num_workers), key=lambda rank: (loads[rank], rank))
-        loads[owners[index]] += sizes[index]
-    return owners
-
-
 def _rng_file(rank: int, num_workers: int) -> str:
     return f"rng-{rank:05d}-of-{num_workers:05d}.safetensors"
 
@@ -250,8 +299,11 @@ def _rng_file(rank: int, num_workers: int) -> str:
 def _read_manifest(directory: Path) -> Manifest:
     path = directory / MANIFEST
     manifest = _read_sealed(path, Manifest)
-    if manifest.format_version != FORMAT_VERSION:
-        raise BadCheckpointError(f"{path} is of format {manifest.format_version}, this program reads {FORMAT_VERSION}")
+    if manifest.format_version not in READABLE_VERSIONS:
+        raise BadCheckpointError(
+            f"{path} is of format {manifest.format_version}, this program reads {READABLE_VERSIONS[0]} to "
+            f"{FORMAT_VERSION}"
+        )
     return manifest
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.distributed as dist
 
 from base.errors import UserError
 from pipelines.stages.train.job import TrainJob
 from pipelines.stages.train.layout import step_dir
-from pipelines.stages.train.trainer import PARAM, Trainer
+from pipelines.stages.train.trainer import Trainer
 
 _RUINED = 2.0  # times the loss of guessing among all ids alike
 
@@ -20,13 +21,20 @@ def is_ruined(loss: float, vocab_size: int | None) -> bool:
     return not loss <= _RUINED * math.log(vocab_size)
 
 
-def first_ruined_parameter(trainer: Trainer) -> str | None:
-    """Name of a parameter that is not finite, if there is one. A collective; every rank sees the same."""
-    for key in trainer.shapes:
-        prefix, name = key.split("/", 1)
-        if prefix == PARAM and not bool(torch.isfinite(trainer.tensor(key)).all()):
-            return name
-    return None
+def first_ruined_tensor(trainer: Trainer) -> str | None:
+    """Key of a named tensor that is not finite, if there is one. A collective; every rank sees the same.
+
+    Each rank looks at its pieces; the host waits for the device once.
+    """
+    keys, pieces = list(trainer.shapes), trainer.pieces()
+    largest = torch.zeros(len(keys), device=trainer.device)  # absolute value of each piece
+    for index, key in enumerate(keys):
+        if key in pieces:
+            # One pass without a copy; it is NaN if one of the values is.
+            largest[index] = torch.linalg.vector_norm(pieces[key].values, ord=math.inf)
+    ruined = (~torch.isfinite(largest)).int()
+    dist.all_reduce(ruined)
+    return next((key for key, count in zip(keys, ruined.tolist(), strict=True) if count), None)
 
 
 def diverged(job: TrainJob, saved_step: int | None, what: str) -> UserError:

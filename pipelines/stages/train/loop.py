@@ -19,7 +19,7 @@ from pipelines.stages.train import device
 from pipelines.stages.train.agreement import Agreement, Wish
 from pipelines.stages.train.curves import Curves
 from pipelines.stages.train.data import final_weights
-from pipelines.stages.train.divergence import diverged, first_ruined_parameter, is_ruined
+from pipelines.stages.train.divergence import diverged, first_ruined_tensor, is_ruined
 from pipelines.stages.train.job import TrainFacts, TrainJob
 from pipelines.stages.train.meter import Meter
 from pipelines.stages.train.paths import OperatorPaths
@@ -221,9 +221,9 @@ class TrainLoop:
         return loss
 
     def _refuse_ruined_weights(self) -> None:
-        name = first_ruined_parameter(self.trainer)
-        if name is not None:
-            raise self._diverged(f"{name} is not finite after step {self.step} of {self.job.num_steps}")
+        key = first_ruined_tensor(self.trainer)
+        if key is not None:
+            raise self._diverged(f"{key} is not finite after step {self.step} of {self.job.num_steps}")
 
     def _diverged(self, what: str) -> Exception:
         return diverged(self.job, self.saved_step, what)
@@ -250,9 +250,8 @@ class TrainLoop:
         self.saved_step, self._saved_at = self.step, time.monotonic()
 
     def _restore(self, resumed: checkpoints.Checkpoint) -> None:
-        """Everything but the parameters, which the model already had when the trainer took it over."""
         state = resumed.state
-        self.trainer.load_optimizer(resumed.moments(), state.optimizer_steps)
+        self.trainer.load(resumed.read, state.optimizer_steps)
         self.stream.load_state_dict(state.data)
         self.step, self.num_tokens = state.step, state.num_tokens
         self.train_loss, self.initial_valid_loss = state.train_loss, state.initial_valid_loss

@@ -2,12 +2,12 @@
 
 A trainer is made by a backend (pipelines/stages/train/backends) on every worker, from a model on the CPU whose weights
 are set and the same on every rank. It owns the model from then on: its device, its sharding, its optimizer. The loop
-sees host batches, whole tensors by name and numbers.
+sees host batches, tensors by name and numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -16,6 +16,7 @@ import torch.distributed as dist
 from base.errors import UserError
 from data.shards import TokenBatch
 from pipelines.stages.train.device import copy_to
+from pipelines.stages.train.pieces import Piece, Read
 
 PARAM = "param"
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -36,10 +37,10 @@ class StepResult(NamedTuple):
 
 
 class Trainer(Protocol):
-    """A model and its AdamW. Every method is a collective: all ranks call the same ones in the same order.
+    """A model and its optimizer. Methods are collectives but for `pieces`: all ranks call them in the same order.
 
-    The named tensors are all of the training state that has the size of the model: `param/NAME`, `exp_avg/NAME` and
-    `exp_avg_sq/NAME` for each parameter, whole and in float32 however the backend shards them. They are what a
+    The named tensors are all of the training state that has the size of the model: `param/NAME` for each parameter and,
+    under AdamW, `exp_avg/NAME` and `exp_avg_sq/NAME`; in float32 however the backend shards them. They are what a
     checkpoint holds, so that it can be resumed by another backend or on another number of workers.
     """
 
@@ -68,8 +69,17 @@ class Trainer(Protocol):
     def tensor(self, key: str) -> torch.Tensor:
         """A named tensor, whole. May share memory with the trainer's own: copy it to keep it."""
 
-    def load_optimizer(self, tensors: Iterable[tuple[str, torch.Tensor]], num_steps: int) -> None:
-        """Put back the whole moments (key, tensor) and AdamW's step count."""
+    def pieces(self) -> Mapping[str, Piece]:
+        """The parts of the named tensors that this rank answers for: over all ranks each element once.
+
+        Without communication. Ranks have pieces of different keys, in the order of `shapes`.
+        """
+
+    def load(self, read: Read, num_steps: int) -> None:
+        """Put back parameters, optimizer state and the optimizer's step count; each rank reads what it holds.
+
+        Also in the middle of training, between two steps. Whatever the named tensors were before leaves no trace.
+        """
 
 
 def named_shapes(parameters: Mapping[str, torch.Size]) -> dict[str, torch.Size]:

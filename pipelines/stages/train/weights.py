@@ -20,15 +20,16 @@ from pipelines.storage.artifact import ArtifactDir
 MODEL = "model"
 
 
-def build_model(job: TrainJob, resumed: Checkpoint | None) -> BMojoLM:
-    """The model on the CPU with the weights that training starts or resumes from, the same on every rank.
+def build_model(job: TrainJob) -> BMojoLM:
+    """The model on the CPU with the weights that training starts from, the same on every rank.
 
+    A run that resumes loads others into its trainer, so any will do for it.
     Raises: UserError: another stage's weights do not fit the model.
     """
     model = BMojoLM(job.model)
-    if resumed is not None:
-        _set_parameters(model, resumed.parameters(), str(resumed.directory))
-    elif job.initial_weights is not None:
+    if job.resume_step is not None:
+        return model
+    if job.initial_weights is not None:
         source = f"{job.initial_weights.url}/{MODEL}"
         initial = load_model(job.initial_weights, MODEL)
         try:
@@ -54,12 +55,14 @@ def load_checkpoint(artifact: ArtifactDir, path: str, step: int) -> BMojoLM:
     try:
         verify(directory)
         checkpoint = Checkpoint(directory)
+        model = BMojoLM(ModelConfig.model_validate_json(settings.read_text()))
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.view(-1).copy_(checkpoint.read(f"{PARAM}/{name}", 0, parameter.numel()))
     except BadCheckpointError as error:
         raise DamagedError(
             f"{error}. Evaluate another step: the stage that trained does not write it again."
         ) from error
-    model = BMojoLM(ModelConfig.model_validate_json(settings.read_text()))
-    _set_parameters(model, checkpoint.parameters(), str(directory))
     return model
 
 

@@ -50,7 +50,7 @@ def _train(job: TrainJob) -> TrainFacts | None:
     resumed = None
     if job.resume_step is not None:
         resumed = Checkpoint(_fetch(job.artifact, step_dir(job.resume_step)))
-    trainer = job.config.backend.start(build_model(job, resumed), job.config, worker_device)
+    trainer = job.config.backend.start(build_model(job), job.config, worker_device)
     data = job.config.data
     stream = TokenStream(
         [token_split(source.artifact, "train", data.cache_bytes) for source in job.sources],

@@ -1,4 +1,4 @@
-"""The trainer on DeepSpeed ZeRO: build the engine, take steps, read and write whole tensors by name.
+"""The trainer on DeepSpeed ZeRO: build the engine, take steps, give out and take back named tensors in pieces.
 
 The module is never cast: parameters, gradients and optimizer state are float32 under every precision and bf16 means
 autocast around the forward (docs/design/0021). DeepSpeed's own checkpoints are not used (docs/design/0020).
@@ -8,28 +8,23 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
 import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed.utils import (
-    safe_get_full_fp32_param,
-    safe_get_full_optimizer_state,
-    safe_get_local_optimizer_state,
-    safe_set_full_optimizer_state,
-    safe_set_local_optimizer_state,
-)
 from torch import nn
 
 from bmojo import BMojoLM, float32_names
 from bmojo.graphs import GraphedLoss, Loss, uncached
 from data.shards import TokenBatch
 from pipelines.stages.train.backends.config import DeepSpeedConfig
+from pipelines.stages.train.backends.zero import Place, layout_of
 from pipelines.stages.train.config import TrainStageConfig
 from pipelines.stages.train.device import has_graphs
+from pipelines.stages.train.pieces import Piece, Read, gather
 from pipelines.stages.train.trainer import MOMENTS, PARAM, StepResult, count_targets, named_shapes, to_device
 
 
@@ -90,6 +85,7 @@ class DeepSpeedTrainer:
         )
         if self._zero_stage == 0 and dist.get_world_size() == 1:
             self._engine.enable_backward_allreduce = False  # it would copy every gradient to add it to nothing
+        self._layout = layout_of(self._zero_stage, self._engine, self._params)
         self._make_optimizer_state()
         self._check_dtypes()
 
@@ -130,28 +126,34 @@ class DeepSpeedTrainer:
     def tensor(self, key: str) -> torch.Tensor:
         """See Trainer."""
         prefix, name = key.split("/", 1)
-        param = self._params[name]
-        if prefix == PARAM:
-            full = safe_get_full_fp32_param(param) if self._zero_stage else param
-        elif self._zero_stage:
-            full = safe_get_full_optimizer_state(param, prefix)
-        else:
-            full = self.optimizer.state[param][prefix]
-        return full.detach().reshape(self.shapes[key])
+        if self._zero_stage == 0:
+            return self._kept(prefix, self._layout.held[name]).view(self.shapes[key])
+        return gather(self._piece(prefix, name), self.shapes[key], self.device)
 
-    def load_optimizer(self, tensors: Iterable[tuple[str, torch.Tensor]], num_steps: int) -> None:
-        """See Trainer; each rank keeps its part."""
-        for key, value in tensors:
-            moment, name = key.split("/", 1)
-            param = self._params[name]
-            if self._zero_stage == 0:
-                self.optimizer.state[param][moment].copy_(value)
-            elif self._zero_stage == 3:
-                self._set_stage3_moment(param, moment, value)
-            else:
-                safe_set_full_optimizer_state(param, value.to(self.device), moment)
-        for flat in self._flat_tensors():
-            self.optimizer.state[flat]["step"].fill_(float(num_steps))
+    def pieces(self) -> dict[str, Piece]:
+        """See Trainer."""
+        found = {key: self._piece(*key.split("/", 1)) for key in self.shapes}
+        return {key: piece for key, piece in found.items() if piece is not None}
+
+    def load(self, read: Read, num_steps: int) -> None:
+        """See Trainer."""
+        self._layout.begin_load()
+        for key in self.shapes:
+            prefix, name = key.split("/", 1)
+            place = self._layout.held.get(name)
+            if place is not None:
+                self._kept(prefix, place).copy_(read(key, place.start, place.numel))
+        for updated in self._layout.updated:
+            self.optimizer.state[updated]["step"].fill_(float(num_steps))
+        self._layout.end_load()
+
+    def _piece(self, prefix: str, name: str) -> Piece | None:
+        place = self._layout.own.get(name)
+        return None if place is None else Piece(place.start, self._kept(prefix, place))
+
+    def _kept(self, prefix: str, place: Place) -> torch.Tensor:
+        """The parameter's values at a place, or those of its optimizer state."""
+        return place.of(place.updated if prefix == PARAM else self.optimizer.state[place.updated][prefix])
 
     def _finish_micro_batch(self, lr: float) -> torch.Tensor | None:
         """Count a micro batch; after the last one of a step, update the weights and return the gradient norm."""
@@ -166,31 +168,13 @@ class DeepSpeedTrainer:
         norm = float(self._engine.get_global_grad_norm()) if self._engine.was_step_applied() else math.inf
         return torch.tensor(norm, dtype=torch.float64)
 
-    def _flat_tensors(self) -> list[torch.Tensor]:
-        """The tensors that AdamW really updates on this rank: flat partitions under ZeRO, the parameters without."""
-        if self._zero_stage == 0:
-            return [p for p in self.model.parameters() if p.requires_grad]
-        if self._zero_stage == 3:
-            return list(self._engine.optimizer.fp32_partitioned_groups_flat)
-        return list(self._engine.optimizer.single_partition_of_fp32_groups)
-
     def _make_optimizer_state(self) -> None:
         """Make AdamW's state now (it makes it at its first step) so that a checkpoint can be put into it."""
-        for flat in self._flat_tensors():
-            self.optimizer.state[flat] = {
-                "step": torch.zeros((), dtype=torch.float32, device=flat.device),
-                **{moment: torch.zeros_like(flat, requires_grad=False) for moment in MOMENTS},
+        for updated in self._layout.updated:
+            self.optimizer.state[updated] = {
+                "step": torch.zeros((), dtype=torch.float32, device=updated.device),
+                **{moment: torch.zeros_like(updated, requires_grad=False) for moment in MOMENTS},
             }
-        if self._zero_stage in (1, 2):
-            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
-
-    def _set_stage3_moment(self, param: nn.Parameter, moment: str, value: torch.Tensor) -> None:
-        # safe_set_full_optimizer_state fails where the workers do not divide the tensor's size: pad and cut ourselves.
-        part = safe_get_local_optimizer_state(param, moment).numel()
-        world_size, rank = dist.get_world_size(), dist.get_rank()
-        padded = torch.zeros(part * world_size, dtype=value.dtype)
-        padded[: value.numel()] = value.flatten()
-        safe_set_local_optimizer_state(param, padded[part * rank : part * (rank + 1)].to(self.device), moment)
 
     def _step_unsharded(self) -> torch.Tensor:
         """Update the weights unless the norm is not finite, which the device alone looks at."""

@@ -18,6 +18,7 @@ from pipelines.stages.evaluate.subject import TrainedModel
 from pipelines.stages.train import checkpoint as checkpoints
 from pipelines.stages.train import device
 from pipelines.stages.train.layout import step_dir
+from pipelines.stages.train.pieces import Piece
 from pipelines.stages.train.stage import TrainStage
 from pipelines.stages.train.trainer import PARAM
 from pipelines.storage.artifact import ArtifactDir
@@ -33,9 +34,10 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Tokens:
 
 
 def keep_checkpoint(artifact: ArtifactDir, step: int, model: BMojoLM) -> None:
-    tensors = {f"{PARAM}/{name}": value.detach().clone() for name, value in model.named_parameters()}
-    tensors |= {f"exp_avg/{name}": torch.zeros_like(value) for name, value in model.named_parameters()}
-    entries = checkpoints.write_rank_files(artifact, step, 0, 1, tensors, device.rng_state(device.CPU))
+    values = {name: value.detach().flatten() for name, value in model.named_parameters()}
+    pieces = {f"{PARAM}/{name}": Piece(0, value) for name, value in values.items()}
+    pieces |= {f"exp_avg/{name}": Piece(0, torch.zeros_like(value)) for name, value in values.items()}
+    entries = checkpoints.write_rank_files(artifact, step, 0, 1, pieces, device.rng_state(device.CPU))
     state = checkpoints.TrainingState(
         step=step, num_tokens=1, num_samples=1, optimizer_steps=step, num_workers=1, data={}, train_loss=1.0,
         initial_valid_loss=None, train_time_s=1.0, history={}, versions={},

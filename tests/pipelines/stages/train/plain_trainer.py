@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -14,6 +14,7 @@ from pipelines.stages.train.config import TrainStageConfig
 from pipelines.stages.train.device import CPU
 from pipelines.stages.train.job import TrainFacts, TrainJob
 from pipelines.stages.train.loop import TrainLoop
+from pipelines.stages.train.pieces import Piece, Read, even_shares
 from pipelines.stages.train.trainer import MOMENTS, PARAM, StepResult, count_targets, named_shapes
 from pipelines.stages.train.weights import build_model
 
@@ -30,7 +31,9 @@ class PlainTrainer:
         self._params = dict(model.named_parameters())
         self._optimizer = torch.optim.AdamW(groups, betas=config.betas, eps=config.eps)
         self.shapes = named_shapes({name: param.shape for name, param in self._params.items()})
-        self.load_optimizer([(key, torch.zeros(shape)) for key, shape in self.shapes.items() if PARAM not in key], 0)
+        for param in self._params.values():
+            moments = {moment: torch.zeros_like(param, requires_grad=False) for moment in MOMENTS}
+            self._optimizer.state[param] = {"step": torch.tensor(0.0), **moments}
 
     def step(self, micro_batches: Sequence[TokenBatch], lr: float) -> StepResult:
         targets = count_targets(micro_batches, CPU)
@@ -58,11 +61,15 @@ class PlainTrainer:
         found: torch.Tensor = param.detach() if prefix == PARAM else self._optimizer.state[param][prefix]
         return found
 
-    def load_optimizer(self, tensors: Iterable[tuple[str, torch.Tensor]], num_steps: int) -> None:
-        values = dict(tensors)
-        for name, param in self._params.items():
-            moments = {moment: values[f"{moment}/{name}"].clone() for moment in MOMENTS}
-            self._optimizer.state[param] = {"step": torch.tensor(float(num_steps)), **moments}
+    def pieces(self) -> Mapping[str, Piece]:
+        shares = even_shares({key: shape.numel() for key, shape in self.shapes.items()}, 0, 1)
+        return {key: Piece(start, self.tensor(key).view(-1)[start:][:numel]) for key, (start, numel) in shares.items()}
+
+    def load(self, read: Read, num_steps: int) -> None:
+        for key, shape in self.shapes.items():
+            self.tensor(key).copy_(read(key, 0, shape.numel()).view(shape))
+        for param in self._params.values():
+            self._optimizer.state[param]["step"].fill_(num_steps)
 
 
 def train_plainly(job: TrainJob, trainer: type[PlainTrainer] = PlainTrainer) -> TrainFacts:
@@ -82,6 +89,6 @@ def train_plainly(job: TrainJob, trainer: type[PlainTrainer] = PlainTrainer) -> 
         worker=Worker(),
         mixture=job.mixture,
     ) as stream:
-        facts = TrainLoop(job, trainer(build_model(job, resumed), config), stream, valid, resumed).run()
+        facts = TrainLoop(job, trainer(build_model(job), config), stream, valid, resumed).run()
     assert facts is not None
     return facts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from pathlib import Path
@@ -12,7 +13,10 @@ import torch
 from base.sealed import dumps, seal
 from pipelines.stages.train import checkpoint as checkpoints
 from pipelines.stages.train import device, layout
+from pipelines.stages.train.pieces import Piece
 from pipelines.storage.artifact import ArtifactDir
+
+PREFIXES = ("param", "exp_avg", "exp_avg_sq")
 
 
 def state(step: int, num_workers: int = 2) -> checkpoints.TrainingState:
@@ -31,14 +35,20 @@ def state(step: int, num_workers: int = 2) -> checkpoints.TrainingState:
     )
 
 
+def values_of(prefix: str, step: int) -> torch.Tensor:
+    return torch.arange(6.0) + step + 10 * PREFIXES.index(prefix)
+
+
 def write(artifact: ArtifactDir, step: int, num_workers: int = 2) -> Path:
-    """A checkpoint of two parameters, the first from rank 0, the second from the last rank."""
+    """A checkpoint of one parameter of 6 elements, of which each rank wrote as many."""
     entries = {}
     for rank in range(num_workers):
-        tensors = {f"{p}/w{rank}": torch.full((3, 2), float(step + rank)) for p in ("param", "exp_avg", "exp_avg_sq")}
-        entries |= checkpoints.write_rank_files(
-            artifact, step, rank, num_workers, tensors, device.rng_state(device.CPU)
-        )
+        pieces = {
+            f"{prefix}/w": Piece(start, values_of(prefix, step)[start : start + 6 // num_workers])
+            for prefix in PREFIXES
+            for start in (rank * 6 // num_workers,)
+        }
+        entries |= checkpoints.write_rank_files(artifact, step, rank, num_workers, pieces, device.rng_state(device.CPU))
     checkpoints.complete(artifact, state(step, num_workers), entries)
     return artifact.local / layout.step_dir(step)
 
@@ -54,11 +64,38 @@ def test_what_was_written_is_read_back(artifact: ArtifactDir) -> None:
     assert found is not None
     assert found.directory.name == "step-00000100"
     assert found.state == state(100)
-    parameters, moments = dict(found.parameters()), dict(found.moments())
-    assert parameters.keys() == {"w0", "w1"}
-    assert moments.keys() == {f"{moment}/{name}" for moment in ("exp_avg", "exp_avg_sq") for name in parameters}
-    assert torch.equal(moments["exp_avg/w1"], torch.full((3, 2), 101.0))
-    assert parameters["w0"].dtype == torch.float32
+    assert found.sizes() == dict.fromkeys(["exp_avg/w", "exp_avg_sq/w", "param/w"], 6)
+    assert found.read("param/w", 0, 6).dtype == torch.float32
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 3, 6])
+def test_any_stretch_is_read_whoever_wrote_its_parts(artifact: ArtifactDir, num_workers: int) -> None:
+    found = checkpoints.Checkpoint(write(artifact, 100, num_workers))
+    for prefix in PREFIXES:
+        whole = values_of(prefix, 100)
+        for start, end in itertools.combinations(range(7), 2):
+            assert torch.equal(found.read(f"{prefix}/w", start, end - start), whole[start:end])
+
+
+def test_what_a_checkpoint_does_not_hold_is_named(artifact: ArtifactDir) -> None:
+    found = checkpoints.Checkpoint(write(artifact, 100))
+    with pytest.raises(checkpoints.BadCheckpointError, match="step-00000100 holds no element 6 of param/w"):
+        found.read("param/w", 4, 3)
+    with pytest.raises(checkpoints.BadCheckpointError, match="holds no element 0 of momentum_buffer/w"):
+        found.read("momentum_buffer/w", 0, 1)
+
+
+def test_a_checkpoint_of_format_1_is_still_read() -> None:
+    """The program of 27 November 2026 wrote it: whole tensors of 3 x 2, w0 by rank 0 and w1 by rank 1."""
+    folder = Path(__file__).parent / "format_1" / "step-00000100"
+    checkpoints.verify(folder)
+    found = checkpoints.Checkpoint(folder)
+    assert found.manifest.format_version == 1
+    assert found.state == state(100).model_copy(update={"versions": found.state.versions})
+    assert found.sizes() == {f"{prefix}/w{rank}": 6 for prefix in sorted(PREFIXES) for rank in (0, 1)}
+    for start, end in itertools.combinations(range(7), 2):
+        assert torch.equal(found.read("exp_avg/w1", start, end - start), torch.full((end - start,), 101.0))
+    assert found.rng(1).keys() == device.rng_state(device.CPU).keys()
 
 
 def test_without_manifest_a_checkpoint_does_not_exist(artifact: ArtifactDir) -> None:
@@ -132,14 +169,6 @@ def test_clear_makes_room_for_writing_a_step_again(artifact: ArtifactDir) -> Non
     checkpoints.clear(artifact, 10)
     checkpoints.clear(artifact, 20)
     assert checkpoints.newest_complete(artifact) is None
-
-
-def test_owners_share_the_bytes_about_equally_and_the_same_on_every_rank() -> None:
-    sizes = [1000, 10, 10, 500, 480, 30]
-    owners = checkpoints.assign_owners(sizes, 2)
-    loads = [sum(s for s, o in zip(sizes, owners, strict=True) if o == rank) for rank in (0, 1)]
-    assert owners == checkpoints.assign_owners(sizes, 2)
-    assert abs(loads[0] - loads[1]) <= 30
 
 
 def test_random_generators_survive_the_disk(artifact: ArtifactDir) -> None:

@@ -73,6 +73,16 @@ def test_named_tensors_are_whole_and_in_float32(found: Found) -> None:
     assert all(float(value.abs().max()) > 0 for value in moments)
 
 
+def test_pieces_of_all_workers_hold_each_element_once(found: Found) -> None:
+    for seen in found.workers:
+        assert seen.pieces_cover_each_element_once
+        assert seen.pieces_are_those_of_the_tensors
+
+
+def test_a_rewound_trainer_takes_the_same_steps_again_bitwise(found: Found) -> None:
+    assert all(seen.rewinds_bitwise for seen in found.workers)
+
+
 def test_named_tensors_are_put_back_exactly_and_training_resumes_bitwise(found: Found) -> None:
     assert all(seen.put_back_exactly and seen.resumes_bitwise for seen in found.workers)
 

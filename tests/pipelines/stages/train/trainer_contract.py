@@ -6,6 +6,7 @@ the data stream does it. So trainers can be compared with one another whatever t
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -17,6 +18,7 @@ import torch.distributed as dist
 from bmojo import BMojoLM
 from data.shards import IGNORED_TARGET, TokenBatch
 from pipelines.stages.train.config import TrainStageConfig
+from pipelines.stages.train.pieces import Read
 from pipelines.stages.train.trainer import PARAM, Trainer
 
 NUM_SAMPLES, SEQ_LEN, VOCAB_SIZE = 8, 64, 64
@@ -41,8 +43,11 @@ class Observed:
     shapes_are_those_of_the_tensors: bool = False
     tensors_are_float32: bool = False
     validation_changes_nothing: bool = False
+    pieces_cover_each_element_once: bool = False
+    pieces_are_those_of_the_tensors: bool = False
     put_back_exactly: bool = False
     resumes_bitwise: bool = False
+    rewinds_bitwise: bool = False
     ruined_norm: float = 0.0
     ruined_changes_nothing: bool = False
     goes_on_after_a_ruined_step: bool = False
@@ -85,13 +90,23 @@ def observe(start: Start, config: TrainStageConfig) -> tuple[Observed, Tensors]:
     seen.tensors_are_float32 = {value.dtype for value in end.values()} == {torch.float32}
     seen.versions = dict(trainer.versions)
 
-    resumed = start(model_with(config, halfway), config)
-    resumed.load_optimizer(
-        [(key, value) for key, value in halfway.items() if not key.startswith(f"{PARAM}/")], num_steps=HALFWAY
+    seen.pieces_cover_each_element_once = covers_once(trainer)
+    seen.pieces_are_those_of_the_tensors = all(
+        piece.values.dtype == torch.float32
+        and torch.equal(piece.values, reader(end)(key, piece.start, piece.values.numel()))
+        for key, piece in trainer.pieces().items()
     )
+
+    resumed = start(initial_model(config), config)
+    resumed.load(reader(halfway), num_steps=HALFWAY)
     seen.put_back_exactly = equal(snapshot(resumed), halfway)
     steps(resumed, config, range(HALFWAY, NUM_STEPS))
     seen.resumes_bitwise = equal(snapshot(resumed), end)
+
+    trainer.load(reader(halfway), num_steps=HALFWAY)
+    trainer.token_losses(first[0])
+    steps(trainer, config, range(HALFWAY, NUM_STEPS))
+    seen.rewinds_bitwise = equal(snapshot(trainer), end)
 
     whole = config.model_copy(update={"micro_batch_size": NUM_SAMPLES // dist.get_world_size()})
     seen.norms_in_one_micro_batch = steps(start(initial_model(whole), whole), whole, range(NUM_STEPS))
@@ -141,9 +156,27 @@ def snapshot(trainer: Trainer) -> Tensors:
     return {key: trainer.tensor(key).clone() for key in trainer.shapes}
 
 
+def reader(tensors: Tensors) -> Read:
+    """What Trainer.load asks for, out of whole tensors."""
+    return lambda key, start, numel: tensors[key].reshape(-1)[start : start + numel]
+
+
+def covers_once(trainer: Trainer) -> bool:
+    """Whether the pieces of all ranks hold each element of each tensor, and none twice. A collective."""
+    mine = [(key, piece.start, piece.values.numel()) for key, piece in trainer.pieces().items()]
+    of_ranks: list[list[tuple[str, int, int]]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(of_ranks, mine)
+    counts = {key: torch.zeros(shape.numel(), dtype=torch.int32) for key, shape in trainer.shapes.items()}
+    for key, start, numel in itertools.chain.from_iterable(of_ranks):
+        counts[key][start : start + numel] += 1
+    return all(bool((count == 1).all()) for count in counts.values())
+
+
 def equal(left: Tensors, right: Tensors) -> bool:
     """Whether all tensors are the same to the last bit."""
-    return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
+    return left.keys() == right.keys() and all(
+        torch.equal(left[key].view(torch.int32), right[key].view(torch.int32)) for key in left
+    )
 
 
 def global_batch(number: int) -> TokenBatch:
