@@ -109,9 +109,9 @@ class TokenStream:
             self._reader = _Reader(self, self._sources, self._orders)
         return self._reader
 
-    def places(self, step: int) -> list[Place]:
-        """Where the samples of this worker in global batch `step` (from 0) are, in their order."""
-        sources, own = self._part(step)
+    def places(self, step: int, worker: Worker | None = None) -> list[Place]:
+        """Where the samples of a worker, by default this one, in global batch `step` (from 0) are, in their order."""
+        sources, own = self._part(step, worker or self.worker)
         places = np.empty((len(own), 3), np.int64)
         for number in np.unique(sources).tolist():
             mine = sources == number
@@ -119,9 +119,14 @@ class TokenStream:
             places[mine] = np.stack((np.full_like(shards, number), shards, samples), axis=-1)
         return [Place(*row) for row in places.tolist()]
 
+    def sample_number(self, place: Place) -> int:
+        """The number in its source's split of the sample at a place."""
+        index = self._sources[place.source].index
+        return int(index.sample_ends[place.shard]) - int(index.shard_samples[place.shard]) + place.sample
+
     def blocks(self, step: int) -> list[tuple[int, Block]]:
         """The sources and blocks that this worker's samples of a global batch belong to."""
-        sources, own = self._part(step)
+        sources, own = self._part(step, self.worker)
         return [
             (number, block)
             for number in np.unique(sources).tolist()
@@ -180,13 +185,13 @@ class TokenStream:
             **self._order._asdict(),
         }
 
-    def _part(self, step: int) -> _Part:
-        """This worker's samples of a global batch."""
+    def _part(self, step: int, worker: Worker) -> _Part:
+        """A worker's samples of a global batch."""
         first = step * self._global_batch_size
         sources, own = self._mixture.at(np.arange(first, first + self._global_batch_size))
-        share = self._global_batch_size // self.worker.world_size
+        share = self._global_batch_size // worker.world_size
         by_path = np.argsort(own % self._order.num_paths, kind="stable")
-        mine = by_path[self.worker.rank * share : (self.worker.rank + 1) * share]
+        mine = by_path[worker.rank * share : (worker.rank + 1) * share]
         return _Part(sources[mine], own[mine])
 
 

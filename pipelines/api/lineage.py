@@ -78,11 +78,10 @@ def lineage(run: Run, stage: str, step: int) -> StepLineage:
         worker=Worker(),
         mixture=mixture_of(config, counted, num_steps),
     ) as stream:
-        places = stream.places(step - 1)
+        numbered = [(place, stream.sample_number(place)) for place in stream.places(step - 1)]
     samples = []
-    for place in places:
+    for place, number in numbered:
         index = splits[place.source].index
-        number = int(index.sample_ends[place.shard]) - int(index.shard_samples[place.shard]) + place.sample
         samples.append(
             StepSample(
                 source=sources[place.source],

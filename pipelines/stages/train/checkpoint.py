@@ -72,7 +72,10 @@ class TrainingState(Facts):
     num_samples: int = Field(description="Sequences trained on, over all workers.")
     optimizer_steps: int = Field(description="AdamW's step count: the steps of this stage that were applied.")
     skipped_steps: list[int] = Field(
-        default_factory=list, description="Steps that were left out, because they were not finite."
+        default_factory=list, description="Steps that were left out: they were not finite, or spikes."
+    )
+    recent_losses: list[float] = Field(
+        default_factory=list, description="Losses that spikes are measured by, oldest first."
     )
     num_workers: int = Field(description="Workers that wrote the checkpoint.")
     data: dict[str, Any] = Field(description="The data stream's position and the identity of its data.")

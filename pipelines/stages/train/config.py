@@ -8,11 +8,13 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from bmojo import ModelConfig
 from bmojo.fields import ActivationCheckpointing
+from pipelines.engine.fingerprint import config_that_matters
 from pipelines.engine.stage import ADDED_LATER, NOT_IN_FINGERPRINT, StageConfig
 from pipelines.errors import FieldError
 from pipelines.stages.precision import Precision, used_precision
 from pipelines.stages.train.backends.config import AnyBackendConfig, DeepSpeedConfig
 from pipelines.stages.train.data import TrainDataConfig
+from pipelines.stages.train.guards.config import SpikeAction, SpikeConfig
 from pipelines.stages.train.schedule import CosineSchedule, Position, Schedule
 
 
@@ -60,9 +62,15 @@ class TrainStageConfig(StageConfig):
     max_skipped_steps: int = Field(
         0,
         ge=0,
-        description="Steps with a loss or gradients that are not finite that training may leave out, in all; one more "
-        "ends it. The curve train/skipped_steps counts them.",
+        description="Steps that training may leave out, in all, because loss or gradients are not finite or for a loss "
+        "spike; one more ends it. The curve train/skipped_steps counts them.",
         json_schema_extra=ADDED_LATER,
+    )
+
+    spikes: SpikeConfig | None = Field(
+        SpikeConfig(),
+        description="What a loss far above those before it leads to; null: nothing.",
+        json_schema_extra=NOT_IN_FINGERPRINT,  # as such: settled() puts it in, where it can change the result
     )
 
     backend: AnyBackendConfig = Field(
@@ -171,8 +179,11 @@ class TrainStageConfig(StageConfig):
         )
 
     def settled(self) -> dict[str, Any]:
-        """The precision that is used (`auto` depends on the resources, which do not count), and the backend's part."""
-        return {"precision": used_precision(self.precision, self.on_gpu), **self.backend.hashed()}
+        """The precision that is used (`auto` depends on the resources, which do not count), the backend's part, and
+        spikes, unless they are only told."""
+        acts_on_spikes = self.spikes is not None and self.spikes.action is not SpikeAction.REPORT
+        spikes = {"spikes": config_that_matters(self.spikes)} if self.spikes is not None and acts_on_spikes else {}
+        return {"precision": used_precision(self.precision, self.on_gpu), **self.backend.hashed(), **spikes}
 
     @property
     def on_gpu(self) -> bool:

@@ -60,7 +60,7 @@ class TrainFigures(Facts):
     steps: int
     tokens_seen: int
     skipped_steps: tuple[int, ...] = Field(
-        (), description="Steps that were left out because loss or gradients were not finite (max_skipped_steps)."
+        (), description="Steps that were left out: not finite, or loss spikes (max_skipped_steps)."
     )
     final_train_loss: float
     initial_valid_loss: float | None = Field(description="Before the first step.")

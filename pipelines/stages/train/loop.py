@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-import torch
 import torch.distributed as dist
 
 from bmojo.counting import count
@@ -20,17 +17,15 @@ from pipelines.stages.train.agreement import Agreement, Wish
 from pipelines.stages.train.curves import Curves
 from pipelines.stages.train.data import final_weights
 from pipelines.stages.train.divergence import diverged, first_ruined_tensor, is_ruined
+from pipelines.stages.train.guards.incidents import Incidents
+from pipelines.stages.train.guards.steps import StepLedger
 from pipelines.stages.train.job import TrainFacts, TrainJob
 from pipelines.stages.train.meter import Meter
 from pipelines.stages.train.paths import OperatorPaths
 from pipelines.stages.train.sources import mean_by_weight, source_losses
-from pipelines.stages.train.trainer import StepResult, Trainer, require_targets
+from pipelines.stages.train.trainer import Trainer
 from pipelines.stages.train.validation import validation_loss
 from pipelines.stages.train.weights import save_model
-
-_MOST_UNCHECKED = 100  # steps that are begun before a gradient that is not finite is noticed, at most
-
-logger = logging.getLogger(__name__)
 
 
 class TrainLoop:
@@ -51,18 +46,14 @@ class TrainLoop:
         self.validation_batches = validation_batches
         self.rank, self.num_workers = dist.get_rank(), dist.get_world_size()
         self.step = 0
-        self.num_tokens = 0
         self.initial_valid_loss: float | None = None
-        self.train_loss = math.nan
-        self._unchecked: list[StepResult] = []  # of the last steps, which the device may not have finished
-        self._unread: StepResult | None = None  # of the last step, until its loss is read
-        self._num_targets, self._grad_norm = 0, math.nan  # of the last step that was checked
-        self.skipped: list[int] = []  # steps that were left out
         self._agreement = Agreement(job.metrics.stop_requested, self._is_save_due, is_preempted, trainer.device)
         self.saved_step: int | None = None
         self._saved_at = time.monotonic()  # or when training began here
         journal = job.metrics if self.rank == 0 else None
         self.curves, self.paths = Curves(journal), OperatorPaths(journal)
+        incidents = Incidents(job.artifact, job.sources, stream)
+        self.ledger = StepLedger(job.config, trainer.device, job.num_steps, self.curves, incidents, self._diverged)
         self.counts = count(job.model, job.seq_len)
         self.peak_flops = device.peak_flops(trainer.device, job.config.autocast_bf16)
         self.meter = Meter(self.counts.train_flops_per_token, self.peak_flops, trainer.device)
@@ -102,8 +93,6 @@ class TrainLoop:
         if not saved:
             self._check_steps()
             self._refuse_ruined_weights()
-            if self._unread is not None:
-                self._read_loss(self._unread)
             self._save_checkpoint()
         if wish is not Wish.SAVE:
             why = "a machine will be taken away" if wish is Wish.LEAVE else "it was asked to"
@@ -124,63 +113,16 @@ class TrainLoop:
         self.meter.start()
         micro_batches = [next(batches) for _ in range(self.config.accumulation_steps)]
         by_source = self._losses_by_source(micro_batches) if log else {}
-        result = self.trainer.step(micro_batches, lr)
+        result = self.trainer.step(micro_batches, lr, self.ledger.loss_limit())
         self.step = next_step
-        self._unread = result
-        self._unchecked.append(result)
-        read = log or self._is_due(self.config.checkpoint_every_steps)
-        if read or result.grad_norm.is_cpu or len(self._unchecked) == _MOST_UNCHECKED:
+        if self.ledger.add(next_step, result) or log or self._is_due(self.config.checkpoint_every_steps):
             self._check_steps()
-        if read:
-            self._read_loss(result)
         if log:
             self._log(lr, by_source)
 
     def _check_steps(self) -> None:
         """Learn from the device on how much the last steps were taken, and whether they were applied."""
-        results, self._unchecked = self._unchecked, []
-        if not results:
-            return
-        targets = torch.stack([result.num_targets for result in results]).tolist()
-        norms = torch.stack([result.grad_norm for result in results]).tolist()
-        first = self.step - len(results) + 1
-        for step, num_targets, norm in zip(range(first, self.step + 1), targets, norms, strict=True):
-            require_targets(num_targets)
-            if math.isfinite(norm):
-                self.num_tokens += num_targets
-            else:
-                self._skip(step)
-        self.meter.count(sum(targets))
-        self._num_targets, self._grad_norm = targets[-1], norms[-1]
-
-    def _skip(self, step: int) -> None:
-        """Note a step that the trainer did not apply. Raises: UserError: it is one too many."""
-        before, self.skipped = self.skipped, [*self.skipped, step]
-        if len(self.skipped) > self.config.max_skipped_steps:
-            skipped = f"; left out before: {', '.join(map(str, before))} (max_skipped_steps)" if before else ""
-            at = f"step {step} of {self.job.num_steps}"
-            raise self._diverged(f"loss or gradients are not finite at {at}, which was not applied{skipped}")
-        self.curves.add(step, {"train/skipped_steps": len(self.skipped)})
-        if self.rank == 0:
-            logger.warning(
-                "step %d of %d was left out: its loss or gradients are not finite (%d of max_skipped_steps=%d). "
-                "`bmojo lineage` shows what it read.",
-                step, self.job.num_steps, len(self.skipped), self.config.max_skipped_steps,
-            )  # fmt: skip
-
-    def _read_loss(self, result: StepResult) -> None:
-        self._unread = None
-        if self._is_skipped:
-            return
-        dist.all_reduce(result.loss_sum)
-        self.train_loss = float(result.loss_sum) / self._num_targets
-        if not math.isfinite(self.train_loss):
-            raise self._diverged(f"the loss is {self.train_loss} at step {self.step} of {self.job.num_steps}")
-
-    @property
-    def _is_skipped(self) -> bool:
-        """Whether the last step was left out."""
-        return bool(self.skipped) and self.skipped[-1] == self.step
+        self.meter.count(self.ledger.check())
 
     def _losses_by_source(self, micro_batches: Sequence[TokenBatch]) -> dict[str, float]:
         """Points of the curves of a mixture's sources, before the update."""
@@ -193,13 +135,14 @@ class TrainLoop:
     def _log(self, lr: float, by_source: Mapping[str, float]) -> None:
         self.meter.stop()
         tokens_per_s, mfu = self.meter.take()
+        applied = self.ledger.applied(self.step)
         self.curves.add(
             self.step,
             {
-                "train/loss": None if self._is_skipped else self.train_loss,
+                "train/loss": applied.loss if applied else None,
                 "train/lr": lr,
-                "train/grad_norm": None if self._is_skipped else self._grad_norm,
-                "train/tokens": self.num_tokens,
+                "train/grad_norm": applied.grad_norm if applied else None,
+                "train/tokens": self.ledger.num_tokens,
                 "train/tokens_per_s": tokens_per_s,
                 "train/mfu": mfu,
                 **by_source,
@@ -233,13 +176,14 @@ class TrainLoop:
         num_samples = self.step * self.config.global_batch_size
         state = checkpoints.TrainingState(
             step=self.step,
-            num_tokens=self.num_tokens,
+            num_tokens=self.ledger.num_tokens,
             num_samples=num_samples,
-            optimizer_steps=self.step - len(self.skipped),
-            skipped_steps=self.skipped,
+            optimizer_steps=self.step - len(self.ledger.skipped),
+            skipped_steps=self.ledger.skipped,
+            recent_losses=list(self.ledger.recent_losses),
             num_workers=self.num_workers,
             data=self.stream.state_dict(num_samples),
-            train_loss=self.train_loss,
+            train_loss=self.ledger.train_loss,
             initial_valid_loss=self.initial_valid_loss,
             train_time_s=self.meter.total_time_s,
             history=self.curves.history,
@@ -253,21 +197,21 @@ class TrainLoop:
         state = resumed.state
         self.trainer.load(resumed.read, state.optimizer_steps)
         self.stream.load_state_dict(state.data)
-        self.step, self.num_tokens = state.step, state.num_tokens
-        self.train_loss, self.initial_valid_loss = state.train_loss, state.initial_valid_loss
+        self.step, self.initial_valid_loss = state.step, state.initial_valid_loss
+        self.ledger.restore(state)
         self.meter.total_time_s = state.train_time_s
-        self.saved_step, self.skipped = state.step, list(state.skipped_steps)
+        self.saved_step = state.step
         self.curves.restore(state.history, state.step)
         if state.num_workers == self.num_workers:
             device.set_rng_state(resumed.rng(self.rank), self.trainer.device)
 
     def _facts(self, final_valid_loss: float | None) -> TrainFacts:
-        tokens_per_s = self.num_tokens / self.meter.total_time_s
+        tokens_per_s = self.ledger.num_tokens / self.meter.total_time_s
         return TrainFacts(
             steps=self.step,
-            tokens_seen=self.num_tokens,
-            skipped_steps=tuple(self.skipped),
-            final_train_loss=self.train_loss,
+            tokens_seen=self.ledger.num_tokens,
+            skipped_steps=tuple(self.ledger.skipped),
+            final_train_loss=self.ledger.train_loss,
             initial_valid_loss=self.initial_valid_loss,
             final_valid_loss=final_valid_loss,
             num_params=self.counts.num_params,

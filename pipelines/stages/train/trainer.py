@@ -25,13 +25,13 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 class StepResult(NamedTuple):
     """What one optimizer step did, as scalars on the device: only who reads one waits for the step.
 
-    loss_sum: training loss times targets, summed over this worker's micro batches, before the update; float64.
+    loss: mean training loss of the global batch, in nats per target, before the update; float64.
     num_targets: targets of all workers together; int64.
     grad_norm: global gradient norm before clipping; on the host if the trainer had to know it. Not finite: the step was
         not applied, and the moments and AdamW's step count are as before it.
     """
 
-    loss_sum: torch.Tensor
+    loss: torch.Tensor
     num_targets: torch.Tensor
     grad_norm: torch.Tensor
 
@@ -56,11 +56,15 @@ class Trainer(Protocol):
     def shapes(self) -> Mapping[str, torch.Size]:
         """Whole shape of each named tensor; the same order on every rank."""
 
-    def step(self, micro_batches: Sequence[TokenBatch], lr: float) -> StepResult:
+    def step(
+        self, micro_batches: Sequence[TokenBatch], lr: float, loss_limit: torch.Tensor | None = None
+    ) -> StepResult:
         """Take one optimizer step on this worker's micro batches, at least one and as many on every rank.
 
         The gradient is that of the mean over all targets of the global batch: how the targets are spread over micro
         batches and workers changes rounding only.
+
+        Args: loss_limit: a step with a greater loss is not applied, and its norm is not finite; on the device.
         """
 
     def token_losses(self, batch: TokenBatch) -> torch.Tensor:
@@ -100,6 +104,21 @@ def count_targets(micro_batches: Sequence[TokenBatch], device: torch.device) -> 
     total = torch.full((), sum(counts), dtype=torch.int64, device=device)
     dist.all_reduce(total)
     return TargetCounts(counts, total)
+
+
+def mean_loss(loss_sum: torch.Tensor, num_targets: torch.Tensor) -> torch.Tensor:
+    """Loss of the global batch from this worker's sum over its targets, and all targets. A collective."""
+    total = loss_sum.clone()
+    dist.all_reduce(total)
+    return total / num_targets
+
+
+def refused_above(limit: torch.Tensor | None, loss: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """The factor of a step's last gradients: NaN if the loss is above the limit, else `scale`.
+
+    So what refuses a gradient that is not finite refuses the step too, wherever that is decided, without a wait.
+    """
+    return scale if limit is None else torch.where(loss > limit, torch.nan, scale)
 
 
 def require_targets(num_targets: int) -> None:

@@ -25,7 +25,16 @@ from pipelines.stages.train.backends.zero import Place, layout_of
 from pipelines.stages.train.config import TrainStageConfig
 from pipelines.stages.train.device import has_graphs
 from pipelines.stages.train.pieces import Piece, Read, gather
-from pipelines.stages.train.trainer import MOMENTS, PARAM, StepResult, count_targets, named_shapes, to_device
+from pipelines.stages.train.trainer import (
+    MOMENTS,
+    PARAM,
+    StepResult,
+    count_targets,
+    mean_loss,
+    named_shapes,
+    refused_above,
+    to_device,
+)
 
 
 class Objective(nn.Module):
@@ -99,21 +108,26 @@ class DeepSpeedTrainer:
         """See Trainer. Under ZeRO 3 a parameter itself is empty between uses; `ds_shape` is its whole shape."""
         return named_shapes({name: torch.Size(getattr(p, "ds_shape", p.shape)) for name, p in self._params.items()})
 
-    def step(self, micro_batches: Sequence[TokenBatch], lr: float) -> StepResult:
+    def step(
+        self, micro_batches: Sequence[TokenBatch], lr: float, loss_limit: torch.Tensor | None = None
+    ) -> StepResult:
         """See Trainer."""
         targets = count_targets(micro_batches, self.device)
         # DeepSpeed averages over workers and micro batches; with these weights every token of the global batch
         # counts the same.
         scale = dist.get_world_size() * len(micro_batches) / targets.total.double()
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        grad_norm: torch.Tensor | None = None
-        for batch, num_targets in zip(micro_batches, targets.of_micro_batches, strict=True):
+        step_loss, grad_norm = loss_sum, None
+        for number, (batch, num_targets) in enumerate(zip(micro_batches, targets.of_micro_batches, strict=True), 1):
             loss: torch.Tensor = self._engine(*to_device(batch, self.device))
-            self._engine.backward(loss * (num_targets * scale).to(loss.dtype))
             loss_sum += loss.detach().double() * num_targets
+            if number == len(micro_batches):
+                step_loss = mean_loss(loss_sum, targets.total)
+                scale = refused_above(loss_limit, step_loss, scale)
+            self._engine.backward(loss * (num_targets * scale).to(loss.dtype))
             grad_norm = self._finish_micro_batch(lr)
         assert grad_norm is not None, "the last micro batch of a step must update the weights"
-        return StepResult(loss_sum, targets.total, grad_norm)
+        return StepResult(step_loss, targets.total, grad_norm)
 
     def token_losses(self, batch: TokenBatch) -> torch.Tensor:
         """See Trainer."""

@@ -15,7 +15,7 @@ from pipelines.stages.train.device import CPU
 from pipelines.stages.train.job import TrainFacts, TrainJob
 from pipelines.stages.train.loop import TrainLoop
 from pipelines.stages.train.pieces import Piece, Read, even_shares
-from pipelines.stages.train.trainer import MOMENTS, PARAM, StepResult, count_targets, named_shapes
+from pipelines.stages.train.trainer import MOMENTS, PARAM, StepResult, count_targets, mean_loss, named_shapes
 from pipelines.stages.train.weights import build_model
 
 
@@ -35,20 +35,25 @@ class PlainTrainer:
             moments = {moment: torch.zeros_like(param, requires_grad=False) for moment in MOMENTS}
             self._optimizer.state[param] = {"step": torch.tensor(0.0), **moments}
 
-    def step(self, micro_batches: Sequence[TokenBatch], lr: float) -> StepResult:
+    def step(
+        self, micro_batches: Sequence[TokenBatch], lr: float, loss_limit: torch.Tensor | None = None
+    ) -> StepResult:
         targets = count_targets(micro_batches, CPU)
         loss_sum = torch.zeros((), dtype=torch.float64)
         for batch, num_targets in zip(micro_batches, targets.of_micro_batches, strict=True):
             loss = self._model(*batch).loss
             (loss * (num_targets / targets.total.double()).to(loss.dtype)).backward()
             loss_sum += loss.detach().double() * num_targets
+        loss = mean_loss(loss_sum, targets.total)
         norm = torch.nn.utils.clip_grad_norm_(self._params.values(), self._grad_clip or float("inf"))
+        if loss_limit is not None and loss > loss_limit:
+            norm = torch.tensor(float("nan"))
         if torch.isfinite(norm):
             for group in self._optimizer.param_groups:
                 group["lr"] = lr
             self._optimizer.step()
         self._optimizer.zero_grad()
-        return StepResult(loss_sum, targets.total, norm)
+        return StepResult(loss, targets.total, norm)
 
     @torch.no_grad()
     def token_losses(self, batch: TokenBatch) -> torch.Tensor:

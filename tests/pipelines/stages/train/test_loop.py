@@ -110,16 +110,19 @@ class OnDevice(torch.Tensor):
     is_cpu = False
     reads = 0
 
-    def tolist(self) -> list[float]:
+    def tolist(self) -> list[list[float]]:
         OnDevice.reads += 1
-        return [float(value) for value in self.as_subclass(torch.Tensor)]
+        found: list[list[float]] = self.as_subclass(torch.Tensor).tolist()
+        return found
 
 
 class LaggingTrainer(PlainTrainer):
     """Leaves its norms on the device."""
 
-    def step(self, micro_batches: Sequence[TokenBatch], lr: float) -> StepResult:
-        result = super().step(micro_batches, lr)
+    def step(
+        self, micro_batches: Sequence[TokenBatch], lr: float, loss_limit: torch.Tensor | None = None
+    ) -> StepResult:
+        result = super().step(micro_batches, lr, loss_limit)
         return result._replace(grad_norm=result.grad_norm.as_subclass(OnDevice))
 
 
@@ -130,10 +133,12 @@ class RuinedTrainer(LaggingTrainer):
         super().__init__(model, config)
         self.num_steps = 0
 
-    def step(self, micro_batches: Sequence[TokenBatch], lr: float) -> StepResult:
+    def step(
+        self, micro_batches: Sequence[TokenBatch], lr: float, loss_limit: torch.Tensor | None = None
+    ) -> StepResult:
         self.num_steps += 1
         if self.num_steps < 10:
-            return super().step(micro_batches, lr)
+            return super().step(micro_batches, lr, loss_limit)
         norm = torch.tensor(math.nan if self.num_steps == 10 else 1.0)
         return StepResult(torch.ones((), dtype=torch.float64), torch.tensor(1), norm.as_subclass(OnDevice))
 
@@ -177,10 +182,12 @@ class PoisonedTrainer(PlainTrainer):
         model.embedding.register_forward_hook(lambda *given: given[2] * (math.nan if self.is_poisoned else 1.0))
         self.is_poisoned = False
 
-    def step(self, micro_batches: Sequence[TokenBatch], lr: float) -> StepResult:
+    def step(
+        self, micro_batches: Sequence[TokenBatch], lr: float, loss_limit: torch.Tensor | None = None
+    ) -> StepResult:
         self.num_steps += 1
         self.is_poisoned = self.num_steps in (4, 9)
-        result = super().step(micro_batches, lr)
+        result = super().step(micro_batches, lr, loss_limit)
         self.is_poisoned = False
         return result
 
@@ -188,8 +195,10 @@ class PoisonedTrainer(PlainTrainer):
 class PoisonedLaggingTrainer(PoisonedTrainer):
     """Leaves its norms on the device."""
 
-    def step(self, micro_batches: Sequence[TokenBatch], lr: float) -> StepResult:
-        result = super().step(micro_batches, lr)
+    def step(
+        self, micro_batches: Sequence[TokenBatch], lr: float, loss_limit: torch.Tensor | None = None
+    ) -> StepResult:
+        result = super().step(micro_batches, lr, loss_limit)
         return result._replace(grad_norm=result.grad_norm.as_subclass(OnDevice))
 
 

@@ -242,8 +242,10 @@ def assert_diverges(train: Callable[[Path], object], straight: Straight, folder:
 class OverflowingTrainer(PlainTrainer):
     """Every step leaves infinity in a weight."""
 
-    def step(self, micro_batches: Sequence[TokenBatch], lr: float) -> StepResult:
-        result = super().step(micro_batches, lr)
+    def step(
+        self, micro_batches: Sequence[TokenBatch], lr: float, loss_limit: torch.Tensor | None = None
+    ) -> StepResult:
+        result = super().step(micro_batches, lr, loss_limit)
         self.tensor(next(iter(self.shapes))).view(-1)[0] = math.inf
         return result
 

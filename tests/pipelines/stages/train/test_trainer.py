@@ -59,7 +59,8 @@ def test_every_backend_takes_the_same_steps(found: Found, by_backend: dict[str, 
 def test_a_step_says_what_it_was_taken_on(found: Found) -> None:
     for seen in found.workers:
         assert seen.num_targets == seen.expected_targets
-        assert seen.loss_sum == pytest.approx(seen.nll_sum, rel=1e-5)
+        nll_sum = sum(each.nll_sum for each in found.workers)
+        assert seen.loss == pytest.approx(nll_sum / seen.num_targets, rel=1e-5)
 
 
 def test_losses_of_tokens_fit_the_targets_and_change_nothing(found: Found) -> None:
@@ -94,6 +95,15 @@ def test_a_step_that_is_not_finite_says_so_and_is_not_applied(found: Found) -> N
 def test_a_step_that_is_not_finite_leaves_no_trace_in_those_that_follow(found: Found) -> None:
     """Not in AdamW's step count either, by which it corrects the moments."""
     assert all(seen.goes_on_after_a_ruined_step for seen in found.workers)
+
+
+def test_a_step_above_its_loss_limit_says_so_and_leaves_no_trace(found: Found) -> None:
+    """goes_on_after_a_ruined_step is seen after it; a loss that is the limit is within it."""
+    for seen in found.workers:
+        assert math.isfinite(seen.refused_loss)
+        assert not math.isfinite(seen.refused_norm)
+        assert seen.loss_at_its_limit_is_applied
+        assert seen.goes_on_after_a_ruined_step
 
 
 def test_versions_name_torch(found: Found) -> None:

@@ -35,7 +35,8 @@ class Observed:
 
     norms: list[float] = field(default_factory=list)
     norms_in_one_micro_batch: list[float] = field(default_factory=list)
-    loss_sum: float = 0.0  # of this worker, in the first step
+    loss: float = 0.0  # in the first step
+    losses: list[float] = field(default_factory=list)  # from HALFWAY on
     nll_sum: float = 0.0  # of the same batches, before that step
     num_targets: int = 0
     expected_targets: int = 0
@@ -51,6 +52,9 @@ class Observed:
     ruined_norm: float = 0.0
     ruined_changes_nothing: bool = False
     goes_on_after_a_ruined_step: bool = False
+    refused_norm: float = 0.0  # of a step whose loss is above its limit
+    refused_loss: float = 0.0
+    loss_at_its_limit_is_applied: bool = False
     versions: dict[str, str] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
@@ -80,11 +84,14 @@ def observe(start: Start, config: TrainStageConfig) -> tuple[Observed, Tensors]:
         torch.equal(start_values[f"{PARAM}/{name}"], value) for name, value in initial_model(config).named_parameters()
     )
     result = trainer.step(first, LR)
-    seen.loss_sum, seen.num_targets = float(result.loss_sum), int(result.num_targets)
+    seen.loss, seen.num_targets = float(result.loss), int(result.num_targets)
     seen.expected_targets = int((global_batch(0).targets_bt != IGNORED_TARGET).sum())
     seen.norms = [float(result.grad_norm), *steps(trainer, config, range(1, HALFWAY))]
     halfway = snapshot(trainer)
-    seen.norms += steps(trainer, config, range(HALFWAY, NUM_STEPS))
+    for number in range(HALFWAY, NUM_STEPS):
+        result = trainer.step(micro_batches(config, number), LR)
+        seen.norms.append(float(result.grad_norm))
+        seen.losses.append(float(result.loss))
     end = snapshot(trainer)
     seen.shapes_are_those_of_the_tensors = {key: value.shape for key, value in end.items()} == dict(trainer.shapes)
     seen.tensors_are_float32 = {value.dtype for value in end.values()} == {torch.float32}
@@ -125,7 +132,13 @@ def observe(start: Start, config: TrainStageConfig) -> tuple[Observed, Tensors]:
     factor = math.nan
     ruined_norms = steps(passing, config, range(7, 9))
     factor = 1.0
-    steps(passing, config, range(HALFWAY, NUM_STEPS))
+    refused = passing.step(micro_batches(config, 8), LR, torch.tensor(0.5, dtype=torch.float64))
+    seen.refused_norm, seen.refused_loss = float(refused.grad_norm), float(refused.loss)
+    limits = [torch.tensor(math.inf, dtype=torch.float64), torch.tensor(seen.losses[-1], dtype=torch.float64)]
+    for number, limit in zip(range(HALFWAY, NUM_STEPS), limits, strict=True):
+        seen.loss_at_its_limit_is_applied = math.isfinite(
+            float(passing.step(micro_batches(config, number), LR, limit).grad_norm)
+        )
     seen.goes_on_after_a_ruined_step = not any(map(math.isfinite, ruined_norms)) and equal(snapshot(passing), end)
     return seen, end
 

@@ -1,0 +1,1 @@
+"""What watches a training and acts when it goes wrong (docs/design/0026)."""
