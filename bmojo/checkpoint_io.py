@@ -3,46 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-import re
-import stat
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from base.digest import file_sha256
 from base.errors import DamagedError
 from bmojo.config import ModelConfig
 from bmojo.model import BMojoLM
+from bmojo.tensor_file import save_tensors
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 DIGESTS_NAME = "digests.json"
-
-
-def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file, readable by whom the umask allows (the library's is for its owner alone).
-
-    Args: metadata: more of it than the format's name.
-
-    Raises: OSError: the disk does not take it.
-    """
-    path.unlink(missing_ok=True)
-    path.touch()
-    mode = stat.S_IMODE(path.stat().st_mode)
-    try:
-        save_file(dict(tensors), path, metadata={"format": "pt", **(metadata or {})})
-    except SafetensorError as error:  # it has the number of the system's error in its text only, and not the file
-        number = re.search(r"\(os error (\d+)\)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
-    path.chmod(mode)
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
 
 
 def write_digests(directory: str | Path) -> None:

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from bmojo.checkpoint_io import save_tensors
 from bmojo.config import ModelConfig
 from bmojo.hf.bundle import bundled_sources
 from bmojo.model import BMojoLM
+from bmojo.tensor_file import save_tensors
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"

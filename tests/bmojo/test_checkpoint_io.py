@@ -41,9 +41,9 @@ def test_weights_of_another_config_are_refused(tmp_path):
 
 
 def test_a_disk_that_does_not_take_the_weights_is_said_with_number_and_file(tmp_path):
-    """A limit on the size of files stands for the disk: the library reports both as text of its own error class."""
+    """A limit on the size of files stands for the disk."""
     code = (
-        "import resource, sys; from pathlib import Path; import torch; from bmojo.checkpoint_io import save_tensors\n"
+        "import resource, sys; from pathlib import Path; import torch; from bmojo.tensor_file import save_tensors\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))\n"
         "try: save_tensors({'x': torch.zeros(100_000)}, Path(sys.argv[1]))\n"
         "except OSError as error: print(error.errno, error.filename)\n"

@@ -31,7 +31,7 @@ from safetensors import SafetensorError, safe_open
 from base.config import StrictConfig
 from base.errors import DamagedError
 from base.sealed import unseal
-from bmojo.checkpoint_io import save_tensors
+from bmojo.tensor_file import save_tensors
 from pipelines.engine.stage import Facts
 from pipelines.stages.train import device
 from pipelines.stages.train.layout import MANIFEST, complete_steps, step_dir, steps_of
@@ -220,8 +220,7 @@ def write_rank_files(
         _rng_file(rank, num_workers): (rng, {}),
     }
     for name, (content, metadata) in contents.items():
-        save_tensors(content, folder / name, metadata)
-        entries[name] = _entry_of(folder / name)
+        entries[name] = FileEntry(**save_tensors(content, folder / name, metadata)._asdict())
         artifact.publish(f"{step_dir(step)}/{name}")
     return entries
 
