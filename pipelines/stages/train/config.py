@@ -15,6 +15,7 @@ from pipelines.stages.precision import Precision, used_precision
 from pipelines.stages.train.backends.config import AnyBackendConfig, DeepSpeedConfig
 from pipelines.stages.train.data import TrainDataConfig
 from pipelines.stages.train.guards.config import SpikeAction, SpikeConfig
+from pipelines.stages.train.optimizers.config import GroupConfig
 from pipelines.stages.train.schedule import CosineSchedule, Position, Schedule
 
 
@@ -56,6 +57,11 @@ class TrainStageConfig(StageConfig):
     eps: float = Field(1e-8, gt=0, description="AdamW: added to the root of the second moment.")
     weight_decay: float = Field(
         0.1, ge=0, description="AdamW: decoupled decay of matrices; norms and SSM parameters have none."
+    )
+    groups: tuple[GroupConfig, ...] = Field(
+        (),
+        description="Parameters with a learning rate or a decay of their own, by name.",
+        json_schema_extra=ADDED_LATER,
     )
     grad_clip: float = Field(1.0, ge=0, description="Largest global gradient norm; 0 does not clip.")
 

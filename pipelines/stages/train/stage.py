@@ -99,6 +99,7 @@ class TrainStage(Stage[TrainStageConfig, TrainInputs, TrainOutput]):
             check_same_form(name, tokens, other)
         check_mixture(config, name, [node.name for node in inputs.tokens])
         check_seq_len(config, tokens.config.seq_len, name, tokens.name)
+        _check_groups(name, config)
         tokenizer, room = tokens.inputs.tokenizer, config.model.vocab_size
         if tokenizer is not None and tokenizer.config.load is not None:
             return  # how many ids it has is known when it is read
@@ -198,6 +199,16 @@ def make_job(config: TrainStageConfig, inputs: TrainInputs, context: StageContex
         resume_step=None,
         metrics=metrics,
     )
+
+
+def _check_groups(name: str, config: TrainStageConfig) -> None:
+    """Refuse a group of parameters that the model does not have. Raises FieldError."""
+    if config.groups:
+        from pipelines.stages.train.optimizers.groups import idle_group, names_of
+
+        problem = idle_group(config.groups, names_of(config.model))
+        if problem is not None:
+            raise FieldError(("stages", name, "groups"), problem)
 
 
 def check_same_form(name: str, first: StageNode[TokenizeStage], other: StageNode[TokenizeStage]) -> None:

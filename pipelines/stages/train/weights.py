@@ -27,6 +27,7 @@ def build_model(job: TrainJob) -> BMojoLM:
     Raises: UserError: another stage's weights do not fit the model.
     """
     model = BMojoLM(job.model)
+    model.checkpoint_activations(job.config.activation_checkpointing)
     if job.resume_step is not None:
         return model
     if job.initial_weights is not None:
@@ -41,7 +42,6 @@ def build_model(job: TrainJob) -> BMojoLM:
             ) from error
     else:
         model.init_weights(job.config.seed)
-    model.checkpoint_activations(job.config.activation_checkpointing)
     return model
 
 

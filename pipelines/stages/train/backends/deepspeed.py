@@ -9,12 +9,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from datetime import timedelta
 from functools import cached_property
 from typing import Any
 
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.utils import groups
 from torch import nn
 
 from bmojo import BMojoLM, float32_names
@@ -24,6 +26,7 @@ from pipelines.stages.train.backends.config import DeepSpeedConfig
 from pipelines.stages.train.backends.zero import Place, layout_of
 from pipelines.stages.train.config import TrainStageConfig
 from pipelines.stages.train.device import has_graphs
+from pipelines.stages.train.optimizers.groups import parameter_groups, set_lr
 from pipelines.stages.train.pieces import Piece, Read, gather
 from pipelines.stages.train.trainer import (
     MOMENTS,
@@ -70,12 +73,12 @@ class DeepSpeedTrainer:
         self, model: BMojoLM, config: TrainStageConfig, backend: DeepSpeedConfig, device: torch.device
     ) -> None:
         _quieten_logs()
-        _init_communication(device)
+        _init_communication(device, config.collective_timeout_s)
         backend = sharding(backend, device)
         self.device = device
         self.model = model
         self.optimizer = torch.optim.AdamW(
-            model.param_groups(config.weight_decay),
+            parameter_groups(model, config),
             lr=0.0,  # set before every step; 0 so that nothing DeepSpeed does at start can move a weight
             betas=config.betas,
             eps=config.eps,
@@ -174,8 +177,7 @@ class DeepSpeedTrainer:
         if not self._engine.is_gradient_accumulation_boundary():
             self._engine.step()
             return None
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_lr(self.optimizer.param_groups, lr)
         if self._zero_stage == 0:
             return self._step_unsharded()
         self._engine.step()
@@ -231,6 +233,7 @@ def deepspeed_config(config: TrainStageConfig, backend: DeepSpeedConfig) -> dict
         "contiguous_gradients": on_gpu or backend.zero_stage == 3,
         "reduce_scatter": on_gpu,
         "round_robin_gradients": on_gpu and backend.zero_stage in (1, 2),
+        "compute_grad_norm": True,  # it is what finds gradients that are not finite, in every precision of ours
     }
     if backend.zero_stage == 3:
         # Whole layers at a time: the model is small beside what ZeRO 3 is made for.
@@ -244,7 +247,7 @@ def deepspeed_config(config: TrainStageConfig, backend: DeepSpeedConfig) -> dict
         "train_batch_size": config.global_batch_size,
         "train_micro_batch_size_per_gpu": config.worker_micro_batch_size,
         "gradient_accumulation_steps": config.accumulation_steps,
-        # Without ZeRO we clip ourselves: DeepSpeed then keeps the norm to itself.
+        # Without ZeRO we clip ourselves: DeepSpeed then keeps the norm to itself. It clips by 1.0 if nothing is said.
         "gradient_clipping": config.grad_clip if backend.zero_stage else 0.0,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
@@ -263,8 +266,10 @@ def _quieten_logs() -> None:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 
 
-def _init_communication(device: torch.device) -> None:
-    """Attach DeepSpeed to the process group that Ray Train made.
+def _init_communication(device: torch.device, timeout_s: float) -> None:
+    """Attach DeepSpeed to the process group that Ray Train made, and give its own group the same time-out.
+
+    DeepSpeed clones the group of all workers, with torch's default: 10 minutes for NCCL, 30 for gloo.
 
     On the CPU it would first compile a shared-memory all-reduce meant for inference (45 s and a C++ compiler);
     training never calls it, so it is marked as unavailable. gloo does the work.
@@ -273,3 +278,4 @@ def _init_communication(device: torch.device) -> None:
         deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
     if not deepspeed.comm.is_initialized():
         deepspeed.init_distributed(verbose=False)
+    dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_s), groups._clone_world_group())

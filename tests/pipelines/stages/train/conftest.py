@@ -67,6 +67,9 @@ def contract_config(train_config: Callable[..., TrainStageConfig]) -> Callable[[
             model=TINY_MODEL | {"vocab_size": VOCAB_SIZE},
             global_batch_size=NUM_SAMPLES,
             micro_batch_size=NUM_SAMPLES // num_workers // 4,
+            groups=[{"match": "*.mlp.*", "lr_ratio": 0.9, "weight_decay": 0.2}],
+            collective_timeout_s=123,
+            grad_clip=0.99,
             resources={"num_workers": num_workers},
         )
 

@@ -55,6 +55,7 @@ class Result:
         self.is_recomputed_alike: dict[int, bool] = {
             stage: all(rank["is_recomputed_alike"][str(stage)] for rank in ranks) for stage in ZERO_STAGES
         }
+        self.engine: dict[int, dict[str, Any]] = {stage: ranks[0]["engine"][str(stage)] for stage in ZERO_STAGES}
         self.scalars_read: dict[int, int] = {stage: ranks[0]["scalars_read"][str(stage)] for stage in ZERO_STAGES}
 
 
@@ -73,7 +74,7 @@ def _worker(rank: int, port: int, config_json: str, folder: Path) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
     config = TrainStageConfig.model_validate_json(config_json)
-    by_stage = ("observed", "local_share", "is_recomputed_alike", "scalars_read", "bf16")
+    by_stage = ("observed", "local_share", "is_recomputed_alike", "engine", "scalars_read", "bf16")
     found: dict[str, dict[int, Any]] = {name: {} for name in by_stage}
     started: list[Trainer] = []
 
@@ -90,6 +91,7 @@ def _worker(rank: int, port: int, config_json: str, folder: Path) -> None:
         with _ScalarsRead() as read:
             started[0].step(micro_batches(config, 0), lr=0.0)
         found["scalars_read"][stage] = read.count
+        found["engine"][stage] = _engine_settings(started[0])
         found["is_recomputed_alike"][stage] = _is_recomputed_alike(
             start, config.model_copy(update={"backend": backend}), seen.norms, end
         )
@@ -118,6 +120,19 @@ def _is_recomputed_alike(start: Start, config: TrainStageConfig, norms: list[flo
         trainer = start(model, config)
         alike += [steps(trainer, config, range(NUM_STEPS)) == norms, equal(snapshot(trainer), end)]
     return all(alike)
+
+
+def _engine_settings(trainer: Any) -> dict[str, Any]:
+    """What DeepSpeed goes by, in its own words."""
+    engine = trainer._engine
+    group = engine.seq_data_parallel_group
+    return {
+        "gradient_clipping": engine.gradient_clipping(),
+        "clip_grad": getattr(engine.optimizer, "clip_grad", None),
+        "dtype": str(getattr(engine.optimizer, "dtype", torch.float32)),
+        "timeout_s": group._get_backend(CPU).options._timeout.total_seconds(),
+        "is_world": group is torch.distributed.group.WORLD,
+    }
 
 
 class _ScalarsRead(TorchDispatchMode):

@@ -14,6 +14,7 @@ from pipelines.stages.train.config import TrainStageConfig
 from pipelines.stages.train.device import CPU
 from pipelines.stages.train.job import TrainFacts, TrainJob
 from pipelines.stages.train.loop import TrainLoop
+from pipelines.stages.train.optimizers.groups import parameter_groups, set_lr
 from pipelines.stages.train.pieces import Piece, Read, even_shares
 from pipelines.stages.train.trainer import MOMENTS, PARAM, StepResult, count_targets, mean_loss, named_shapes
 from pipelines.stages.train.weights import build_model
@@ -26,7 +27,7 @@ class PlainTrainer:
     versions: Mapping[str, str] = {"torch": torch.__version__}
 
     def __init__(self, model: BMojoLM, config: TrainStageConfig) -> None:
-        groups = model.param_groups(config.weight_decay)
+        groups = parameter_groups(model, config)
         self._model, self._grad_clip = model, config.grad_clip
         self._params = dict(model.named_parameters())
         self._optimizer = torch.optim.AdamW(groups, betas=config.betas, eps=config.eps)
@@ -49,8 +50,7 @@ class PlainTrainer:
         if loss_limit is not None and loss > loss_limit:
             norm = torch.tensor(float("nan"))
         if torch.isfinite(norm):
-            for group in self._optimizer.param_groups:
-                group["lr"] = lr
+            set_lr(self._optimizer.param_groups, lr)
             self._optimizer.step()
         self._optimizer.zero_grad()
         return StepResult(loss, targets.total, norm)

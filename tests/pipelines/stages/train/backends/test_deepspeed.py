@@ -42,3 +42,13 @@ def test_nothing_is_sharded_over_one_gpu(single_process: None) -> None:
 @pytest.mark.parametrize("stage", ZERO_STAGES)
 def test_activation_checkpointing_changes_no_bit(deepspeed_result: Result, stage: int) -> None:
     assert deepspeed_result.is_recomputed_alike[stage]
+
+
+@pytest.mark.parametrize("stage", ZERO_STAGES)
+def test_nothing_is_left_to_deepspeeds_defaults_which_move(deepspeed_result: Result, stage: int) -> None:
+    engine = deepspeed_result.engine[stage]
+    assert engine["gradient_clipping"] == (0.99 if stage else 0.0), "without ZeRO we clip"
+    assert engine["clip_grad"] == (0.99 if stage else None)
+    assert engine["dtype"] == "torch.float32", "in which ZeRO always looks at the norm, so no flag turns that off"
+    assert engine["timeout_s"] == 123
+    assert not engine["is_world"], "if it is, DeepSpeed has no group of its own and needs no time-out for it"

@@ -1,0 +1,1 @@
+"""What updates the weights: which parameters are updated together and how, apart from how a backend shards them."""
