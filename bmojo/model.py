@@ -316,6 +316,12 @@ def float32_names(model: nn.Module) -> set[str]:
     return {f"{prefix}.{name}" for prefix, mixer in mixers for name in mixer.FLOAT32}
 
 
+def projection_names(model: BMojoLM) -> list[str]:
+    """Names of the matrices inside the blocks that multiply features: no embedding, head, norm, convolution or SSM."""
+    modules = model.blocks.named_modules(prefix="blocks")
+    return [f"{prefix}.weight" for prefix, module in modules if isinstance(module, Linear)]
+
+
 def to_bfloat16(model: AnyModule) -> AnyModule:
     """Cast the weights, in place, for decoding, which reads all of them for each token; without a copy per token.
 

@@ -15,7 +15,7 @@ from pipelines.stages.precision import Precision, used_precision
 from pipelines.stages.train.backends.config import AnyBackendConfig, DeepSpeedConfig
 from pipelines.stages.train.data import TrainDataConfig
 from pipelines.stages.train.guards.config import SpikeAction, SpikeConfig
-from pipelines.stages.train.optimizers.config import GroupConfig
+from pipelines.stages.train.optimizers.config import AdamWConfig, GroupConfig, MuonConfig, OptimizerConfig
 from pipelines.stages.train.schedule import CosineSchedule, Position, Schedule
 
 
@@ -57,6 +57,18 @@ class TrainStageConfig(StageConfig):
     eps: float = Field(1e-8, gt=0, description="AdamW: added to the root of the second moment.")
     weight_decay: float = Field(
         0.1, ge=0, description="AdamW: decoupled decay of matrices; norms and SSM parameters have none."
+    )
+    optimizer: OptimizerConfig = Field(
+        default_factory=AdamWConfig,
+        description="What updates the weights: AdamW, or Muon for the matrices inside the layers.",
+        json_schema_extra=ADDED_LATER,
+    )
+    ema_decay: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Decay rate of a moving average of the weights, which becomes the final model; null: none is kept.",
+        json_schema_extra=ADDED_LATER,
     )
     groups: tuple[GroupConfig, ...] = Field(
         (),
@@ -160,6 +172,10 @@ class TrainStageConfig(StageConfig):
                 f"keep_every_steps={self.keep_every_steps} is not a multiple of checkpoint_every_steps="
                 f"{self.checkpoint_every_steps}: there would be no checkpoint to keep at most of those steps. Set it "
                 f"to {-(-self.keep_every_steps // self.checkpoint_every_steps) * self.checkpoint_every_steps}."
+            )
+        if isinstance(self.optimizer, MuonConfig) and self.backend.offload is not None:
+            raise ValueError(
+                "optimizer: muon needs whole matrices on the GPU; leave backend.offload out, or use adamw."
             )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas={list(self.betas)}: each must be at least 0 and less than 1.")

@@ -65,6 +65,9 @@ class TrainFigures(Facts):
     final_train_loss: float
     initial_valid_loss: float | None = Field(description="Before the first step.")
     final_valid_loss: float | None
+    averaged_valid_loss: float | None = Field(
+        None, description="Of the moving average of the weights, which the final model is; null without ema_decay."
+    )
     train_time_s: float = Field(description="Seconds spent in optimizer steps, over all attempts.")
     tokens_per_s: float = Field(description="Over all workers, while in optimizer steps.")
     mfu: float | None = Field(

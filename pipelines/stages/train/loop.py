@@ -82,9 +82,21 @@ class TrainLoop:
                 self._save_checkpoint()
             if not last:
                 self._obey(self._agreement.reached(), saved=save)
-        save_model(self.job, self.trainer)
+        averaged_valid_loss = self._save_model()
         self.curves.flush()
-        return self._facts(final_valid_loss) if self.rank == 0 else None
+        return self._facts(final_valid_loss, averaged_valid_loss) if self.rank == 0 else None
+
+    def _save_model(self) -> float | None:
+        """Write the model: the averages of the weights if they are kept. Returns their validation loss."""
+        if self.config.ema_decay is None:
+            save_model(self.job, self.trainer)
+            return None
+        with self.trainer.averaged():
+            loss = mean_by_weight(self._valid_losses(), final_weights(self.config))
+            save_model(self.job, self.trainer)
+        if loss is not None and self.curves.last_step("valid/loss_ema") < self.step:
+            self.curves.add(self.step, {"valid/loss_ema": loss})
+        return loss
 
     def _obey(self, wish: Wish, saved: bool) -> None:
         """Save, if that is not done yet, and end if that is wished."""
@@ -149,10 +161,13 @@ class TrainLoop:
             },
         )
 
+    def _valid_losses(self) -> dict[str, float]:
+        return {name: validation_loss(self.trainer, batches) for name, batches in self.validation_batches.items()}
+
     def _validate(self) -> float | None:
         self._check_steps()
         self.meter.stop()
-        losses = {name: validation_loss(self.trainer, batches) for name, batches in self.validation_batches.items()}
+        losses = self._valid_losses()
         loss = mean_by_weight(losses, final_weights(self.config))
         if loss is None:
             return None
@@ -205,7 +220,7 @@ class TrainLoop:
         if state.num_workers == self.num_workers:
             device.set_rng_state(resumed.rng(self.rank), self.trainer.device)
 
-    def _facts(self, final_valid_loss: float | None) -> TrainFacts:
+    def _facts(self, final_valid_loss: float | None, averaged_valid_loss: float | None) -> TrainFacts:
         tokens_per_s = self.ledger.num_tokens / self.meter.total_time_s
         return TrainFacts(
             steps=self.step,
@@ -214,6 +229,7 @@ class TrainLoop:
             final_train_loss=self.ledger.train_loss,
             initial_valid_loss=self.initial_valid_loss,
             final_valid_loss=final_valid_loss,
+            averaged_valid_loss=averaged_valid_loss,
             num_params=self.counts.num_params,
             train_time_s=self.meter.total_time_s,
             tokens_per_s=tokens_per_s,

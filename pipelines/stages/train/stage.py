@@ -57,6 +57,7 @@ class TrainOutput(StageOutput, TrainFigures):
         figures = {
             "train/loss": self.final_train_loss,
             "valid/loss": self.final_valid_loss,
+            "valid/loss_ema": self.averaged_valid_loss,
             "train/parameters": self.num_params,
             "train/tokens": self.tokens_seen,
             "train/time_s": self.train_time_s,

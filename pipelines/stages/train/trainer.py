@@ -8,6 +8,7 @@ sees host batches, tensors by name and numbers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
 import torch
@@ -19,7 +20,6 @@ from pipelines.stages.train.device import copy_to
 from pipelines.stages.train.pieces import Piece, Read
 
 PARAM = "param"
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class StepResult(NamedTuple):
@@ -39,9 +39,10 @@ class StepResult(NamedTuple):
 class Trainer(Protocol):
     """A model and its optimizer. Methods are collectives but for `pieces`: all ranks call them in the same order.
 
-    The named tensors are all of the training state that has the size of the model: `param/NAME` for each parameter and,
-    under AdamW, `exp_avg/NAME` and `exp_avg_sq/NAME`; in float32 however the backend shards them. They are what a
-    checkpoint holds, so that it can be resumed by another backend or on another number of workers.
+    The named tensors are all of the training state that has the size of the model: `param/NAME` for each parameter and
+    its optimizer state, such as AdamW's `exp_avg/NAME` and `exp_avg_sq/NAME`; in float32 however the backend shards
+    them. They are what a checkpoint holds, so that it can be resumed by another backend or on another number of
+    workers.
     """
 
     @property
@@ -70,6 +71,12 @@ class Trainer(Protocol):
     def token_losses(self, batch: TokenBatch) -> torch.Tensor:
         """NLL of each target in nats (b, t), float32, on the device and without a graph; 0 where there is none."""
 
+    def averaged(self) -> AbstractContextManager[None]:
+        """With `ema_decay`: inside, the moving average of the weights is in the place of the weights, and they in its.
+
+        For losses and for reading tensors; no step may be taken.
+        """
+
     def tensor(self, key: str) -> torch.Tensor:
         """A named tensor, whole. May share memory with the trainer's own: copy it to keep it."""
 
@@ -86,9 +93,11 @@ class Trainer(Protocol):
         """
 
 
-def named_shapes(parameters: Mapping[str, torch.Size]) -> dict[str, torch.Size]:
-    """Shapes of the named tensors from those of the parameters."""
-    return {f"{prefix}/{name}": shape for name, shape in parameters.items() for prefix in (PARAM, *MOMENTS)}
+def named_shapes(
+    parameters: Mapping[str, torch.Size], state_names: Mapping[str, Sequence[str]]
+) -> dict[str, torch.Size]:
+    """Shapes of the named tensors from those of the parameters. Args: state_names: of each parameter."""
+    return {f"{prefix}/{name}": shape for name, shape in parameters.items() for prefix in (PARAM, *state_names[name])}
 
 
 class TargetCounts(NamedTuple):

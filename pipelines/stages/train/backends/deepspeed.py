@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import cached_property
 from typing import Any
@@ -26,10 +27,12 @@ from pipelines.stages.train.backends.config import DeepSpeedConfig
 from pipelines.stages.train.backends.zero import Place, layout_of
 from pipelines.stages.train.config import TrainStageConfig
 from pipelines.stages.train.device import has_graphs
-from pipelines.stages.train.optimizers.groups import parameter_groups, set_lr
+from pipelines.stages.train.optimizers.average import WeightAverage
+from pipelines.stages.train.optimizers.build import build_optimizer, new_state, state_names
+from pipelines.stages.train.optimizers.groups import set_lr
+from pipelines.stages.train.optimizers.muon import MOMENTUM, Muon
 from pipelines.stages.train.pieces import Piece, Read, gather
 from pipelines.stages.train.trainer import (
-    MOMENTS,
     PARAM,
     StepResult,
     count_targets,
@@ -67,7 +70,7 @@ class Objective(nn.Module):
 
 
 class DeepSpeedTrainer:
-    """A model under DeepSpeed ZeRO with AdamW; see Trainer."""
+    """A model under DeepSpeed ZeRO; see Trainer."""
 
     def __init__(
         self, model: BMojoLM, config: TrainStageConfig, backend: DeepSpeedConfig, device: torch.device
@@ -77,14 +80,9 @@ class DeepSpeedTrainer:
         backend = sharding(backend, device)
         self.device = device
         self.model = model
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(model, config),
-            lr=0.0,  # set before every step; 0 so that nothing DeepSpeed does at start can move a weight
-            betas=config.betas,
-            eps=config.eps,
-            fused=True,
-        )
+        self.optimizer = build_optimizer(model, config)
         self._params = dict(model.named_parameters())
+        self._state_names = state_names(model, config)
         self._float32 = float32_names(model)
         self._grad_clip = config.grad_clip
         self._zero_stage = backend.zero_stage
@@ -99,6 +97,11 @@ class DeepSpeedTrainer:
             self._engine.enable_backward_allreduce = False  # it would copy every gradient to add it to nothing
         self._layout = layout_of(self._zero_stage, self._engine, self._params)
         self._make_optimizer_state()
+        self._average = (
+            None
+            if config.ema_decay is None
+            else WeightAverage(config.ema_decay, self._layout.updated, self.optimizer.state)
+        )
         self._check_dtypes()
 
     @property
@@ -108,8 +111,8 @@ class DeepSpeedTrainer:
 
     @cached_property
     def shapes(self) -> dict[str, torch.Size]:
-        """See Trainer. Under ZeRO 3 a parameter itself is empty between uses; `ds_shape` is its whole shape."""
-        return named_shapes({name: torch.Size(getattr(p, "ds_shape", p.shape)) for name, p in self._params.items()})
+        """See Trainer."""
+        return named_shapes(self._whole_shapes, self._state_names)
 
     def step(
         self, micro_batches: Sequence[TokenBatch], lr: float, loss_limit: torch.Tensor | None = None
@@ -140,6 +143,21 @@ class DeepSpeedTrainer:
         self._engine.train()
         return nll_bt
 
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """See Trainer."""
+        self._swap_averages()
+        try:
+            yield
+        finally:
+            self._swap_averages()
+
+    def _swap_averages(self) -> None:
+        assert self._average is not None, "ema_decay is not set"
+        self._layout.begin_load()
+        self._average.swap()
+        self._layout.end_load()
+
     def tensor(self, key: str) -> torch.Tensor:
         """See Trainer."""
         prefix, name = key.split("/", 1)
@@ -160,8 +178,11 @@ class DeepSpeedTrainer:
             place = self._layout.held.get(name)
             if place is not None:
                 self._kept(prefix, place).copy_(read(key, place.start, place.numel))
-        for updated in self._layout.updated:
-            self.optimizer.state[updated]["step"].fill_(float(num_steps))
+        for state in self.optimizer.state.values():
+            if "step" in state:
+                state["step"].fill_(float(num_steps))
+        if self._average is not None:
+            self._average.load(num_steps)
         self._layout.end_load()
 
     def _piece(self, prefix: str, name: str) -> Piece | None:
@@ -181,16 +202,26 @@ class DeepSpeedTrainer:
         if self._zero_stage == 0:
             return self._step_unsharded()
         self._engine.step()
-        norm = float(self._engine.get_global_grad_norm()) if self._engine.was_step_applied() else math.inf
-        return torch.tensor(norm, dtype=torch.float64)
+        if not self._engine.was_step_applied():
+            return torch.tensor(math.inf, dtype=torch.float64)
+        if self._average is not None:
+            self._average.update()
+        return torch.tensor(float(self._engine.get_global_grad_norm()), dtype=torch.float64)
+
+    @property
+    def _whole_shapes(self) -> dict[str, torch.Size]:
+        """Of the parameters. Under ZeRO 3 one itself is empty between uses; `ds_shape` is its whole shape."""
+        return {name: torch.Size(getattr(p, "ds_shape", p.shape)) for name, p in self._params.items()}
 
     def _make_optimizer_state(self) -> None:
-        """Make AdamW's state now (it makes it at its first step) so that a checkpoint can be put into it."""
-        for updated in self._layout.updated:
-            self.optimizer.state[updated] = {
-                "step": torch.zeros((), dtype=torch.float32, device=updated.device),
-                **{moment: torch.zeros_like(updated, requires_grad=False) for moment in MOMENTS},
-            }
+        """Make the state that the optimizer would make at its first step, and tell it where parameters are."""
+        held = self._layout.held
+        for name, place in held.items():
+            if place.updated not in self.optimizer.state:
+                self.optimizer.state[place.updated] = new_state(place.updated, self._state_names[name])
+        if isinstance(self.optimizer, Muon):
+            matrices = [name for name, names in self._state_names.items() if MOMENTUM in names]
+            self.optimizer.attach({name: self._whole_shapes[name] for name in matrices}, held, self._layout.updated)
 
     def _step_unsharded(self) -> torch.Tensor:
         """Update the weights unless the norm is not finite, which the device alone looks at."""
@@ -199,8 +230,10 @@ class DeepSpeedTrainer:
         if self._grad_clip:
             nn.utils.clip_grads_with_norm_(parameters, self._grad_clip, norm)
         # If it is 1, torch's fused AdamW changes nothing.
-        self.optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]  # as GradScaler sets it
+        self.optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[union-attr]  # as GradScaler sets it
         self._engine.step()
+        if self._average is not None:
+            self._average.update(torch.isfinite(norm).double())
         return norm
 
     def _check_dtypes(self) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt
 
 from base.config import StrictConfig
 
@@ -19,3 +21,25 @@ class GroupConfig(StrictConfig):
     weight_decay: float | None = Field(
         None, ge=0, description="Their decay; null: as without the group, which is none for norms and SSM parameters."
     )
+
+
+class AdamWConfig(StrictConfig):
+    """AdamW for all parameters (arXiv:1711.05101)."""
+
+    kind: Literal["adamw"] = "adamw"
+
+
+class MuonConfig(StrictConfig):
+    """Muon for the matrices inside the layers; AdamW for embeddings, head, norms, convolutions and SSM parameters.
+
+    lr and weight_decay count for both: Muon's update has the root mean square of AdamW's (arXiv:2502.16982).
+    """
+
+    kind: Literal["muon"]
+    momentum: float = Field(0.95, ge=0, lt=1, description="Decay rate of the mean of the gradients.")
+    num_iterations: PositiveInt = Field(
+        5, le=20, description="Newton-Schulz iterations, which bring the singular values of an update near 1."
+    )
+
+
+OptimizerConfig = Annotated[AdamWConfig | MuonConfig, Field(discriminator="kind")]

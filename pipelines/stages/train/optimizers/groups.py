@@ -11,12 +11,13 @@ import torch
 
 from base.errors import UserError
 from bmojo import BMojoLM, ModelConfig
+from bmojo.model import projection_names
 from pipelines.stages.train.config import TrainStageConfig
-from pipelines.stages.train.optimizers.config import GroupConfig
+from pipelines.stages.train.optimizers.config import GroupConfig, MuonConfig
 
 
 def parameter_groups(model: BMojoLM, config: TrainStageConfig) -> list[dict[str, Any]]:
-    """Parameter groups for an optimizer, the model's own order kept: `params`, `weight_decay` and `lr_ratio`.
+    """Parameter groups for an optimizer: `params` in the model's order, `weight_decay`, `lr_ratio`, and `uses_muon`.
 
     Raises: UserError: a group of the settings matches no parameter.
     """
@@ -24,16 +25,28 @@ def parameter_groups(model: BMojoLM, config: TrainStageConfig) -> list[dict[str,
     problem = idle_group(config.groups, names.values())
     if problem is not None:
         raise UserError(f"train.groups: {problem}")
-    found: dict[tuple[int, int], dict[str, Any]] = {}
+    by_muon = muon_names(model, config)
+    found: dict[tuple[int, int, bool], dict[str, Any]] = {}
     for number, own in enumerate(model.param_groups(config.weight_decay)):
         for parameter in own["params"]:
             rule = _rule_of(names[parameter], config.groups)
-            if (rule, number) not in found:
+            key = (rule, number, names[parameter] in by_muon)
+            if key not in found:
                 group = config.groups[rule] if rule >= 0 else GroupConfig(match="*")
                 decay = own["weight_decay"] if group.weight_decay is None else group.weight_decay
-                found[rule, number] = {"params": [], "weight_decay": decay, "lr_ratio": group.lr_ratio}
-            found[rule, number]["params"].append(parameter)
+                found[key] = {
+                    "params": [],
+                    "weight_decay": decay,
+                    "lr_ratio": group.lr_ratio,
+                    "uses_muon": key[-1],
+                }
+            found[key]["params"].append(parameter)
     return [found[key] for key in sorted(found)]
+
+
+def muon_names(model: BMojoLM, config: TrainStageConfig) -> set[str]:
+    """Names of the parameters that Muon updates; none under another optimizer."""
+    return set(projection_names(model)) if isinstance(config.optimizer, MuonConfig) else set()
 
 
 def set_lr(groups: Iterable[dict[str, Any]], lr: float) -> None:

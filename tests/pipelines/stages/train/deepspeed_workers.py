@@ -20,8 +20,11 @@ from bmojo import BMojoLM
 from bmojo.fields import ActivationCheckpointing
 from pipelines.stages.train.config import TrainStageConfig
 from pipelines.stages.train.device import CPU
+from pipelines.stages.train.optimizers.config import MuonConfig
+from pipelines.stages.train.optimizers.exchange import Exchange, Extent
 from pipelines.stages.train.trainer import Trainer
 from tests.pipelines.stages.train.trainer_contract import (
+    HALFWAY,
     NUM_STEPS,
     Observed,
     Start,
@@ -56,7 +59,28 @@ class Result:
             stage: all(rank["is_recomputed_alike"][str(stage)] for rank in ranks) for stage in ZERO_STAGES
         }
         self.engine: dict[int, dict[str, Any]] = {stage: ranks[0]["engine"][str(stage)] for stage in ZERO_STAGES}
+        self.muon = {stage: ByMuon(ranks, stage, folder) for stage in ZERO_STAGES}
+        self.exchange_is_exact = all(rank["exchange_is_exact"] for rank in ranks)
         self.scalars_read: dict[int, int] = {stage: ranks[0]["scalars_read"][str(stage)] for stage in ZERO_STAGES}
+
+
+class ByMuon:
+    """What the workers saw of training by Muon, with averages of the weights."""
+
+    def __init__(self, ranks: list[dict[str, Any]], stage: int, folder: Path) -> None:
+        found = [rank["muon"][str(stage)] for rank in ranks]
+        self.norms: list[float] = found[0]["norms"]
+        self.resumes_bitwise = all(of_rank["resumes_bitwise"] for of_rank in found)
+        self.averages_change_places = all(of_rank["averages_change_places"] for of_rank in found)
+        self.skips_without_a_trace = all(of_rank["skips_without_a_trace"] for of_rank in found)
+        self.weights_by_step = [load_file(folder / f"muon-{stage}-{step}.safetensors") for step in range(NUM_STEPS + 1)]
+        self.tensors: Tensors = load_file(folder / f"muon-{stage}.safetensors")
+
+
+def muon_config(config: TrainStageConfig) -> TrainStageConfig:
+    """The settings of training by Muon."""
+    changes = {"groups": (), "optimizer": MuonConfig(kind="muon"), "ema_decay": 0.8}
+    return config.model_copy(update=changes)
 
 
 def run_workers(config: TrainStageConfig, folder: Path) -> Result:
@@ -74,7 +98,7 @@ def _worker(rank: int, port: int, config_json: str, folder: Path) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
     config = TrainStageConfig.model_validate_json(config_json)
-    by_stage = ("observed", "local_share", "is_recomputed_alike", "engine", "scalars_read", "bf16")
+    by_stage = ("observed", "muon", "local_share", "is_recomputed_alike", "engine", "scalars_read", "bf16")
     found: dict[str, dict[int, Any]] = {name: {} for name in by_stage}
     started: list[Trainer] = []
 
@@ -95,6 +119,9 @@ def _worker(rank: int, port: int, config_json: str, folder: Path) -> None:
         found["is_recomputed_alike"][stage] = _is_recomputed_alike(
             start, config.model_copy(update={"backend": backend}), seen.norms, end
         )
+        found["muon"][stage] = _train_by_muon(
+            start, muon_config(config.model_copy(update={"backend": backend})), folder
+        )
         if rank == 0:
             save_file(end, folder / f"zero-{stage}.safetensors")
     for stage in BF16_STAGES:
@@ -106,7 +133,7 @@ def _worker(rank: int, port: int, config_json: str, folder: Path) -> None:
             "dtypes": sorted({str(trainer.tensor(key).dtype) for key in trainer.shapes}),
             "parameter_dtypes": sorted({str(parameter.dtype) for parameter in trainer.model.parameters()}),
         }
-    (folder / f"rank-{rank}.json").write_text(json.dumps(found))
+    (folder / f"rank-{rank}.json").write_text(json.dumps(found | {"exchange_is_exact": _exchange_is_exact(rank)}))
     torch.distributed.barrier()
 
 
@@ -120,6 +147,62 @@ def _is_recomputed_alike(start: Start, config: TrainStageConfig, norms: list[flo
         trainer = start(model, config)
         alike += [steps(trainer, config, range(NUM_STEPS)) == norms, equal(snapshot(trainer), end)]
     return all(alike)
+
+
+def _train_by_muon(start: Start, config: TrainStageConfig, folder: Path) -> dict[str, Any]:
+    """Steps with a step that is left out among them, and the same again from halfway."""
+    stage, first = config.backend.zero_stage, torch.distributed.get_rank() == 0
+    model, factor = initial_model(config), 1.0
+    model.embedding.register_forward_hook(lambda *given: given[2] * factor)
+    trainer = start(model, config)
+    norms: list[float] = []
+    snapshots = [snapshot(trainer)]
+    for step in range(NUM_STEPS):
+        norms += steps(trainer, config, range(step, step + 1))
+        snapshots.append(snapshot(trainer))
+        if step == 0:
+            factor = float("nan")
+            steps(trainer, config, range(7, 8))
+            factor = 1.0
+            skips = equal(snapshot(trainer), snapshots[-1])
+    with trainer.averaged():
+        swapped = snapshot(trainer)
+    back = snapshot(trainer)
+    weights = [key for key in swapped if key.startswith("param/")]
+    changed = all(torch.equal(swapped[key], back[key.replace("param/", "ema/")]) for key in weights)
+    resumed = start(initial_model(config), config)
+    halfway = snapshots[HALFWAY]
+    resumed.load(lambda key, at, numel: halfway[key].flatten()[at : at + numel], HALFWAY)
+    steps(resumed, config, range(HALFWAY, NUM_STEPS))
+    if first:
+        save_file(snapshots[-1], folder / f"muon-{stage}.safetensors")
+        for number, tensors in enumerate(snapshots):
+            save_file({key: tensors[key] for key in weights}, folder / f"muon-{stage}-{number}.safetensors")
+    return {
+        "norms": norms,
+        "resumes_bitwise": equal(snapshot(resumed), snapshots[-1]),
+        "averages_change_places": changed and equal(back, snapshots[-1]),
+        "skips_without_a_trace": skips,
+    }
+
+
+def _exchange_is_exact(rank: int) -> bool:
+    """Whether pieces of odd sizes become whole matrices somewhere, and the results come back as pieces."""
+    shapes = {"even": (4, 6), "one": (1, 1), "odd": (5, 7), "whole": (3, 3), "of the first": (2, 9)}
+    cuts = {"even": 12, "one": 0, "odd": 11, "whole": 9, "of the first": 17}
+    wholes = {
+        name: torch.arange(float(a * b)).view(a, b) + number for number, (name, (a, b)) in enumerate(shapes.items())
+    }
+    held = {}
+    for name, cut in cuts.items():
+        start, end = (0, cut) if rank == 0 else (cut, wholes[name].numel())
+        if start < end:
+            held[name] = Extent(start, end - start)
+    exchange = Exchange({name: whole.shape for name, whole in wholes.items()}, held)
+    pieces = {name: wholes[name].flatten()[at : at + numel] for name, (at, numel) in held.items()}
+    found = exchange.apply(lambda matrix: matrix.flip(0) @ matrix.mT @ matrix, pieces, list(wholes))
+    expected = {name: (whole.flip(0) @ whole.mT @ whole).flatten() for name, whole in wholes.items()}
+    return equal(found, {name: expected[name][at : at + numel] for name, (at, numel) in held.items()})
 
 
 def _engine_settings(trainer: Any) -> dict[str, Any]:

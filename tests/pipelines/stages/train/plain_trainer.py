@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 
 from bmojo import BMojoLM
+from bmojo.model import projection_names
 from data.shards import TokenBatch, TokenSplit, read_token_batches
 from data.streaming import StreamOrder, TokenStream, Worker
+from pipelines.stages.train.backends.zero import Place
 from pipelines.stages.train.checkpoint import Checkpoint, step_dir
 from pipelines.stages.train.config import TrainStageConfig
 from pipelines.stages.train.device import CPU
 from pipelines.stages.train.job import TrainFacts, TrainJob
 from pipelines.stages.train.loop import TrainLoop
-from pipelines.stages.train.optimizers.groups import parameter_groups, set_lr
+from pipelines.stages.train.optimizers.average import WeightAverage
+from pipelines.stages.train.optimizers.build import build_optimizer, new_state, state_names
+from pipelines.stages.train.optimizers.groups import set_lr
+from pipelines.stages.train.optimizers.muon import Muon
 from pipelines.stages.train.pieces import Piece, Read, even_shares
-from pipelines.stages.train.trainer import MOMENTS, PARAM, StepResult, count_targets, mean_loss, named_shapes
+from pipelines.stages.train.trainer import PARAM, StepResult, count_targets, mean_loss, named_shapes
 from pipelines.stages.train.weights import build_model
 
 
@@ -27,14 +33,20 @@ class PlainTrainer:
     versions: Mapping[str, str] = {"torch": torch.__version__}
 
     def __init__(self, model: BMojoLM, config: TrainStageConfig) -> None:
-        groups = parameter_groups(model, config)
         self._model, self._grad_clip = model, config.grad_clip
         self._params = dict(model.named_parameters())
-        self._optimizer = torch.optim.AdamW(groups, betas=config.betas, eps=config.eps)
-        self.shapes = named_shapes({name: param.shape for name, param in self._params.items()})
-        for param in self._params.values():
-            moments = {moment: torch.zeros_like(param, requires_grad=False) for moment in MOMENTS}
-            self._optimizer.state[param] = {"step": torch.tensor(0.0), **moments}
+        self._optimizer = build_optimizer(model, config)
+        names, shapes = state_names(model, config), {name: param.shape for name, param in self._params.items()}
+        self.shapes = named_shapes(shapes, names)
+        for name, param in self._params.items():
+            self._optimizer.state[param] = new_state(param, names[name])
+        if isinstance(self._optimizer, Muon):
+            places = {name: Place(0, param.numel(), param, 0) for name, param in self._params.items()}
+            matrices = {name: shapes[name] for name in projection_names(model)}
+            self._optimizer.attach(matrices, places, list(self._params.values()))
+        self._average: WeightAverage | None = None
+        if config.ema_decay is not None:
+            self._average = WeightAverage(config.ema_decay, list(self._params.values()), self._optimizer.state)
 
     def step(
         self, micro_batches: Sequence[TokenBatch], lr: float, loss_limit: torch.Tensor | None = None
@@ -52,6 +64,8 @@ class PlainTrainer:
         if torch.isfinite(norm):
             set_lr(self._optimizer.param_groups, lr)
             self._optimizer.step()
+            if self._average is not None:
+                self._average.update()
         self._optimizer.zero_grad()
         return StepResult(loss, targets.total, norm)
 
@@ -73,8 +87,18 @@ class PlainTrainer:
     def load(self, read: Read, num_steps: int) -> None:
         for key, shape in self.shapes.items():
             self.tensor(key).copy_(read(key, 0, shape.numel()).view(shape))
-        for param in self._params.values():
-            self._optimizer.state[param]["step"].fill_(num_steps)
+        for state in self._optimizer.state.values():
+            if "step" in state:
+                state["step"].fill_(num_steps)
+        if self._average is not None:
+            self._average.load(num_steps)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        assert self._average is not None
+        self._average.swap()
+        yield
+        self._average.swap()
 
 
 def train_plainly(job: TrainJob, trainer: type[PlainTrainer] = PlainTrainer) -> TrainFacts:
