@@ -81,14 +81,18 @@ class RemoteJournal:
         """Return once all points and tags of this worker are on the disk, or False if they are not, but kept.
 
         Call it before a checkpoint is made to count: the steps before a checkpoint are not done again after a crash.
+        One thread may flush while another logs.
         """
+        points, tags = list(self._unconfirmed), dict(self._unconfirmed_tags)
         try:
-            ray.get(self._handle.flush.remote(self._unconfirmed, self._unconfirmed_tags), timeout=timeout_s)
+            ray.get(self._handle.flush.remote(points, tags), timeout=timeout_s)
         except Exception as error:
             log.warning("The journal did not confirm its points, which are kept: %s", error)
             return False
-        self._unconfirmed.clear()
-        self._unconfirmed_tags.clear()
+        del self._unconfirmed[: len(points)]
+        for name, text in tags.items():
+            if self._unconfirmed_tags.get(name) == text:
+                del self._unconfirmed_tags[name]
         return True
 
 

@@ -18,13 +18,12 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-import torch.distributed as dist
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
 
@@ -33,10 +32,8 @@ from base.errors import DamagedError
 from base.sealed import unseal
 from bmojo.tensor_file import save_tensors
 from pipelines.engine.stage import Facts
-from pipelines.stages.train import device
 from pipelines.stages.train.layout import MANIFEST, complete_steps, step_dir, steps_of
 from pipelines.stages.train.pieces import Piece
-from pipelines.stages.train.trainer import Trainer
 from pipelines.storage.artifact import ArtifactDir
 
 STATE = "state.json"
@@ -84,6 +81,12 @@ class TrainingState(Facts):
     train_time_s: float = Field(description="Seconds spent in steps, over all attempts.")
     history: dict[str, list[tuple[int, float]]] = Field(description="Every point of the curves so far: (step, value).")
     versions: dict[str, str] = Field(description="Versions of the trainer's libraries.")
+    backend: dict[str, Any] = Field(
+        default_factory=dict, description="Settings of the backend that wrote the checkpoint, ZeRO stage and offload."
+    )
+    digests: dict[str, str] = Field(
+        default_factory=dict, description="Of each named tensor (train/digests.py), as they were copied to be written."
+    )
 
 
 class Kept(NamedTuple):
@@ -175,30 +178,6 @@ class Checkpoint:
         first_row, end_row = first // row, -(-stop // row)
         rows: torch.Tensor = file.get_slice(key)[first_row:end_row]
         return rows.reshape(-1)[first - first_row * row : stop - first_row * row]
-
-
-def save(
-    artifact: ArtifactDir, trainer: Trainer, state: TrainingState, kept: Kept, before_complete: Callable[[], object]
-) -> None:
-    """Write a checkpoint, each rank its share, then delete those that are not kept. A collective.
-
-    Args: before_complete: called on rank 0 before the checkpoint counts as complete.
-    """
-    rank, num_workers = dist.get_rank(), dist.get_world_size()
-    if rank == 0:
-        clear(artifact, state.step)
-    dist.barrier()
-    pieces = {
-        key: Piece(piece.start, piece.values.detach().to("cpu", copy=True)) for key, piece in trainer.pieces().items()
-    }
-    entries = write_rank_files(artifact, state.step, rank, num_workers, pieces, device.rng_state(trainer.device))
-    all_entries: list[dict[str, FileEntry]] = [{} for _ in range(num_workers)]
-    dist.all_gather_object(all_entries, entries)
-    if rank == 0:
-        before_complete()
-        complete(artifact, state, {name: entry for each in all_entries for name, entry in each.items()})
-        prune(artifact, state.step, kept)
-    dist.barrier()
 
 
 def write_rank_files(

@@ -137,6 +137,11 @@ def copy_to(device: torch.device, tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(device, non_blocking=True)
 
 
+def host_memory(device: torch.device, numel: int) -> torch.Tensor:
+    """float32 memory of the host, to which the device copies without waiting."""
+    return torch.empty(numel, pin_memory=device.type != "cpu")
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until the device has done what was asked of it."""
     if device.type != "cpu":

@@ -22,6 +22,7 @@ from pipelines.stages.train.guards.steps import StepLedger
 from pipelines.stages.train.job import TrainFacts, TrainJob
 from pipelines.stages.train.meter import Meter
 from pipelines.stages.train.paths import OperatorPaths
+from pipelines.stages.train.saving import Saver
 from pipelines.stages.train.sources import mean_by_weight, source_losses
 from pipelines.stages.train.trainer import Trainer
 from pipelines.stages.train.validation import validation_loss
@@ -48,10 +49,11 @@ class TrainLoop:
         self.step = 0
         self.initial_valid_loss: float | None = None
         self._agreement = Agreement(job.metrics.stop_requested, self._is_save_due, is_preempted, trainer.device)
-        self.saved_step: int | None = None
         self._saved_at = time.monotonic()  # or when training began here
         journal = job.metrics if self.rank == 0 else None
         self.curves, self.paths = Curves(journal), OperatorPaths(journal)
+        kept = checkpoints.Kept(self.config.keep_checkpoints, self.config.keep_every_steps)
+        self.saver = Saver(job.artifact, kept, trainer.device, self.curves.flush)
         incidents = Incidents(job.artifact, job.sources, stream)
         self.ledger = StepLedger(job.config, trainer.device, job.num_steps, self.curves, incidents, self._diverged)
         self.counts = count(job.model, job.seq_len)
@@ -70,6 +72,7 @@ class TrainLoop:
         if self.step == self.job.num_steps:  # the last checkpoint is there, the model is not
             final_valid_loss = self._validate()
         while self.step < self.job.num_steps:
+            self.saver.check()
             self._train_step(batches)
             self.paths.report()
             last = self.step == self.job.num_steps
@@ -83,6 +86,7 @@ class TrainLoop:
             if not last:
                 self._obey(self._agreement.reached(), saved=save)
         averaged_valid_loss = self._save_model()
+        self.saver.wait()
         self.curves.flush()
         return self._facts(final_valid_loss, averaged_valid_loss) if self.rank == 0 else None
 
@@ -107,6 +111,7 @@ class TrainLoop:
             self._refuse_ruined_weights()
             self._save_checkpoint()
         if wish is not Wish.SAVE:
+            self.saver.wait()
             why = "a machine will be taken away" if wish is Wish.LEAVE else "it was asked to"
             raise LostError(f"Training stopped after step {self.step}, with a checkpoint: {why}.")
 
@@ -184,7 +189,8 @@ class TrainLoop:
             raise self._diverged(f"{key} is not finite after step {self.step} of {self.job.num_steps}")
 
     def _diverged(self, what: str) -> Exception:
-        return diverged(self.job, self.saved_step, what)
+        self.saver.wait()
+        return diverged(self.job, self.saver.saved_step, what)
 
     def _save_checkpoint(self) -> None:
         self.meter.stop()
@@ -203,10 +209,10 @@ class TrainLoop:
             train_time_s=self.meter.total_time_s,
             history=self.curves.history,
             versions=dict(self.trainer.versions),
+            backend=self.config.backend.model_dump(mode="json"),
         )
-        kept = checkpoints.Kept(self.config.keep_checkpoints, self.config.keep_every_steps)
-        checkpoints.save(self.job.artifact, self.trainer, state, kept, self.curves.flush)
-        self.saved_step, self._saved_at = self.step, time.monotonic()
+        self.saver.save(state, self.trainer.pieces(), device.rng_state(self.trainer.device))
+        self._saved_at = time.monotonic()
 
     def _restore(self, resumed: checkpoints.Checkpoint) -> None:
         state = resumed.state
@@ -215,7 +221,7 @@ class TrainLoop:
         self.step, self.initial_valid_loss = state.step, state.initial_valid_loss
         self.ledger.restore(state)
         self.meter.total_time_s = state.train_time_s
-        self.saved_step = state.step
+        self.saver.saved_step = state.step
         self.curves.restore(state.history, state.step)
         if state.num_workers == self.num_workers:
             device.set_rng_state(resumed.rng(self.rank), self.trainer.device)

@@ -62,7 +62,9 @@ def _train(job: TrainJob) -> TrainFacts | None:
         pin_memory=job.config.on_gpu,
     )
     with stream:
-        return TrainLoop(job, trainer, stream, _validation_batches(job), resumed, _is_preempted).run()
+        loop = TrainLoop(job, trainer, stream, _validation_batches(job), resumed, _is_preempted)
+        with loop.saver:
+            return loop.run()
 
 
 def _is_preempted() -> bool:

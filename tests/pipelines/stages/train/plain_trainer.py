@@ -118,6 +118,8 @@ def train_plainly(job: TrainJob, trainer: type[PlainTrainer] = PlainTrainer) -> 
         worker=Worker(),
         mixture=job.mixture,
     ) as stream:
-        facts = TrainLoop(job, trainer(build_model(job), config), stream, valid, resumed).run()
+        loop = TrainLoop(job, trainer(build_model(job), config), stream, valid, resumed)
+        with loop.saver:
+            facts = loop.run()
     assert facts is not None
     return facts
