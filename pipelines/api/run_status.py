@@ -41,6 +41,7 @@ class StageStatus(Facts):
     eta_s: float | None  # seconds until it is done, at the speed of the attempt so far
     waits_for: str | None  # of a stage that has not started, or starts again
     error: str | None  # of the last attempt
+    note: str | None  # the last notice of the attempt under way
     gate: str | None  # why nothing may go on from its result
     log: str | None  # path or URL of the last attempt's output
     artifact: str | None  # path or URL of its folder
@@ -139,6 +140,7 @@ class StatusReader:
             eta_s=self._eta_s(name, stage) if is_running else None,
             waits_for=waits_for(name, state),
             error=stage.error,
+            note=stage.note,
             gate=stage.gate,
             log=self._run.storage.url_of(f"{self._run.relpath}/{stage.log}") if stage.log else None,
             artifact=self._run.storage.url_of(stage.artifact) if stage.artifact else None,

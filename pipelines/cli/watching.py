@@ -199,6 +199,8 @@ def _news(stage: StageStatus) -> list[str]:
         words.append(f"attempt {stage.attempt}")
     if stage.status == "RUNNING" and stage.done is not None:
         words += [_progress(stage), *stage.shown_values()]
+    if stage.note:
+        words.append(f"({stage.note})")
     if stage.waits_for:
         words.append(f"({stage.waits_for})")
     if stage.error and stage.status != "RUNNING":
@@ -237,6 +239,8 @@ def _details(current: RunStatus) -> Iterator[str]:
     for stage in current.stages:
         if stage.waits_for:
             yield f"{stage.name}: {escape(stage.waits_for)}"
+        if stage.note:
+            yield f"{stage.name}: {escape(stage.note)}"
         if stage.summary:
             yield f"{stage.name}: {escape(stage.summary)}"
         if stage.gate:

@@ -106,6 +106,13 @@ class Progress(StageEvent):
     values: dict[str, float]
 
 
+class Noted(StageEvent):
+    """Something worth a line happened in the attempt, and it goes on."""
+
+    event: Literal["noted"] = "noted"
+    text: str
+
+
 class AttemptLost(StageEvent):
     """The attempt ended without a result, and another one follows."""
 
@@ -157,7 +164,7 @@ class Sealed(EventBase):
 
 
 Event = Annotated[
-    Planned | Queued | Started | Progress | AttemptLost | Finished | Gated | Failed | Ended | Sealed,
+    Planned | Queued | Started | Progress | Noted | AttemptLost | Finished | Gated | Failed | Ended | Sealed,
     Field(discriminator="event"),
 ]
 

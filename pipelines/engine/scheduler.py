@@ -23,6 +23,7 @@ from pipelines.engine.events import (
     EndStatus,
     Failed,
     Finished,
+    Noted,
     Progress,
     Queued,
     Started,
@@ -122,6 +123,12 @@ class _AttemptEnded:
 
 
 @dataclass(frozen=True)
+class _Noticed:
+    stage: str
+    text: str
+
+
+@dataclass(frozen=True)
 class _LeaseLost:
     pass
 
@@ -161,7 +168,7 @@ class _Scheduler:
         self._finished: dict[str, AnyNode] = {}
         self._failures: dict[str, Failure] = {}
         self._stopping: Failure | None = None  # why nothing is started any more
-        self._messages: queue.SimpleQueue[_AttemptEnded | _LeaseLost | _CancelAsked] = queue.SimpleQueue()
+        self._messages: queue.SimpleQueue[_AttemptEnded | _Noticed | _LeaseLost | _CancelAsked] = queue.SimpleQueue()
 
     # ---- the drive
 
@@ -233,10 +240,13 @@ class _Scheduler:
         pauses = [stage.not_before - time.monotonic() for stage in self._ready()]
         return max(0.01, min([_POLL_S, *pauses]))
 
-    def _handle(self, message: _AttemptEnded | _LeaseLost | _CancelAsked) -> None:
+    def _handle(self, message: _AttemptEnded | _Noticed | _LeaseLost | _CancelAsked) -> None:
         match message:
             case _AttemptEnded():
                 self._attempt_ended(message)
+            case _Noticed():
+                self._history.append(Noted(stage=message.stage, text=message.text))
+                self._observer.on_notice(f"{message.stage}: {message.text}")
             case _LeaseLost():
                 self._lease.require()
             case _CancelAsked():
@@ -351,7 +361,12 @@ class _Scheduler:
         except UserError as error:
             self._attempt_failed(stage, classify(error))
             return
-        stage.begin(process, journal, lambda step, values: self._observer.on_metrics(planned, step, values))
+        stage.begin(
+            process,
+            journal,
+            on_metrics=lambda step, values: self._observer.on_metrics(planned, step, values),
+            on_notice=lambda text: self._messages.put(_Noticed(planned.name, text)),
+        )
         self._history.append(
             Started(
                 stage=planned.name,

@@ -15,6 +15,7 @@ from pipelines.engine.events import (
     Failed,
     Finished,
     Gated,
+    Noted,
     Planned,
     Progress,
     Queued,
@@ -45,6 +46,7 @@ class StageState(StrictConfig):
     finished_at: str | None = None
     error: str | None = None  # of the last attempt
     reason: str | None = None  # what a queued stage waits for
+    note: str | None = None  # the last notice of the attempt under way
     gate: str | None = None  # why nothing may go on from its result
     attempts: int = 0  # of all owners
     log: str | None = None  # of the last attempt, in the run's directory
@@ -107,6 +109,7 @@ def after(state: RunState | None, event: Event) -> RunState | None:
                 finished_at=None,
                 error=None,
                 reason=None,
+                note=None,
                 attempts=stage.attempts + 1,
                 log=event.log,
                 pid=event.pid,
@@ -117,6 +120,8 @@ def after(state: RunState | None, event: Event) -> RunState | None:
             return state.with_stage(
                 event.stage, done=event.done, total=event.total, values=event.values, progress_at=event.at
             )
+        case Noted():
+            return state.with_stage(event.stage, note=event.text)
         case AttemptLost():
             return state.with_stage(event.stage, status=Status.QUEUED, error=event.error, reason=_pause(event))
         case Finished():
@@ -165,7 +170,7 @@ def _begun(before: RunState | None, event: Planned) -> RunState:
 def _stage_finished(state: RunState, stage: StageState, event: Finished) -> RunState:
     if stage.status is Status.SUCCEEDED and stage.artifact == event.artifact:
         return state  # found again: when it was made stays told
-    changes: dict[str, object] = {"status": Status.SUCCEEDED, "error": None, "reason": None}
+    changes: dict[str, object] = {"status": Status.SUCCEEDED, "error": None, "reason": None, "note": None}
     if event.recorded_at is None:
         changes["finished_at"] = event.at
     elif stage.artifact == event.artifact and stage.started_at:

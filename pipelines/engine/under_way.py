@@ -56,8 +56,14 @@ class StageRun:
         """Whether an attempt is under way."""
         return self._process is not None
 
-    def begin(self, process: Attempt, journal: Path, on_metrics: Callable[[int, Mapping[str, float]], None]) -> None:
-        """An attempt has started, and writes `journal`. `on_metrics` is called from a thread."""
+    def begin(
+        self,
+        process: Attempt,
+        journal: Path,
+        on_metrics: Callable[[int, Mapping[str, float]], None],
+        on_notice: Callable[[str], None],
+    ) -> None:
+        """An attempt has started, and writes `journal`. The callbacks are called from a thread."""
 
         def take(step: int, values: Mapping[str, float]) -> None:
             if tells_progress(values):
@@ -68,7 +74,7 @@ class StageRun:
         self._process, self._began_at = process, time.monotonic()
         self._sampled_at = self._began_at
         self.queued_for, self.stopped_for, self._stop_at = None, None, []
-        self._watch = JournalWatch([journal, workers_journal(journal)], take)
+        self._watch = JournalWatch([journal, workers_journal(journal)], take, on_notice)
         self._watch.__enter__()
 
     def end(self) -> None:

@@ -27,6 +27,7 @@ from pipelines.redact import redact
 _READ_BYTES = 1 << 20
 _CHECKSUM = b', "crc": "%08x"}'
 _CHECKSUM_BYTES = len(_CHECKSUM % 0)
+NOTICE = "bmojo.notice"  # the tag of log_notice
 DAMAGED = "damaged"  # the event that read_events makes of a line that is not as it was written; it has a `problem`
 
 log = logging.getLogger(__name__)
@@ -102,6 +103,10 @@ class Journal:
             if fresh:
                 self._append({"event": "tags", "tags": fresh})
                 self._tags |= fresh
+
+    def log_notice(self, text: str) -> None:
+        """Record something worth a line to whoever watches the run; the latest is a tag, too."""
+        self.log_tags({NOTICE: text})
 
     def log_dataset(self, name: str, digest: str, source: str, context: str = "training") -> None:
         """Record that a data set was read: `digest` identifies its content, `source` says where it is."""

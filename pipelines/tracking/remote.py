@@ -17,6 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from base.errors import UserError
 from pipelines.errors import InfrastructureError
 from pipelines.tracking.journal import Journal, workers_journal
+from pipelines.tracking.request import Request
 
 _FLUSH_TIMEOUT_S = 30.0
 _STOP_POLL_S = 0.5
@@ -37,8 +38,8 @@ class RemoteJournal:
         self._handle = handle
         self._unconfirmed: list[_Point] = []
         self._unconfirmed_tags: dict[str, str] = {}
-        self._question: Any = None  # the pending answer to whether the stage was asked to stop
-        self._was_asked = False
+        self._question: Any = None  # the pending answer to what is asked
+        self._answer = Request.NONE
 
     def log_metrics(self, step: int, values: Mapping[str, float]) -> None:
         """As Journal.log_metrics, at once: the point is on its way when this returns, with the time of the call."""
@@ -64,18 +65,23 @@ class RemoteJournal:
         except Exception as error:
             log.warning("The journal did not take %s: %s", ", ".join(params), error)
 
-    def stop_requested(self) -> bool:
-        """Whether the stage was asked to stop, as the actor last answered. Does not wait."""
+    def request(self) -> Request:
+        """What the stage's process asks, as the actor last answered. Does not wait."""
         try:
             if self._question is not None and ray.wait([self._question], timeout=0)[0]:
-                self._was_asked = self._was_asked or bool(ray.get(self._question))
+                self._answer = Request(ray.get(self._question))
                 self._question = None
             if self._question is None:
-                self._question = self._handle.stop_requested.remote()
+                self._question = self._handle.request.remote()
         except Exception as error:
             log.warning("Could not ask whether to stop: %s", error)
             self._question = None
-        return self._was_asked
+        return self._answer
+
+    def ask(self, request: Request) -> None:
+        """Ask the workers: for the stage's process. Before it returns; nobody hears it where the actor is lost."""
+        with suppress(Exception):  # a lost actor; the scheduler ends the work in another way
+            ray.get(self._handle.ask.remote(request), timeout=_FLUSH_TIMEOUT_S)
 
     def flush(self, timeout_s: float = _FLUSH_TIMEOUT_S) -> bool:
         """Return once all points and tags of this worker are on the disk, or False if they are not, but kept.
@@ -101,7 +107,7 @@ class _JournalActorBody:
 
     def __init__(self, path: str) -> None:
         self._journal = Journal(path, lock_timeout_s=_LOCK_TIMEOUT_S)
-        self._stop_requested = False
+        self._request = Request.NONE
 
     def log_metrics(self, step: int, values: dict[str, float], time_ms: int) -> None:
         try:
@@ -124,11 +130,12 @@ class _JournalActorBody:
         self._journal.log_tags(tags)
         self._journal.flush()
 
-    def request_stop(self) -> None:
-        self._stop_requested = True
+    def ask(self, request: Request) -> None:
+        if self._request is not Request.STOP:
+            self._request = request
 
-    def stop_requested(self) -> bool:
-        return self._stop_requested
+    def request(self) -> Request:
+        return self._request
 
     def pid(self) -> int:
         return os.getpid()
@@ -166,18 +173,18 @@ def remote_journal(journal: Journal, stop: threading.Event | None = None) -> Ite
         scheduling_strategy=here,
     )(_JournalActorBody)
     handle = actor_class.remote(str(path))
+    workers_end = RemoteJournal(handle)
     is_over = threading.Event()
 
     def pass_on() -> None:
         while stop is not None and not is_over.is_set():
             if stop.wait(_STOP_POLL_S):
-                with suppress(Exception):  # a lost actor; the scheduler ends the work in another way
-                    ray.get(handle.request_stop.remote(), timeout=_FLUSH_TIMEOUT_S)
+                workers_end.ask(Request.STOP)
                 return
 
     threading.Thread(target=pass_on, name="pass on stop", daemon=True).start()
     try:
-        yield RemoteJournal(handle)
+        yield workers_end
     finally:
         is_over.set()
         try:

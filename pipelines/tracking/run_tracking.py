@@ -14,7 +14,7 @@ from typing import Any
 
 from pipelines.errors import ConfigError
 from pipelines.storage import Storage
-from pipelines.tracking.journal import Journal, journal_name, journals_of, read_events
+from pipelines.tracking.journal import NOTICE, Journal, journal_name, journals_of, read_events
 from pipelines.tracking.replay import RUN_JOURNAL, Backlog, Delivery, Replay, Replayer, deliver_all
 from pipelines.tracking.sink import Target
 from pipelines.tracking.spool import Spool
@@ -205,13 +205,17 @@ def live_relpath(run_relpath: str, owner_number: int) -> str:
 
 
 class JournalWatch:
-    """Tells a callback about metrics as they are journalled by this process or by the workers' actor, in a thread."""
+    """Tells callbacks about metrics and notices as this process or the workers' actor journals them, in a thread."""
 
     def __init__(
-        self, paths: list[Path], on_metrics: Callable[[int, dict[str, float]], None], poll_s: float = 0.5
+        self,
+        paths: list[Path],
+        on_metrics: Callable[[int, dict[str, float]], None],
+        on_notice: Callable[[str], None] = lambda text: None,
+        poll_s: float = 0.5,
     ) -> None:
         self._offsets = {path: path.stat().st_size if path.exists() else 0 for path in paths}
-        self._on_metrics, self._poll_s = on_metrics, poll_s
+        self._on_metrics, self._on_notice, self._poll_s = on_metrics, on_notice, poll_s
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="journal watch", daemon=True)
 
@@ -234,3 +238,5 @@ class JournalWatch:
                 self._offsets[path] = end
                 if event["event"] == "metrics":
                     self._on_metrics(event["step"], event["values"])
+                elif event["event"] == "tags" and NOTICE in event["tags"]:
+                    self._on_notice(event["tags"][NOTICE])

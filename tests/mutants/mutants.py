@@ -126,6 +126,14 @@ MUTANTS: tuple[Mutant, ...] = (
             Edit("pipelines/serving/text.py", "len(self._held) - self._num_begun()", "len(self._held)")),
     _mutant("any host's name is answered", "tests/pipelines/serving/test_app.py",
             Edit("pipelines/serving/guard.py", "if name not in self._hosts:", "if False:")),
+    # Training that shrinks, grows and hangs
+    _mutant("room of a group's own workers looks free at its start", "tests/pipelines/stages/train/test_group.py",
+            Edit("pipelines/stages/train/group.py", "while num_begun() < size:", "while False:")),
+    _mutant("one rank that waits is a hang", "tests/pipelines/stages/train/guards/test_hang.py",
+            Edit("pipelines/stages/train/guards/hang.py",
+                 "return bool(heard) and min(each.age_s", "return bool(heard) and max(each.age_s")),
+    _mutant("a micro batch that leaves a rest", "tests/pipelines/stages/train/test_config.py",
+            Edit("pipelines/stages/train/config.py", "if share % n == 0)", "if n)")),
     # Data
     _mutant("samples that do not overlap: their last token is no target", "tests/data/test_packing.py",
             Edit("data/packers.py", "min(start + seq_len + 1, len(tokens))", "min(start + seq_len, len(tokens))")),

@@ -217,16 +217,18 @@ def test_damage_in_any_file_of_a_checkpoint_is_noticed(root: Path, caplog: pytes
 
 
 def test_training_never_begins_at_step_0_if_all_checkpoints_are_damaged(root: Path) -> None:
-    from pipelines.stages.train.launch import resume_point
+    from pipelines.stages.train.launch import newest_checkpoint
 
     path = root / "train-0/checkpoints/step-00000002/state.json"
     whole = path.read_bytes()
-    assert resume_point(ArtifactDir.at(root / "train-0")) == 2
+    newest = newest_checkpoint(ArtifactDir.at(root / "train-0"))
+    assert newest is not None
+    assert newest.state.step == 2
     path.write_bytes(whole[:-5])
     with pytest.raises(DamagedError, match=r"train-0/checkpoints is damaged.*delete that folder"):
-        resume_point(ArtifactDir.at(root / "train-0"))
+        newest_checkpoint(ArtifactDir.at(root / "train-0"))
     path.write_bytes(whole)
-    assert resume_point(ArtifactDir.at(root / "tokens-0")) is None
+    assert newest_checkpoint(ArtifactDir.at(root / "tokens-0")) is None
 
 
 def test_a_lost_file_of_a_finished_stage_is_an_error_that_names_it(root: Path) -> None:

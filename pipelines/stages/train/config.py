@@ -148,10 +148,25 @@ class TrainStageConfig(StageConfig):
         "multiple of checkpoint_every_steps; null: none.",
         json_schema_extra=NOT_IN_FINGERPRINT,
     )
+    grow_after_s: float = Field(
+        60,
+        ge=0,
+        description="Seconds that fewer than num_workers train before they make way for a larger group, if there is "
+        "room for one: each change costs a checkpoint and a start.",
+        json_schema_extra=NOT_IN_FINGERPRINT,
+    )
     collective_timeout_s: float = Field(
         600,
         gt=0,
         description="Seconds a worker waits for the others before it gives them up for dead.",
+        json_schema_extra=NOT_IN_FINGERPRINT,
+    )
+
+    hang_after_s: float | None = Field(
+        None,
+        gt=0,
+        description="Training in which no worker gets any further for so many seconds hangs: it ends with a report on "
+        "which rank waits where, and starts again. null: half of collective_timeout_s.",
         json_schema_extra=NOT_IN_FINGERPRINT,
     )
 
@@ -183,6 +198,12 @@ class TrainStageConfig(StageConfig):
             raise ValueError(
                 f"global_batch_size={self.global_batch_size} is not a multiple of data.paths={self.data.paths}: each "
                 "path gives as many sequences of a batch. Change one of them."
+            )
+        if self.hang_limit_s >= self.collective_timeout_s:
+            raise ValueError(
+                f"hang_after_s={self.hang_after_s:g} is not less than collective_timeout_s="
+                f"{self.collective_timeout_s:g}, after which the workers give one another up, with no word about who "
+                "waits where. Lower it, or raise collective_timeout_s."
             )
         self._check_workers()
         self.backend.check(self.on_gpu)
@@ -221,6 +242,11 @@ class TrainStageConfig(StageConfig):
     def autocast_bf16(self) -> bool:
         """Matrix products run in bfloat16; parameters stay in float32 in any case."""
         return used_precision(self.precision, self.on_gpu) == "bf16"
+
+    @property
+    def hang_limit_s(self) -> float:
+        """Seconds without any progress after which training hangs."""
+        return self.collective_timeout_s / 2 if self.hang_after_s is None else self.hang_after_s
 
     @property
     def worker_batch_size(self) -> int:

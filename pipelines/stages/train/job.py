@@ -13,9 +13,11 @@ from pipelines.engine.stage import Facts
 from pipelines.stages.train.config import TrainStageConfig
 from pipelines.stages.train.data import TokenSource
 from pipelines.storage.artifact import ArtifactDir
+from pipelines.tracking.request import Request
 
 if TYPE_CHECKING:
     from data.mixture import Mixture
+    from pipelines.stages.train.guards.watchdog import BoardHandle
 
 History = dict[str, list[tuple[int, float]]]
 """For each metric, its points (step, value)."""
@@ -33,8 +35,11 @@ class MetricSink(Protocol):
     def flush(self) -> bool:
         """Return True when everything recorded before is durable; False if that failed and it is kept for later."""
 
-    def stop_requested(self) -> bool:
-        """Whether training was asked to stop. Does not wait."""
+    def request(self) -> Request:
+        """What the workers are asked to do. Does not wait."""
+
+    def ask(self, request: Request) -> None:
+        """Ask the workers; for the stage's process."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class TrainJob:
     initial_weights: ArtifactDir | None  # another train stage's artifact, whose model/ to start from
     resume_step: int | None  # the checkpoint to go on from
     metrics: MetricSink  # used on rank 0
+    board: BoardHandle | None = None  # where workers tell how far they are
 
 
 class TrainFigures(Facts):

@@ -2,16 +2,17 @@
 
 Ray Train restarts workers by itself, but it cannot tell the user's error from the cluster's and would retry both, and
 it takes a node that never comes for a reason to wait forever. So each attempt is one `fit` without retries; the
-scheduler decides whether another one follows, which resumes from the newest checkpoint (docs/design/0020).
+scheduler decides whether another one follows, which resumes from the newest checkpoint (docs/design/0020). How many
+workers there are is chosen for each `fit` (docs/design/0025).
 """
 
 from __future__ import annotations
 
+import logging
 import shutil
 from dataclasses import replace
 from typing import Any
 
-from ray._private.state import available_resources_per_node
 from ray.exceptions import RayError, RayTaskError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -20,18 +21,25 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 
 from base.errors import DamagedError, UserError
 from pipelines.engine.interrupts import kept_handlers
-from pipelines.engine.placement import ClusterNode, Demand, too_small
-from pipelines.engine.stage import Resources
+from pipelines.engine.placement import Demand, described, too_small
 from pipelines.errors import InfrastructureError, LostError
 from pipelines.ray_errors import explained_ray, is_lost_process
-from pipelines.stages.ray_resources import wait_for_machines
+from pipelines.stages.ray_resources import alive_nodes, can_grow, free_nodes, wait_for_machines
 from pipelines.stages.train import checkpoint as checkpoints
+from pipelines.stages.train.agreement import LeftToGrow
+from pipelines.stages.train.config import TrainStageConfig
 from pipelines.stages.train.environment import ray_train_settings
+from pipelines.stages.train.group import choose_size, growing
+from pipelines.stages.train.guards.watchdog import Watch, watched
 from pipelines.stages.train.job import TrainFacts, TrainJob
 from pipelines.stages.train.layout import CHECKPOINTS
 from pipelines.stages.train.ray_folder import new_ray_train_folder
 from pipelines.stages.train.worker import train_worker
 from pipelines.storage.artifact import ArtifactDir
+from pipelines.tracking.journal import Journal
+from pipelines.tracking.request import Request
+
+logger = logging.getLogger(__name__)
 
 
 class _Trainer(TorchTrainer):
@@ -50,10 +58,13 @@ class _Trainer(TorchTrainer):
         return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
 
 
-def run_training(job: TrainJob, attempt: int = 1) -> TrainFacts:
-    """Train to the end, from the newest checkpoint if there is one.
+def run_training(job: TrainJob, attempt: int = 1, journal: Journal | None = None) -> TrainFacts:
+    """Train to the end, from the newest checkpoint if there is one, on as many workers as there is room for.
 
-    Args: attempt: from 1, in this run.
+    A group that leaves because there is room for a larger one is followed by that one, in the same attempt.
+
+    Args: attempt: from 1, in this run. journal: hears when the number of workers is not the one before, and why; and of
+        reports on a hang.
     Raises:
         DamagedError: there are checkpoints, and none is whole.
         UserError: the configuration, the data or the course of training is at fault; or no machines are that large.
@@ -61,9 +72,43 @@ def run_training(job: TrainJob, attempt: int = 1) -> TrainFacts:
         LostError: a worker, the controller, a machine or the room for the workers is gone.
         Exception: a worker's own error: a bug, or a fault of its machine.
     """
-    _wait_for_room(job.config.resources, had_room=attempt > 1)
+    had_room, left, grow_after_s = attempt > 1, 0, job.config.grow_after_s
+    while True:
+        _wait_for_room(job.config, had_room)
+        size = _choose_size(job.config)
+        # Whoever left for room that another job took leaves less readily again.
+        grow_after_s = job.config.grow_after_s if size > left else max(1.0, 2 * grow_after_s)
+        newest = newest_checkpoint(job.artifact)
+        _tell_size(job.config, size, newest, journal)
+        try:
+            return _run_group(job, size, newest, grow_after_s, journal)
+        except LeftToGrow:
+            job.metrics.ask(Request.NONE)  # it is done
+            had_room, left = True, size
+
+
+def _run_group(
+    job: TrainJob, size: int, newest: checkpoints.Checkpoint | None, grow_after_s: float, journal: Journal | None
+) -> TrainFacts:
+    """One group of workers from start to end. Raises as run_training."""
+    config = job.config
+    group_job = replace(
+        job, config=config.with_workers(size), resume_step=newest.state.step if newest is not None else None
+    )
+    watch = Watch(size, config.hang_limit_s, job.artifact, logger.info if journal is None else journal.log_artifact)
     try:
-        return _fit(replace(job, resume_step=resume_point(job.artifact)))
+        with (
+            watched(watch) as board,
+            growing(
+                config.group_sizes,
+                size,
+                config.resources,
+                grow_after_s,
+                num_begun=board.num_joined,
+                ask=lambda: job.metrics.ask(Request.GROW),
+            ),
+        ):
+            return _fit(replace(group_job, board=board))
     except (UserError, InfrastructureError):
         raise
     except (TrainingFailedError, RayError) as error:
@@ -77,6 +122,31 @@ def run_training(job: TrainJob, attempt: int = 1) -> TrainFacts:
         raise LostError(f"Training lost a worker: {_first_line(error)}") from error
 
 
+def _choose_size(config: TrainStageConfig) -> int:
+    with explained_ray("Training"):
+        return choose_size(config.group_sizes, config.resources, free_nodes, alive_nodes, can_grow())
+
+
+def _tell_size(
+    config: TrainStageConfig, size: int, newest: checkpoints.Checkpoint | None, journal: Journal | None
+) -> None:
+    before = newest.state.num_workers if newest is not None else config.resources.num_workers
+    if size == before:
+        return
+    start = "trains" if newest is None else f"goes on from step {newest.state.step}"
+    was = f" instead of {before}" if newest is not None else f" of {config.resources.num_workers}"
+    if config.resources.min_workers is None:
+        why = "resources.num_workers says so"
+    elif size > before:
+        why = "there is room for more"
+    else:
+        why = f"the cluster has room for no more ({described(alive_nodes())})"
+    text = f"{start} on {size} workers{was}: {why}"
+    logger.warning("%s", text)
+    if journal is not None:
+        journal.log_notice(text)
+
+
 def _causes(error: BaseException) -> list[BaseException]:
     """The errors of the workers or of the controller inside one of Ray Train's; else the error itself."""
     if isinstance(error, WorkerGroupError):
@@ -88,11 +158,12 @@ def _causes(error: BaseException) -> list[BaseException]:
     return [error]
 
 
-def _wait_for_room(resources: Resources, had_room: bool) -> None:
-    """Wait until the cluster could hold the workers; where it did before, a lost machine may come back."""
+def _wait_for_room(config: TrainStageConfig, had_room: bool) -> None:
+    """Wait until the cluster could hold the fewest workers; where it did before, a lost machine may come back."""
+    resources = config.resources
     with explained_ray("Training"):
         try:
-            wait_for_machines(_all_workers(resources), may_come_back=had_room)
+            wait_for_machines(Demand(resources, config.group_sizes[0]), may_come_back=had_room)
         except UserError as error:
             if not had_room:
                 raise
@@ -102,15 +173,11 @@ def _wait_for_room(resources: Resources, had_room: bool) -> None:
             ) from error
 
 
-def _all_workers(resources: Resources) -> Demand:
-    return Demand(resources, fewest=resources.num_workers)
-
-
-def resume_point(artifact: ArtifactDir) -> int | None:
-    """Step of the newest whole checkpoint, None where none was ever completed. Raises DamagedError: none is whole."""
+def newest_checkpoint(artifact: ArtifactDir) -> checkpoints.Checkpoint | None:
+    """The newest whole checkpoint, None where none was ever completed. Raises DamagedError: none is whole."""
     newest = checkpoints.newest_complete(artifact)
     if newest is not None:
-        return newest.state.step
+        return newest
     if checkpoints.any_complete(artifact):
         raise DamagedError(
             f"Every checkpoint in {artifact.url}/{CHECKPOINTS} is damaged; the warnings above name the "
@@ -145,9 +212,10 @@ def _fit(job: TrainJob) -> TrainFacts:
             result = trainer.fit()
     except ControllerError as error:
         if "StartupTimeout" in type(error.controller_failure).__name__:
+            all_workers = Demand(resources, resources.num_workers)
             raise InfrastructureError(
                 f"Waited placement_timeout_s={resources.placement_timeout_s:g} s for room; other work has the cluster. "
-                f"Counting what is free now, {too_small(_all_workers(resources), _free_nodes())} Or wait: the same "
+                f"Counting what is free now, {too_small(all_workers, free_nodes())} Or wait: the same "
                 "command resumes."
             ) from error
         raise
@@ -156,10 +224,6 @@ def _fit(job: TrainJob) -> TrainFacts:
     if result.return_value is None:
         raise LostError("Training was aborted from outside, without a result.")
     return TrainFacts.model_validate(result.return_value)
-
-
-def _free_nodes() -> list[ClusterNode]:
-    return [ClusterNode(free) for free in available_resources_per_node().values()]
 
 
 def _first_line(error: Exception) -> str:

@@ -13,11 +13,12 @@ from data.streaming import TokenStream
 from pipelines.errors import LostError
 from pipelines.stages.train import checkpoint as checkpoints
 from pipelines.stages.train import device
-from pipelines.stages.train.agreement import Agreement, Wish
+from pipelines.stages.train.agreement import Agreement, LeftToGrow, Wish
 from pipelines.stages.train.curves import Curves
 from pipelines.stages.train.data import final_weights
 from pipelines.stages.train.divergence import diverged, first_ruined_tensor, is_ruined
 from pipelines.stages.train.guards.incidents import Incidents
+from pipelines.stages.train.guards.pulse import beat
 from pipelines.stages.train.guards.steps import StepLedger
 from pipelines.stages.train.job import TrainFacts, TrainJob
 from pipelines.stages.train.meter import Meter
@@ -48,7 +49,7 @@ class TrainLoop:
         self.rank, self.num_workers = dist.get_rank(), dist.get_world_size()
         self.step = 0
         self.initial_valid_loss: float | None = None
-        self._agreement = Agreement(job.metrics.stop_requested, self._is_save_due, is_preempted, trainer.device)
+        self._agreement = Agreement(job.metrics.request, self._is_save_due, is_preempted, trainer.device)
         self._saved_at = time.monotonic()  # or when training began here
         journal = job.metrics if self.rank == 0 else None
         self.curves, self.paths = Curves(journal), OperatorPaths(journal)
@@ -112,8 +113,8 @@ class TrainLoop:
             self._save_checkpoint()
         if wish is not Wish.SAVE:
             self.saver.wait()
-            why = "a machine will be taken away" if wish is Wish.LEAVE else "it was asked to"
-            raise LostError(f"Training stopped after step {self.step}, with a checkpoint: {why}.")
+            end = LeftToGrow if wish is Wish.GROW else LostError
+            raise end(f"Training stopped after step {self.step}, with a checkpoint: {wish.reason}.")
 
     def _is_save_due(self) -> bool:
         """Whether the last checkpoint is too long ago, by this worker's clock."""
@@ -128,6 +129,7 @@ class TrainLoop:
         log = next_step in (1, self.job.num_steps) or next_step % self.config.log_every_steps == 0
         lr = self.config.learning_rate(next_step, self.job.num_steps)
         self.meter.start()
+        beat("reads its batches", next_step)
         micro_batches = [next(batches) for _ in range(self.config.accumulation_steps)]
         by_source = self._losses_by_source(micro_batches) if log else {}
         result = self.trainer.step(micro_batches, lr, self.ledger.loss_limit())
@@ -160,6 +162,7 @@ class TrainLoop:
                 "train/lr": lr,
                 "train/grad_norm": applied.grad_norm if applied else None,
                 "train/tokens": self.ledger.num_tokens,
+                "train/num_workers": self.num_workers,
                 "train/tokens_per_s": tokens_per_s,
                 "train/mfu": mfu,
                 **by_source,
@@ -193,6 +196,7 @@ class TrainLoop:
         return diverged(self.job, self.saver.saved_step, what)
 
     def _save_checkpoint(self) -> None:
+        beat("saves a checkpoint")
         self.meter.stop()
         num_samples = self.step * self.config.global_batch_size
         state = checkpoints.TrainingState(

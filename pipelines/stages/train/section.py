@@ -65,6 +65,8 @@ def series_of(history: Mapping[str, Points]) -> Iterator[Series]:
         if name in history:
             yield Series(**{**vars(series), "points": history[name]})
     drawn = {"train/loss", "valid/loss", *known, *_CLOCKS}
+    if len({value for _, value in history.get("train/num_workers", ())}) < 2:
+        drawn.add("train/num_workers")  # it never changed
     for name in sorted(history):
         if name not in drawn and not name.startswith(tuple(_BY_SOURCE)):
             plot = name.removeprefix("train/").replace("/", "-")

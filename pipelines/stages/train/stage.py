@@ -84,7 +84,12 @@ class TrainStage(Stage[TrainStageConfig, TrainInputs, TrainOutput]):
     code_version = 7
     progress = ProgressMetrics(
         "train/max_steps",
-        {"train/loss": "loss {:.3f}", "valid/loss": "valid {:.3f}", "train/tokens_per_s": "{:,.0f} tokens/s"},
+        {
+            "train/loss": "loss {:.3f}",
+            "valid/loss": "valid {:.3f}",
+            "train/tokens_per_s": "{:,.0f} tokens/s",
+            "train/num_workers": "workers {:.0f}",
+        },
     )
     uses_ray_train = True
     stops_in_order = True
@@ -140,7 +145,7 @@ class TrainStage(Stage[TrainStageConfig, TrainInputs, TrainOutput]):
             context.journal.log_dataset(node.name, node.output.train_sha256, node.artifact.url, context="train")
         with remote_journal(context.journal, context.stop) as metrics:
             job = make_job(config, inputs, context, metrics)
-            facts = run_training(job, context.attempt)
+            facts = run_training(job, context.attempt, context.journal)
         log_missing(workers_journal(context.journal.path), facts.history)
         _warn_if_worse(facts, config, context.name)
         context.artifact.write_json(HISTORY, facts.history)

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from data.shards import TokenBatch
+from pipelines.stages.train.guards.pulse import beat
 from pipelines.stages.train.trainer import Trainer
 
 
@@ -22,6 +23,7 @@ def validation_loss(trainer: Trainer, micro_batches: Sequence[TokenBatch]) -> fl
     sums = torch.zeros(len(micro_batches), dtype=torch.float64, device=trainer.device)
     own_counts = [0] * len(micro_batches)
     for first in range(0, len(micro_batches), num_workers):
+        beat("validates")
         index = first + rank
         batch = micro_batches[min(index, len(micro_batches) - 1)]
         nll_bt = trainer.token_losses(batch)

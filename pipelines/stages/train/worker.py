@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from pipelines.stages.train import device
 from pipelines.stages.train.checkpoint import Checkpoint
 from pipelines.stages.train.config import TrainStageConfig
 from pipelines.stages.train.environment import set_worker_environment
+from pipelines.stages.train.guards.pulse import beat, period_s, signs_of_life
 from pipelines.stages.train.job import TrainFacts, TrainJob
 from pipelines.stages.train.layout import step_dir
 from pipelines.stages.train.loop import TrainLoop
@@ -40,16 +43,31 @@ def train_worker(loop_config: dict[str, Any]) -> dict[str, Any] | None:
         "Lower train.micro_batch_size, set train.cuda_graphs: false (graphs keep their memory between steps), or use "
         f"more GPUs or {job.config.backend.memory_advice}."
     )
-    with explained_disk(job.artifact.local), device.explained_memory(remedy):
+    with explained_disk(job.artifact.local), device.explained_memory(remedy), _signs_of_life(job):
         facts = _train(job)
     return facts.model_dump() if facts is not None else None
 
 
+@contextmanager
+def _signs_of_life(job: TrainJob) -> Iterator[None]:
+    """Tell the watchdog how far this worker is, if there is one."""
+    if job.board is None:
+        yield
+        return
+    rank = dist.get_rank()
+    job.board.join(rank)
+    with signs_of_life(job.board, rank, period_s(job.config.hang_limit_s)):
+        yield
+
+
 def _train(job: TrainJob) -> TrainFacts | None:
+    beat("prepares its process")
     worker_device = prepare_process(job.config, dist.get_rank())
     resumed = None
     if job.resume_step is not None:
+        beat("reads the checkpoint")
         resumed = Checkpoint(_fetch(job.artifact, step_dir(job.resume_step)))
+    beat("starts the trainer")
     trainer = job.config.backend.start(build_model(job), job.config, worker_device)
     data = job.config.data
     stream = TokenStream(

@@ -31,12 +31,15 @@ def test_steps_count_whatever_is_shown_beside_them(
     monkeypatch.setattr(CountStage, "progress", ProgressMetrics("total", shown))
     stage = StageRun(counting_pipeline(open_storage(tmp_path / "store")).plan()[0])
     path = tmp_path / "count.000001.jsonl"
-    stage.begin(Idle(), path, lambda step, values: None)
+    notices: list[str] = []
+    stage.begin(Idle(), path, lambda step, values: None, notices.append)
     with Journal(path) as journal:
         journal.log_metrics(0, {"total": 9})
         journal.log_metrics(7, {"loss": 0.5})
+        journal.log_notice("goes on with half of it")
         journal.log_metrics(60, {"system/disk_usage_percentage": 3.0})
     stage.end()
+    assert notices == ["goes on with half of it"]
     assert stage.sample() == {"done": 7, "total": 9, "values": {"loss": 0.5} if shown else {}}
 
 

@@ -27,6 +27,7 @@ from pipelines.stages.train.backends.config import DeepSpeedConfig
 from pipelines.stages.train.backends.zero import Place, layout_of
 from pipelines.stages.train.config import TrainStageConfig
 from pipelines.stages.train.device import has_graphs
+from pipelines.stages.train.guards.pulse import beat
 from pipelines.stages.train.optimizers.average import WeightAverage
 from pipelines.stages.train.optimizers.build import build_optimizer, new_state, state_names
 from pipelines.stages.train.optimizers.groups import set_lr
@@ -125,6 +126,7 @@ class DeepSpeedTrainer:
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         step_loss, grad_norm = loss_sum, None
         for number, (batch, num_targets) in enumerate(zip(micro_batches, targets.of_micro_batches, strict=True), 1):
+            beat("computes a micro batch")
             loss: torch.Tensor = self._engine(*to_device(batch, self.device))
             loss_sum += loss.detach().double() * num_targets
             if number == len(micro_batches):

@@ -15,6 +15,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from pipelines.stages.train.agreement import Agreement
+from pipelines.tracking.request import Request
 
 NUM_RANKS = 2
 ASKED_AT_STEP = 7  # whoever asks from then on hears that it should stop
@@ -48,10 +49,10 @@ def _rank(rank: int, port: int, paces_s: Sequence[float], folder: Path) -> None:
 def _stop(step_s: float) -> Stopped:
     step = questions = 0
 
-    def was_asked() -> bool:
+    def was_asked() -> Request:
         nonlocal questions
         questions += 1
-        return step >= ASKED_AT_STEP
+        return Request.STOP if step >= ASKED_AT_STEP else Request.NONE
 
     agreement = Agreement(was_asked, lambda: False, None, torch.device("cpu"))
     has_stopped = False

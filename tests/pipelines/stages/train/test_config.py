@@ -105,7 +105,8 @@ def test_every_field_is_described_and_only_harmless_ones_stay_out_of_the_fingerp
     assert outside == {
         "needs", "resources", "validate_every_steps", "log_every_steps", "checkpoint_every_steps", "checkpoint_every_s",
         "keep_checkpoints", "keep_every_steps",
-        "collective_timeout_s", "cuda_graphs", "retries", "lost_retries", "backoff_s", "timeout_s", "on_failure",
+        "collective_timeout_s", "grow_after_s", "hang_after_s", "cuda_graphs",
+        "retries", "lost_retries", "backoff_s", "timeout_s", "on_failure",
         "activation_checkpointing",
         "micro_batch_size",
         "backend", "spikes",  # these two count in forms of their own: the next tests
@@ -120,3 +121,10 @@ def test_what_changes_rounding_only_starts_no_stage_anew(train_config: MakeConfi
     sharded = {"kind": "deepspeed", "zero_stage": 3, "offload": {"optimizer": True, "parameters": True}}
     assert hashed(backend=sharded, micro_batch_size=1, num_workers=4) == hashed()
     assert hashed(global_batch_size=16) != hashed()
+
+
+def test_a_hang_must_be_reported_before_the_workers_give_one_another_up(train_config: MakeConfig) -> None:
+    assert train_config().hang_limit_s == 300
+    assert train_config(collective_timeout_s=30).hang_limit_s == 15
+    with pytest.raises(ValidationError, match="hang_after_s=600 is not less than collective_timeout_s=600"):
+        train_config(hang_after_s=600)

@@ -13,12 +13,13 @@ import pytest
 
 from pipelines.errors import LostError
 from pipelines.stages.train import checkpoint as checkpoints
-from pipelines.stages.train.agreement import Agreement
+from pipelines.stages.train.agreement import Agreement, LeftToGrow
 from pipelines.stages.train.config import TrainStageConfig
 from pipelines.stages.train.device import CPU
 from pipelines.stages.train.layout import step_dir
 from pipelines.stages.train.stage import TrainInputs, make_job
 from pipelines.storage.artifact import ArtifactDir
+from pipelines.tracking.request import Request
 from tests.pipelines.stages.train.plain_trainer import train_plainly
 from tests.pipelines.stages.train.stopping_ranks import ASKED_AT_STEP, stop_together
 from tests.pipelines.stages.train.training import FileSink, Tokens, context_of, weights
@@ -41,9 +42,9 @@ def test_a_question_is_asked_at_most_every_thousand_steps(monkeypatch: pytest.Mo
     asked_at: list[int] = []
     step = 0
 
-    def was_asked() -> bool:
+    def was_asked() -> Request:
         asked_at.append(step)
-        return False
+        return Request.NONE
 
     agreement = Agreement(was_asked, lambda: False, None, CPU)
     for step in range(1, 2500):  # noqa: B007  # was_asked reads it
@@ -54,9 +55,10 @@ def test_a_question_is_asked_at_most_every_thousand_steps(monkeypatch: pytest.Mo
 
 @dataclass(frozen=True)
 class StoppingSink(FileSink):
-    """Asks training to stop once this step is told."""
+    """Asks training to stop, or to leave, once this step is told."""
 
     stop_after: int = 10**9
+    ask_for: Request = Request.STOP
     told: threading.Event = field(default_factory=threading.Event)
 
     def log_metrics(self, step: int, values: dict[str, float]) -> None:  # type: ignore[override]
@@ -64,18 +66,23 @@ class StoppingSink(FileSink):
         if step >= self.stop_after:
             self.told.set()
 
-    def stop_requested(self) -> bool:
-        return self.told.is_set()
+    def request(self) -> Request:
+        return self.ask_for if self.told.is_set() else Request.NONE
 
 
 @pytest.mark.usefixtures("single_process")
-@pytest.mark.parametrize("stop_after", [4, 6])
+@pytest.mark.parametrize(
+    ("stop_after", "ask_for", "error"),
+    [(4, Request.STOP, LostError), (6, Request.STOP, LostError), (5, Request.GROW, LeftToGrow)],
+)
 def test_a_stopped_run_saves_the_step_it_is_at_and_ends_as_the_unbroken_one(
     train_config: Callable[..., TrainStageConfig],
     tokens: Tokens,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     stop_after: int,
+    ask_for: Request,
+    error: type[Exception],
 ) -> None:
     """Also at steps whose loss nobody reads, and where a checkpoint is due anyway (6)."""
     monkeypatch.setattr("pipelines.stages.train.agreement._EVERY_S", 0.0)  # ask after every step
@@ -90,8 +97,8 @@ def test_a_stopped_run_saves_the_step_it_is_at_and_ends_as_the_unbroken_one(
     straight = FileSink(tmp_path / "straight.jsonl")
     train(tmp_path / "straight", straight)
     folder = tmp_path / "stopped"
-    with pytest.raises(LostError, match=f"stopped after step {stop_after}, with a checkpoint"):
-        train(folder, StoppingSink(tmp_path / "stopped.jsonl", stop_after=stop_after))
+    with pytest.raises(error, match=f"stopped after step {stop_after}, with a checkpoint"):
+        train(folder, StoppingSink(tmp_path / "stopped.jsonl", stop_after=stop_after, ask_for=ask_for))
     newest = checkpoints.newest_complete(ArtifactDir.at(folder))
     assert newest is not None
     assert newest.state.step == stop_after

@@ -21,6 +21,7 @@ from pipelines.stages.tokenize.stage import TokenizeInputs, TokenizeStage, Token
 from pipelines.stages.tokenizer.stage import TOKENIZER_FOLDER, TokenizerStage, TokenizerStageConfig
 from pipelines.storage.artifact import ArtifactDir
 from pipelines.tracking.journal import Journal
+from pipelines.tracking.request import Request
 from tests.data.here import tokenize_here
 
 SEQ_LEN = 64
@@ -30,10 +31,11 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers canno
 
 @dataclass(frozen=True)
 class FileSink:
-    """A metric sink that writes lines to a file and can kill its own process, the worker of rank 0, at a step, once."""
+    """A metric sink that writes lines to a file, and can send its own process, rank 0, a signal at a step, once."""
 
     path: Path
     kill_at_step: int | None = None
+    signal: int = signal.SIGKILL
 
     def log_metrics(self, step: int, values: Mapping[str, float]) -> None:
         with self.path.open("a") as file:
@@ -41,7 +43,7 @@ class FileSink:
         killed = self.path.with_suffix(".killed")
         if step == self.kill_at_step and not killed.exists():
             killed.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self.signal)
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
         with self.path.open("a") as file:
@@ -50,8 +52,11 @@ class FileSink:
     def flush(self) -> bool:
         return True
 
-    def stop_requested(self) -> bool:
-        return False
+    def request(self) -> Request:
+        return Request.NONE
+
+    def ask(self, request: Request) -> None:
+        raise AssertionError(f"nobody hears {request}")
 
     def points(self, name: str) -> list[tuple[int, float]]:
         lines = [json.loads(line) for line in self.path.read_text().splitlines()]
