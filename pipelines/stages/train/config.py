@@ -17,6 +17,7 @@ from pipelines.stages.train.data import TrainDataConfig
 from pipelines.stages.train.guards.config import SpikeAction, SpikeConfig
 from pipelines.stages.train.optimizers.config import AdamWConfig, GroupConfig, MuonConfig, OptimizerConfig
 from pipelines.stages.train.schedule import CosineSchedule, Position, Schedule
+from pipelines.stages.train.telemetry.config import ProfileConfig
 
 
 class TrainStageConfig(StageConfig):
@@ -91,6 +92,19 @@ class TrainStageConfig(StageConfig):
         json_schema_extra=NOT_IN_FINGERPRINT,  # as such: settled() puts it in, where it can change the result
     )
 
+    check_replicas_every_steps: PositiveInt | None = Field(
+        100,
+        description="Compare what several workers hold of the same weights every so many steps, and before every "
+        "checkpoint; a difference ends the attempt, and the next one resumes. null: before checkpoints only.",
+        json_schema_extra=NOT_IN_FINGERPRINT,
+    )
+    check_documents_every_steps: PositiveInt | None = Field(
+        1000,
+        description="Check that no document of a row reaches the losses of another one: at the first batch with two "
+        "documents in a row, and every so many steps. Costs two forward passes of a row. null: never.",
+        json_schema_extra=NOT_IN_FINGERPRINT,
+    )
+
     backend: AnyBackendConfig = Field(
         default_factory=lambda: DeepSpeedConfig(kind="deepspeed"),
         description="What updates the weights, and how it shards them over the workers.",
@@ -128,6 +142,11 @@ class TrainStageConfig(StageConfig):
     )
     log_every_steps: PositiveInt = Field(
         10, description="Steps between two points of the training curves.", json_schema_extra=NOT_IN_FINGERPRINT
+    )
+    profile: ProfileConfig | None = Field(
+        None,
+        description="Trace some steps with torch's profiler, into profile/ of the artifact and MLflow; null: none.",
+        json_schema_extra=NOT_IN_FINGERPRINT,
     )
     checkpoint_every_steps: PositiveInt = Field(
         100, description="Steps between two checkpoints.", json_schema_extra=NOT_IN_FINGERPRINT

@@ -6,13 +6,18 @@ No other module of pipelines/ asks `torch.cuda` (tested): another kind of accele
 from __future__ import annotations
 
 import logging
+import math
 import random
 import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import psutil
 import torch
 import torch.distributed as dist
 
@@ -41,6 +46,8 @@ _BF16_PEAKS: dict[str, float | None] = {
     "L40S": 362e12,
 }
 _MEASURE_S = 0.4
+_MEGABYTE = 1e6
+_MOST_ALLOCATIONS = 200_000  # in a snapshot of the memory
 
 
 def gpu_names() -> list[str]:
@@ -148,6 +155,70 @@ def synchronize(device: torch.device) -> None:
         torch.get_device_module(device).synchronize(device)
 
 
+def timed_event(device: torch.device) -> torch.Event:
+    """A mark in the device's work, whose time can be read when it has come so far."""
+    event: torch.Event = torch.get_device_module(device).Event(enable_timing=True)
+    return event
+
+
+def usage_of(device: torch.device) -> dict[str, float]:
+    """What this process uses, by the names of the metrics: memory, and how busy the device is."""
+    if device.type == "cpu":
+        process = _this_process()
+        return {
+            "memory_rss_megabytes": process.memory_info().rss / _MEGABYTE,
+            "cpu_percentage": process.cpu_percent(),  # of one core, since the last call
+        }
+    module = torch.get_device_module(device)
+    values = {
+        "gpu_memory_allocated_megabytes": module.memory_allocated(device) / _MEGABYTE,
+        "gpu_memory_reserved_megabytes": module.memory_reserved(device) / _MEGABYTE,
+        "gpu_memory_peak_megabytes": module.max_memory_allocated(device) / _MEGABYTE,
+    }
+    try:
+        return values | {
+            "gpu_utilization_percentage": float(module.utilization(device)),
+            "gpu_power_usage_watts": module.power_draw(device) / 1e3,
+            "gpu_temperature_celsius": float(module.temperature(device)),
+        }
+    except Exception as error:  # NVML's own kinds, which cannot be named where it is missing
+        _tell_of_missing_usage(f"{type(error).__name__}: {error}")
+        return values
+
+
+@cache
+def _this_process() -> psutil.Process:
+    process = psutil.Process()
+    process.cpu_percent()  # the first call only starts the interval
+    return process
+
+
+@cache
+def _tell_of_missing_usage(problem: str) -> None:
+    logger.info(
+        "Utilisation, power and temperature of the GPU are left out (%s). pip install 'bmojo-pipeline[gpu]'.", problem
+    )
+
+
+def profiled(device: torch.device) -> list[torch.profiler.ProfilerActivity]:
+    """What a profile of work on the device records."""
+    on_gpu = [torch.profiler.ProfilerActivity.CUDA] if device.type == "cuda" else []
+    return [torch.profiler.ProfilerActivity.CPU, *on_gpu]
+
+
+def record_memory(device: torch.device) -> None:
+    """From now on remember who allocates memory on the GPU; the CPU's is in a profile anyway."""
+    if device.type == "cuda":
+        torch.cuda.memory._record_memory_history(max_entries=_MOST_ALLOCATIONS, device=device)
+
+
+def write_memory(device: torch.device, path: Path) -> None:
+    """Write what was recorded, and stop recording."""
+    if device.type == "cuda":
+        torch.cuda.memory._dump_snapshot(str(path))
+        torch.cuda.memory._record_memory_history(enabled=None, device=device)
+
+
 @contextmanager
 def explained_memory(remedy: str) -> Iterator[None]:
     """Turn the error of a device without free memory into a UserError that ends with `remedy`."""
@@ -157,26 +228,45 @@ def explained_memory(remedy: str) -> Iterator[None]:
         raise UserError(f"A GPU ran out of memory: {str(error).splitlines()[0]} {remedy}") from error
 
 
-def peak_flops(device: torch.device, autocast_bf16: bool) -> float | None:
-    """Peak matrix-product FLOP/s of all workers together; None where a GPU's peak is not known. A collective.
+class Peaks(NamedTuple):
+    """Matrix-product FLOP/s of all workers together.
 
-    A GPU in bfloat16 has its data-sheet peak, by its name. float32 is measured: products on every rank at the same
-    time, with the threads that training has, so that shared memory bandwidth and clocks count.
+    data_sheet: in bfloat16, of the GPU by its name; None in float32, on a CPU, and where it is not known.
+    measured: at the start of training, in its precision.
+    is_by_data_sheet: the MFU is a share of the former.
     """
-    local: float | None
-    if device.type != "cpu" and autocast_bf16:
-        local = known_peak(name_of(device))
-    else:
-        dist.barrier()
-        local = measure_peak(device, size=768 if device.type == "cpu" else 8192, duration_s=_MEASURE_S)
-    if local is None and dist.get_rank() == 0:
+
+    data_sheet: float | None
+    measured: float
+    is_by_data_sheet: bool
+
+    @property
+    def of_mfu(self) -> float | None:
+        """What the MFU is a share of; None where that is not known."""
+        return self.data_sheet if self.is_by_data_sheet else self.measured
+
+
+def peaks(device: torch.device, autocast_bf16: bool) -> Peaks:
+    """The peaks of all workers together. A collective.
+
+    Measured are products on every rank at the same time, with the threads that training has, so that shared memory
+    bandwidth and clocks count. A CPU is measured in float32, in which its operators compute.
+    """
+    is_by_data_sheet = device.type != "cpu" and autocast_bf16
+    dist.barrier()
+    dtype = torch.bfloat16 if is_by_data_sheet else torch.float32
+    measured = measure_peak(device, size=768 if device.type == "cpu" else 8192, duration_s=_MEASURE_S, dtype=dtype)
+    known = known_peak(name_of(device)) if is_by_data_sheet else None
+    if is_by_data_sheet and known is None and dist.get_rank() == 0:
         logger.warning(
-            "MFU is left out: the bfloat16 peak of %s is not in the table of %s. Add it there, from its data sheet.",
-            name_of(device), __name__,
+            "MFU is given by the measured peak alone: the bfloat16 peak of %s is not in the table of %s. Add it there, "
+            "from its data sheet.",
+            name_of(device), known_peak.__module__,
         )  # fmt: skip
-    total = torch.tensor(float("nan") if local is None else local, dtype=torch.float64, device=device)
+    total = torch.tensor([float("nan") if known is None else known, measured], dtype=torch.float64, device=device)
     dist.all_reduce(total)
-    return None if total.isnan() else float(total)
+    of_data_sheets, of_measurements = total.tolist()
+    return Peaks(None if math.isnan(of_data_sheets) else of_data_sheets, of_measurements, is_by_data_sheet)
 
 
 def known_peak(device_name: str) -> float | None:
@@ -185,10 +275,10 @@ def known_peak(device_name: str) -> float | None:
     return next((peak for name, peak in _BF16_PEAKS.items() if words.issuperset(name.split())), None)
 
 
-def measure_peak(device: torch.device, size: int, duration_s: float) -> float:
-    """float32 FLOP/s of products of square matrices: the best of what fits into the duration."""
-    a = torch.randn(size, size, device=device)
-    b = torch.randn(size, size, device=device)
+def measure_peak(device: torch.device, size: int, duration_s: float, dtype: torch.dtype = torch.float32) -> float:
+    """FLOP/s of products of square matrices: the best of what fits into the duration."""
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    b = torch.randn(size, size, device=device, dtype=dtype)
     best_s = float("inf")
     end = time.perf_counter() + duration_s
     while time.perf_counter() < end:

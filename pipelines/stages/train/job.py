@@ -79,7 +79,14 @@ class TrainFigures(Facts):
     mfu: float | None = Field(
         description="Model FLOP/s as a share of the devices' matrix-product peak; null if that peak is not known."
     )
-    peak_flops: float | None = Field(None, description="That peak, in FLOP/s, of all workers together.")
+    peak_flops: float | None = Field(
+        None,
+        description="That peak, in FLOP/s, of all workers together: by the GPU's data sheet in bf16, else measured.",
+    )
+    mfu_of_measured: float | None = Field(
+        None, description="The same as a share of the peak that was measured at the start of training."
+    )
+    measured_peak_flops: float | None = Field(None, description="That measured peak.")
     devices: str = Field("", description="What the workers computed on: `2 x NVIDIA H100`.")
 
 

@@ -1,4 +1,4 @@
-"""Where in a train stage's artifact its checkpoints are. Light to import: the scheduler looks here too."""
+"""Where in a train stage's artifact its files are. Light to import: the scheduler looks here too."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import re
 from pipelines.storage.artifact import ArtifactDir
 
 CHECKPOINTS = "checkpoints"
+INCIDENTS = "incidents.jsonl"  # what guards found
+PROFILE = "profile"
 MANIFEST = "manifest.json"  # written last: with it the checkpoint is complete
 _STEP_DIR = re.compile(r"step-(\d{8,})")
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch.distributed as dist
 
-from bmojo.counting import count
 from data.shards import TokenBatch
 from data.streaming import TokenStream
 from pipelines.errors import LostError
@@ -17,14 +16,17 @@ from pipelines.stages.train.agreement import Agreement, LeftToGrow, Wish
 from pipelines.stages.train.curves import Curves
 from pipelines.stages.train.data import final_weights
 from pipelines.stages.train.divergence import diverged, first_ruined_tensor, is_ruined
+from pipelines.stages.train.guards.documents import DocumentCanary
 from pipelines.stages.train.guards.incidents import Incidents
 from pipelines.stages.train.guards.pulse import beat
+from pipelines.stages.train.guards.replicas import refuse_differing_replicas
 from pipelines.stages.train.guards.steps import StepLedger
 from pipelines.stages.train.job import TrainFacts, TrainJob
-from pipelines.stages.train.meter import Meter
 from pipelines.stages.train.paths import OperatorPaths
 from pipelines.stages.train.saving import Saver
 from pipelines.stages.train.sources import mean_by_weight, source_losses
+from pipelines.stages.train.telemetry.telemetry import Telemetry
+from pipelines.stages.train.telemetry.times import Part
 from pipelines.stages.train.trainer import Trainer
 from pipelines.stages.train.validation import validation_loss
 from pipelines.stages.train.weights import save_model
@@ -55,11 +57,11 @@ class TrainLoop:
         self.curves, self.paths = Curves(journal), OperatorPaths(journal)
         kept = checkpoints.Kept(self.config.keep_checkpoints, self.config.keep_every_steps)
         self.saver = Saver(job.artifact, kept, trainer.device, self.curves.flush)
-        incidents = Incidents(job.artifact, job.sources, stream)
-        self.ledger = StepLedger(job.config, trainer.device, job.num_steps, self.curves, incidents, self._diverged)
-        self.counts = count(job.model, job.seq_len)
-        self.peak_flops = device.peak_flops(trainer.device, job.config.autocast_bf16)
-        self.meter = Meter(self.counts.train_flops_per_token, self.peak_flops, trainer.device)
+        self.incidents = Incidents(job.artifact, job.sources, stream)
+        self.ledger = StepLedger(job.config, trainer.device, job.num_steps, self.curves, self.incidents, self._diverged)
+        self.canary = DocumentCanary(trainer, job.config, self.incidents)
+        self.telemetry = Telemetry(job, trainer)
+        self.meter = self.telemetry.meter
         if resumed is not None:
             self._restore(resumed)
 
@@ -80,6 +82,8 @@ class TrainLoop:
             save = last or self._is_due(self.config.checkpoint_every_steps)
             if save:
                 self._refuse_ruined_weights()
+            elif self._is_due(self.config.check_replicas_every_steps):
+                self._compare_replicas()
             if last or self._is_due(self.config.validate_every_steps):  # first: what it refuses is never saved
                 final_valid_loss = self._validate()
             if save:
@@ -128,12 +132,15 @@ class TrainLoop:
         next_step = self.step + 1
         log = next_step in (1, self.job.num_steps) or next_step % self.config.log_every_steps == 0
         lr = self.config.learning_rate(next_step, self.job.num_steps)
-        self.meter.start()
+        self.telemetry.begin_step(next_step, is_logged=log)
         beat("reads its batches", next_step)
-        micro_batches = [next(batches) for _ in range(self.config.accumulation_steps)]
+        with self.trainer.times.host(Part.DATA):
+            micro_batches = [next(batches) for _ in range(self.config.accumulation_steps)]
+        self.canary.check(next_step, micro_batches, is_look=log)
         by_source = self._losses_by_source(micro_batches) if log else {}
         result = self.trainer.step(micro_batches, lr, self.ledger.loss_limit())
         self.step = next_step
+        self.telemetry.end_step(next_step)
         if self.ledger.add(next_step, result) or log or self._is_due(self.config.checkpoint_every_steps):
             self._check_steps()
         if log:
@@ -152,8 +159,6 @@ class TrainLoop:
         return {f"train/loss/{name}": loss for name, loss in losses.items()}
 
     def _log(self, lr: float, by_source: Mapping[str, float]) -> None:
-        self.meter.stop()
-        tokens_per_s, mfu = self.meter.take()
         applied = self.ledger.applied(self.step)
         self.curves.add(
             self.step,
@@ -163,8 +168,7 @@ class TrainLoop:
                 "train/grad_norm": applied.grad_norm if applied else None,
                 "train/tokens": self.ledger.num_tokens,
                 "train/num_workers": self.num_workers,
-                "train/tokens_per_s": tokens_per_s,
-                "train/mfu": mfu,
+                **self.telemetry.points(self.step),
                 **by_source,
             },
         )
@@ -186,7 +190,12 @@ class TrainLoop:
             raise self._diverged(f"the validation loss is {loss:.6g} after step {self.step} of {self.job.num_steps}")
         return loss
 
+    def _compare_replicas(self) -> None:
+        refuse_differing_replicas(self.trainer, self.incidents, self.step, self.saver.saved_step)
+
     def _refuse_ruined_weights(self) -> None:
+        """What is saved afterwards is finite, and of replicas that are alike."""
+        self._compare_replicas()
         key = first_ruined_tensor(self.trainer)
         if key is not None:
             raise self._diverged(f"{key} is not finite after step {self.step} of {self.job.num_steps}")
@@ -215,7 +224,8 @@ class TrainLoop:
             versions=dict(self.trainer.versions),
             backend=self.config.backend.model_dump(mode="json"),
         )
-        self.saver.save(state, self.trainer.pieces(), device.rng_state(self.trainer.device))
+        with self.trainer.times.host(Part.CHECKPOINT):
+            self.saver.save(state, self.trainer.pieces(), device.rng_state(self.trainer.device))
         self._saved_at = time.monotonic()
 
     def _restore(self, resumed: checkpoints.Checkpoint) -> None:
@@ -231,7 +241,6 @@ class TrainLoop:
             device.set_rng_state(resumed.rng(self.rank), self.trainer.device)
 
     def _facts(self, final_valid_loss: float | None, averaged_valid_loss: float | None) -> TrainFacts:
-        tokens_per_s = self.ledger.num_tokens / self.meter.total_time_s
         return TrainFacts(
             steps=self.step,
             tokens_seen=self.ledger.num_tokens,
@@ -240,11 +249,9 @@ class TrainLoop:
             initial_valid_loss=self.initial_valid_loss,
             final_valid_loss=final_valid_loss,
             averaged_valid_loss=averaged_valid_loss,
-            num_params=self.counts.num_params,
+            num_params=self.telemetry.counts.num_params,
             train_time_s=self.meter.total_time_s,
-            tokens_per_s=tokens_per_s,
-            mfu=self.meter.mfu(tokens_per_s),
-            peak_flops=self.peak_flops,
+            **self.telemetry.facts(self.ledger.num_tokens),
             devices=f"{self.num_workers} x {device.name_of(self.trainer.device)}",
             history=self.curves.history,
         )

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import time
+from typing import NamedTuple
 
 import torch
 
 from pipelines.stages.train.device import synchronize
+
+
+class Speed(NamedTuple):
+    """Tokens per second of all workers together, and the seconds in which they were measured."""
+
+    tokens_per_s: float
+    seconds: float
 
 
 class Meter:
@@ -15,10 +23,9 @@ class Meter:
     The clock runs from one step into the next, because stopping it waits for the device.
     """
 
-    def __init__(self, flops_per_token: float, peak_flops: float | None, device: torch.device) -> None:
-        """`peak_flops`: of all workers together; None: not known, and neither is the MFU."""
+    def __init__(self, flops_per_token: float, device: torch.device) -> None:
         self.total_time_s = 0.0
-        self._flops_per_token, self._peak_flops, self._device = flops_per_token, peak_flops, device
+        self._flops_per_token, self._device = flops_per_token, device
         self._tokens, self._time_s = 0, 0.0
         self._start: float | None = None
 
@@ -40,12 +47,12 @@ class Meter:
         """So many tokens were trained on, by all workers together."""
         self._tokens += num_tokens
 
-    def take(self) -> tuple[float, float | None]:
-        """(tokens per second, MFU) since the last call."""
-        tokens_per_s = self._tokens / self._time_s if self._time_s else 0.0
+    def take(self) -> Speed:
+        """The speed since the last call."""
+        tokens_per_s, seconds = self._tokens / self._time_s if self._time_s else 0.0, self._time_s
         self._tokens, self._time_s = 0, 0.0
-        return tokens_per_s, self.mfu(tokens_per_s)
+        return Speed(tokens_per_s, seconds)
 
-    def mfu(self, tokens_per_s: float) -> float | None:
-        """Share of the peak that `tokens_per_s` amounts to; None where the peak is not known."""
-        return tokens_per_s * self._flops_per_token / self._peak_flops if self._peak_flops is not None else None
+    def mfu(self, tokens_per_s: float, peak_flops: float | None) -> float | None:
+        """Share of a peak, of all workers together, that `tokens_per_s` amounts to; None where it is not known."""
+        return tokens_per_s * self._flops_per_token / peak_flops if peak_flops is not None else None

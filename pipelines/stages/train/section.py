@@ -14,7 +14,14 @@ if TYPE_CHECKING:
     from pipelines.stages.train.stage import TrainOutput, TrainStage
 
 _BY_SOURCE = {"train/loss/": "Training loss by source", "valid/loss/": "Validation loss by source"}
-_CLOCKS = ("train/tokens", "train/max_steps", "train/resumed_from_step")  # what others are drawn against
+_FAMILIES = {
+    "train/time/": ("time-by-part", "Time of a step by part", "s per step"),
+    "train/norm/weight/": ("norm-weight", "Norms of weights by group", ""),
+    "train/norm/gradient/": ("norm-gradient", "Norms of gradients by group", "before clipping"),
+    "train/norm/update/": ("norm-update", "Update by group", "share of the weights' norm"),
+}
+"""Curves that share a plot, by the beginning of their names: the plot, its title, its axis."""
+_CLOCKS = ("train/tokens", "train/hours", "train/max_steps", "train/resumed_from_step")  # what others are drawn against
 _NATS = "nats per token"
 
 
@@ -64,11 +71,16 @@ def series_of(history: Mapping[str, Points]) -> Iterator[Series]:
     for name, series in known.items():
         if name in history:
             yield Series(**{**vars(series), "points": history[name]})
+    for prefix, (plot, title, y_label) in _FAMILIES.items():
+        for name in sorted(history):
+            if name.startswith(prefix):
+                part = name.removeprefix(prefix)
+                yield Series(plot=plot, title=title, part=part, y_label=y_label, points=history[name], is_noisy=True)
     drawn = {"train/loss", "valid/loss", *known, *_CLOCKS}
     if len({value for _, value in history.get("train/num_workers", ())}) < 2:
         drawn.add("train/num_workers")  # it never changed
     for name in sorted(history):
-        if name not in drawn and not name.startswith(tuple(_BY_SOURCE)):
+        if name not in drawn and not name.startswith((*_BY_SOURCE, *_FAMILIES)):
             plot = name.removeprefix("train/").replace("/", "-")
             yield Series(plot=plot, title=name, y_label="", points=history[name], is_noisy=True)
 
@@ -76,6 +88,8 @@ def series_of(history: Mapping[str, Points]) -> Iterator[Series]:
 def seconds_by_step(history: Mapping[str, Points]) -> Points:
     """Seconds spent in optimizer steps so far, from the tokens and the speed between points; without validation,
     checkpoints and the time between attempts."""
+    if "train/hours" in history:
+        return [(0, 0.0), *((step, 3600 * hours) for step, hours in history["train/hours"])]
     speed = dict(history.get("train/tokens_per_s", ()))
     seconds, before = 0.0, 0.0
     points: list[tuple[float, float]] = [(0, 0.0)]
@@ -96,8 +110,17 @@ def _facts(output: TrainOutput) -> dict[str, str]:
         "tokens/s": f"{output.tokens_per_s:,.0f}",
         "MFU": "-" if output.mfu is None else f"{output.mfu:.1%}",
         **({"peak of MFU": f"{output.peak_flops / 1e12:.4g} TFLOP/s"} if output.peak_flops is not None else {}),
+        **_measured_peak(output),
         **({"trained on": output.devices} if output.devices else {}),
     }
+
+
+def _measured_peak(output: TrainOutput) -> dict[str, str]:
+    """The second peak, where there are two."""
+    measured, mfu = output.measured_peak_flops, output.mfu_of_measured
+    if measured is None or mfu is None or measured == output.peak_flops:
+        return {}
+    return {"MFU of the measured peak": f"{mfu:.1%} of {measured / 1e12:.4g} TFLOP/s"}
 
 
 def _recipe(node: StageNode[TrainStage]) -> dict[str, Any]:

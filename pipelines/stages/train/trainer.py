@@ -15,9 +15,11 @@ import torch
 import torch.distributed as dist
 
 from base.errors import UserError
+from bmojo import BMojoLM
 from data.shards import TokenBatch
 from pipelines.stages.train.device import copy_to
 from pipelines.stages.train.pieces import Piece, Read
+from pipelines.stages.train.telemetry.times import StepTimes
 
 PARAM = "param"
 
@@ -48,6 +50,14 @@ class Trainer(Protocol):
     @property
     def device(self) -> torch.device:
         """Where this worker computes."""
+
+    @property
+    def times(self) -> StepTimes:
+        """Where it puts the seconds of its steps, and the loop those of its own."""
+
+    @property
+    def model(self) -> BMojoLM:
+        """What it trains, to look inside; under sharding a parameter is there only where its layer runs."""
 
     @property
     def versions(self) -> Mapping[str, str]:
@@ -85,6 +95,10 @@ class Trainer(Protocol):
 
         Without communication. Ranks have pieces of different keys, in the order of `shapes`.
         """
+
+    def replicas(self) -> Mapping[str, torch.Tensor]:
+        """The named tensors that each rank holds whole for itself, which are alike if nothing went wrong. Without
+        communication."""
 
     def load(self, read: Read, num_steps: int) -> None:
         """Put back parameters, optimizer state and the optimizer's step count; each rank reads what it holds.

@@ -33,6 +33,7 @@ from pipelines.stages.train.optimizers.build import build_optimizer, new_state, 
 from pipelines.stages.train.optimizers.groups import set_lr
 from pipelines.stages.train.optimizers.muon import MOMENTUM, Muon
 from pipelines.stages.train.pieces import Piece, Read, gather
+from pipelines.stages.train.telemetry.times import Part, StepTimes
 from pipelines.stages.train.trainer import (
     PARAM,
     StepResult,
@@ -79,7 +80,7 @@ class DeepSpeedTrainer:
         _quieten_logs()
         _init_communication(device, config.collective_timeout_s)
         backend = sharding(backend, device)
-        self.device = device
+        self.device, self.times = device, StepTimes(device)
         self.model = model
         self.optimizer = build_optimizer(model, config)
         self._params = dict(model.named_parameters())
@@ -96,6 +97,7 @@ class DeepSpeedTrainer:
         )
         if self._zero_stage == 0 and dist.get_world_size() == 1:
             self._engine.enable_backward_allreduce = False  # it would copy every gradient to add it to nothing
+        self._measure_communication()
         self._layout = layout_of(self._zero_stage, self._engine, self._params)
         self._make_optimizer_state()
         self._average = (
@@ -119,7 +121,8 @@ class DeepSpeedTrainer:
         self, micro_batches: Sequence[TokenBatch], lr: float, loss_limit: torch.Tensor | None = None
     ) -> StepResult:
         """See Trainer."""
-        targets = count_targets(micro_batches, self.device)
+        with self.times.part(Part.COMMUNICATION):
+            targets = count_targets(micro_batches, self.device)
         # DeepSpeed averages over workers and micro batches; with these weights every token of the global batch
         # counts the same.
         scale = dist.get_world_size() * len(micro_batches) / targets.total.double()
@@ -127,13 +130,17 @@ class DeepSpeedTrainer:
         step_loss, grad_norm = loss_sum, None
         for number, (batch, num_targets) in enumerate(zip(micro_batches, targets.of_micro_batches, strict=True), 1):
             beat("computes a micro batch")
-            loss: torch.Tensor = self._engine(*to_device(batch, self.device))
+            with self.times.part(Part.FORWARD):
+                loss: torch.Tensor = self._engine(*to_device(batch, self.device))
             loss_sum += loss.detach().double() * num_targets
             if number == len(micro_batches):
-                step_loss = mean_loss(loss_sum, targets.total)
+                with self.times.part(Part.COMMUNICATION):
+                    step_loss = mean_loss(loss_sum, targets.total)
                 scale = refused_above(loss_limit, step_loss, scale)
-            self._engine.backward(loss * (num_targets * scale).to(loss.dtype))
-            grad_norm = self._finish_micro_batch(lr)
+            with self.times.part(Part.BACKWARD):
+                self._engine.backward(loss * (num_targets * scale).to(loss.dtype))
+            with self.times.part(Part.OPTIMIZER):
+                grad_norm = self._finish_micro_batch(lr)
         assert grad_norm is not None, "the last micro batch of a step must update the weights"
         return StepResult(step_loss, targets.total, grad_norm)
 
@@ -171,6 +178,12 @@ class DeepSpeedTrainer:
         """See Trainer."""
         found = {key: self._piece(*key.split("/", 1)) for key in self.shapes}
         return {key: piece for key, piece in found.items() if piece is not None}
+
+    def replicas(self) -> dict[str, torch.Tensor]:
+        """See Trainer. Of stages 1 and 2 the parameters, which each step gathers from their partitions."""
+        if self._zero_stage == 0:
+            return {key: self.tensor(key) for key in self.shapes}
+        return {f"{PARAM}/{name}": p.detach() for name, p in self._params.items()} if self._zero_stage < 3 else {}
 
     def load(self, read: Read, num_steps: int) -> None:
         """See Trainer."""
@@ -237,6 +250,19 @@ class DeepSpeedTrainer:
         if self._average is not None:
             self._average.update(torch.isfinite(norm).double())
         return norm
+
+    def _measure_communication(self) -> None:
+        """Tell DeepSpeed's reduction of gradients apart from the backward that calls it at its end.
+
+        What ZeRO 2 and 3 reduce or gather earlier, in hooks of the backward and the forward, counts with these.
+        """
+        reduce = self._engine.allreduce_gradients
+
+        def measured(*args: Any, **options: Any) -> None:
+            with self.times.part(Part.COMMUNICATION):
+                reduce(*args, **options)
+
+        self._engine.allreduce_gradients = measured
 
     def _check_dtypes(self) -> None:
         wrong = {name: p.dtype for name, p in self._params.items() if p.dtype != torch.float32}

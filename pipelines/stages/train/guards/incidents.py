@@ -11,9 +11,8 @@ import torch.distributed as dist
 
 from data.streaming import TokenStream, Worker
 from pipelines.stages.train.data import TokenSource
+from pipelines.stages.train.layout import INCIDENTS
 from pipelines.storage.artifact import ArtifactDir
-
-INCIDENTS = "incidents.jsonl"
 
 logger = logging.getLogger(__name__)
 

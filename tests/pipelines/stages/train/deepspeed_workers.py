@@ -20,6 +20,7 @@ from bmojo import BMojoLM
 from bmojo.fields import ActivationCheckpointing
 from pipelines.stages.train.config import TrainStageConfig
 from pipelines.stages.train.device import CPU
+from pipelines.stages.train.guards.replicas import differing_replicas
 from pipelines.stages.train.optimizers.config import MuonConfig
 from pipelines.stages.train.optimizers.exchange import Exchange, Extent
 from pipelines.stages.train.trainer import Trainer
@@ -61,6 +62,9 @@ class Result:
         self.engine: dict[int, dict[str, Any]] = {stage: ranks[0]["engine"][str(stage)] for stage in ZERO_STAGES}
         self.muon = {stage: ByMuon(ranks, stage, folder) for stage in ZERO_STAGES}
         self.exchange_is_exact = all(rank["exchange_is_exact"] for rank in ranks)
+        self.replicas: dict[int, list[Any]] = {
+            stage: [r["replicas"][str(stage)] for r in ranks] for stage in ZERO_STAGES
+        }
         self.scalars_read: dict[int, int] = {stage: ranks[0]["scalars_read"][str(stage)] for stage in ZERO_STAGES}
 
 
@@ -98,7 +102,7 @@ def _worker(rank: int, port: int, config_json: str, folder: Path) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
     config = TrainStageConfig.model_validate_json(config_json)
-    by_stage = ("observed", "muon", "local_share", "is_recomputed_alike", "engine", "scalars_read", "bf16")
+    by_stage = ("observed", "muon", "local_share", "is_recomputed_alike", "engine", "scalars_read", "replicas", "bf16")
     found: dict[str, dict[int, Any]] = {name: {} for name in by_stage}
     started: list[Trainer] = []
 
@@ -124,6 +128,7 @@ def _worker(rank: int, port: int, config_json: str, folder: Path) -> None:
         )
         if rank == 0:
             save_file(end, folder / f"zero-{stage}.safetensors")
+        found["replicas"][stage] = _replicas_with_flipped_bits(started[0], rank)
     for stage in BF16_STAGES:
         backend = config.backend.model_copy(update={"zero_stage": stage})
         bf16 = config.model_copy(update={"precision": "bf16", "backend": backend})
@@ -216,6 +221,18 @@ def _engine_settings(trainer: Any) -> dict[str, Any]:
         "timeout_s": group._get_backend(CPU).options._timeout.total_seconds(),
         "is_world": group is torch.distributed.group.WORLD,
     }
+
+
+def _replicas_with_flipped_bits(trainer: Trainer, rank: int) -> list[list[list[Any]]]:
+    """What is found with no flipped bit, and with one in rank 1's copy of the first and of the last replica."""
+    found = [differing_replicas(trainer)]
+    replicas = list(trainer.replicas().values())
+    for value in replicas[:1] + replicas[-1:]:
+        bits = value.view(-1).view(torch.int32)
+        bits[-1] ^= (1 << 3) * rank
+        found.append(differing_replicas(trainer))
+        bits[-1] ^= (1 << 3) * rank
+    return [[list(each[:2]) for each in one] for one in found]
 
 
 class _ScalarsRead(TorchDispatchMode):

@@ -22,6 +22,7 @@ from pipelines.stages.train.optimizers.build import build_optimizer, new_state, 
 from pipelines.stages.train.optimizers.groups import set_lr
 from pipelines.stages.train.optimizers.muon import Muon
 from pipelines.stages.train.pieces import Piece, Read, even_shares
+from pipelines.stages.train.telemetry.times import Part, StepTimes
 from pipelines.stages.train.trainer import PARAM, StepResult, count_targets, mean_loss, named_shapes
 from pipelines.stages.train.weights import build_model
 
@@ -33,7 +34,8 @@ class PlainTrainer:
     versions: Mapping[str, str] = {"torch": torch.__version__}
 
     def __init__(self, model: BMojoLM, config: TrainStageConfig) -> None:
-        self._model, self._grad_clip = model, config.grad_clip
+        self.model, self._grad_clip = model, config.grad_clip
+        self.times = StepTimes(CPU)
         self._params = dict(model.named_parameters())
         self._optimizer = build_optimizer(model, config)
         names, shapes = state_names(model, config), {name: param.shape for name, param in self._params.items()}
@@ -54,7 +56,8 @@ class PlainTrainer:
         targets = count_targets(micro_batches, CPU)
         loss_sum = torch.zeros((), dtype=torch.float64)
         for batch, num_targets in zip(micro_batches, targets.of_micro_batches, strict=True):
-            loss = self._model(*batch).loss
+            with self.times.part(Part.FORWARD):
+                loss = self.model(*batch).loss
             (loss * (num_targets / targets.total.double()).to(loss.dtype)).backward()
             loss_sum += loss.detach().double() * num_targets
         loss = mean_loss(loss_sum, targets.total)
@@ -71,7 +74,7 @@ class PlainTrainer:
 
     @torch.no_grad()
     def token_losses(self, batch: TokenBatch) -> torch.Tensor:
-        nll_bt: torch.Tensor = self._model(*batch, token_losses=True).nll_bt
+        nll_bt: torch.Tensor = self.model(*batch, token_losses=True).nll_bt
         return nll_bt
 
     def tensor(self, key: str) -> torch.Tensor:
@@ -83,6 +86,9 @@ class PlainTrainer:
     def pieces(self) -> Mapping[str, Piece]:
         shares = even_shares({key: shape.numel() for key, shape in self.shapes.items()}, 0, 1)
         return {key: Piece(start, self.tensor(key).view(-1)[start:][:numel]) for key, (start, numel) in shares.items()}
+
+    def replicas(self) -> Mapping[str, torch.Tensor]:
+        return {key: self.tensor(key) for key in self.shapes}
 
     def load(self, read: Read, num_steps: int) -> None:
         for key, shape in self.shapes.items():

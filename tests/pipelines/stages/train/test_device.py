@@ -43,7 +43,26 @@ def test_peak_of_a_cpu_is_measured_whatever_the_precision(
     single_process: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(device, "measure_peak", lambda *_, **__: 1e10)
-    assert device.peak_flops(device.CPU, autocast_bf16=True) == 1e10
+    peaks = device.peaks(device.CPU, autocast_bf16=True)
+    assert (peaks.data_sheet, peaks.measured, peaks.of_mfu) == (None, 1e10, 1e10)
+
+
+@pytest.mark.parametrize(("sheet", "of_mfu"), [(989e12, 989e12), (None, None)])
+def test_a_gpu_in_bfloat16_has_both_peaks(
+    single_process: None, monkeypatch: pytest.MonkeyPatch, sheet: float | None, of_mfu: float | None
+) -> None:
+    class Gpu:
+        type = "cuda"
+
+    measured = []
+    monkeypatch.setattr(device, "measure_peak", lambda *_, dtype, **__: measured.append(dtype) or 7e14)
+    monkeypatch.setattr(device, "known_peak", lambda _: sheet)
+    monkeypatch.setattr(device, "name_of", lambda _: "a GPU")
+    as_cpu = torch.tensor
+    monkeypatch.setattr(torch, "tensor", lambda *values, **options: as_cpu(*values, **options | {"device": "cpu"}))
+    peaks = device.peaks(Gpu(), autocast_bf16=True)  # type: ignore[arg-type]
+    assert measured == [torch.bfloat16]
+    assert (peaks.data_sheet, peaks.measured, peaks.of_mfu) == (sheet, 7e14, of_mfu)
 
 
 def test_random_generators_continue_where_they_were() -> None:

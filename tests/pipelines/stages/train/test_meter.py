@@ -22,7 +22,7 @@ class HandSetClock:
 def test_meter_counts_time_from_step_to_step_but_not_while_it_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = HandSetClock()
     monkeypatch.setattr(meter_module, "time", clock)
-    meter = Meter(flops_per_token=10.0, peak_flops=1e6, device=CPU)
+    meter = Meter(flops_per_token=10.0, device=CPU)
     for _ in range(2):
         for _ in range(2):
             meter.start()
@@ -31,7 +31,7 @@ def test_meter_counts_time_from_step_to_step_but_not_while_it_is_stopped(monkeyp
         meter.count(100)
         clock.now_s += 8.0  # validation
         meter.stop()
-    assert meter.take() == (400.0, pytest.approx(400.0 * 10.0 / 1e6))
+    assert meter.take() == (400.0, 0.5)
     assert meter.take() == (0.0, 0.0)
     assert meter.total_time_s == 0.5
 
@@ -39,7 +39,7 @@ def test_meter_counts_time_from_step_to_step_but_not_while_it_is_stopped(monkeyp
 def test_the_device_is_waited_for_only_where_the_clock_stops(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[object] = []
     monkeypatch.setattr(meter_module, "synchronize", waits.append)
-    meter = Meter(flops_per_token=10.0, peak_flops=None, device=CPU)
+    meter = Meter(flops_per_token=10.0, device=CPU)
     meter.start()
     meter.start()
     meter.count(100)
@@ -49,11 +49,7 @@ def test_the_device_is_waited_for_only_where_the_clock_stops(monkeypatch: pytest
     assert waits == [CPU]
 
 
-def test_without_a_known_peak_there_is_no_mfu() -> None:
-    meter = Meter(flops_per_token=10.0, peak_flops=None, device=CPU)
-    meter.start()
-    meter.stop()
-    meter.count(100)
-    tokens_per_s, mfu = meter.take()
-    assert tokens_per_s > 0
-    assert mfu is None
+def test_mfu_is_the_share_of_a_peak_that_is_known() -> None:
+    meter = Meter(flops_per_token=10.0, device=CPU)
+    assert meter.mfu(400.0, peak_flops=1e6) == pytest.approx(400.0 * 10.0 / 1e6)
+    assert meter.mfu(400.0, peak_flops=None) is None

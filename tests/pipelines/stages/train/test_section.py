@@ -29,3 +29,15 @@ def test_the_time_of_steps_follows_from_tokens_and_speed() -> None:
     }
     assert seconds_by_step(history) == [(0, 0), (1, pytest.approx(2)), (5, pytest.approx(6)), (9, pytest.approx(8))]
     assert seconds_by_step({}) == [(0, 0)]
+    measured = history | {"train/hours": [(1, 0.5), (5, 1.0)]}
+    assert seconds_by_step(measured) == [(0, 0), (1, 1800), (5, 3600)], "as measured, where it was"
+
+
+def test_curves_of_a_family_share_a_plot() -> None:
+    names = ("train/time/data", "train/time/forward", "train/norm/update/mlp")
+    series = list(series_of({name: [(1, 2.0)] for name in names}))
+    assert [(one.plot, one.part) for one in series] == [
+        ("time-by-part", "data"),
+        ("time-by-part", "forward"),
+        ("norm-update", "mlp"),
+    ]

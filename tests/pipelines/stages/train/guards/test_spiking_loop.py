@@ -17,8 +17,8 @@ from bmojo import BMojoLM
 from data.shards import TokenBatch
 from pipelines.stages.train import layout
 from pipelines.stages.train.config import TrainStageConfig
-from pipelines.stages.train.guards.incidents import INCIDENTS
 from pipelines.stages.train.job import TrainFacts
+from pipelines.stages.train.layout import INCIDENTS
 from pipelines.stages.train.stage import TrainInputs, make_job
 from pipelines.stages.train.trainer import StepResult
 from tests.pipelines.stages.train.plain_trainer import PlainTrainer, train_plainly
