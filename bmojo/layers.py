@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from bmojo.fields import ModelFields
 from kernels import pointwise
 from kernels.linear import gated_linear, linear, linear_each, linear_parts
+from kernels.shapes_only import counts_as_gpu
 
 
 class Linear(nn.Linear):
@@ -95,7 +96,7 @@ class RMSNorm(nn.Module):
 
 def _dtype_of_norm(x: Tensor) -> torch.dtype | None:
     """On a GPU the norm writes what the products read, so that no cast follows; None: the dtype of x."""
-    return autocast_dtype(x) if x.is_cuda else None
+    return autocast_dtype(x) if counts_as_gpu(x) else None
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:

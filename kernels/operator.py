@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kernels.cpp import library
+from kernels.shapes_only import counts_as_gpu, is_shapes_only
 
 logger = logging.getLogger(__name__)
 PATHS = ("reference", "torch", "cpp", "triton")
@@ -101,7 +102,7 @@ class Operator(Generic[P, In, Out]):
             if torch.is_autocast_enabled("cpu" if x.is_cpu else x.device.type):  # a faster question first
                 return self._without_autocast(inputs)
         path, name, reason = self._choose(inputs)
-        if name not in self.ran and not torch.compiler.is_compiling():
+        if name not in self.ran and not torch.compiler.is_compiling() and not is_shapes_only():
             self.ran[name] = reason
             logger.info("%s runs on %s: %s", self.name, name, reason)
         return path.run(inputs)
@@ -133,7 +134,7 @@ class Operator(Generic[P, In, Out]):
         """The path, its name and the reason."""
         x: Tensor = inputs[0]
         asked = None if _asked is None else check_request(x)
-        name = asked or ("triton" if x.is_cuda else "cpp")
+        name = asked or ("triton" if counts_as_gpu(x) else "cpp")
         path = self.path(name)
         if path is None:
             return self._torch, "torch", _ABSENT[name]

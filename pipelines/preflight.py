@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
 
 from pipelines.cluster import cluster_address
 from pipelines.config import ClusterConfig
-from pipelines.engine.stage import AnyNode
+from pipelines.engine.stage import AnyNode, Machines
 from pipelines.errors import ConfigError, FieldError
 
 SLOTS_PER_CORE = 16  # CPU slots are Ray's bookkeeping and may exceed the cores; this many more is a mistake
@@ -15,7 +16,7 @@ FEWEST_SLOTS = 64  # allowed on any machine
 
 
 def check_pipeline(cluster: ClusterConfig, graph: Iterable[AnyNode]) -> None:
-    """Refuse what must fail later: unknown kernels, a local cluster that is too small.
+    """Refuse what must fail later: unknown kernels, a local cluster that is too small, steps beyond its memory.
 
     Raises: ConfigError: names the field, what it asks, what there is and what would do.
     """
@@ -24,6 +25,12 @@ def check_pipeline(cluster: ClusterConfig, graph: Iterable[AnyNode]) -> None:
         for node in graph:
             _check_local_cpus(cluster, node)
             _check_local_gpus(node)
+            node.stage.check_memory(node, Machines(num_cores=float(os.cpu_count() or 1)))
+
+
+def cores_of(cluster: ClusterConfig) -> float:
+    """Cores that workers can have together: this machine's; of a cluster elsewhere no limit is known."""
+    return float(os.cpu_count() or 1) if cluster.address == "local" else math.inf
 
 
 def _check_kernels() -> None:

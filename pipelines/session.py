@@ -22,11 +22,18 @@ from pipelines.tracking.run_tracking import TrackingOptions
 
 
 def open_pipeline(
-    config: PipelineConfig, config_path: str | Path | None = None, overrides: Sequence[str] | None = None
+    config: PipelineConfig,
+    config_path: str | Path | None = None,
+    overrides: Sequence[str] | None = None,
+    is_for_here: bool = True,
 ) -> Pipeline:
-    """The pipeline that the engine drives. Raises ConfigError, UserError: it asks for what cannot be had here."""
+    """The pipeline that the engine drives. Args: is_for_here: False: it is planned for other machines.
+
+    Raises: ConfigError, UserError: it asks for what cannot be had here.
+    """
     graph = config.graph()
-    check_pipeline(config.cluster, graph)
+    if is_for_here:
+        check_pipeline(config.cluster, graph)
     check_address(config.cluster, graph)
     return Pipeline(
         name=config.name,

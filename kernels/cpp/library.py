@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from kernels.cpp import build
 from kernels.cpp.constants import MAX_DIMS
+from kernels.shapes_only import is_shapes_only
 
 logger = logging.getLogger(__name__)
 IN_MEMORY = (Tensor, torch.nn.Parameter)  # subclasses, such as fake and distributed tensors, may have no memory to read
@@ -41,6 +42,8 @@ def refuses(x: Tensor) -> str | None:
         return f"tensors are on {x.device.type}"
     if x.dtype not in DTYPES:
         return f"{x.dtype} on the CPU"
+    if is_shapes_only():
+        return None if is_available() else "the C++ kernels are not available"
     if type(x) not in IN_MEMORY:
         return f"the tensor is a {type(x).__name__}"
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
@@ -80,6 +83,8 @@ def call(kernel: str, dtype: torch.dtype, *arguments: Tensor | int | float | Non
     Tensors are passed with their sizes and strides, None as a tensor without data, integers as int64_t, floats as
     double; the number of threads is added at the end.
     """
+    if is_shapes_only():
+        return
     run = _function(kernel, DTYPES[dtype])
     converted = [_converted(argument, dtype) for argument in (*arguments, torch.get_num_threads())]
     if torch.autograd._profiler_enabled():  # asked first, because a range costs more than some of the kernels

@@ -14,6 +14,7 @@ from kernels.cross_entropy.reference import IGNORED, LossInputs, LossOutputs
 from kernels.linear import product
 from kernels.operator import Path
 from kernels.pointwise import cross_entropy_
+from kernels.shapes_only import counts_as_gpu
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5}
 CHUNK_LOGITS = 1 << 22  # logits held at a time, 16 MiB in float32: fewer make thin products, more gain nothing
@@ -37,7 +38,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_hidden_sd = torch.empty_like(hidden_sd) if with_grad else None
         empty_like = torch.empty_like if num_tokens else torch.zeros_like
         grad_weight_vd = empty_like(weight_vd, dtype=precise) if with_grad else None
-        rows = max(MIN_ROWS, (CHUNK_LOGITS if hidden_sd.is_cpu else GPU_CHUNK_LOGITS) // vocab_size)
+        rows = max(MIN_ROWS, (GPU_CHUNK_LOGITS if counts_as_gpu(hidden_sd) else CHUNK_LOGITS) // vocab_size)
         for first in range(0, num_tokens, rows):
             part = slice(first, min(first + rows, num_tokens))
             logits_sv = product(hidden_sd[part], weight_vd).to(logits_dtype)

@@ -25,6 +25,7 @@ from triton.testing import do_bench
 
 from base.cache import cache_dir
 from kernels.gpu.launch import Launch
+from kernels.shapes_only import is_shapes_only
 
 logger = logging.getLogger(__name__)
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
@@ -49,6 +50,8 @@ class Config:
 @torch.compiler.assume_constant_result  # torch.compile cannot trace into what asks the driver
 def architecture(device: torch.device) -> str:
     """The nearest of ARCHITECTURES, or INTERPRETER for CPU tensors."""
+    if is_shapes_only():
+        return "sm_90"
     if device.type != "cuda":
         return INTERPRETER
     if torch.version.hip:

@@ -11,6 +11,7 @@ from kernels.cpp import library
 from kernels.cpp.library import require_shapes, rows_contiguous, whole_vectors
 from kernels.memory_attention.reference import AttentionInputs, FlatInputs, StepInputs
 from kernels.operator import Kept, Path, Saved, differentiable
+from kernels.shapes_only import is_shapes_only
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5}
 SPAN = 1024  # queries whose gradients by keys are added up together, at least; spans are what threads share
@@ -136,7 +137,7 @@ def _check(inputs: FlatInputs) -> None:
         index_bjm=(index, (b, *(() if index is None else index.shape[1:]))),
     )
     _require_groups(heads, kv_heads)
-    if index is not None and inputs.eidetic_k is not None and index.numel():
+    if index is not None and inputs.eidetic_k is not None and index.numel() and not is_shapes_only():
         highest, rows = int(index.max()), inputs.eidetic_k.shape[1]
         if highest >= rows:
             raise IndexError(f"index_bjm names row {highest} of {rows} eidetic rows.")

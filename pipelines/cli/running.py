@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -31,14 +29,13 @@ from pipelines.cli.console import (
 from pipelines.cli.progress import StageProgress, progress_display, source_progress
 from pipelines.engine.observer import Observer
 from pipelines.engine.runs import find_run
-from pipelines.engine.stage import tells_progress
+from pipelines.engine.stage import Machines, tells_progress
 from pipelines.storage import open_storage
 from pipelines.supervisor import ProgressPipe, supervise
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from pipelines.config import ClusterConfig
     from pipelines.engine.plan import PlannedStage
     from pipelines.engine.results import RunResult
     from pipelines.engine.runs import Run
@@ -48,16 +45,40 @@ if TYPE_CHECKING:
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="The pipeline's YAML file.", show_default=False)]
 
 
-def plan(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
-    """Show what `run` would do: stages to reuse, resume or run and why; parameters, tokens, FLOPs, memory, time.
+HardwareOption = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Plan training for workers on this GPU: h100, h200, a100, b200, mi300x, ..."),
+]
+PriceOption = Annotated[
+    float | None,
+    typer.Option(min=0, metavar="AMOUNT", help="Price of one worker's device for an hour: adds the cost of training."),
+]
+MeasureOption = Annotated[
+    bool, typer.Option("--measure", help="Take real training steps on this machine first, and keep what they took.")
+]
 
-    Changes nothing.
+
+def plan(
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
+    hardware: HardwareOption = None,
+    price: PriceOption = None,
+    measure: MeasureOption = False,
+) -> None:
+    """Show what `run` would do: stages to reuse, resume or run and why; memory, disk, FLOPs, time and cost of training.
+
+    Changes nothing. Memory is worked out from the model itself, part by part, and compared with what there is: this
+    machine's, or that of --hardware. Time is what was measured here for the same settings (--measure, or `bmojo run
+    --dry`), else a share of the peak; the plan says which.
+
+    Example: `bmojo plan configs/quickstart.yaml --hardware h100 --price 2.5 train.micro_batch_size=8`
     """
     from pipelines.loading import load_pipeline
+    from pipelines.preflight import cores_of
     from pipelines.session import open_pipeline
 
     loaded = load_pipeline(config, overrides or ())
-    pipeline = open_pipeline(loaded, config)
+    pipeline = open_pipeline(loaded, config, is_for_here=hardware is None)
     table = Table("stage", "kind", "action", "why", box=None, pad_edge=False)
     with progress_display(console) as progress, source_progress(progress, console):
         planned = pipeline.plan()
@@ -69,7 +90,10 @@ def plan(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
             action, reasons = str(stage.action), [stage.reason, *stage.changes]
         table.add_row(stage.name, stage.kind, action, escape("\n".join(reasons)))
     console.print(table)
-    _print_estimates(pipeline.graph, loaded.cluster)
+    machines = Machines(cores_of(loaded.cluster), hardware, price, measure)
+    _print_estimates(pipeline.graph, machines)
+    for node in pipeline.graph:
+        node.stage.check_memory(node, machines)
 
 
 def run(
@@ -246,15 +270,14 @@ class ConsoleObserver(Observer):
                 console.print(f"  {node.name}: {headline}", soft_wrap=True)
 
 
-def _print_estimates(graph: Sequence[AnyNode], cluster: ClusterConfig) -> None:
+def _print_estimates(graph: Sequence[AnyNode], machines: Machines) -> None:
     """The estimates of each kind of stage."""
-    num_cores = float(os.cpu_count() or 1) if cluster.address == "local" else math.inf
     for stage in dict.fromkeys(node.stage for node in graph):
-        estimate = stage.estimate([node for node in graph if node.stage is stage], num_cores)
-        if estimate is not None:
+        for estimate in stage.estimate([node for node in graph if node.stage is stage], machines):
             table = Table(*estimate.columns, box=None, pad_edge=False)
             for row in estimate.rows:
                 table.add_row(*row)
             console.print()
             console.print(table)
-            console.print(estimate.note, style="dim")
+            for note in estimate.notes:
+                console.print(note, style="dim")

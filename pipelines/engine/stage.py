@@ -239,12 +239,28 @@ def tells_progress(values: Mapping[str, float]) -> bool:
 
 
 @dataclass(frozen=True)
+class Machines:
+    """What a plan is made for.
+
+    num_cores: that the workers can have together, at most.
+    hardware: name of the GPU that each training worker gets, whatever the file asks for; None: what the file asks for.
+    price_per_hour: of one worker's device; None: costs are not asked for.
+    measure: take real steps on this machine first, and measure again what was measured before.
+    """
+
+    num_cores: float
+    hardware: str | None = None
+    price_per_hour: float | None = None
+    measure: bool = False
+
+
+@dataclass(frozen=True)
 class Estimate:
-    """A table for `bmojo plan`: the cost of the stages of a kind."""
+    """A table for `bmojo plan`: what the stages of a kind take."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
-    note: str
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -332,10 +348,18 @@ class Stage(ABC, Generic[Config, Inputs, Output]):
         """
         return None
 
-    def estimate(self, stages: Sequence[StageNode[Self]], num_cores: float) -> Estimate | None:
-        """Cost of all the stages of this kind in a pipeline, from settings alone; None: it is not known.
+    def estimate(self, stages: Sequence[StageNode[Self]], machines: Machines) -> Sequence[Estimate]:
+        """What all the stages of this kind in a pipeline take, from settings alone; nothing: it is not known.
 
-        Args: num_cores: that the workers can have together, at most.
+        Raises: UserError: the machines are not known, or their measurement failed.
+        """
+        return ()
+
+    def check_memory(self, node: StageNode[Self], machines: Machines) -> None:
+        """Refuse work that the machines cannot hold; a note in the log if it will be close.
+
+        machines.hardware None: it is about this machine.
+        Raises: FieldError: what is needed for certain is more than there is, and what would help.
         """
         return None
 

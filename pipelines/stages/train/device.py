@@ -8,10 +8,11 @@ from __future__ import annotations
 import logging
 import math
 import random
-import re
+import resource
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -23,28 +24,12 @@ import torch.distributed as dist
 
 from base.errors import UserError
 from pipelines.engine.provenance import machine
+from pipelines.stages.train.planning.hardware import known_peak
 
 logger = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
 
-# Dense bfloat16 matrix-product peaks by words of the device's name, in FLOP/s, without sparsity.
-# The first entry whose words are all in the name counts: a variant comes before its family.
-# Sources: NVIDIA's data sheets of A100, L40S, H100, GH200, H200 and Blackwell (GB200 and HGX B200, per GPU); AMD's of
-# MI300X. None: of that family, but no public figure was found.
-_BF16_PEAKS: dict[str, float | None] = {
-    "B200": 2250e12,
-    "GB200": 2500e12,
-    "H200 NVL": None,
-    "H200": 989e12,
-    "GH200": 989e12,
-    "H100 NVL": 835e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "MI300X": 1307e12,
-    "L40S": 362e12,
-}
 _MEASURE_S = 0.4
 _MEGABYTE = 1e6
 _MOST_ALLOCATIONS = 200_000  # in a snapshot of the memory
@@ -219,6 +204,26 @@ def write_memory(device: torch.device, path: Path) -> None:
         torch.cuda.memory._record_memory_history(enabled=None, device=device)
 
 
+def peak_memory(device: torch.device) -> int:
+    """Most bytes that this process has held so far: allocated on the GPU; on the CPU resident (the kernel's VmHWM)."""
+    if device.type != "cpu":
+        allocated: int = torch.get_device_module(device).max_memory_allocated(device)
+        return allocated
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def memory_size(device: torch.device) -> int:
+    """Bytes of memory that the device has in all."""
+    if device.type == "cpu":
+        return psutil.virtual_memory().total
+    size: int = torch.get_device_module(device).get_device_properties(device).total_memory
+    return size
+
+
 @contextmanager
 def explained_memory(remedy: str) -> Iterator[None]:
     """Turn the error of a device without free memory into a UserError that ends with `remedy`."""
@@ -267,12 +272,6 @@ def peaks(device: torch.device, autocast_bf16: bool) -> Peaks:
     dist.all_reduce(total)
     of_data_sheets, of_measurements = total.tolist()
     return Peaks(None if math.isnan(of_data_sheets) else of_data_sheets, of_measurements, is_by_data_sheet)
-
-
-def known_peak(device_name: str) -> float | None:
-    """bfloat16 peak of a GPU by its name; None where it is not in the table."""
-    words = set(re.split(r"[\s-]+", device_name))
-    return next((peak for name, peak in _BF16_PEAKS.items() if words.issuperset(name.split())), None)
 
 
 def measure_peak(device: torch.device, size: int, duration_s: float, dtype: torch.dtype = torch.float32) -> float:

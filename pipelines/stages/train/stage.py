@@ -13,6 +13,7 @@ from base.errors import UserError
 from bmojo import ModelConfig
 from pipelines.engine.stage import (
     Estimate,
+    Machines,
     ProgressMetrics,
     Stage,
     StageContext,
@@ -126,11 +127,17 @@ class TrainStage(Stage[TrainStageConfig, TrainInputs, TrainOutput]):
         """Its facts and curves."""
         return training_section(node, read_history(node.artifact))
 
-    def estimate(self, stages: Sequence[StageNode[Self]], num_cores: float) -> Estimate:
-        """Parameters, tokens, FLOPs, memory and time."""
-        from pipelines.stages.train.estimates import estimate_all
+    def estimate(self, stages: Sequence[StageNode[Self]], machines: Machines) -> Sequence[Estimate]:
+        """Parameters, tokens, FLOPs, memory, disk, time and cost, and what would fit."""
+        from pipelines.stages.train.planning.estimate import estimate_all
 
-        return estimate_all(stages, num_cores)
+        return estimate_all(stages, machines)
+
+    def check_memory(self, node: StageNode[Self], machines: Machines) -> None:
+        """Refuse a step that needs more memory than a worker can have."""
+        from pipelines.stages.train.planning.fitting import check_fits
+
+        check_fits(node, machines)
 
     def run(self, config: TrainStageConfig, inputs: TrainInputs, context: StageContext) -> TrainOutput:
         """Train to the end, from the newest checkpoint if there is one.

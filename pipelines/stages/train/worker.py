@@ -62,7 +62,8 @@ def _signs_of_life(job: TrainJob) -> Iterator[None]:
 
 def _train(job: TrainJob) -> TrainFacts | None:
     beat("prepares its process")
-    worker_device = prepare_process(job.config, dist.get_rank())
+    prepare_process(job.config, dist.get_rank())
+    worker_device = device.pick_in_worker(job.config.on_gpu)
     resumed = None
     if job.resume_step is not None:
         beat("reads the checkpoint")
@@ -109,8 +110,8 @@ def _validation_batches(job: TrainJob) -> dict[str, list[TokenBatch]]:
     return batches
 
 
-def prepare_process(config: TrainStageConfig, rank: int) -> torch.device:
-    """Set environment, threads, determinism and seeds of this process. Returns the device to train on."""
+def prepare_process(config: TrainStageConfig, rank: int) -> None:
+    """Set environment, threads, determinism and seeds of this process."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     set_worker_environment(config)
     if not config.on_gpu:
@@ -120,4 +121,3 @@ def prepare_process(config: TrainStageConfig, rank: int) -> torch.device:
     # A debugging aid that comes with it and costs a sixth of the time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property of the module
     device.seed_everything(config.seed + rank)
-    return device.pick_in_worker(config.on_gpu)

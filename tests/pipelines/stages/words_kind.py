@@ -16,6 +16,7 @@ from pydantic import Field
 import pipelines.stages
 from pipelines.engine.stage import (
     Estimate,
+    Machines,
     ProgressMetrics,
     Stage,
     StageConfig,
@@ -77,10 +78,9 @@ class WordsStage(Stage[WordsConfig, WordsInputs, WordsOutput]):
     def headline(self, config: WordsConfig, output: WordsOutput, artifact: ArtifactDir) -> str:
         return f"[bold]{output.words} words[/] in {artifact.relpath.partition('/')[0]}"
 
-    def estimate(self, stages: Sequence[StageNode[Self]], num_cores: float) -> Estimate:
-        return Estimate(
-            ("words stage", "letters"), [(node.name, str(node.config.at_least)) for node in stages], "Soon."
-        )
+    def estimate(self, stages: Sequence[StageNode[Self]], machines: Machines) -> Sequence[Estimate]:
+        rows = [(node.name, str(node.config.at_least)) for node in stages]
+        return [Estimate(("words stage", "letters"), rows, ["Soon."])]
 
 
 if __name__ == "__main__":

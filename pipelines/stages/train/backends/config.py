@@ -6,6 +6,7 @@ Importing this imports no backend: pipelines are checked where none of them is i
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -17,10 +18,12 @@ if TYPE_CHECKING:
 
     from bmojo import BMojoLM
     from pipelines.stages.train.config import TrainStageConfig
+    from pipelines.stages.train.planning.states import ModelSize, StateBytes
     from pipelines.stages.train.trainer import Trainer
 
 FLOAT_BYTES = 4
-ADAMW_MOMENTS = 2
+BUCKET_NUMEL = 500_000_000  # DeepSpeed's reduce_bucket_size, which we leave as it is
+GATHERED_NUMEL = 1_000_000_000  # its stage3_max_live_parameters
 
 
 class BackendConfig(StrictConfig):
@@ -40,8 +43,12 @@ class BackendConfig(StrictConfig):
         """The settings as they enter the fingerprint, beside the stage's own (docs/design/0022)."""
 
     @abstractmethod
-    def state_bytes(self, num_params: int, num_workers: int) -> int:
-        """Bytes per worker of parameters, gradients and optimizer state."""
+    def states(self, size: ModelSize, num_workers: int, on_gpu: bool, accumulates: bool) -> StateBytes:
+        """Bytes per worker of parameters, gradients and optimizer state. accumulates: over several micro batches."""
+
+    @abstractmethod
+    def traffic(self, num_params: int, num_workers: int, num_micro_batches: int) -> float:
+        """Bytes that a worker sends in an optimizer step."""
 
     @abstractmethod
     def environment(self, on_gpu: bool) -> dict[str, str]:
@@ -90,13 +97,52 @@ class DeepSpeedConfig(BackendConfig):
         """Nothing: what is sharded, and where it lies, changes rounding only."""
         return {}
 
-    def state_bytes(self, num_params: int, num_workers: int) -> int:
-        """Parameters, gradients, AdamW's moments and master copy, each sharded from its ZeRO stage on."""
-        share = num_params / num_workers
-        parameters = share if self.zero_stage >= 3 else num_params
-        gradients = share if self.zero_stage >= 2 else num_params
-        optimizer = (ADAMW_MOMENTS + 1) * (share if self.zero_stage >= 1 else num_params)
-        return int(FLOAT_BYTES * (parameters + gradients + optimizer))
+    def states(self, size: ModelSize, num_workers: int, on_gpu: bool, accumulates: bool) -> StateBytes:
+        """As DeepSpeed lays them out under the settings of backends/deepspeed.py; counted on real steps by a test.
+
+        ZeRO 0 updates the parameters themselves. From 1 on DeepSpeed keeps a float32 copy of a worker's share beside
+        them, which AdamW updates, and flattens gradients into one more. On a GPU its buckets have a fixed size.
+        """
+        from pipelines.stages.train.planning.states import StateBytes
+
+        stage = 0 if on_gpu and num_workers == 1 and self.offload is None else self.zero_stage  # as the trainer does
+        whole, num_params = FLOAT_BYTES * size.num_params, size.num_params
+        kept = FLOAT_BYTES * size.num_moments
+        share = -(-whole // num_workers)
+        bucket = FLOAT_BYTES * BUCKET_NUMEL
+        flattened = 0 if num_workers == 1 else min(whole, bucket)
+        gradients = whole if stage < 2 else share
+        fresh = 0 if stage == 3 or (stage == 2 and on_gpu) else whole  # in DeepSpeed's bucket, which counts by itself
+        if stage == 3:
+            gathered = FLOAT_BYTES * min(num_params, GATHERED_NUMEL)
+            buckets = gathered + (bucket if on_gpu else min(whole, bucket))
+        else:
+            buckets = 2 * bucket if on_gpu and stage else 0  # one is filled while the other is sent
+        states = StateBytes(
+            parameters=share if stage == 3 else whole,
+            optimizer=share - (-kept // num_workers) if stage else kept,
+            gradients=gradients if accumulates or stage == 3 or (stage == 2 and on_gpu) else 0,
+            fresh=0 if accumulates and stage < 2 else fresh,
+            buckets=buckets,
+            update=max(share, 0 if on_gpu or stage == 3 else flattened) if stage else flattened,
+        )
+        if self.offload is None:
+            return states
+        if self.offload.optimizer:
+            states = replace(states, host=states.optimizer + share, optimizer=0, update=0)
+        if self.offload.parameters:
+            states = replace(states, host=states.host + states.parameters, parameters=0)
+        return states
+
+    def traffic(self, num_params: int, num_workers: int, num_micro_batches: int) -> float:
+        """ZeRO 0 and 1 reduce once per step, 2 per micro batch; 3 also gathers parameters for forward and backward.
+
+        All in float32 (docs/design/0021). S. Rajbhandari et al., ZeRO (arXiv:1910.02054), section 7.
+        """
+        whole = FLOAT_BYTES * num_params * (num_workers - 1) / num_workers
+        if self.zero_stage <= 1:
+            return 2 * whole
+        return (3 if self.zero_stage == 3 else 1) * whole * num_micro_batches + (whole if self.zero_stage == 2 else 0)
 
     def environment(self, on_gpu: bool) -> dict[str, str]:
         """DeepSpeed chooses its accelerator when it is imported."""

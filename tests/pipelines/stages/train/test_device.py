@@ -16,25 +16,6 @@ from pipelines.stages.train import device
 PIPELINES = Path(device.__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize(
-    ("name", "peak"),
-    [
-        ("NVIDIA H100 80GB HBM3", 989e12),
-        ("NVIDIA H100 PCIe", 756e12),
-        ("NVIDIA H100 NVL", 835e12),
-        ("NVIDIA GH200 480GB", 989e12),
-        ("NVIDIA GB200", 2500e12),
-        ("NVIDIA B200", 2250e12),
-        ("NVIDIA H200 NVL", None),
-        ("NVIDIA H20", None),
-        ("NVIDIA A100-SXM4-80GB", 312e12),
-        ("Quadro X", None),
-    ],
-)
-def test_peak_by_device_name(name: str, peak: float | None) -> None:
-    assert device.known_peak(name) == peak
-
-
 def test_measured_peak_is_within_what_a_core_can_do() -> None:
     assert 1e8 < device.measure_peak(device.CPU, size=256, duration_s=0.1) < 1e13
 
