@@ -9,6 +9,7 @@ from pipelines.storage.artifact import ArtifactDir
 CHECKPOINTS = "checkpoints"
 INCIDENTS = "incidents.jsonl"  # what guards found
 PROFILE = "profile"
+RESUMES = "resumes"
 MANIFEST = "manifest.json"  # written last: with it the checkpoint is complete
 _STEP_DIR = re.compile(r"step-(\d{8,})")
 
@@ -16,6 +17,16 @@ _STEP_DIR = re.compile(r"step-(\d{8,})")
 def step_dir(step: int) -> str:
     """Where in the artifact the checkpoint of a step lives."""
     return f"{CHECKPOINTS}/step-{step:08d}"
+
+
+def resume_report(number: int, step: int) -> str:
+    """Where in the artifact the report of the n-th resume lives. Args: step: of its checkpoint."""
+    return f"{RESUMES}/{number:04d}-step-{step:08d}.json"
+
+
+def resume_reports(artifact: ArtifactDir) -> list[str]:
+    """All there are, by their places in the artifact, the first one first."""
+    return [f"{RESUMES}/{name}" for name in artifact.listdir(RESUMES)]
 
 
 def steps_of(artifact: ArtifactDir) -> list[int]:

@@ -23,6 +23,7 @@ from pipelines.stages.train.guards.replicas import refuse_differing_replicas
 from pipelines.stages.train.guards.steps import StepLedger
 from pipelines.stages.train.job import TrainFacts, TrainJob
 from pipelines.stages.train.paths import OperatorPaths
+from pipelines.stages.train.resuming import verify_and_report
 from pipelines.stages.train.saving import Saver
 from pipelines.stages.train.sources import mean_by_weight, source_losses
 from pipelines.stages.train.telemetry.telemetry import Telemetry
@@ -231,6 +232,7 @@ class TrainLoop:
     def _restore(self, resumed: checkpoints.Checkpoint) -> None:
         state = resumed.state
         self.trainer.load(resumed.read, state.optimizer_steps)
+        verify_and_report(self.job, resumed, self.trainer)
         self.stream.load_state_dict(state.data)
         self.step, self.initial_valid_loss = state.step, state.initial_valid_loss
         self.ledger.restore(state)

@@ -28,7 +28,7 @@ from pipelines.stages.tokenizer.stage import TOKENIZER_FOLDER
 from pipelines.stages.train.config import TrainStageConfig, check_seq_len
 from pipelines.stages.train.data import TokenSource, check_mixture, mixture_of
 from pipelines.stages.train.job import History, MetricSink, TrainFigures, TrainJob
-from pipelines.stages.train.layout import INCIDENTS, PROFILE, complete_steps
+from pipelines.stages.train.layout import INCIDENTS, PROFILE, RESUMES, complete_steps
 from pipelines.stages.train.section import training_section
 from pipelines.storage.artifact import ArtifactDir
 from pipelines.tracking.journal import workers_journal
@@ -155,7 +155,7 @@ class TrainStage(Stage[TrainStageConfig, TrainInputs, TrainOutput]):
                 job = make_job(config, inputs, context, metrics)
                 facts = run_training(job, context.attempt, context.journal)
         finally:  # of a training that failed too: they say why
-            for path in (INCIDENTS, PROFILE):
+            for path in (INCIDENTS, PROFILE, RESUMES):
                 if context.artifact.exists(path):
                     context.journal.log_artifact(path)
         log_missing(workers_journal(context.journal.path), facts.history)

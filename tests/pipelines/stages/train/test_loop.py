@@ -22,6 +22,8 @@ from pipelines.stages.train import checkpoint as checkpoints
 from pipelines.stages.train import layout
 from pipelines.stages.train.config import TrainStageConfig
 from pipelines.stages.train.job import TrainFacts, TrainJob
+from pipelines.stages.train.pieces import Read
+from pipelines.stages.train.resuming import ResumeReport
 from pipelines.stages.train.stage import TrainInputs, make_job
 from pipelines.stages.train.trainer import StepResult
 from tests.pipelines.stages.train.plain_trainer import PlainTrainer, train_plainly
@@ -267,3 +269,44 @@ def test_one_step_more_than_the_budget_ends_training_and_names_them_all(
     )
     with pytest.raises(UserError, match=r"at step 9 of 12, which was not applied; left out before: 4 .*step-00000006"):
         train_plainly(job, PoisonedTrainer)
+
+
+def test_a_resume_reports_what_it_put_back_and_that_it_is_what_was_written(
+    straight: Trained, tokens: Tokens, tmp_path: Path
+) -> None:
+    folder = tmp_path / "train-0"
+    shutil.copytree(straight.folder / layout.step_dir(6), folder / layout.step_dir(6))
+    sink = FileSink(tmp_path / "metrics.jsonl")
+    job = replace(make_job(straight.job.config, TrainInputs((tokens,)), context_of(folder), sink), resume_step=6)
+    train_plainly(job)
+    train_plainly(job)
+    assert layout.resume_reports(job.artifact) == [f"resumes/000{n}-step-00000006.json" for n in (1, 2)]
+    written = checkpoints.Checkpoint(folder / layout.step_dir(6))
+    report = ResumeReport.model_validate(job.artifact.read_json("resumes/0001-step-00000006.json"))
+    assert (report.step, report.checkpoint, report.optimizer_steps) == (6, layout.step_dir(6), 6)
+    assert report.written_by == report.read_by
+    assert report.read_by.num_workers == 1
+    assert report.num_samples == 6 * straight.job.config.global_batch_size
+    assert (report.num_tensors, report.num_elements) == (len(written.sizes()), sum(written.sizes().values()))
+    assert report.random_generators
+    assert report.compared == "digests of all elements"
+    assert report.digests == written.state.digests
+    assert report.digests.keys() == written.sizes().keys()
+
+
+class ForgetfulTrainer(PlainTrainer):
+    """Loses one value of a moment when it loads."""
+
+    def load(self, read: Read, num_steps: int) -> None:
+        super().load(read, num_steps)
+        self.tensor("exp_avg/norm.weight").view(-1)[3] += 1e-7
+
+
+def test_a_tensor_that_is_not_what_was_written_is_named(straight: Trained, tokens: Tokens, tmp_path: Path) -> None:
+    folder = tmp_path / "train-0"
+    shutil.copytree(straight.folder / layout.step_dir(6), folder / layout.step_dir(6))
+    sink = FileSink(tmp_path / "metrics.jsonl")
+    job = replace(make_job(straight.job.config, TrainInputs((tokens,)), context_of(folder), sink), resume_step=6)
+    with pytest.raises(RuntimeError, match=r"exp_avg/norm\.weight is not what .*step-00000006 holds.* \(1 of \d+"):
+        train_plainly(job, ForgetfulTrainer)
+    assert layout.resume_reports(job.artifact) == []
