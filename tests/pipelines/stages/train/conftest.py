@@ -70,6 +70,8 @@ def contract_config(train_config: Callable[..., TrainStageConfig]) -> Callable[[
             groups=[{"match": "*.mlp.*", "lr_ratio": 0.9, "weight_decay": 0.2}],
             collective_timeout_s=123,
             grad_clip=0.99,
+            # AdamW divides by the size of a gradient: one that is all rounding would move its weight as far as others.
+            eps=1e-3,
             resources={"num_workers": num_workers},
         )
 
