@@ -102,7 +102,7 @@ class TokenStream:
         self._is_closed = False
 
     def __iter__(self) -> Iterator[TokenBatch]:
-        """The one iteration over the stream, from where it stands. Raises RuntimeError when closed."""
+        """The iteration over the stream, from where it stands, one at a time. Raises RuntimeError when closed."""
         if self._is_closed:
             raise RuntimeError("The stream is closed.")
         if self._reader is None:
@@ -158,6 +158,12 @@ class TokenStream:
             )
         self.first_step = int(state["num_samples"]) // self._global_batch_size
 
+    def stop(self) -> None:
+        """End the iteration, so that load_state_dict and another iteration may follow."""
+        if self._reader is not None:
+            self._reader.stop()
+            self._reader = None
+
     def batch_of(self, samples: Sequence[dict[str, np.ndarray]]) -> TokenBatch:
         """One micro batch of samples."""
         batch = collate(samples, self.format)
@@ -166,8 +172,7 @@ class TokenStream:
     def close(self) -> None:
         """Stop reading ahead. Closing twice does no harm."""
         self._is_closed = True
-        if self._reader is not None:
-            self._reader.stop()
+        self.stop()
 
     def __enter__(self) -> TokenStream:
         return self

@@ -71,6 +71,9 @@ class TrainingState(Facts):
     skipped_steps: list[int] = Field(
         default_factory=list, description="Steps that were left out: they were not finite, or spikes."
     )
+    left_out: list[int] = Field(
+        default_factory=list, description="Steps that training leaves out because it went back before a spike."
+    )
     recent_losses: list[float] = Field(
         default_factory=list, description="Losses that spikes are measured by, oldest first."
     )
@@ -228,10 +231,20 @@ def prune(artifact: ArtifactDir, newest_step: int, kept: Kept) -> None:
         stays |= {step for step in finished if step % kept.every_steps == 0}
     for step in older:
         if step not in stays:
-            # Manifest first: a deletion cut short must not leave something that looks complete.
-            if step in finished:
-                artifact.delete(f"{step_dir(step)}/{MANIFEST}")
-            artifact.delete(step_dir(step))
+            _delete(artifact, step)
+
+
+def delete_after(artifact: ArtifactDir, step: int) -> None:
+    """Delete the checkpoints of all later steps, whole or not."""
+    for later in steps_of(artifact):
+        if later > step:
+            _delete(artifact, later)
+
+
+def _delete(artifact: ArtifactDir, step: int) -> None:
+    """Manifest first: a deletion cut short must not leave something that looks complete."""
+    artifact.delete(f"{step_dir(step)}/{MANIFEST}")
+    artifact.delete(step_dir(step))
 
 
 def newest_complete(artifact: ArtifactDir) -> Checkpoint | None:

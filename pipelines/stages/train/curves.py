@@ -25,6 +25,7 @@ class Curves:
 
     def restore(self, history: History, step: int) -> None:
         """Take up the curves of the checkpoint at `step`, whose points the journal skips where it has them."""
+        self.history = {}
         for name, points in history.items():
             for at, value in points:
                 self.add(at, {name: value})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch.distributed as dist
 
@@ -20,6 +20,7 @@ from pipelines.stages.train.guards.documents import DocumentCanary
 from pipelines.stages.train.guards.incidents import Incidents
 from pipelines.stages.train.guards.pulse import beat
 from pipelines.stages.train.guards.replicas import refuse_differing_replicas
+from pipelines.stages.train.guards.rewind import Fetch, go_back
 from pipelines.stages.train.guards.steps import StepLedger
 from pipelines.stages.train.job import TrainFacts, TrainJob
 from pipelines.stages.train.paths import OperatorPaths
@@ -31,6 +32,7 @@ from pipelines.stages.train.telemetry.times import Part
 from pipelines.stages.train.trainer import Trainer
 from pipelines.stages.train.validation import validation_loss
 from pipelines.stages.train.weights import save_model
+from pipelines.storage.artifact import ArtifactDir
 
 
 class TrainLoop:
@@ -44,11 +46,12 @@ class TrainLoop:
         validation_batches: Mapping[str, Sequence[TokenBatch]],
         resumed: checkpoints.Checkpoint | None,
         is_preempted: Callable[[], bool] | None = None,
+        fetch: Fetch = ArtifactDir.fetch,
     ) -> None:
         """`validation_batches`: by source. `is_preempted`: a collective that tells whether a worker's machine will be
-        taken away soon."""
+        taken away soon. `fetch`: how checkpoints come to this machine."""
         self.job, self.config, self.trainer, self.stream = job, job.config, trainer, stream
-        self.validation_batches = validation_batches
+        self.validation_batches, self.fetch = validation_batches, fetch
         self.rank, self.num_workers = dist.get_rank(), dist.get_world_size()
         self.step = 0
         self.initial_valid_loss: float | None = None
@@ -71,13 +74,15 @@ class TrainLoop:
         if self.step == 0:
             self.curves.add(0, {"train/max_steps": self.job.num_steps})
             self.initial_valid_loss = self._validate()
-        batches = iter(self.stream)
+        self._batches = iter(self.stream)
         final_valid_loss: float | None = None
         if self.step == self.job.num_steps:  # the last checkpoint is there, the model is not
             final_valid_loss = self._validate()
         while self.step < self.job.num_steps:
             self.saver.check()
-            self._train_step(batches)
+            self._train_step()
+            if self._went_back():
+                continue
             self.paths.report()
             last = self.step == self.job.num_steps
             save = last or self._is_due(self.config.checkpoint_every_steps)
@@ -114,8 +119,9 @@ class TrainLoop:
             return
         if not saved:
             self._check_steps()
-            self._refuse_ruined_weights()
-            self._save_checkpoint()
+            if not self._went_back():
+                self._refuse_ruined_weights()
+                self._save_checkpoint()
         if wish is not Wish.SAVE:
             self.saver.wait()
             end = LeftToGrow if wish is Wish.GROW else LostError
@@ -129,27 +135,46 @@ class TrainLoop:
     def _is_due(self, every_steps: int | None) -> bool:
         return every_steps is not None and self.step % every_steps == 0
 
-    def _train_step(self, batches: Iterator[TokenBatch]) -> None:
+    def _train_step(self) -> None:
         next_step = self.step + 1
         log = next_step in (1, self.job.num_steps) or next_step % self.config.log_every_steps == 0
         lr = self.config.learning_rate(next_step, self.job.num_steps)
         self.telemetry.begin_step(next_step, is_logged=log)
         beat("reads its batches", next_step)
         with self.trainer.times.host(Part.DATA):
-            micro_batches = [next(batches) for _ in range(self.config.accumulation_steps)]
+            micro_batches = [next(self._batches) for _ in range(self.config.accumulation_steps)]
         self.canary.check(next_step, micro_batches, is_look=log)
         by_source = self._losses_by_source(micro_batches) if log else {}
-        result = self.trainer.step(micro_batches, lr, self.ledger.loss_limit())
+        if not self.ledger.leaves_out(next_step):
+            self.ledger.add(next_step, self.trainer.step(micro_batches, lr, self.ledger.loss_limit()))
         self.step = next_step
         self.telemetry.end_step(next_step)
-        if self.ledger.add(next_step, result) or log or self._is_due(self.config.checkpoint_every_steps):
+        is_due = any(map(self._is_due, (self.config.checkpoint_every_steps, self.config.validate_every_steps)))
+        if log or is_due or self.ledger.is_check_due:
             self._check_steps()
-        if log:
+        if log and self.ledger.spike is None:
             self._log(lr, by_source)
 
     def _check_steps(self) -> None:
         """Learn from the device on how much the last steps were taken, and whether they were applied."""
         self.meter.count(self.ledger.check())
+
+    def _went_back(self) -> bool:
+        """Go back to a checkpoint, if a spike asks for it and there is one."""
+        while (spike := self.ledger.spike) is not None:
+            assert self.config.spikes is not None
+            self.saver.wait()
+            wished = spike.step - self.config.spikes.rewind_before - 1
+            found = go_back(self.job.artifact, spike.step - 1, wished, self.fetch, self.trainer.device)
+            if found is not None:
+                self.ledger.plan_rewind(spike, found.state.step)
+                self.stream.stop()
+                self._restore(found)
+                self._batches = iter(self.stream)
+                return True
+            self.ledger.give_up_rewind()
+            self._check_steps()
+        return False
 
     def _losses_by_source(self, micro_batches: Sequence[TokenBatch]) -> dict[str, float]:
         """Points of the curves of a mixture's sources, before the update."""
@@ -215,6 +240,7 @@ class TrainLoop:
             num_samples=num_samples,
             optimizer_steps=self.step - len(self.ledger.skipped),
             skipped_steps=self.ledger.skipped,
+            left_out=sorted(self.ledger.left_out),
             recent_losses=list(self.ledger.recent_losses),
             num_workers=self.num_workers,
             data=self.stream.state_dict(num_samples),

@@ -81,7 +81,7 @@ def _train(job: TrainJob) -> TrainFacts | None:
         pin_memory=job.config.on_gpu,
     )
     with stream:
-        loop = TrainLoop(job, trainer, stream, _validation_batches(job), resumed, _is_preempted)
+        loop = TrainLoop(job, trainer, stream, _validation_batches(job), resumed, _is_preempted, _fetch)
         with loop.saver:
             return loop.run()
 

@@ -48,7 +48,7 @@ class Telemetry:
         """The points of the curves at a logged step. Waits for the device."""
         self.meter.stop()
         speed, seconds = self.meter.take(), self.times.take()
-        if self._logged_step is not None:
+        if self._logged_step is not None and step > self._logged_step:  # not so after going back
             self._look_at_starvation(step, seconds, speed.seconds / (step - self._logged_step))
         self._logged_step = step
         self._usage.report(step)
