@@ -32,6 +32,7 @@ from base.errors import DamagedError
 from base.sealed import unseal
 from bmojo.tensor_file import save_tensors
 from pipelines.engine.stage import Facts
+from pipelines.stages.train.guards.pulse import beat
 from pipelines.stages.train.layout import MANIFEST, complete_steps, step_dir, steps_of
 from pipelines.stages.train.pieces import Piece
 from pipelines.storage.artifact import ArtifactDir
@@ -146,6 +147,7 @@ class Checkpoint:
 
         Raises: BadCheckpointError: it does not hold all of it.
         """
+        beat("reads a checkpoint")
         found = torch.empty(numel)
         at, end = start, start + numel
         for piece in self._stored.get(key, ()):

@@ -22,6 +22,7 @@ from pipelines.stages.train import checkpoint as checkpoints
 from pipelines.stages.train import device
 from pipelines.stages.train.checkpoint import Kept, TrainingState
 from pipelines.stages.train.digests import added, digests_of
+from pipelines.stages.train.guards.pulse import patiently
 from pipelines.stages.train.pieces import Piece
 from pipelines.storage.artifact import ArtifactDir
 
@@ -70,7 +71,8 @@ class Saver:
     def wait(self) -> None:
         """Wait for the write under way, if there is one. Raises: what it raised, on any rank."""
         if self._thread is not None:
-            self._thread.join()
+            with patiently("waits until a checkpoint is written"):
+                self._thread.join()
             self._thread = None
         error, self._error = self._error, None
         if error is not None:

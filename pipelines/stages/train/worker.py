@@ -21,7 +21,7 @@ from pipelines.stages.train import device
 from pipelines.stages.train.checkpoint import Checkpoint
 from pipelines.stages.train.config import TrainStageConfig
 from pipelines.stages.train.environment import set_worker_environment
-from pipelines.stages.train.guards.pulse import beat, period_s, signs_of_life
+from pipelines.stages.train.guards.pulse import beat, patiently, period_s, signs_of_life
 from pipelines.stages.train.job import TrainFacts, TrainJob
 from pipelines.stages.train.layout import step_dir
 from pipelines.stages.train.loop import TrainLoop
@@ -94,7 +94,8 @@ def _is_preempted() -> bool:
 def _fetch(artifact: ArtifactDir, path: str = "") -> Path:
     """A local copy, made by one process of each machine. A collective."""
     if ray.train.get_context().get_local_rank() == 0:
-        artifact.fetch(path)
+        with patiently("fetches a checkpoint"):
+            artifact.fetch(path)
     dist.barrier()
     return artifact.fetch(path)
 

@@ -26,8 +26,13 @@ class Heard(NamedTuple):
 
 
 def is_hanging(heard: Sequence[Heard], after_s: float) -> bool:
-    """Whether no worker got any further for so long. They wait for one another, so if one gets on, all do."""
-    return bool(heard) and min(each.age_s for each in heard) > after_s
+    """Whether no worker got any further for so long, or one has told nothing for so long.
+
+    They wait for one another, so if one gets on, all do; but not while all wait for a disk or a store.
+    """
+    if not heard:
+        return False
+    return min(each.age_s for each in heard) > after_s or max(each.ago_s for each in heard) > after_s
 
 
 def is_silent(each: Heard, period_s: float) -> bool:
@@ -52,8 +57,11 @@ class HangReport(NamedTuple):
 
     def message(self) -> str:
         """For the console: which rank waits where, ranks at one place together."""
-        for_s = min(each.age_s for each in self.heard)
-        said = [f"Training hangs: no worker got any further for {for_s:.0f} s (hang_after_s={self.after_s:g})."]
+        stuck_s, quiet_s = min(each.age_s for each in self.heard), max(each.ago_s for each in self.heard)
+        what = f"no worker got any further for {stuck_s:.0f} s"
+        if stuck_s <= self.after_s:
+            what = f"a worker has told nothing for {quiet_s:.0f} s"
+        said = [f"Training hangs: {what} (hang_after_s={self.after_s:g})."]
         said += [
             f"Rank {each.sign.rank} (host {each.sign.host}, process {each.sign.pid}) is silent: "
             f"{self.silent[each.sign.rank]}. It was last heard {each.ago_s:.0f} s ago, at {_doing(each.sign)}."

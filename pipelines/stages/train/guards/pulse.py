@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 _ROOT = Path(__file__).resolve().parents[4]  # our source
 _LONGEST_PERIOD_S = 5.0
 _END_S = 5.0
+_PATIENT_S = 1.0
 
 
 class Beat(NamedTuple):
@@ -78,6 +79,25 @@ def beat(doing: str, step: int | None = None) -> None:
     """
     global _last  # one training per process
     _last = Beat(time.monotonic(), _last.step if step is None else step, doing)
+
+
+@contextmanager
+def patiently(doing: str) -> Iterator[None]:
+    """Beat while the block runs: around one wait for a disk or a store, which may take as long as it takes."""
+    is_over = threading.Event()
+    beat(doing)
+
+    def go_on() -> None:
+        while not is_over.wait(_PATIENT_S):
+            beat(doing)
+
+    thread = threading.Thread(target=go_on, name="patience", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
+from pipelines.stages.train.guards import pulse
 from pipelines.stages.train.guards.hang import HangReport, Heard, is_hanging, is_silent
 from pipelines.stages.train.guards.pulse import Sign, period_s
 from pipelines.stages.train.guards.watchdog import process_state
@@ -23,6 +24,7 @@ def sign(rank: int, age_s: float = 0.0, line: str = "loop.py:1 (run)", **changes
 def test_a_training_hangs_when_no_rank_gets_further() -> None:
     assert is_hanging([Heard(sign(0, age_s=11), 0), Heard(sign(1, age_s=1), 10)], after_s=10)
     assert not is_hanging([Heard(sign(0, age_s=11), 0), Heard(sign(1, age_s=1), 0)], after_s=10), "rank 1 works"
+    assert is_hanging([Heard(sign(0), 0), Heard(sign(1), 11)], after_s=10), "rank 1 is silent while 0 waits for a disk"
     assert not is_hanging([], after_s=10), "it has not begun"
 
 
@@ -42,9 +44,19 @@ def test_the_message_names_silent_ranks_missing_ranks_and_where_the_others_wait(
     assert "Rank 0 (host host0, process 100) is silent: its process is stopped. It was last heard 30 s ago" in message
     assert "Rank 3 never told anything" in message
     assert "Ranks 1, 2 (as on host host1) wait in t.py:9 (step), at step 7: computes." in message
+    silent = HangReport(2, 20, [Heard(sign(0), 21), Heard(sign(1), 0)], {0: "its process is stopped"}, {}).message()
+    assert "a worker has told nothing for 21 s" in silent
     text = report.text()
     assert all(f"rank {rank}: host host{rank}, process {100 + rank}" in text for rank in range(3))
     assert text.index("---- rank 1\nstack of one") < text.index("---- rank 2\nstack of two")
+
+
+def test_waiting_for_a_store_is_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pulse, "_PATIENT_S", 0.001)
+    with pulse.patiently("waits for the store"):
+        first = pulse._last
+        wait_until(lambda: pulse._last.at > first.at)
+    assert pulse._last.doing == first.doing == "waits for the store"
 
 
 def test_a_message_about_many_ranks_stays_short() -> None:
