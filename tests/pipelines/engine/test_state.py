@@ -17,6 +17,7 @@ from pipelines.engine.events import (
     Event,
     Failed,
     Finished,
+    Noted,
     Planned,
     Progress,
     Queued,
@@ -59,6 +60,13 @@ def folded(*events: Event) -> RunState:
 
 def entries(events: Sequence[Event]) -> list[Entry]:
     return [Entry(Position(1, number), event) for number, event in enumerate(events, start=1)]
+
+
+def test_a_notice_stays_until_the_next_attempt_or_the_end() -> None:
+    so_far = [Planned(at=at(0), info=INFO), started(1, "a"), Noted(at=at(2), stage="a", text="on 2 workers")]
+    assert folded(*so_far).stages["a"].note == "on 2 workers"
+    assert folded(*so_far, started(3, "a", attempt=2)).stages["a"].note is None
+    assert folded(*so_far, Finished(at=at(3), stage="a", artifact="artifacts/a")).stages["a"].note is None
 
 
 @st.composite

@@ -120,8 +120,15 @@ def _costs(plans: Sequence[TrainPlan], machines: Machines) -> Estimate:
     notes.append(f"Time: {'; '.join(sources)}.")
     if not all(sources.values()) and machines.hardware is None:
         notes.append("`bmojo plan --measure` takes real steps and keeps what they took.")
+    notes += [_elastic(plan) for plan in plans if len(plan.train.group_sizes) > 1]
     notes.append("Disk: checkpoints that are kept, one being written, and the model.")
     return Estimate(columns=(*columns, "cost") if priced else columns, rows=rows, notes=notes)
+
+
+def _elastic(plan: TrainPlan) -> str:
+    *others, most = plan.train.group_sizes
+    fewer = ", ".join(map(str, others))
+    return f"{plan.name} trains on {fewer} or {most} workers: time is that of {most}, memory that of {others[0]}."
 
 
 def cost(plan: TrainPlan, price_per_hour: float) -> float:

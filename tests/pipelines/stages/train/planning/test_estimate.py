@@ -85,6 +85,16 @@ def test_the_plan_names_price_and_what_fits(node: Node) -> None:
     assert all("fits" in row[3] for row in fits.rows)
 
 
+def test_the_plan_names_the_sizes_of_an_elastic_group(node: Node) -> None:
+    elastic = node("global_batch_size=12", "resources.num_workers=4", "resources.min_workers=2")
+    costs, memory, _ = estimate.estimate_all([elastic], Machines(2.0, hardware="h100"))
+    said = "train trains on 2, 3 or 4 workers: time is that of 4, memory that of 2."
+    assert said in costs.notes
+    assert memory.rows[0][1] == "2"
+    costs, *_ = estimate.estimate_all([node()], Machines(2.0, hardware="h100"))
+    assert not any("trains on" in note for note in costs.notes)
+
+
 def test_what_cannot_fit_is_refused_with_what_would_help(node: Node) -> None:
     large = node("micro_batch_size=4", "model.d_model=8192", "model.num_heads=64", "model.pattern=bmojo*64")
     with pytest.raises(FieldError, match=r"needs at least .* a worker on l4 has 22\.4 GiB.*zero_stage") as refused:
