@@ -1,8 +1,9 @@
 """Training data: an endless, shuffled, resumable stream of micro batches, read ahead from shards wherever they are.
 
 Order. Position p of training is one sample, by data.mixture and data.order: a formula of the seed. Global batch s is
-positions s G to (s + 1) G - 1, whatever the number of workers and micro batches it is dealt out to. So training on
-another number of workers sees the same samples in every optimizer step, and the position is all the state there is.
+positions s G to (s + 1) G - 1 (batches that grow: data.batches), whatever the number of workers and micro batches it is
+dealt out to. So training on another number of workers sees the same samples in every optimizer step, and the position
+is all the state there is.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from data.batches import Batches
 from data.errors import DataError
 from data.mds import MdsShard
 from data.mixture import Mixture
@@ -23,6 +25,7 @@ from data.order import BLOCK_SAMPLES, Block, SampleOrder
 from data.records import PackingFormat
 from data.shards import TokenBatch, TokenSplit, collate
 
+_OF_GROWING_BATCHES = ("batch_phases", "first_position")  # there only if batches grow or begin later
 _BATCHES_AHEAD = 4
 _POLL_S = 0.1
 _END_S = 5.0
@@ -65,6 +68,7 @@ class TokenStream:
         sources: the splits to read, each counted in the mixture by its number.
         micro_batch_size: samples in each batch of this worker.
         global_batch_size: samples in an optimizer step, over all workers.
+        batches: which positions each step reads; None: all of them global_batch_size, from the first position on.
         pin_memory: put batches into page-locked memory, from which a GPU copies without waiting.
     Raises:
         DataError: the sources do not fit together, or hold less than one global batch.
@@ -79,10 +83,13 @@ class TokenStream:
         global_batch_size: int,
         order: StreamOrder,
         worker: Worker,
+        batches: Batches | None = None,
         mixture: Mixture | None = None,
         pin_memory: bool = False,
     ) -> None:
-        _check_division(micro_batch_size, global_batch_size, order.num_paths, worker)
+        self._batches = batches or Batches(global_batch_size)
+        for size in (*(phase.size for phase in self._batches.phases), global_batch_size):
+            _check_division(micro_batch_size, size, order.num_paths, worker)
         self.format = _common_format(sources)
         self._sources, self._mixture, self.worker = sources, mixture or Mixture.of_one(), worker
         self.micro_batch_size, self._global_batch_size = micro_batch_size, global_batch_size
@@ -137,8 +144,8 @@ class TokenStream:
         """Where the stream stands once `num_samples` are done, and which data and order that refers to. JSON.
 
         Args:
-            num_samples: samples trained on since the very beginning, over all workers and epochs:
-                steps x global_batch_size. What the stream has read ahead of that does not count.
+            num_samples: samples since the very beginning of the data, over all workers and epochs: the position of
+                the next step's first one. What the stream has read ahead of that does not count.
         """
         return {"num_samples": num_samples, **self._identity}
 
@@ -149,14 +156,25 @@ class TokenStream:
         """
         if self._reader is not None:
             raise RuntimeError("load_state_dict comes before the iteration over the stream.")
-        differing = [name for name, here in self._identity.items() if state.get(name) != here]
+        self._require(state, self._identity | {name: self._identity.get(name) for name in _OF_GROWING_BATCHES})
+        self.first_step = self._batches.step_at(int(state["num_samples"]))
+
+    def require_same_order(self, state: dict[str, Any]) -> None:
+        """Refuse a state, of another training, whose positions are other samples. Its batches may have other sizes.
+
+        Raises: DataError: the state belongs to other data or another order.
+        """
+        of_batches = {"global_batch_size", *_OF_GROWING_BATCHES}
+        self._require(state, {name: here for name, here in self._identity.items() if name not in of_batches})
+
+    def _require(self, state: dict[str, Any], expected: dict[str, Any]) -> None:
+        differing = [name for name, here in expected.items() if state.get(name) != here]
         if differing:
-            details = "; ".join(f"{name} {state.get(name)!r} then, {self._identity[name]!r} now" for name in differing)
+            details = "; ".join(f"{name} {state.get(name)!r} then, {expected[name]!r} now" for name in differing)
             raise DataError(
                 f"{self._sources[0].files}: the checkpoint stands in another stream of data: {details}. "
                 "Resume with the shards and settings it was made with, or start from its weights in a new stage."
             )
-        self.first_step = int(state["num_samples"]) // self._global_batch_size
 
     def stop(self) -> None:
         """End the iteration, so that load_state_dict and another iteration may follow."""
@@ -188,13 +206,14 @@ class TokenStream:
             "global_batch_size": self._global_batch_size,
             "mixture": [[phase.start, [str(share) for share in phase.shares]] for phase in self._mixture.phases],
             **self._order._asdict(),
+            **self._batches.identity,
         }
 
     def _part(self, step: int, worker: Worker) -> _Part:
         """A worker's samples of a global batch."""
-        first = step * self._global_batch_size
-        sources, own = self._mixture.at(np.arange(first, first + self._global_batch_size))
-        share = self._global_batch_size // worker.world_size
+        first, size = self._batches.start(step), self._batches.size(step)
+        sources, own = self._mixture.at(np.arange(first, first + size))
+        share = size // worker.world_size
         by_path = np.argsort(own % self._order.num_paths, kind="stable")
         mine = by_path[worker.rank * share : (worker.rank + 1) * share]
         return _Part(sources[mine], own[mine])

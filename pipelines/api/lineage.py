@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pydantic import ValidationError
 
 from base.errors import UserError
@@ -12,6 +14,7 @@ from pipelines.engine.stage import Facts
 from pipelines.stages.tokenize.stage import TokenizeStage
 from pipelines.stages.train.config import TrainStageConfig
 from pipelines.stages.train.data import TokenSource, mixture_of
+from pipelines.stages.train.layout import complete_steps
 from pipelines.stages.train.stage import TrainStage
 
 
@@ -69,14 +72,17 @@ def lineage(run: Run, stage: str, step: int) -> StepLineage:
         TokenSource(name, tokens_artifact(run, name), split.index.counts.num_samples, has_validation=False)
         for name, split in zip(sources, splits, strict=True)
     ]
+    first_position = _first_position(run, config, needs_of(info, stage))
+    batches = config.batches(first_position)
     order = StreamOrder(config.seed, num_paths=config.data.paths, block_samples=config.data.shuffle_block_samples)
     with TokenStream(
         splits,
-        micro_batch_size=config.global_batch_size,
+        micro_batch_size=batches.common_divisor,
         global_batch_size=config.global_batch_size,
         order=order,
         worker=Worker(),
-        mixture=mixture_of(config, counted, num_steps),
+        batches=batches,
+        mixture=mixture_of(config, counted, num_steps, first_position),
     ) as stream:
         numbered = [(place, stream.sample_number(place)) for place in stream.places(step - 1)]
     samples = []
@@ -101,3 +107,21 @@ def lineage(run: Run, stage: str, step: int) -> StepLineage:
             )
         )
     return StepLineage(run=run.run_id, stage=stage, step=step, samples=tuple(samples))
+
+
+def _first_position(run: Run, config: TrainStageConfig, needs: Sequence[str]) -> int:
+    """Where in the data its first step begins: above 0 if it goes on where another stage's checkpoint stood."""
+    if not config.start.continue_data:
+        return 0
+    from pipelines.stages.train.checkpoint import read_state
+
+    stages = run.stored_state().stages
+    (initial,) = [name for name in needs if stages[name].kind == TrainStage.kind]
+    artifact = run.artifact_of(stages[initial])
+    steps = [] if artifact is None else complete_steps(artifact)
+    step = config.start.step or max(steps, default=0)
+    if artifact is None or step not in steps:
+        raise UserError(
+            f"Stage {initial}, in whose data this stage goes on, has no checkpoint of step {step} any more."
+        )
+    return int(read_state(artifact, step).data["num_samples"])

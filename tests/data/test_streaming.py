@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from base.errors import DamagedError
+from data.batches import Batches, BatchPhase
 from data.errors import DataError
 from data.mixture import Mixture, Phase
 from data.shards import TokenBatch, TokenSplit, read_token_batches
@@ -201,3 +202,52 @@ def test_a_damaged_shard_is_refused_by_name_when_it_is_first_read(copied: Path) 
     for shard in damages(copied):
         with open_train(copied) as stream, pytest.raises(DamagedError, match=f"{shard.parent.name}/{shard.name}"):
             steps_of(stream, 20)
+
+
+GROWING = Batches(GLOBAL_BATCH, [BatchPhase(4, 3), BatchPhase(12, 2)], first_position=100)
+
+
+def growing(shards: Path, rank: int, world_size: int, batches: Batches = GROWING) -> TokenStream:
+    return TokenStream(
+        [TokenSplit(shards, "train")], micro_batch_size=2, global_batch_size=GLOBAL_BATCH, batches=batches,
+        order=StreamOrder(block_samples=64), worker=Worker(rank, world_size),
+    )  # fmt: skip
+
+
+def rows_of_steps(shards: Path, world_size: int, first_step: int, num_steps: int) -> list[Rows]:
+    """The rows of each global batch, of all workers, sorted."""
+    found: list[Rows] = [[] for _ in range(num_steps)]
+    for rank in range(world_size):
+        with growing(shards, rank, world_size) as stream:
+            position = GROWING.start(first_step)
+            stream.load_state_dict(json.loads(json.dumps(stream.state_dict(position))))
+            batches = iter(stream)
+            for number in range(num_steps):
+                share = GROWING.size(first_step + number) // world_size // 2
+                found[number] += [row for batch in islice(batches, share) for row in rows(batch)]
+    return [sorted(step) for step in found]
+
+
+def test_growing_batches_are_the_same_samples_for_every_number_of_workers_and_after_a_resume(shards_16: Path) -> None:
+    with open_train(shards_16, micro_batch_size=1, global_batch_size=1) as stream:
+        line = [row for batch in islice(iter(stream), 184) for row in rows(batch)]
+    whole = rows_of_steps(shards_16, 1, 0, 7)
+    assert [len(step) for step in whole] == [4, 4, 4, 12, 12, 24, 24]
+    assert whole == [sorted(line[GROWING.start(s) : GROWING.start(s + 1)]) for s in range(7)]
+    assert rows_of_steps(shards_16, 2, 0, 7) == whole
+    for step in (2, 3, 4, 6):
+        assert rows_of_steps(shards_16, 2, step, 7 - step) == whole[step:]
+
+
+def test_a_state_of_other_batches_is_refused_but_its_order_may_be_gone_on_in(shards_16: Path) -> None:
+    with open_train(shards_16) as plain, growing(shards_16, 0, 1) as grown:
+        for one, other in ((plain, grown), (grown, plain)):
+            with pytest.raises(DataError, match="batch_phases"):
+                one.load_state_dict(other.state_dict(96))
+            one.require_same_order(other.state_dict(96))
+    with (
+        open_train(shards_16, seed=1) as other,
+        growing(shards_16, 0, 1) as grown,
+        pytest.raises(DataError, match="seed"),
+    ):
+        grown.require_same_order(other.state_dict(96))

@@ -260,7 +260,10 @@ def test_broken_files_are_explained(tmp_path: Path, text: str, expected: str) ->
         ("tokens.needs.5=x", "stages.tokens.needs is a list of 1; expected the number of an entry"),
         ("name.lr=1", "name is not a mapping; give it a whole value instead. The stage of that name is stages.name."),
         ("train.learning_rate=1", "stages.train.learning_rate: unknown key. Did you mean 'lr' or"),
-        ("train.batch_size=3", "unknown key. Did you mean 'micro_batch_size' or 'global_batch_size'?"),
+        (
+            "train.batch_size=3",
+            "unknown key. Did you mean 'micro_batch_size' or 'global_batch_size' or 'batch_size_warmup'?",
+        ),
         (
             'evaluate.measures=[{kind: samples, prompts: ["\\ud83d"]}]',
             "stages.evaluate.measures.0.prompts.0: holds half of a character",
@@ -289,7 +292,7 @@ def test_only_training_has_a_fewest_number_of_workers(pipeline_file: Path) -> No
 def test_known_keys_are_listed_once(pipeline_file: Path) -> None:
     message = refusal(pipeline_file, *(f"train.{key}=1" for key in ("q1", "zz", "foo", "xyz", "abc", "uuu", "vvv")))
     assert message.count("micro_batch_size") == 1
-    assert "Known keys of stages.train: backend, backoff_s, betas, " in message
+    assert "Known keys of stages.train: activation_checkpointing, backend, backoff_s, batch_size_warmup, " in message
     assert message.count("unknown key.") == 6
     assert "... and 1 more." in message
 

@@ -185,6 +185,11 @@ class Checkpoint:
         return rows.reshape(-1)[first - first_row * row : stop - first_row * row]
 
 
+def read_state(artifact: ArtifactDir, step: int) -> TrainingState:
+    """What a kept checkpoint says beside its tensors. Raises BadCheckpointError."""
+    return _read_sealed(artifact.fetch(f"{step_dir(step)}/{STATE}"), TrainingState)
+
+
 def write_rank_files(
     artifact: ArtifactDir,
     step: int,

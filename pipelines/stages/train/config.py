@@ -6,8 +6,10 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from base.config import StrictConfig
 from bmojo import ModelConfig
 from bmojo.fields import ActivationCheckpointing
+from data.batches import Batches, BatchPhase
 from pipelines.engine.fingerprint import config_that_matters
 from pipelines.engine.stage import ADDED_LATER, NOT_IN_FINGERPRINT, StageConfig
 from pipelines.errors import FieldError
@@ -18,6 +20,25 @@ from pipelines.stages.train.guards.config import SpikeAction, SpikeConfig
 from pipelines.stages.train.optimizers.config import AdamWConfig, GroupConfig, MuonConfig, OptimizerConfig
 from pipelines.stages.train.schedule import CosineSchedule, Position, Schedule
 from pipelines.stages.train.telemetry.config import ProfileConfig
+
+
+class BatchPhaseConfig(StrictConfig):
+    """Global batches of one size."""
+
+    size: PositiveInt = Field(description="Sequences per optimizer step, over all workers.")
+    steps: PositiveInt = Field(description="For so many steps.")
+
+
+class StartConfig(StrictConfig):
+    """What is taken from the train stage that this one starts from (`initial` in needs)."""
+
+    step: PositiveInt | None = Field(
+        None, description="Start from its checkpoint of this step, which it must keep; null: from its end."
+    )
+    moments: bool = Field(False, description="Take the optimizer's state and its step count too, not weights alone.")
+    continue_data: bool = Field(
+        False, description="Go on in the data where that checkpoint stood, rather than from the beginning."
+    )
 
 
 class TrainStageConfig(StageConfig):
@@ -31,6 +52,11 @@ class TrainStageConfig(StageConfig):
         "fails, say) or a time-out, counted from 0 again whenever it got further.",
         json_schema_extra=NOT_IN_FINGERPRINT,
     )
+    start: StartConfig = Field(
+        default_factory=StartConfig,
+        description="What to take from the train stage in needs that this one starts from; its final weights.",
+        json_schema_extra=ADDED_LATER,
+    )
     model: ModelConfig = Field(description="The model. Its vocab_size is taken from the tokenizer where left out.")
 
     global_batch_size: PositiveInt = Field(description="Sequences per optimizer step, over all workers.")
@@ -38,6 +64,11 @@ class TrainStageConfig(StageConfig):
         description="Most sequences that a worker puts through the model at once: it takes the largest divisor of its "
         "share of the batch that is not greater, and accumulates the rest.",
         json_schema_extra=NOT_IN_FINGERPRINT,
+    )
+    batch_size_warmup: tuple[BatchPhaseConfig, ...] = Field(
+        (),
+        description="Smaller global batches for the first steps, in their order; then global_batch_size.",
+        json_schema_extra=ADDED_LATER,
     )
     max_steps: PositiveInt | None = Field(
         None, le=10**9, description="Optimizer steps to take. Give this or max_tokens."
@@ -230,6 +261,12 @@ class TrainStageConfig(StageConfig):
 
     def _check_workers(self) -> None:
         total, resources = self.global_batch_size, self.resources
+        for phase in self.batch_size_warmup:
+            if phase.size % resources.num_workers or phase.size % self.data.paths or phase.size >= total:
+                raise ValueError(
+                    f"batch_size_warmup: found {phase.size}, expected a multiple of resources.num_workers="
+                    f"{resources.num_workers} and of data.paths={self.data.paths} below global_batch_size={total}."
+                )
         if total % resources.num_workers == 0:
             return
         divisors = [n for n in range(1, total + 1) if total % n == 0]
@@ -269,19 +306,28 @@ class TrainStageConfig(StageConfig):
 
     @property
     def worker_batch_size(self) -> int:
-        """Sequences per optimizer step and worker."""
+        """Sequences per optimizer step and worker, once batches have their full size."""
         return self.global_batch_size // self.resources.num_workers
 
     @property
     def worker_micro_batch_size(self) -> int:
         """Sequences that a worker puts through the model at once in training. Validation uses micro_batch_size."""
-        share = self.worker_batch_size
+        share = self.batches().common_divisor // self.resources.num_workers
         return next(n for n in range(min(self.micro_batch_size, share), 0, -1) if share % n == 0)
 
     @property
     def accumulation_steps(self) -> int:
-        """Micro batches a worker takes per optimizer step."""
+        """Micro batches a worker takes per optimizer step, once batches have their full size."""
         return self.worker_batch_size // self.worker_micro_batch_size
+
+    def batches(self, first_position: int = 0) -> Batches:
+        """The positions that each step reads. Args: first_position: in the data, of the first step."""
+        phases = [BatchPhase(phase.size, phase.steps) for phase in self.batch_size_warmup]
+        return Batches(self.global_batch_size, phases, first_position)
+
+    def num_samples(self, num_steps: int) -> int:
+        """Sequences in so many steps."""
+        return self.batches().start(num_steps)
 
     @property
     def group_sizes(self) -> list[int]:
@@ -289,7 +335,7 @@ class TrainStageConfig(StageConfig):
         return [
             n
             for n in range(self.resources.fewest_together, self.resources.num_workers + 1)
-            if self.global_batch_size % n == 0
+            if self.batches().common_divisor % n == 0
         ]
 
     def with_workers(self, num_workers: int) -> TrainStageConfig:
@@ -311,7 +357,7 @@ class TrainStageConfig(StageConfig):
         if self.max_steps is not None:
             return self.max_steps
         assert self.max_tokens is not None
-        return -(-self.max_tokens // (self.global_batch_size * seq_len))
+        return self.batches().step_at(-(-self.max_tokens // seq_len))
 
 
 def check_seq_len(train: TrainStageConfig, seq_len: int, name: str, tokens_name: str) -> None:

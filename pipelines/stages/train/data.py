@@ -108,18 +108,24 @@ def check_mixture(config: TrainStageConfig, stage: str, sources: Sequence[str]) 
             )
 
 
-def mixture_of(config: TrainStageConfig, sources: Sequence[TokenSource], num_steps: int) -> Mixture:
-    """The source of each position of training. Raises UserError: a source would be read too often."""
+def mixture_of(
+    config: TrainStageConfig, sources: Sequence[TokenSource], num_steps: int, first_position: int = 0
+) -> Mixture:
+    """The source of each position of training. Raises UserError: a source would be read too often.
+
+    Args: first_position: in the data, of the first step.
+    """
     from data.mixture import Mixture, Phase, shares_of
 
     if config.data.weights is None:
         return Mixture.of_one()
-    phases = []
+    phases, batches = [], config.batches(first_position)
     for step, weights in config.data.phases():
         shares = shares_of(weights)
-        phases.append(Phase(step * config.global_batch_size, tuple(shares[source.name] for source in sources)))
+        start = batches.start(step) if step else 0
+        phases.append(Phase(start, tuple(shares[source.name] for source in sources)))
     mixture = Mixture(phases)
-    for source, count in zip(sources, mixture.counts(num_steps * config.global_batch_size), strict=True):
+    for source, count in zip(sources, mixture.counts(batches.start(num_steps)), strict=True):
         if count > config.data.max_repetition * source.num_samples:
             raise UserError(
                 f"{source.name} holds {source.num_samples:,} sequences and would be read "

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Protocol
 from pydantic import Field
 
 from bmojo import ModelConfig
+from data.batches import Batches
 from pipelines.engine.stage import Facts
 from pipelines.stages.train.config import TrainStageConfig
 from pipelines.stages.train.data import TokenSource
+from pipelines.stages.train.start import Start
 from pipelines.storage.artifact import ArtifactDir
 from pipelines.tracking.request import Request
 
@@ -53,10 +55,15 @@ class TrainJob:
     artifact: ArtifactDir  # checkpoints/ and model/ go here
     sources: tuple[TokenSource, ...]
     mixture: Mixture  # of the sources
-    initial_weights: ArtifactDir | None  # another train stage's artifact, whose model/ to start from
+    start: Start | None  # what to take from another train stage; None: new weights
     resume_step: int | None  # the checkpoint to go on from
     metrics: MetricSink  # used on rank 0
     board: BoardHandle | None = None  # where workers tell how far they are
+
+    @property
+    def batches(self) -> Batches:
+        """The positions in the data that each step reads."""
+        return self.config.batches(self.start.first_position if self.start is not None else 0)
 
 
 class TrainFigures(Facts):

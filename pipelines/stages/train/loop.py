@@ -27,6 +27,7 @@ from pipelines.stages.train.paths import OperatorPaths
 from pipelines.stages.train.resuming import verify_and_report
 from pipelines.stages.train.saving import Saver
 from pipelines.stages.train.sources import mean_by_weight, source_losses
+from pipelines.stages.train.start import load_start
 from pipelines.stages.train.telemetry.telemetry import Telemetry
 from pipelines.stages.train.telemetry.times import Part
 from pipelines.stages.train.trainer import Trainer
@@ -54,6 +55,7 @@ class TrainLoop:
         self.validation_batches, self.fetch = validation_batches, fetch
         self.rank, self.num_workers = dist.get_rank(), dist.get_world_size()
         self.step = 0
+        self._steps_before = 0  # of the optimizer, in the stage that this one started from
         self.initial_valid_loss: float | None = None
         self._agreement = Agreement(job.metrics.request, self._is_save_due, is_preempted, trainer.device)
         self._saved_at = time.monotonic()  # or when training began here
@@ -66,8 +68,12 @@ class TrainLoop:
         self.canary = DocumentCanary(trainer, job.config, self.incidents)
         self.telemetry = Telemetry(job, trainer)
         self.meter = self.telemetry.meter
+        if job.start is not None and job.start.data is not None:
+            stream.require_same_order(job.start.data)
         if resumed is not None:
             self._restore(resumed)
+        elif job.start is not None and job.start.step is not None:
+            self._steps_before = load_start(trainer, job.start)
 
     def run(self) -> TrainFacts | None:
         """Train to the last step and write the model. Returns the facts on rank 0, None on the others."""
@@ -141,8 +147,9 @@ class TrainLoop:
         lr = self.config.learning_rate(next_step, self.job.num_steps)
         self.telemetry.begin_step(next_step, is_logged=log)
         beat("reads its batches", next_step)
+        num_micro_batches = self.job.batches.size(self.step) // (self.num_workers * self.config.worker_micro_batch_size)
         with self.trainer.times.host(Part.DATA):
-            micro_batches = [next(self._batches) for _ in range(self.config.accumulation_steps)]
+            micro_batches = [next(self._batches) for _ in range(num_micro_batches)]
         self.canary.check(next_step, micro_batches, is_look=log)
         by_source = self._losses_by_source(micro_batches) if log else {}
         if not self.ledger.leaves_out(next_step):
@@ -233,17 +240,17 @@ class TrainLoop:
     def _save_checkpoint(self) -> None:
         beat("saves a checkpoint")
         self.meter.stop()
-        num_samples = self.step * self.config.global_batch_size
+        position = self.job.batches.start(self.step)
         state = checkpoints.TrainingState(
             step=self.step,
             num_tokens=self.ledger.num_tokens,
-            num_samples=num_samples,
-            optimizer_steps=self.step - len(self.ledger.skipped),
+            num_samples=self.config.num_samples(self.step),
+            optimizer_steps=self._steps_before + self.step - len(self.ledger.skipped),
             skipped_steps=self.ledger.skipped,
             left_out=sorted(self.ledger.left_out),
             recent_losses=list(self.ledger.recent_losses),
             num_workers=self.num_workers,
-            data=self.stream.state_dict(num_samples),
+            data=self.stream.state_dict(position),
             train_loss=self.ledger.train_loss,
             initial_valid_loss=self.initial_valid_loss,
             train_time_s=self.meter.total_time_s,
@@ -261,6 +268,7 @@ class TrainLoop:
         verify_and_report(self.job, resumed, self.trainer)
         self.stream.load_state_dict(state.data)
         self.step, self.initial_valid_loss = state.step, state.initial_valid_loss
+        self._steps_before = state.optimizer_steps - (state.step - len(state.skipped_steps))
         self.ledger.restore(state)
         self.meter.total_time_s = state.train_time_s
         self.saver.saved_step = state.step

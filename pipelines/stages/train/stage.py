@@ -30,6 +30,7 @@ from pipelines.stages.train.data import TokenSource, check_mixture, mixture_of
 from pipelines.stages.train.job import History, MetricSink, TrainFigures, TrainJob
 from pipelines.stages.train.layout import INCIDENTS, PROFILE, RESUMES, complete_steps
 from pipelines.stages.train.section import training_section
+from pipelines.stages.train.start import check_start, start_of
 from pipelines.storage.artifact import ArtifactDir
 from pipelines.tracking.journal import workers_journal
 
@@ -107,6 +108,7 @@ class TrainStage(Stage[TrainStageConfig, TrainInputs, TrainOutput]):
         check_mixture(config, name, [node.name for node in inputs.tokens])
         check_seq_len(config, tokens.config.seq_len, name, tokens.name)
         _check_groups(name, config)
+        check_start(name, config, inputs)
         tokenizer, room = tokens.inputs.tokenizer, config.model.vocab_size
         if tokenizer is not None and tokenizer.config.load is not None:
             return  # how many ids it has is known when it is read
@@ -205,6 +207,7 @@ def make_job(config: TrainStageConfig, inputs: TrainInputs, context: StageContex
         for node in inputs.tokens
     )
     num_steps = config.num_steps(tokens.output.seq_len)
+    start = start_of(context.name, config, inputs.initial)
     return TrainJob(
         config=config,
         model=_sized_model(config, tokens),
@@ -212,8 +215,8 @@ def make_job(config: TrainStageConfig, inputs: TrainInputs, context: StageContex
         seq_len=tokens.output.seq_len,
         artifact=context.artifact,
         sources=sources,
-        mixture=mixture_of(config, sources, num_steps),
-        initial_weights=inputs.initial.artifact if inputs.initial else None,
+        mixture=mixture_of(config, sources, num_steps, start.first_position if start else 0),
+        start=start,
         resume_step=None,
         metrics=metrics,
     )

@@ -30,9 +30,11 @@ def build_model(job: TrainJob) -> BMojoLM:
     model.checkpoint_activations(job.config.activation_checkpointing)
     if job.resume_step is not None:
         return model
-    if job.initial_weights is not None:
-        source = f"{job.initial_weights.url}/{MODEL}"
-        initial = load_model(job.initial_weights, MODEL)
+    if job.start is not None and job.start.step is not None:
+        return model  # load_start follows
+    if job.start is not None:
+        source = f"{job.start.artifact.url}/{MODEL}"
+        initial = load_model(job.start.artifact, MODEL)
         try:
             model.load_state_dict(initial.state_dict())
         except RuntimeError as error:

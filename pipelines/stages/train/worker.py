@@ -68,6 +68,8 @@ def _train(job: TrainJob) -> TrainFacts | None:
     if job.resume_step is not None:
         beat("reads the checkpoint")
         resumed = Checkpoint(_fetch(job.artifact, step_dir(job.resume_step)))
+    elif job.start is not None and job.start.step is not None:
+        _fetch(job.start.artifact, step_dir(job.start.step))
     beat("starts the trainer")
     trainer = job.config.backend.start(build_model(job), job.config, worker_device)
     data = job.config.data
@@ -77,6 +79,7 @@ def _train(job: TrainJob) -> TrainFacts | None:
         global_batch_size=job.config.global_batch_size,
         order=StreamOrder(job.config.seed, num_paths=data.paths, block_samples=data.shuffle_block_samples),
         worker=Worker(dist.get_rank(), dist.get_world_size()),
+        batches=job.batches,
         mixture=job.mixture,
         pin_memory=job.config.on_gpu,
     )

@@ -126,10 +126,14 @@ class DeepSpeedTrainer:
         # DeepSpeed averages over workers and micro batches; with these weights every token of the global batch
         # counts the same.
         scale = dist.get_world_size() * len(micro_batches) / targets.total.double()
+        micro_batch_size = self._engine.train_micro_batch_size_per_gpu()
+        self._engine.set_train_batch_size(len(micro_batches) * micro_batch_size * dist.get_world_size())
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         step_loss, grad_norm = loss_sum, None
         for number, (batch, num_targets) in enumerate(zip(micro_batches, targets.of_micro_batches, strict=True), 1):
             beat("computes a micro batch")
+            # Said, as batches may grow: DeepSpeed would count all micro batches so far.
+            self._engine.set_gradient_accumulation_boundary(number == len(micro_batches))
             with self.times.part(Part.FORWARD):
                 loss: torch.Tensor = self._engine(*to_device(batch, self.device))
             loss_sum += loss.detach().double() * num_targets

@@ -71,7 +71,7 @@ def plan_training(node: StageNode[TrainStage], machines: Machines, process: Proc
         train = on_gpus(train)
     counts = count(train.model, seq_len)
     num_steps = train.num_steps(seq_len)
-    num_tokens = num_steps * train.global_batch_size * seq_len
+    num_tokens = train.num_samples(num_steps) * seq_len
     if machines.measure and hardware is None:
         remember(train, seq_len, measure(train, seq_len), "plan --measure")
     return TrainPlan(

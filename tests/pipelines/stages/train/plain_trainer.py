@@ -122,6 +122,7 @@ def train_plainly(job: TrainJob, trainer: type[PlainTrainer] = PlainTrainer) -> 
         **sizes,
         order=StreamOrder(seed=config.seed),
         worker=Worker(),
+        batches=job.batches,
         mixture=job.mixture,
     ) as stream:
         loop = TrainLoop(job, trainer(build_model(job), config), stream, valid, resumed)

@@ -48,6 +48,12 @@ def test_accumulated_micro_batches_take_the_step_of_one_large_batch(found: Found
         assert seen.norms_in_one_micro_batch == pytest.approx(seen.norms, rel=1e-4)
 
 
+def test_batches_may_grow(found: Found, by_backend: dict[str, Found]) -> None:
+    norms = by_backend["plain"].workers[0].norms_of_growing_batches
+    assert len(set(norms)) == 3
+    assert found.workers[0].norms_of_growing_batches == pytest.approx(norms, rel=1e-4)
+
+
 def test_every_backend_takes_the_same_steps(found: Found, by_backend: dict[str, Found]) -> None:
     plain = by_backend["plain"]
     assert found.workers[0].norms == pytest.approx(plain.workers[0].norms, rel=2e-6)

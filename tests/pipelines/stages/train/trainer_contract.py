@@ -35,6 +35,7 @@ class Observed:
 
     norms: list[float] = field(default_factory=list)
     norms_in_one_micro_batch: list[float] = field(default_factory=list)
+    norms_of_growing_batches: list[float] = field(default_factory=list)
     loss: float = 0.0  # in the first step
     losses: list[float] = field(default_factory=list)  # from HALFWAY on
     nll_sum: float = 0.0  # of the same batches, before that step
@@ -117,6 +118,11 @@ def observe(start: Start, config: TrainStageConfig) -> tuple[Observed, Tensors]:
 
     whole = config.model_copy(update={"micro_batch_size": NUM_SAMPLES // dist.get_world_size()})
     seen.norms_in_one_micro_batch = steps(start(initial_model(whole), whole), whole, range(NUM_STEPS))
+
+    growing = start(initial_model(config), config)
+    for number, size in enumerate((1, 2, 4)):
+        result = growing.step(micro_batches(config, number)[:size], LR)
+        seen.norms_of_growing_batches.append(float(result.grad_norm))
 
     embedding = f"{PARAM}/embedding.weight"
     ruined_values = start_values | {embedding: torch.full_like(start_values[embedding], torch.inf)}
