@@ -174,6 +174,12 @@ class TrainStageConfig(StageConfig):
     log_every_steps: PositiveInt = Field(
         10, description="Steps between two points of the training curves.", json_schema_extra=NOT_IN_FINGERPRINT
     )
+    log_norms_every_steps: PositiveInt | None = Field(
+        100,
+        description="Norms of weights, gradients and updates by group (embedding, kinds of mixers, MLP, norms, head), "
+        "at those points of the training curves whose step this divides; null: none.",
+        json_schema_extra=NOT_IN_FINGERPRINT,
+    )
     profile: ProfileConfig | None = Field(
         None,
         description="Trace some steps with torch's profiler, into profile/ of the artifact and MLflow; null: none.",

@@ -153,7 +153,8 @@ class TrainLoop:
         self.canary.check(next_step, micro_batches, is_look=log)
         by_source = self._losses_by_source(micro_batches) if log else {}
         if not self.ledger.leaves_out(next_step):
-            self.ledger.add(next_step, self.trainer.step(micro_batches, lr, self.ledger.loss_limit()))
+            norms = self.telemetry.norms.watch(next_step, is_logged=log)
+            self.ledger.add(next_step, self.trainer.step(micro_batches, lr, self.ledger.loss_limit(), norms))
         self.step = next_step
         self.telemetry.end_step(next_step)
         is_due = any(map(self._is_due, (self.config.checkpoint_every_steps, self.config.validate_every_steps)))
@@ -201,7 +202,7 @@ class TrainLoop:
                 "train/grad_norm": applied.grad_norm if applied else None,
                 "train/tokens": self.ledger.num_tokens,
                 "train/num_workers": self.num_workers,
-                **self.telemetry.points(self.step),
+                **self.telemetry.points(self.step, applied.grad_norm if applied else None),
                 **by_source,
             },
         )

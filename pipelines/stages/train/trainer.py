@@ -7,7 +7,7 @@ sees host batches, tensors by name and numbers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
@@ -36,6 +36,10 @@ class StepResult(NamedTuple):
     loss: torch.Tensor
     num_targets: torch.Tensor
     grad_norm: torch.Tensor
+
+
+BeforeUpdate = Callable[[Mapping[str, Piece]], None]
+"""Looks at gradients; weights and state are still those before the step."""
 
 
 class Trainer(Protocol):
@@ -68,14 +72,21 @@ class Trainer(Protocol):
         """Whole shape of each named tensor; the same order on every rank."""
 
     def step(
-        self, micro_batches: Sequence[TokenBatch], lr: float, loss_limit: torch.Tensor | None = None
+        self,
+        micro_batches: Sequence[TokenBatch],
+        lr: float,
+        loss_limit: torch.Tensor | None = None,
+        before_update: BeforeUpdate | None = None,
     ) -> StepResult:
         """Take one optimizer step on this worker's micro batches, at least one and as many on every rank.
 
         The gradient is that of the mean over all targets of the global batch: how the targets are spread over micro
         batches and workers changes rounding only.
 
-        Args: loss_limit: a step with a greater loss is not applied, and its norm is not finite; on the device.
+        Args:
+            loss_limit: a step with a greater loss is not applied, and its norm is not finite; on the device.
+            before_update: is given this rank's pieces of the clipped gradient, by the parameters' names, right before
+                they are used: in one call or in several, each element once.
         """
 
     def token_losses(self, batch: TokenBatch) -> torch.Tensor:

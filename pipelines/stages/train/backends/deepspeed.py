@@ -36,6 +36,7 @@ from pipelines.stages.train.pieces import Piece, Read, gather
 from pipelines.stages.train.telemetry.times import Part, StepTimes
 from pipelines.stages.train.trainer import (
     PARAM,
+    BeforeUpdate,
     StepResult,
     count_targets,
     mean_loss,
@@ -118,7 +119,11 @@ class DeepSpeedTrainer:
         return named_shapes(self._whole_shapes, self._state_names)
 
     def step(
-        self, micro_batches: Sequence[TokenBatch], lr: float, loss_limit: torch.Tensor | None = None
+        self,
+        micro_batches: Sequence[TokenBatch],
+        lr: float,
+        loss_limit: torch.Tensor | None = None,
+        before_update: BeforeUpdate | None = None,
     ) -> StepResult:
         """See Trainer."""
         with self.times.part(Part.COMMUNICATION):
@@ -143,7 +148,7 @@ class DeepSpeedTrainer:
                 scale = refused_above(loss_limit, step_loss, scale)
             with self.times.part(Part.BACKWARD):
                 self._engine.backward(loss * (num_targets * scale).to(loss.dtype))
-            with self.times.part(Part.OPTIMIZER):
+            with self.times.part(Part.OPTIMIZER), self._watched(before_update):
                 grad_norm = self._finish_micro_batch(lr)
         assert grad_norm is not None, "the last micro batch of a step must update the weights"
         return StepResult(step_loss, targets.total, grad_norm)
@@ -226,6 +231,25 @@ class DeepSpeedTrainer:
         if self._average is not None:
             self._average.update()
         return torch.tensor(float(self._engine.get_global_grad_norm()), dtype=torch.float64)
+
+    @contextmanager
+    def _watched(self, before_update: BeforeUpdate | None) -> Iterator[None]:
+        """Show gradients where the optimizer is about to use them; ZeRO calls it once for each group."""
+        if before_update is None:
+            yield
+            return
+        own = self._layout.own.items()
+
+        def show(*_: Any) -> None:
+            before_update(
+                {name: Piece(at.start, at.of(at.updated.grad)) for name, at in own if at.updated.grad is not None}
+            )
+
+        hook = self.optimizer.register_step_pre_hook(show)
+        try:
+            yield
+        finally:
+            hook.remove()
 
     @property
     def _whole_shapes(self) -> dict[str, torch.Size]:

@@ -10,6 +10,7 @@ from bmojo.counting import count
 from pipelines.stages.train import device
 from pipelines.stages.train.job import TrainJob
 from pipelines.stages.train.meter import Meter
+from pipelines.stages.train.telemetry.norms import GroupNorms
 from pipelines.stages.train.telemetry.profile import StepProfiler
 from pipelines.stages.train.telemetry.times import Part
 from pipelines.stages.train.telemetry.usage import WorkerUsage
@@ -29,6 +30,7 @@ class Telemetry:
         self.peaks = device.peaks(trainer.device, job.config.autocast_bf16)
         self.meter = Meter(self.counts.train_flops_per_token, trainer.device)
         self.times = trainer.times
+        self.norms = GroupNorms(trainer, job.config.log_norms_every_steps)
         self._usage = WorkerUsage(job.metrics, dist.get_rank(), dist.get_world_size(), trainer.device)
         self._profiler = StepProfiler(job.config.profile, job.artifact, trainer.device)
         self._logged_step: int | None = None
@@ -44,8 +46,11 @@ class Telemetry:
         """A step was given out; the device may still be busy with it."""
         self._profiler.end(step)
 
-    def points(self, step: int) -> dict[str, float | None]:
-        """The points of the curves at a logged step. Waits for the device."""
+    def points(self, step: int, grad_norm: float | None) -> dict[str, float | None]:
+        """The points of the curves at a logged step. Waits for the device. A collective.
+
+        Args: grad_norm: before clipping; None: the step was not applied.
+        """
         self.meter.stop()
         speed, seconds = self.meter.take(), self.times.take()
         if self._logged_step is not None and step > self._logged_step:  # not so after going back
@@ -57,6 +62,7 @@ class Telemetry:
             "train/tokens_per_s": speed.tokens_per_s,
             "train/mfu": self.meter.mfu(speed.tokens_per_s, self.peaks.of_mfu),
             "train/mfu_of_measured": self.meter.mfu(speed.tokens_per_s, self._second_peak),
+            **self.norms.points(grad_norm),
             **{f"train/time/{part}": value for part, value in seconds.items()},
         }
 

@@ -23,7 +23,7 @@ from pipelines.stages.train.optimizers.groups import set_lr
 from pipelines.stages.train.optimizers.muon import Muon
 from pipelines.stages.train.pieces import Piece, Read, even_shares
 from pipelines.stages.train.telemetry.times import Part, StepTimes
-from pipelines.stages.train.trainer import PARAM, StepResult, count_targets, mean_loss, named_shapes
+from pipelines.stages.train.trainer import PARAM, BeforeUpdate, StepResult, count_targets, mean_loss, named_shapes
 from pipelines.stages.train.weights import build_model
 
 
@@ -51,7 +51,11 @@ class PlainTrainer:
             self._average = WeightAverage(config.ema_decay, list(self._params.values()), self._optimizer.state)
 
     def step(
-        self, micro_batches: Sequence[TokenBatch], lr: float, loss_limit: torch.Tensor | None = None
+        self,
+        micro_batches: Sequence[TokenBatch],
+        lr: float,
+        loss_limit: torch.Tensor | None = None,
+        before_update: BeforeUpdate | None = None,
     ) -> StepResult:
         targets = count_targets(micro_batches, CPU)
         loss_sum = torch.zeros((), dtype=torch.float64)
@@ -64,6 +68,9 @@ class PlainTrainer:
         norm = torch.nn.utils.clip_grad_norm_(self._params.values(), self._grad_clip or float("inf"))
         if loss_limit is not None and loss > loss_limit:
             norm = torch.tensor(float("nan"))
+        if before_update is not None:
+            gradients = {name: param.grad for name, param in self._params.items()}
+            before_update({name: Piece(0, grad.view(-1)) for name, grad in gradients.items() if grad is not None})
         if torch.isfinite(norm):
             set_lr(self._optimizer.param_groups, lr)
             self._optimizer.step()

@@ -109,7 +109,7 @@ def test_every_field_is_described_and_only_harmless_ones_stay_out_of_the_fingerp
         "retries", "lost_retries", "backoff_s", "timeout_s", "on_failure",
         "activation_checkpointing",
         "micro_batch_size",
-        "profile", "check_replicas_every_steps", "check_documents_every_steps",
+        "profile", "log_norms_every_steps", "check_replicas_every_steps", "check_documents_every_steps",
         "backend", "spikes",  # these two count in forms of their own: the next tests
     }  # fmt: skip
 

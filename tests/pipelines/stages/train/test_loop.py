@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -121,10 +121,8 @@ class OnDevice(torch.Tensor):
 class LaggingTrainer(PlainTrainer):
     """Leaves its norms on the device."""
 
-    def step(
-        self, micro_batches: Sequence[TokenBatch], lr: float, loss_limit: torch.Tensor | None = None
-    ) -> StepResult:
-        result = super().step(micro_batches, lr, loss_limit)
+    def step(self, micro_batches: Sequence[TokenBatch], *args: Any, **options: Any) -> StepResult:
+        result = super().step(micro_batches, *args, **options)
         return result._replace(grad_norm=result.grad_norm.as_subclass(OnDevice))
 
 
@@ -135,12 +133,10 @@ class RuinedTrainer(LaggingTrainer):
         super().__init__(model, config)
         self.num_steps = 0
 
-    def step(
-        self, micro_batches: Sequence[TokenBatch], lr: float, loss_limit: torch.Tensor | None = None
-    ) -> StepResult:
+    def step(self, micro_batches: Sequence[TokenBatch], *args: Any, **options: Any) -> StepResult:
         self.num_steps += 1
         if self.num_steps < 10:
-            return super().step(micro_batches, lr, loss_limit)
+            return super().step(micro_batches, *args, **options)
         norm = torch.tensor(math.nan if self.num_steps == 10 else 1.0)
         return StepResult(torch.ones((), dtype=torch.float64), torch.tensor(1), norm.as_subclass(OnDevice))
 
@@ -184,12 +180,10 @@ class PoisonedTrainer(PlainTrainer):
         model.embedding.register_forward_hook(lambda *given: given[2] * (math.nan if self.is_poisoned else 1.0))
         self.is_poisoned = False
 
-    def step(
-        self, micro_batches: Sequence[TokenBatch], lr: float, loss_limit: torch.Tensor | None = None
-    ) -> StepResult:
+    def step(self, micro_batches: Sequence[TokenBatch], *args: Any, **options: Any) -> StepResult:
         self.num_steps += 1
         self.is_poisoned = self.num_steps in (4, 9)
-        result = super().step(micro_batches, lr, loss_limit)
+        result = super().step(micro_batches, *args, **options)
         self.is_poisoned = False
         return result
 
@@ -197,10 +191,8 @@ class PoisonedTrainer(PlainTrainer):
 class PoisonedLaggingTrainer(PoisonedTrainer):
     """Leaves its norms on the device."""
 
-    def step(
-        self, micro_batches: Sequence[TokenBatch], lr: float, loss_limit: torch.Tensor | None = None
-    ) -> StepResult:
-        result = super().step(micro_batches, lr, loss_limit)
+    def step(self, micro_batches: Sequence[TokenBatch], *args: Any, **options: Any) -> StepResult:
+        result = super().step(micro_batches, *args, **options)
         return result._replace(grad_norm=result.grad_norm.as_subclass(OnDevice))
 
 

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -242,10 +243,8 @@ def assert_diverges(train: Callable[[Path], object], straight: Straight, folder:
 class OverflowingTrainer(PlainTrainer):
     """Every step leaves infinity in a weight."""
 
-    def step(
-        self, micro_batches: Sequence[TokenBatch], lr: float, loss_limit: torch.Tensor | None = None
-    ) -> StepResult:
-        result = super().step(micro_batches, lr, loss_limit)
+    def step(self, micro_batches: Sequence[TokenBatch], *args: Any, **options: Any) -> StepResult:
+        result = super().step(micro_batches, *args, **options)
         self.tensor(next(iter(self.shapes))).view(-1)[0] = math.inf
         return result
 

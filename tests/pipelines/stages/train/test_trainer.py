@@ -62,6 +62,14 @@ def test_every_backend_takes_the_same_steps(found: Found, by_backend: dict[str, 
         assert float((found.tensors[key] - value).norm() / value.norm()) < 2e-4, key
 
 
+def test_every_backend_has_the_same_norms_by_group(found: Found, by_backend: dict[str, Found]) -> None:
+    plain = by_backend["plain"].workers[0]
+    for seen in found.workers:
+        assert seen.group_norms == pytest.approx(plain.group_norms, rel=1e-4)
+    gradients = [norm for name, norm in plain.group_norms.items() if name.startswith("train/norm/gradient/")]
+    assert math.sqrt(sum(norm**2 for norm in gradients)) == pytest.approx(plain.norms[0], rel=1e-6)
+
+
 def test_a_step_says_what_it_was_taken_on(found: Found) -> None:
     for seen in found.workers:
         assert seen.num_targets == seen.expected_targets

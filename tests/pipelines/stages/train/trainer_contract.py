@@ -19,6 +19,7 @@ from bmojo import BMojoLM
 from data.shards import IGNORED_TARGET, TokenBatch
 from pipelines.stages.train.config import TrainStageConfig
 from pipelines.stages.train.pieces import Read
+from pipelines.stages.train.telemetry.norms import GroupNorms
 from pipelines.stages.train.trainer import PARAM, Trainer
 
 NUM_SAMPLES, SEQ_LEN, VOCAB_SIZE = 8, 64, 64
@@ -53,6 +54,7 @@ class Observed:
     ruined_norm: float = 0.0
     ruined_changes_nothing: bool = False
     goes_on_after_a_ruined_step: bool = False
+    group_norms: dict[str, float] = field(default_factory=dict)  # of the first step
     refused_norm: float = 0.0  # of a step whose loss is above its limit
     refused_loss: float = 0.0
     loss_at_its_limit_is_applied: bool = False
@@ -115,6 +117,11 @@ def observe(start: Start, config: TrainStageConfig) -> tuple[Observed, Tensors]:
     trainer.token_losses(first[0])
     steps(trainer, config, range(HALFWAY, NUM_STEPS))
     seen.rewinds_bitwise = equal(snapshot(trainer), end)
+
+    watched = start(initial_model(config), config)
+    norms = GroupNorms(watched, every_steps=1)
+    result = watched.step(first, LR, before_update=norms.watch(1, is_logged=True))
+    seen.group_norms = norms.points(float(result.grad_norm))
 
     whole = config.model_copy(update={"micro_batch_size": NUM_SAMPLES // dist.get_world_size()})
     seen.norms_in_one_micro_batch = steps(start(initial_model(whole), whole), whole, range(NUM_STEPS))

@@ -50,9 +50,7 @@ class PlantedTrainer(PlainTrainer):
         self.is_poisoned = False
         model.embedding.register_forward_hook(lambda *given: given[2] * (math.nan if self.is_poisoned else 1.0))
 
-    def step(
-        self, micro_batches: Sequence[TokenBatch], lr: float, loss_limit: torch.Tensor | None = None
-    ) -> StepResult:
+    def step(self, micro_batches: Sequence[TokenBatch], *args: Any, **options: Any) -> StepResult:
         step = self.steps[key_of(micro_batches)]
         if step in BAD_STEPS:
             micro_batches = [
@@ -60,7 +58,7 @@ class PlantedTrainer(PlainTrainer):
                 for batch in micro_batches
             ]
         self.is_poisoned = step in self.nan_steps
-        result = super().step(micro_batches, lr, loss_limit)
+        result = super().step(micro_batches, *args, **options)
         self.is_poisoned = False
         return result
 
@@ -68,10 +66,8 @@ class PlantedTrainer(PlainTrainer):
 class LaggingTrainer(PlantedTrainer):
     """Leaves its norms on the device."""
 
-    def step(
-        self, micro_batches: Sequence[TokenBatch], lr: float, loss_limit: torch.Tensor | None = None
-    ) -> StepResult:
-        result = super().step(micro_batches, lr, loss_limit)
+    def step(self, micro_batches: Sequence[TokenBatch], *args: Any, **options: Any) -> StepResult:
+        result = super().step(micro_batches, *args, **options)
         return result._replace(grad_norm=result.grad_norm.as_subclass(OnDevice))
 
 
