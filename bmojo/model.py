@@ -288,16 +288,28 @@ class BMojoLM(nn.Module):
         if self.embedding.weight.is_meta:
             return
         generator = torch.Generator(device=self.embedding.weight.device).manual_seed(seed)
-        nn.init.normal_(self.embedding.weight, std=self.config.init_std, generator=generator)
+        for _, draw in self.draws():
+            draw(generator)
+
+    def draws(self) -> Iterator[tuple[nn.Module, Callable[[torch.Generator], object]]]:
+        """What sets initial values, in the order of the random numbers, each with the module whose values it sets."""
+
+        def normal(module: nn.Embedding | nn.Linear) -> Callable[[torch.Generator], object]:
+            return lambda generator: nn.init.normal_(module.weight, std=self.config.init_std, generator=generator)
+
+        def ones(module: RMSNorm) -> Callable[[torch.Generator], object]:
+            return lambda _: nn.init.ones_(module.weight)
+
+        yield self.embedding, normal(self.embedding)
         for module in self.modules():
             if isinstance(module, Linear):
-                module.init_weights(generator)
+                yield module, module.init_weights
             elif isinstance(module, RMSNorm):
-                nn.init.ones_(module.weight)
+                yield module, ones(module)
         if not self.config.tie_embeddings:
-            nn.init.normal_(self.head.weight, std=self.config.init_std, generator=generator)
+            yield self.head, normal(self.head)
         for block in self._blocks():
-            block.mixer.init_weights(generator)
+            yield block.mixer, block.mixer.init_weights
 
     def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Parameters for an optimizer: matrices decay; what stays in float32, norms and embeddings do not."""
