@@ -8,6 +8,10 @@ from base.errors import DamagedError, UserError
 from data.errors import DataError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
     from bmojo import BMojoLM
     from data.tokenizer import Tokenizer
     from pipelines.storage.artifact import ArtifactDir
@@ -22,6 +26,21 @@ def load_model(artifact: ArtifactDir, relpath: str) -> BMojoLM:
         return load_pretrained(folder)
     except DamagedError as error:
         raise DamagedError(f"{error} {artifact.remedy}") from error
+
+
+def read_model(artifact: ArtifactDir, relpath: str) -> Callable[[str], torch.Tensor]:
+    """What reads the tensors of that model one at a time, by name. It raises KeyError where there is none.
+
+    Raises: DamagedError: a file is not as it was written.
+    """
+    from bmojo.checkpoint_io import check_files, weights_by_name
+
+    folder = artifact.fetch(relpath)
+    try:
+        check_files(folder)
+    except DamagedError as error:
+        raise DamagedError(f"{error} {artifact.remedy}") from error
+    return weights_by_name(folder)
 
 
 def load_tokenizer_of(trained: ArtifactDir, reference: str | None) -> Tokenizer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import subprocess
 import sys
 
@@ -10,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bmojo.checkpoint_io import load_pretrained, save_pretrained, write_digests
+from base.errors import DamagedError
+from bmojo.checkpoint_io import load_pretrained, save_pretrained, weight_files, weights_by_name, write_digests
 from tests.bmojo.model_family import build, random_tokens, small_config
 
 
@@ -36,7 +38,7 @@ def test_weights_of_another_config_are_refused(tmp_path):
     save_pretrained(build(small_config(d_model=32)), tmp_path / "b")
     (tmp_path / "b" / "model.safetensors").replace(tmp_path / "a" / "model.safetensors")
     write_digests(tmp_path / "a")
-    with pytest.raises(ValueError, match=r"does not fit config.json"):
+    with pytest.raises(ValueError, match=r"weights do not fit config.json"):
         load_pretrained(tmp_path / "a")
 
 
@@ -51,3 +53,36 @@ def test_a_disk_that_does_not_take_the_weights_is_said_with_number_and_file(tmp_
     file = tmp_path / "x.safetensors"
     ended = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True)
     assert ended.stdout == f"{errno.EFBIG} {file}\n", ended.stderr
+
+
+def test_large_weights_are_in_several_files_with_an_index_as_hugging_face_writes_it(tmp_path, monkeypatch):
+    model = build(small_config(tie_embeddings=True), dtype=torch.float32)
+    largest = max(value.nbytes for value in model.parameters())
+    monkeypatch.setattr("bmojo.checkpoint_io.SHARD_BYTES", 2 * largest)
+    save_pretrained(model, tmp_path)
+    files = weight_files(tmp_path)
+    assert len(files) >= 2
+    assert files == [f"model-{number:05d}-of-{len(files):05d}.safetensors" for number in range(1, len(files) + 1)]
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(value.nbytes for value in model.parameters())
+    for file in files:
+        tensors = load_file(tmp_path / file)
+        assert {name for name, place in index["weight_map"].items() if place == file} == tensors.keys()
+        assert sum(tensor.nbytes for tensor in tensors.values()) <= 2 * largest
+    read, loaded = weights_by_name(tmp_path), load_pretrained(tmp_path)
+    for name, value in model.named_parameters():
+        assert torch.equal(loaded.get_parameter(name), value)
+        assert torch.equal(read(name), value)
+
+
+def test_a_damaged_or_missing_file_of_several_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("bmojo.checkpoint_io.SHARD_BYTES", 40_000)
+    save_pretrained(build(small_config()), tmp_path)
+    name = weight_files(tmp_path)[1]
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(DamagedError, match=f"{name} is damaged"):
+        load_pretrained(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(FileNotFoundError, match=f"holds no {name}"):
+        load_pretrained(tmp_path)

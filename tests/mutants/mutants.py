@@ -192,6 +192,13 @@ MUTANTS: tuple[Mutant, ...] = (
     # Pipelines
     _mutant("losses by source of the wrong sequences", "tests/pipelines/stages/train/test_mixture.py",
             Edit("pipelines/stages/train/sources.py", "stream.places(step)", "stream.places(step + 1)")),
+    _mutant("training changes a checkpoint that is being written", "tests/pipelines/stages/train/test_saving.py",
+            Edit("pipelines/stages/train/saving.py", "copies = self._copies.of(pieces)", "copies = dict(pieces)")),
+    _mutant("a tensor's digest forgets where its elements are", "tests/pipelines/stages/train/test_digests.py",
+            Edit("pipelines/stages/train/digests.py", "(part * columns[at:stop]).sum()",
+                 "(part * columns[: part.numel()]).sum()")),
+    _mutant("initial values of a hollow model depend on the order of its parts", "tests/bmojo/test_hollow.py",
+            Edit("bmojo/hollow.py", "                generator.set_state(state)\n", "")),
     _mutant("a step that is not finite is applied", "tests/pipelines/stages/train/test_trainer.py",
             Edit("pipelines/stages/train/backends/deepspeed.py", "(~torch.isfinite(norm)).float()",
                  "torch.zeros_like(norm)")),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import pickle
 import threading
+import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, Self, TypeVar
@@ -50,6 +51,8 @@ class Saver:
         self._error: Exception | None = None
         self.saved_step: int | None = None
         """Step of the newest checkpoint that is complete."""
+        self.write_s = 0.0
+        """Seconds that the last write took, beside training."""
 
     def save(self, state: TrainingState, pieces: Mapping[str, Piece], rng: Mapping[str, torch.Tensor]) -> None:
         """Begin to write a checkpoint, and return when it no longer needs the tensors. A collective.
@@ -91,10 +94,12 @@ class Saver:
             logger.warning("The checkpoint under way was not written either: %s", error)
 
     def _run(self, state: TrainingState, pieces: Mapping[str, Piece], rng: Mapping[str, torch.Tensor]) -> None:
+        start = time.perf_counter()
         try:
             self._write(state, pieces, rng)
         except Exception as error:  # which `wait` raises in the training's own thread
             self._error = error
+        self.write_s = time.perf_counter() - start
 
     def _write(self, state: TrainingState, pieces: Mapping[str, Piece], rng: Mapping[str, torch.Tensor]) -> None:
         rank, num_ranks = dist.get_rank(), dist.get_world_size()

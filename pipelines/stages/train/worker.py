@@ -25,7 +25,7 @@ from pipelines.stages.train.guards.pulse import beat, patiently, period_s, signs
 from pipelines.stages.train.job import TrainFacts, TrainJob
 from pipelines.stages.train.layout import step_dir
 from pipelines.stages.train.loop import TrainLoop
-from pipelines.stages.train.weights import build_model
+from pipelines.stages.train.weights import build_model, model_in_parts
 from pipelines.storage.artifact import ArtifactDir
 
 
@@ -71,7 +71,8 @@ def _train(job: TrainJob) -> TrainFacts | None:
     elif job.start is not None and job.start.step is not None:
         _fetch(job.start.artifact, step_dir(job.start.step))
     beat("starts the trainer")
-    trainer = job.config.backend.start(build_model(job), job.config, worker_device)
+    model, parts = model_in_parts(job) if job.config.backend.shards_parameters else (build_model(job), ())
+    trainer = job.config.backend.start(model, job.config, worker_device, parts)
     data = job.config.data
     stream = TokenStream(
         [token_split(source.artifact, "train", data.cache_bytes) for source in job.sources],

@@ -14,7 +14,10 @@ from pydantic import Field, model_validator
 from base.config import StrictConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import torch
+    from torch import nn
 
     from bmojo import BMojoLM
     from pipelines.stages.train.config import TrainStageConfig
@@ -54,9 +57,19 @@ class BackendConfig(StrictConfig):
     def environment(self, on_gpu: bool) -> dict[str, str]:
         """Environment variables that a worker sets before it imports the backend's library."""
 
+    @property
     @abstractmethod
-    def start(self, model: BMojoLM, config: TrainStageConfig, device: torch.device) -> Trainer:
-        """Hand the model over to a trainer of this backend. A collective."""
+    def shards_parameters(self) -> bool:
+        """Whether no worker need hold the whole model, not even at the start."""
+
+    @abstractmethod
+    def start(
+        self, model: BMojoLM, config: TrainStageConfig, device: torch.device, parts: Iterable[nn.Module] = ()
+    ) -> Trainer:
+        """Hand the model over to a trainer of this backend. A collective.
+
+        Args: parts: of a model without values (bmojo.hollow), each with its values when it is asked for.
+        """
 
 
 class OffloadConfig(StrictConfig):
@@ -148,11 +161,18 @@ class DeepSpeedConfig(BackendConfig):
         """DeepSpeed chooses its accelerator when it is imported."""
         return {} if on_gpu else {"DS_ACCELERATOR": "cpu"}
 
-    def start(self, model: BMojoLM, config: TrainStageConfig, device: torch.device) -> Trainer:
+    @property
+    def shards_parameters(self) -> bool:
+        """ZeRO 3 does."""
+        return self.zero_stage == 3
+
+    def start(
+        self, model: BMojoLM, config: TrainStageConfig, device: torch.device, parts: Iterable[nn.Module] = ()
+    ) -> Trainer:
         """Import DeepSpeed, which only workers do, and start its engine."""
         from pipelines.stages.train.backends.deepspeed import DeepSpeedTrainer
 
-        return DeepSpeedTrainer(model, config, self, device)
+        return DeepSpeedTrainer(model, config, self, device, parts)
 
 
 # The table of backends: a second one makes this a union.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cached_property
@@ -76,8 +76,14 @@ class DeepSpeedTrainer:
     """A model under DeepSpeed ZeRO; see Trainer."""
 
     def __init__(
-        self, model: BMojoLM, config: TrainStageConfig, backend: DeepSpeedConfig, device: torch.device
+        self,
+        model: BMojoLM,
+        config: TrainStageConfig,
+        backend: DeepSpeedConfig,
+        device: torch.device,
+        parts: Iterable[nn.Module] = (),
     ) -> None:
+        """Args: see BackendConfig.start."""
         _quieten_logs()
         _init_communication(device, config.collective_timeout_s)
         backend = sharding(backend, device)
@@ -89,11 +95,16 @@ class DeepSpeedTrainer:
         self._float32 = float32_names(model)
         self._grad_clip = config.grad_clip
         self._zero_stage = backend.zero_stage
+        settings = deepspeed_config(config, backend)
+        for part in parts:
+            beat("sets initial values")
+            if self._zero_stage == 3:  # else it keeps them
+                deepspeed.zero.Init(module=part, config_dict_or_path=settings, dtype=torch.float32)
         as_graphs = config.cuda_graphs and backend.zero_stage < 3
         self._engine, _, _, _ = deepspeed.initialize(
             model=Objective(model, device, as_graphs),
             optimizer=self.optimizer,
-            config=deepspeed_config(config, backend),
+            config=settings,
             dist_init_required=False,
         )
         if self._zero_stage == 0 and dist.get_world_size() == 1:

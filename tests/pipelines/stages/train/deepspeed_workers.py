@@ -8,16 +8,19 @@ from __future__ import annotations
 import json
 import os
 import socket
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bmojo import BMojoLM
 from bmojo.fields import ActivationCheckpointing
+from bmojo.hollow import fill_from, hollow_model
 from pipelines.stages.train.config import TrainStageConfig
 from pipelines.stages.train.device import CPU
 from pipelines.stages.train.guards.replicas import differing_replicas
@@ -107,7 +110,13 @@ def _worker(rank: int, port: int, config_json: str, folder: Path) -> None:
     started: list[Trainer] = []
 
     def start(model: BMojoLM, config: TrainStageConfig) -> Trainer:
-        started.append(config.backend.start(model, config, CPU))
+        parts: Iterable[nn.Module] = ()
+        if config.backend.shards_parameters:  # as a worker does it: no model is whole
+            values = {name: value.detach() for name, value in model.named_parameters()}
+            hollow = hollow_model(config.model)
+            hollow.embedding._forward_hooks = model.embedding._forward_hooks  # by which the contract spoils steps
+            model, parts = hollow, fill_from(hollow, values.__getitem__)
+        started.append(config.backend.start(model, config, CPU, parts))
         return started[-1]
 
     for stage in ZERO_STAGES:

@@ -15,7 +15,7 @@ import torch
 
 from base.errors import UserError
 from bmojo import BMojoLM
-from bmojo.checkpoint_io import load_pretrained
+from bmojo.checkpoint_io import load_pretrained, weight_files
 from data.shards import TokenBatch
 from kernels.operator import OPERATORS
 from pipelines.stages.train import checkpoint as checkpoints
@@ -25,7 +25,9 @@ from pipelines.stages.train.job import TrainFacts, TrainJob
 from pipelines.stages.train.pieces import Read
 from pipelines.stages.train.resuming import ResumeReport
 from pipelines.stages.train.stage import TrainInputs, make_job
+from pipelines.stages.train.start import Start
 from pipelines.stages.train.trainer import StepResult
+from pipelines.stages.train.weights import build_model, model_in_parts
 from tests.pipelines.stages.train.plain_trainer import PlainTrainer, train_plainly
 from tests.pipelines.stages.train.training import FileSink, Tokens, context_of, weights
 
@@ -302,3 +304,33 @@ def test_a_tensor_that_is_not_what_was_written_is_named(straight: Trained, token
     with pytest.raises(RuntimeError, match=r"exp_avg/norm\.weight is not what .*step-00000006 holds.* \(1 of \d+"):
         train_plainly(job, ForgetfulTrainer)
     assert layout.resume_reports(job.artifact) == []
+
+
+def test_a_large_final_model_is_in_several_files_and_the_same(
+    straight: Trained, tokens: Tokens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bmojo.checkpoint_io.SHARD_BYTES", 100_000)
+    folder = tmp_path / "train-0"
+    shutil.copytree(straight.folder / layout.step_dir(12), folder / layout.step_dir(12))
+    (folder / "model").mkdir()
+    (folder / "model" / "model.safetensors").write_text("of an attempt that was cut short")
+    sink = FileSink(tmp_path / "metrics.jsonl")
+    job = replace(make_job(straight.job.config, TrainInputs((tokens,)), context_of(folder), sink), resume_step=12)
+    train_plainly(job)
+    assert len(weight_files(folder / "model")) > 2
+    assert not (folder / "model" / "model.safetensors").exists()
+    loaded, expected = load_pretrained(folder / "model"), load_pretrained(straight.folder / "model")
+    assert all(torch.equal(value, expected.get_parameter(name)) for name, value in loaded.named_parameters())
+
+
+def test_a_model_in_parts_has_the_values_of_the_whole_one(straight: Trained, tokens: Tokens, tmp_path: Path) -> None:
+    """From new weights, and from another stage's."""
+    job = straight.job
+    for given in (job, replace(job, start=Start(job.artifact))):
+        model, parts = model_in_parts(given)
+        list(parts)
+        expected = build_model(given)
+        assert all(torch.equal(value, expected.get_parameter(name)) for name, value in model.named_parameters())
+    wider = replace(job, model=job.model.replace(d_ff=96), start=Start(job.artifact))
+    with pytest.raises(UserError, match=r"train-0/model do not fit train\.model: blocks\.0\.mlp\S+ is .* expected"):
+        list(model_in_parts(wider)[1])
