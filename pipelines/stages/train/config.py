@@ -17,7 +17,13 @@ from pipelines.stages.precision import Precision, used_precision
 from pipelines.stages.train.backends.config import AnyBackendConfig, DeepSpeedConfig
 from pipelines.stages.train.data import TrainDataConfig
 from pipelines.stages.train.guards.config import SpikeAction, SpikeConfig
-from pipelines.stages.train.optimizers.config import AdamWConfig, GroupConfig, MuonConfig, OptimizerConfig
+from pipelines.stages.train.optimizers.config import (
+    AdamWConfig,
+    GroupConfig,
+    MuonConfig,
+    OptimizerConfig,
+    TransferConfig,
+)
 from pipelines.stages.train.schedule import CosineSchedule, Position, Schedule
 from pipelines.stages.train.telemetry.config import ProfileConfig
 
@@ -93,6 +99,11 @@ class TrainStageConfig(StageConfig):
     optimizer: OptimizerConfig = Field(
         default_factory=AdamWConfig,
         description="What updates the weights: AdamW, or Muon for the matrices inside the layers.",
+        json_schema_extra=ADDED_LATER,
+    )
+    transfer: TransferConfig | None = Field(
+        None,
+        description="Scale initial values, learning rates and decays from a smaller model's size to this one's.",
         json_schema_extra=ADDED_LATER,
     )
     ema_decay: float | None = Field(
@@ -244,6 +255,8 @@ class TrainStageConfig(StageConfig):
                 f"{self.checkpoint_every_steps}: there would be no checkpoint to keep at most of those steps. Set it "
                 f"to {-(-self.keep_every_steps // self.checkpoint_every_steps) * self.checkpoint_every_steps}."
             )
+        if isinstance(self.optimizer, MuonConfig) and self.transfer is not None:
+            raise ValueError("transfer scales AdamW's updates, and optimizer.kind is muon. Leave one of them out.")
         if isinstance(self.optimizer, MuonConfig) and self.backend.offload is not None:
             raise ValueError(
                 "optimizer: muon needs whole matrices on the GPU; leave backend.offload out, or use adamw."

@@ -18,6 +18,7 @@ from pipelines.stages.train.checkpoint import BadCheckpointError, Checkpoint, ve
 from pipelines.stages.train.guards.pulse import beat
 from pipelines.stages.train.job import TrainJob
 from pipelines.stages.train.layout import step_dir
+from pipelines.stages.train.optimizers.transfer import scale_initial_values
 from pipelines.stages.train.trainer import PARAM, Trainer
 from pipelines.storage.artifact import ArtifactDir
 
@@ -46,6 +47,7 @@ def build_model(job: TrainJob) -> BMojoLM:
             raise _unfit(source, str(error)) from error
     else:
         model.init_weights(job.config.seed)
+        scale_initial_values(model, job.config.transfer)
     return model
 
 

@@ -23,6 +23,18 @@ class GroupConfig(StrictConfig):
     )
 
 
+class TransferConfig(StrictConfig):
+    """A smaller model whose best lr, decay and init_std are to be best here too (muP and CompleteP).
+
+    The two models have the same head_dim, ssm_head_dim and d_state. Heads and d_ff grow with d_model.
+    """
+
+    base_d_model: PositiveInt = Field(description="Its d_model. At this width nothing changes.")
+    base_num_layers: PositiveInt | None = Field(
+        None, description="Its number of layers; null: as many as here, whatever their number."
+    )
+
+
 class AdamWConfig(StrictConfig):
     """AdamW for all parameters (arXiv:1711.05101)."""
 

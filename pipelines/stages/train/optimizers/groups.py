@@ -14,10 +14,11 @@ from bmojo import BMojoLM, ModelConfig
 from bmojo.model import projection_names
 from pipelines.stages.train.config import TrainStageConfig
 from pipelines.stages.train.optimizers.config import GroupConfig, MuonConfig
+from pipelines.stages.train.optimizers.transfer import factors_of
 
 
 def parameter_groups(model: BMojoLM, config: TrainStageConfig) -> list[dict[str, Any]]:
-    """Parameter groups for an optimizer: `params` in the model's order, `weight_decay`, `lr_ratio`, and `uses_muon`.
+    """Parameter groups for an optimizer: `params` in the model's order, their settings, `lr_ratio` and `uses_muon`.
 
     Raises: UserError: a group of the settings matches no parameter.
     """
@@ -26,19 +27,22 @@ def parameter_groups(model: BMojoLM, config: TrainStageConfig) -> list[dict[str,
     if problem is not None:
         raise UserError(f"train.groups: {problem}")
     by_muon = muon_names(model, config)
-    found: dict[tuple[int, int, bool], dict[str, Any]] = {}
+    factors = factors_of(model, config.transfer)
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
     for number, own in enumerate(model.param_groups(config.weight_decay)):
         for parameter in own["params"]:
-            rule = _rule_of(names[parameter], config.groups)
-            key = (rule, number, names[parameter] in by_muon)
+            name = names[parameter]
+            rule, scaled = _rule_of(name, config.groups), factors[name]
+            key = (rule, number, name in by_muon, scaled[1:])
             if key not in found:
                 group = config.groups[rule] if rule >= 0 else GroupConfig(match="*")
                 decay = own["weight_decay"] if group.weight_decay is None else group.weight_decay
                 found[key] = {
                     "params": [],
-                    "weight_decay": decay,
-                    "lr_ratio": group.lr_ratio,
-                    "uses_muon": key[-1],
+                    "weight_decay": decay * scaled.weight_decay,
+                    "lr_ratio": group.lr_ratio * scaled.lr,
+                    "eps": config.eps * scaled.eps,
+                    "uses_muon": name in by_muon,
                 }
             found[key]["params"].append(parameter)
     return [found[key] for key in sorted(found)]
