@@ -18,7 +18,7 @@ from pipelines.stages.train.checkpoint import BadCheckpointError, Checkpoint, ve
 from pipelines.stages.train.guards.pulse import beat
 from pipelines.stages.train.job import TrainJob
 from pipelines.stages.train.layout import step_dir
-from pipelines.stages.train.optimizers.transfer import scale_initial_values
+from pipelines.stages.train.optimizers.transfer import scale_initial_values, scaled_parts
 from pipelines.stages.train.trainer import PARAM, Trainer
 from pipelines.storage.artifact import ArtifactDir
 
@@ -62,7 +62,7 @@ def model_in_parts(job: TrainJob) -> tuple[BMojoLM, Iterator[nn.Module]]:
         return model, fill_empty(model)
     if job.start is not None:
         return model, _filled_from(model, job.start.artifact)
-    return model, fill_initial(model, job.config.seed)
+    return model, scaled_parts(model, fill_initial(model, job.config.seed), job.config.transfer)
 
 
 def _filled_from(model: BMojoLM, artifact: ArtifactDir) -> Iterator[nn.Module]:

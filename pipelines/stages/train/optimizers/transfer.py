@@ -12,9 +12,11 @@ rate is in that proportion too (arXiv:2203.03466, lemma J.1). Decay times rate s
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from bmojo import BMojoLM, ModelConfig
 from bmojo.model import projection_names
@@ -74,3 +76,15 @@ def scale_initial_values(model: BMojoLM, transfer: TransferConfig | None) -> Non
     for name, factors in factors_of(model, transfer).items():
         if factors.init != 1.0:
             model.get_parameter(name).mul_(factors.init)
+
+
+def scaled_parts(model: BMojoLM, parts: Iterator[nn.Module], transfer: TransferConfig | None) -> Iterator[nn.Module]:
+    """The same for a model whose new values come part by part."""
+    factors = factors_of(model, transfer)
+    by_parameter = {parameter: factors[name] for name, parameter in model.named_parameters()}
+    for part in parts:
+        with torch.no_grad():
+            for parameter in part.parameters():
+                if by_parameter[parameter].init != 1.0:
+                    parameter.mul_(by_parameter[parameter].init)
+        yield part

@@ -22,6 +22,7 @@ from pipelines.stages.train import checkpoint as checkpoints
 from pipelines.stages.train import layout
 from pipelines.stages.train.config import TrainStageConfig
 from pipelines.stages.train.job import TrainFacts, TrainJob
+from pipelines.stages.train.optimizers.config import TransferConfig
 from pipelines.stages.train.pieces import Read
 from pipelines.stages.train.resuming import ResumeReport
 from pipelines.stages.train.stage import TrainInputs, make_job
@@ -324,9 +325,12 @@ def test_a_large_final_model_is_in_several_files_and_the_same(
 
 
 def test_a_model_in_parts_has_the_values_of_the_whole_one(straight: Trained, tokens: Tokens, tmp_path: Path) -> None:
-    """From new weights, and from another stage's."""
+    """From new weights, also of another size than the rates were chosen at, and from another stage's."""
     job = straight.job
-    for given in (job, replace(job, start=Start(job.artifact))):
+    transfer = TransferConfig(base_d_model=16, base_num_layers=1)
+    scaled = replace(job, config=job.config.model_copy(update={"transfer": transfer}))
+    assert not torch.equal(build_model(scaled).norm.weight, build_model(job).norm.weight)
+    for given in (job, scaled, replace(job, start=Start(job.artifact))):
         model, parts = model_in_parts(given)
         list(parts)
         expected = build_model(given)
