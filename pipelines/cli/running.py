@@ -36,6 +36,7 @@ from pipelines.supervisor import ProgressPipe, supervise
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from pipelines.config import PipelineConfig
     from pipelines.engine.plan import PlannedStage
     from pipelines.engine.results import RunResult
     from pipelines.engine.runs import Run
@@ -107,11 +108,17 @@ def run(
         ),
     ] = 0,
     as_json: JsonOption = False,
+    dry: Annotated[
+        bool, typer.Option("--dry", help="Only take two steps of each training, and compare them with its plan.")
+    ] = False,
 ) -> None:
     """Run or resume a pipeline: finished stages are reused, interrupted ones resumed.
 
     Exit codes: 0 done, 1 your input or configuration is wrong, 70 a bug, 75 cluster, storage or disk failed or SIGTERM
     came (the same command resumes), 130 cancelled. With --json: at the end, what `bmojo status --json` prints.
+
+    With --dry nothing is written into the storage: the workers of each training start as configured, take two steps
+    more than it needs to warm up, and step time, tokens per second and peak memory are shown beside the plan.
 
     Example: `bmojo run configs/quickstart.yaml train.lr=1e-3`
     """
@@ -122,7 +129,25 @@ def run(
         only_json_on_stdout()
     supervisor = supervise(restarts, _say_of_supervisor) if restarts else ProgressPipe()
     loaded = load_pipeline(config, overrides or ())
+    if dry:
+        _run_dry(loaded)
+        return
     _drive(lambda observer: run_config(loaded, str(config), observer, overrides=overrides or ()), as_json, supervisor)
+
+
+def _run_dry(config: PipelineConfig) -> None:
+    """Say of each training what two steps took, beside its plan."""
+    from pipelines.api.dry_run import dry_run
+    from pipelines.preflight import cores_of
+
+    rows = [report.row() for report in dry_run(config, Machines(cores_of(config.cluster)))]
+    if not rows:
+        raise UserError("--dry takes steps of train stages, and this pipeline has none.")
+    table = Table(*rows[0].keys(), box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*row.values())
+    console.print(table)
+    console.print("Nothing was written into the storage. Times are kept: `bmojo plan` uses them.", style="dim")
 
 
 def _say_of_supervisor(text: str) -> None:

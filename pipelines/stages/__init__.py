@@ -8,6 +8,7 @@ from __future__ import annotations
 from pipelines.engine.stage import AnyStage
 from pipelines.stages.evaluate.stage import EvaluateStage
 from pipelines.stages.export.stage import ExportStage
+from pipelines.stages.ladder.stage import LadderStage
 from pipelines.stages.python.stage import PythonStage
 from pipelines.stages.report.stage import ReportStage
 from pipelines.stages.tokenize.stage import TokenizeStage
@@ -19,6 +20,7 @@ STAGES: tuple[AnyStage, ...] = (
     TokenizeStage(),
     TrainStage(),
     EvaluateStage(),
+    LadderStage(),
     ReportStage(),
     ExportStage(),
     PythonStage(),

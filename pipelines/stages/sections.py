@@ -52,6 +52,28 @@ class Training:
     seed: int | None
 
 
+@dataclass(frozen=True)
+class LawPoint:
+    """A loss at some compute, with its 95 % interval if it has one."""
+
+    name: str
+    flops: float
+    loss: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FittedLaw:
+    """Losses of several sizes against their compute, and the law that was fitted to them. No curve: there is none."""
+
+    name: str  # the stage's
+    points: Sequence[LawPoint]
+    curve: Sequence[LawPoint]
+    predicted: Sequence[LawPoint]
+    table: Table
+
+
 @dataclass(frozen=True, kw_only=True)
 class Section:
     """Share of a finished stage in a report."""
@@ -63,6 +85,7 @@ class Section:
     results: Sequence[MeasureResult] = ()
     artifact: ArtifactDir | None = None  # holds the files that `results` name
     data: Sequence[Table] = ()  # about data
+    laws: Sequence[FittedLaw] = ()  # about several models
 
 
 @runtime_checkable

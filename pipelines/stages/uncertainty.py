@@ -131,7 +131,7 @@ def replicates(values: list[float]) -> Estimate:
     mean = float(np.mean(values))
     if len(values) < 2 or not np.isfinite(values).all():
         return Estimate(mean, None, None)
-    half = _student(len(values) - 1) * float(np.std(values, ddof=1)) / len(values) ** 0.5
+    half = student(len(values) - 1) * float(np.std(values, ddof=1)) / len(values) ** 0.5
     return Estimate(mean, mean - half, mean + half)
 
 
@@ -148,7 +148,7 @@ def difference_of_means(a: Sequence[float], b: Sequence[float]) -> Estimate:
     if degrees < 1 or not np.isfinite([*a, *b]).all():
         return Estimate(value, None, None)
     squares = sum(float(np.var(values)) * len(values) for values in (a, b))
-    half = _student(degrees) * (squares / degrees * (1 / len(a) + 1 / len(b))) ** 0.5
+    half = student(degrees) * (squares / degrees * (1 / len(a) + 1 / len(b))) ** 0.5
     return Estimate(value, value - half, value + half)
 
 
@@ -200,7 +200,7 @@ def _half_width(columns_nk: np.ndarray, figure: _Ratio | _Difference, effective:
         t_r = np.abs(figure.theta(sums_rk) - value) / errors_r
     t_r = t_r[np.isfinite(t_r)]
     quantile = float(np.quantile(t_r, _LEVEL)) if len(t_r) else 0.0
-    t = _student(effective - 1)
+    t = student(effective - 1)
     return float(error) * max(t, min(quantile, _MOST_T * t))
 
 
@@ -259,7 +259,7 @@ def _wilson(share: float, num_units: int) -> tuple[float, float]:
     return float(centre - half), float(centre + half)
 
 
-def _student(degrees: float) -> float:
+def student(degrees: float) -> float:
     """The 97.5th percentile of Student's distribution; of less than one degree of freedom as of one."""
     return float(np.interp(1 / max(degrees, 1.0), 1 / _DEGREES, _STUDENT))
 

@@ -16,6 +16,7 @@ from pipelines.stages.report.comparison import Column, compare
 from pipelines.stages.report.curves import curve_panels, training_panels
 from pipelines.stages.report.dot_plots import draw_differences, draw_values
 from pipelines.stages.report.drawing import COLOURS, Picture
+from pipelines.stages.report.fit_plots import draw_law
 from pipelines.stages.report.identity import RunIdentity
 from pipelines.stages.report.line_plots import draw_lines
 from pipelines.stages.report.machine import figure_rows, report_json
@@ -95,6 +96,8 @@ def build_report(content: Content) -> Report:
     compared = _comparison(judged, short_labels, baseline) if len(groups) > 1 else []
     curves = [draw_lines(panel, colours) for panel in curve_panels(groups, ranking)]
     training = _training(groups, ranking, colours)
+    fitted = [law for section in content.sections for law in section.laws]
+    laws = [draw_law(law) for law in fitted]
     results = tables.results_grid(main, groups, baseline)
     verdicts = tables.verdicts(judged, groups)
     rows = figure_rows(columns, groups, baseline)
@@ -112,6 +115,8 @@ def build_report(content: Content) -> Report:
         "measures": tables.measure_grids(columns, groups, baseline),
         "compared": compared,
         "num_open": _OPEN_PLOTS,
+        "laws": laws,
+        "law_tables": [law.table for law in fitted],
         "curves": curves,
         "training": training,
         "models": tables.models_grid(subjects),
@@ -122,7 +127,7 @@ def build_report(content: Content) -> Report:
         "made_by": content.made_by,
         "stages": [_stage(stage) for stage in content.stages],
     }
-    pictures = [*compared, *curves, *(training[0].pictures if training else ())]
+    pictures = [*compared, *laws, *curves, *(training[0].pictures if training else ())]
     return Report(
         html=render("report.html.j2", fields),
         markdown=render("report.md.j2", fields),
@@ -133,7 +138,7 @@ def build_report(content: Content) -> Report:
             rows=rows,
             verdicts=verdicts,
             subjects=subjects,
-            tables=[*fields["data"], content.made_by],
+            tables=[*fields["law_tables"], *fields["data"], content.made_by],
         ),
         pictures={
             f"{picture.name}.{suffix}": data

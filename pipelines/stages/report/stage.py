@@ -12,6 +12,7 @@ from pipelines.engine.runs import Run
 from pipelines.engine.stage import AnyNode, Stage, StageContext, StageInputs, StageNode, StageOutput
 from pipelines.errors import FieldError
 from pipelines.stages.evaluate.stage import EvaluateStage
+from pipelines.stages.ladder.stage import LadderStage
 from pipelines.stages.report.config import ReportStageConfig
 from pipelines.stages.train.stage import TrainStage
 from pipelines.storage.artifact import ArtifactDir
@@ -27,10 +28,11 @@ class ReportOutput(StageOutput):
 
 @dataclass(frozen=True, kw_only=True)
 class ReportInputs(StageInputs):
-    """Inputs of a `report` stage: evaluations, and the training of each evaluated model."""
+    """Inputs of a `report` stage: evaluations, the training of each evaluated model, and scaling ladders."""
 
     trained: tuple[StageNode[TrainStage], ...] = ()
     evaluated: tuple[StageNode[EvaluateStage], ...]
+    ladders: tuple[StageNode[LadderStage], ...] = ()
 
 
 class ReportStage(Stage[ReportStageConfig, ReportInputs, ReportOutput]):
@@ -62,7 +64,7 @@ class ReportStage(Stage[ReportStageConfig, ReportInputs, ReportOutput]):
         from pipelines.stages.report.nodes import RunShare, content_of
         from pipelines.stages.report.page import PLOTS, build_report
 
-        needed: tuple[AnyNode, ...] = (*inputs.trained, *inputs.evaluated)
+        needed: tuple[AnyNode, ...] = (*inputs.trained, *inputs.evaluated, *inputs.ladders)
         run = None if context.run_id is None else run_identity(Run(context.artifact.storage, context.run_id))
         report = build_report(
             content_of(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -188,12 +189,25 @@ def newest_checkpoint(artifact: ArtifactDir) -> checkpoints.Checkpoint | None:
 
 def _fit(job: TrainJob) -> TrainFacts:
     """One worker group from start to end or failure."""
-    resources = job.config.resources
+    return TrainFacts.model_validate(run_workers(train_worker, {"job": job}, job.config, job.artifact.local.name))
+
+
+def run_workers(
+    worker: Callable[[dict[str, Any]], dict[str, Any] | None],
+    loop_config: dict[str, Any],
+    config: TrainStageConfig,
+    name: str,
+) -> dict[str, Any]:
+    """Call a function on each worker of a group. Returns what rank 0's returns.
+
+    Raises: InfrastructureError: other work has the room. LostError: aborted from outside. What Ray Train raises.
+    """
+    resources = config.resources
     ray_dir = new_ray_train_folder()
     trainer = _Trainer(
-        train_worker,
-        train_loop_config={"job": job},
-        torch_config=TorchConfig(timeout_s=int(job.config.collective_timeout_s)),
+        worker,
+        train_loop_config=loop_config,
+        torch_config=TorchConfig(timeout_s=int(config.collective_timeout_s)),
         scaling_config=ScalingConfig(
             num_workers=resources.num_workers,
             use_gpu=resources.gpus_per_worker > 0,
@@ -201,7 +215,7 @@ def _fit(job: TrainJob) -> TrainFacts:
             label_selector=dict(resources.node_labels) or None,
         ),
         run_config=RunConfig(
-            name=f"{job.artifact.local.name}",
+            name=name,
             storage_path=ray_dir,  # Ray Train keeps its own bookkeeping here; our checkpoints go to the artifact
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
             logging_config=LoggingConfig(log_level="ERROR"),
@@ -223,7 +237,8 @@ def _fit(job: TrainJob) -> TrainFacts:
         shutil.rmtree(ray_dir, ignore_errors=True)
     if result.return_value is None:
         raise LostError("Training was aborted from outside, without a result.")
-    return TrainFacts.model_validate(result.return_value)
+    return_value: dict[str, Any] = result.return_value
+    return return_value
 
 
 def _first_line(error: Exception) -> str:

@@ -57,7 +57,8 @@ def test_it_is_planned_with_its_estimate(pipeline: Path) -> None:
         ("long.at_leest=2", "stages.long.at_leest: unknown key. Did you mean 'at_least'?"),
         (
             "all.kind=word",
-            "found kind 'word', expected one of tokenizer, tokenize, train, evaluate, report, export, python, words",
+            "found kind 'word', expected one of tokenizer, tokenize, train, evaluate, ladder, report, export, python, "
+            "words",
         ),
         ("all.at_least=5", "stages.long.at_least: found 4, less than all's."),
         (

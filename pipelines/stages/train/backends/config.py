@@ -131,6 +131,9 @@ class DeepSpeedConfig(BackendConfig):
             buckets = gathered + (bucket if on_gpu else min(whole, bucket))
         else:
             buckets = 2 * bucket if on_gpu and stage else 0  # one is filled while the other is sent
+        if not on_gpu and stage:
+            # Blocks of the first parameters, which flat copies cannot use, and gloo's own copy of what it gathers.
+            buckets += (2 if stage == 3 else 1) * (1 if num_workers == 1 else 2) * whole
         states = StateBytes(
             parameters=share if stage == 3 else whole,
             optimizer=share - (-kept // num_workers) if stage else kept,

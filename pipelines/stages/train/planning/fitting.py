@@ -98,7 +98,7 @@ def _too_large(train: TrainStageConfig, seq_len: int, memory: MemoryPlan, room: 
     if states > room // 2:
         advice.append(train.backend.memory_advice)
     advice.append("a smaller model, or more memory per worker")
-    where = f"a worker on {hardware.name}" if hardware else "a worker here"
+    where = f"A worker on {hardware.name}" if hardware else "A worker here"
     return (
         f"a step needs at least {size(memory.least)} per worker: {size(states)} for weights, gradients and optimizer, "
         f"{size(memory.activations)} for the activations of {train.worker_micro_batch_size} x {seq_len} tokens. "

@@ -46,7 +46,7 @@ class StateBytes:
     fresh: int
     """Gradients that one backward adds to these, until it ends."""
     buckets: int
-    """Of communication and of gathered parameters, there all the time."""
+    """Of communication and of gathered parameters, there all the time; in a heap also what copies leave."""
     update: int
     """Beside both while they are reduced and the weights updated; then no activations are there."""
     host: int = 0

@@ -28,6 +28,7 @@ class Steps(Facts):
     start_bytes: int = Field(description="The same, before it had a model.")
     num_workers: int
     first_peak_bytes: int = Field(0, description="The same as peak_bytes, after a step on fewer rows.")
+    tokens: str = Field("random tokens", description="What the steps were taken on.")
     losses: tuple[float, ...] = Field((), description="Training loss of each step.")
 
 

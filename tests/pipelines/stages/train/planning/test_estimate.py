@@ -97,7 +97,7 @@ def test_the_plan_names_the_sizes_of_an_elastic_group(node: Node) -> None:
 
 def test_what_cannot_fit_is_refused_with_what_would_help(node: Node) -> None:
     large = node("micro_batch_size=4", "model.d_model=8192", "model.num_heads=64", "model.pattern=bmojo*64")
-    with pytest.raises(FieldError, match=r"needs at least .* a worker on l4 has 22\.4 GiB.*zero_stage") as refused:
+    with pytest.raises(FieldError, match=r"needs at least .* A worker on l4 has 22\.4 GiB.*zero_stage") as refused:
         fitting.check_fits(large, Machines(2.0, hardware="l4"))
     assert "train" in str(refused.value)
     fitting.check_fits(node(), Machines(2.0, hardware="l4"))
@@ -105,7 +105,7 @@ def test_what_cannot_fit_is_refused_with_what_would_help(node: Node) -> None:
 
 def test_this_machine_is_looked_at_too(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fitting, "memory_size", lambda device: 1 << 20)
-    with pytest.raises(FieldError, match="a worker here has 512 KiB"):
+    with pytest.raises(FieldError, match="A worker here has 512 KiB"):
         fitting.check_fits(node(), Machines(2.0))
 
 
