@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{machine()['cpu']}; process {process.base_bytes / _MIB:.0f} MiB, ", end="")
     print(f"{process.per_activation_byte:.2f} bytes per byte of activations\n")
     print(
-        "| model | micro batch | ZeRO | workers | checkpointing | memory, MiB | planned | off | step, s | planned | off |"
+        "| model | micro batch | ZeRO | workers | recomputed | memory, MiB | planned | off | step, s | planned | off |"
     )
     print("|---|--:|--:|--:|---|--:|--:|--:|--:|--:|--:|")
     worst_memory = worst_time = 0.0
