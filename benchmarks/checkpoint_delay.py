@@ -52,12 +52,12 @@ def main(arguments: list[str] | None = None) -> None:
 def _worker(rank: int, port: int, options: argparse.Namespace, folder: Path) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(options.workers)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    config = _config(options)
+    config = config_of(options)
     prepare_process(config, rank)
     dist.init_process_group("gloo")
     trainer = config.backend.start(BMojoLM(config.model), config, CPU)
     saver = Saver(ArtifactDir.at(folder / "train"), Kept(1), CPU, lambda: None)
-    batches = _batches(config, options.seq_len)
+    batches = batches_of(config, options.seq_len)
     _steps(trainer, batches, 2)
     step_s = _steps(trainer, batches, options.steps) / options.steps
     delays, pauses, writes = [], [], []
@@ -98,7 +98,8 @@ def _steps(trainer: Trainer, batches: list[TokenBatch], num_steps: int) -> float
     return time.perf_counter() - start
 
 
-def _batches(config: TrainStageConfig, seq_len: int) -> list[TokenBatch]:
+def batches_of(config: TrainStageConfig, seq_len: int) -> list[TokenBatch]:
+    """A worker's micro batches of one step."""
     shape = (config.worker_micro_batch_size, seq_len)
     tokens = [torch.randint(1000, shape) for _ in range(config.accumulation_steps)]
     return [TokenBatch(each, each.roll(-1, 1), torch.zeros_like(each)) for each in tokens]
@@ -111,14 +112,16 @@ def _state(step: int, num_workers: int) -> TrainingState:
     )  # fmt: skip
 
 
-def _config(options: argparse.Namespace) -> TrainStageConfig:
+def config_of(options: argparse.Namespace) -> TrainStageConfig:
+    """Args: options: model, workers, threads, zero_stage, batch_size, and micro_batch_size where it is less."""
     large = options.model != "quickstart"
     model = yaml.safe_load((PRESETS_DIR / f"{options.model}.yaml").read_text()) if large else QUICKSTART
     return TrainStageConfig.model_validate(
         {
             "kind": "train", "needs": ("tokens",), "model": {"vocab_size": 32_000, **model},
             "global_batch_size": options.batch_size,
-            "micro_batch_size": options.batch_size // options.workers, "max_steps": 10**6, "warmup_steps": 0,
+            "micro_batch_size": options.micro_batch_size or options.batch_size // options.workers,
+            "max_steps": 10**6, "warmup_steps": 0,
             "backend": {"kind": "deepspeed", "zero_stage": options.zero_stage},
             "resources": {"num_workers": options.workers, "cpus_per_worker": options.threads},
         }
@@ -132,6 +135,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="of each worker")
     parser.add_argument("--zero-stage", type=int, default=1)
     parser.add_argument("--batch-size", type=int, default=8, help="sequences per step")
+    parser.add_argument("--micro-batch-size", type=int, help="default: a worker's share at once")
     parser.add_argument("--seq-len", type=int, default=512)
     parser.add_argument("--steps", type=int, default=10, help="of a block")
     parser.add_argument("--repeats", type=int, default=5, help="pairs of blocks")

@@ -29,6 +29,7 @@ from pipelines.stages.train.optimizers.exchange import Exchange, Extent
 from pipelines.stages.train.trainer import Trainer
 from tests.pipelines.stages.train.trainer_contract import (
     HALFWAY,
+    LR,
     NUM_STEPS,
     Observed,
     Start,
@@ -142,8 +143,10 @@ def _worker(rank: int, port: int, config_json: str, folder: Path) -> None:
         backend = config.backend.model_copy(update={"zero_stage": stage})
         bf16 = config.model_copy(update={"precision": "bf16", "backend": backend})
         trainer: Any = start(initial_model(bf16), bf16)
+        results = [trainer.step(micro_batches(bf16, number), LR) for number in range(NUM_STEPS)]
         found["bf16"][stage] = {
-            "norms": steps(trainer, bf16, range(NUM_STEPS)),
+            "norms": [float(result.grad_norm) for result in results],
+            "losses": [float(result.loss) for result in results],
             "dtypes": sorted({str(trainer.tensor(key).dtype) for key in trainer.shapes}),
             "parameter_dtypes": sorted({str(parameter.dtype) for parameter in trainer.model.parameters()}),
         }
