@@ -50,6 +50,10 @@ _MAMBA2 = "bmojo/mixers/mamba2.py"
 _REFERENCE = "tests/bmojo/test_reference.py"
 
 MUTANTS: tuple[Mutant, ...] = (
+    # Planning
+    _mutant("deep models are planned as shallow ones", "tests/pipelines/stages/train/planning/test_activations.py",
+            Edit("pipelines/stages/train/planning/activations.py", "run(few_layers + Counter([kind]))",
+                 "run(few_layers)")),
     # Training on GPUs
     _mutant("gradients of a graph are its memory, not copies", "tests/bmojo/test_graphs.py",
             Edit("bmojo/graphs.py", "found = iter(copies)", "found = iter(there)")),
