@@ -111,7 +111,7 @@ class DeepSpeedConfig(BackendConfig):
         return {}
 
     def states(self, size: ModelSize, num_workers: int, on_gpu: bool, accumulates: bool) -> StateBytes:
-        """As DeepSpeed lays them out under the settings of backends/deepspeed.py; counted on real steps by a test.
+        """As DeepSpeed lays them out under the settings of backends/deepspeed.py; counted by hand on real steps.
 
         ZeRO 0 updates the parameters themselves. From 1 on DeepSpeed keeps a float32 copy of a worker's share beside
         them, which AdamW updates, and flattens gradients into one more. On a GPU its buckets have a fixed size.
