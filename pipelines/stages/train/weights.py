@@ -15,7 +15,7 @@ from bmojo.hollow import fill_empty, fill_from, fill_initial, hollow_model
 from bmojo.tensor_file import TensorFile, TensorSpec
 from pipelines.stages.models import load_model, read_model
 from pipelines.stages.train.checkpoint import BadCheckpointError, Checkpoint, verify
-from pipelines.stages.train.guards.pulse import beat
+from pipelines.stages.train.guards.pulse import beat, patiently
 from pipelines.stages.train.job import TrainJob
 from pipelines.stages.train.layout import step_dir
 from pipelines.stages.train.optimizers.transfer import scale_initial_values, scaled_parts
@@ -135,7 +135,8 @@ def save_model(job: TrainJob, trainer: Trainer) -> None:
                 file.write(tensor, values)
         if file is not None:
             digests[name] = file.close().sha256
-            job.artifact.publish(f"{MODEL}/{name}")
+            with patiently("uploads the model"):
+                job.artifact.publish(f"{MODEL}/{name}")
     of_ranks: list[dict[str, str]] = [{} for _ in range(num_ranks)]
     dist.all_gather_object(of_ranks, digests)
     if rank == 0:

@@ -60,6 +60,9 @@ class Result:
             stage: [rank["local_share"][str(stage)] for rank in ranks] for stage in ZERO_STAGES
         }
         self.bf16: dict[int, Any] = {stage: ranks[0]["bf16"][str(stage)] for stage in BF16_STAGES}
+        self.held_bytes: dict[int, list[int]] = {
+            stage: [rank["held_bytes"][str(stage)] for rank in ranks] for stage in ZERO_STAGES
+        }
         self.is_recomputed_alike: dict[int, bool] = {
             stage: all(rank["is_recomputed_alike"][str(stage)] for rank in ranks) for stage in ZERO_STAGES
         }
@@ -106,7 +109,10 @@ def _worker(rank: int, port: int, config_json: str, folder: Path) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
     config = TrainStageConfig.model_validate_json(config_json)
-    by_stage = ("observed", "muon", "local_share", "is_recomputed_alike", "engine", "scalars_read", "replicas", "bf16")
+    by_stage = (
+        "observed", "muon", "local_share", "held_bytes", "is_recomputed_alike", "engine", "scalars_read", "replicas",
+        "bf16",
+    )  # fmt: skip
     found: dict[str, dict[int, Any]] = {name: {} for name in by_stage}
     started: list[Trainer] = []
 
@@ -126,6 +132,7 @@ def _worker(rank: int, port: int, config_json: str, folder: Path) -> None:
         seen, end = observe(start, config.model_copy(update={"backend": backend}))
         found["observed"][stage] = seen.as_json()
         found["local_share"][stage] = _local_share(started[0])
+        found["held_bytes"][stage] = _held_bytes(started[0])
         with _ScalarsRead() as read:
             started[0].step(micro_batches(config, 0), lr=0.0)
         found["scalars_read"][stage] = read.count
@@ -263,3 +270,13 @@ def _local_share(trainer: Any) -> float:
     """Share of the elements of the first moment that this rank holds: what ZeRO shards."""
     here = sum(state["exp_avg"].numel() for state in trainer.optimizer.state.values())
     return float(here) / sum(shape.numel() for key, shape in trainer.shapes.items() if key.startswith("exp_avg/"))
+
+
+def _held_bytes(trainer: Any) -> int:
+    """Bytes of the memory in which this rank keeps parameters, the copies that the optimizer updates, and its state."""
+    optimizer = trainer.optimizer
+    tensors = [*trainer.model.parameters(), *(getattr(p, "ds_tensor", p) for p in trainer.model.parameters())]
+    tensors += [p for group in optimizer.param_groups for p in group["params"]]
+    tensors += [value for state in optimizer.state.values() for value in state.values() if value.numel() > 1]
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())

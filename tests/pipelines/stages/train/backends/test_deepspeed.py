@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal
+
 import pytest
 import torch
 
 from pipelines.stages.train.backends.config import DeepSpeedConfig, OffloadConfig
 from pipelines.stages.train.backends.deepspeed import sharding
+from pipelines.stages.train.config import TrainStageConfig
 from pipelines.stages.train.device import CPU
-from tests.pipelines.stages.train.deepspeed_workers import BF16_STAGES, ZERO_STAGES, Result
+from pipelines.stages.train.planning.states import model_size
+from tests.pipelines.stages.train.deepspeed_workers import BF16_STAGES, NUM_WORKERS, ZERO_STAGES, Result
 
 
 @pytest.mark.parametrize("stage", ZERO_STAGES)
 def test_each_worker_holds_its_share_of_the_optimizer_state(deepspeed_result: Result, stage: int) -> None:
     for share in deepspeed_result.local_share[stage]:
         assert share == pytest.approx(1.0 if stage == 0 else 0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])  # under ZeRO 3 DeepSpeed keeps the small parameters of a tiny model whole
+def test_a_plan_knows_what_a_worker_keeps(
+    contract_config: Callable[[int], TrainStageConfig], deepspeed_result: Result, stage: Literal[0, 1, 2]
+) -> None:
+    config = contract_config(NUM_WORKERS)
+    planned = DeepSpeedConfig(kind="deepspeed", zero_stage=stage).states(
+        model_size(config), NUM_WORKERS, on_gpu=False, accumulates=True
+    )
+    for held in deepspeed_result.held_bytes[stage]:
+        assert held == pytest.approx(planned.parameters + planned.optimizer, rel=0.02)
 
 
 @pytest.mark.parametrize("stage", BF16_STAGES)
