@@ -44,7 +44,7 @@ from pipelines.stages.train.digests import whole_digests
 from pipelines.stages.train.job import TrainJob
 from pipelines.stages.train.layout import step_dir
 from pipelines.stages.train.loop import TrainLoop
-from pipelines.stages.train.weights import build_model
+from pipelines.stages.train.weights import build_model, model_in_parts
 from pipelines.stages.train.worker import prepare_process
 from pipelines.storage.artifact import ArtifactDir
 from pipelines.tracking.request import Request
@@ -259,7 +259,7 @@ def _train(setting: Setting, folder: Path, target: Path, resumed: Checkpoint | N
         artifact=ArtifactDir.at(target),
         sources=(TokenSource(_TOKENS, tokens, NUM_SAMPLES, has_validation=False),),
         mixture=Mixture.of_one(),
-        initial_weights=None,
+        start=None,
         resume_step=None,
         metrics=_Silent(),
     )
@@ -273,7 +273,8 @@ def _train(setting: Setting, folder: Path, target: Path, resumed: Checkpoint | N
         worker=Worker(dist.get_rank(), dist.get_world_size()),
     )
     with closing(stream):
-        trainer = config.backend.start(build_model(job), config, CPU)
+        model, parts = model_in_parts(job) if config.backend.shards_parameters else (build_model(job), ())
+        trainer = config.backend.start(model, config, CPU, parts)
         loop = TrainLoop(job, trainer, stream, {}, resumed)
         is_put_back = resumed is None or whole_digests(trainer.pieces()) == resumed.state.digests
         first = stream.first_step

@@ -216,7 +216,10 @@ def test_broken_files_are_explained(tmp_path: Path, text: str, expected: str) ->
         ),
         ("train.schedule={kind: x}", "stages.train.schedule: found kind 'x', expected one of cosine, linear, wsd, "),
         ("report.kind=null", "stages.report: `kind` is missing. It is one of tokenizer, "),
-        ("report.kind=raport", "found kind 'raport', expected one of tokenizer, tokenize, train, evaluate, report, "),
+        (
+            "report.kind=raport",
+            "found kind 'raport', expected one of tokenizer, tokenize, train, evaluate, ladder, report, ",
+        ),
         (
             "train.needs=null",
             "stages.train.needs: found nothing (null), expected a list, such as [a, b]. A mapping of roles will "

@@ -43,3 +43,15 @@ def set_worker_environment(config: TrainStageConfig) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
     else:
         os.environ["OMP_NUM_THREADS"] = str(config.threads_per_worker)  # of C++ operators and of child processes
+
+
+def set_rank(rank: int, num_workers: int) -> None:
+    """Set what DeepSpeed reads of a worker's place, as Ray Train does it. All workers are on this machine."""
+    os.environ.update({"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_workers)})
+
+
+def environment_of_one_gpu(number: int, num_gpus: int) -> dict[str, str]:
+    """The environment of a process that is to see one of the GPUs that this one sees. Args: number: from 0."""
+    asked = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = asked.split(",") if asked else [str(gpu) for gpu in range(num_gpus)]
+    return {**os.environ, "CUDA_VISIBLE_DEVICES": visible[number]}

@@ -28,7 +28,7 @@ def test_the_run_ends_with_its_figures_and_the_report(finished_pipeline: Pipelin
     assert str(report) in finished.output.replace("\n", "")
     html = report.read_text()
     assert "Perplexity" in html
-    assert html.count("<svg") == 1 + 3 * 5  # by position; five metrics over steps, tokens and time
+    assert html.count("<svg") == 1 + 3 * 6  # by position; six plots of metrics over steps, tokens and time
     assert f"<dt>run</dt><dd>{next((pipeline.storage / 'runs').iterdir()).name}</dd>" in html
     assert f"<dt>command</dt><dd>bmojo run {pipeline.file}</dd>" in html
     opened = pipeline.bmojo("open", "tiny", "--storage", str(pipeline.storage))

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from bmojo import BMojoLM
 from data.shards import TokenBatch
 from pipelines.stages.train.config import TrainStageConfig
 from pipelines.stages.train.device import num_gpus, peak_memory, pick
+from pipelines.stages.train.environment import environment_of_one_gpu, set_rank
 from pipelines.stages.train.planning.steps import MOST_MICRO_BATCHES, Repeats, Steps, stand_in_tokens, take_steps
 
 _SPEC, _RESULT = "probe.json", "steps.json"
@@ -71,20 +71,15 @@ def measure(train: TrainStageConfig, seq_len: int, first_rows: int | None = None
 
 def _start(folder: Path, rank: int, on_gpu: bool) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "pipelines.stages.train.planning.probe", str(folder), str(rank)]
-    own_gpu = os.environ | {"CUDA_VISIBLE_DEVICES": _visible_gpus()[rank]} if on_gpu else None
+    own_gpu = environment_of_one_gpu(rank, num_gpus()) if on_gpu else None
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=own_gpu)
-
-
-def _visible_gpus() -> list[str]:
-    asked = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return asked.split(",") if asked else [str(number) for number in range(num_gpus())]
 
 
 def main(folder: Path, rank: int) -> None:
     """One worker."""
     probe = Probe.model_validate_json((folder / _SPEC).read_text())
     config, num_workers = probe.train, probe.train.resources.num_workers
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_workers)}
+    set_rank(rank, num_workers)
     from pipelines.stages.train.worker import prepare_process  # which imports Ray Train, as a real worker does
 
     device = pick(config.on_gpu)

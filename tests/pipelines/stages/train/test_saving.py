@@ -23,7 +23,7 @@ from pipelines.stages.train import checkpoint as checkpoints
 from pipelines.stages.train.config import TrainStageConfig
 from pipelines.stages.train.device import CPU
 from pipelines.stages.train.digests import added, digests_of
-from pipelines.stages.train.launch import resume_point
+from pipelines.stages.train.launch import newest_checkpoint
 from pipelines.stages.train.layout import complete_steps, step_dir
 from pipelines.stages.train.pieces import Piece
 from pipelines.stages.train.saving import Saver
@@ -179,7 +179,9 @@ def test_a_run_killed_while_it_writes_resumes_from_the_checkpoint_before_to_the_
     assert process.exitcode == -signal.SIGKILL
     artifact = ArtifactDir.at(folder)
     assert artifact.exists(step_dir(8)), "it had begun"
-    assert resume_point(artifact) == 4
+    newest = newest_checkpoint(artifact)
+    assert newest is not None
+    assert newest.state.step == 4
     job = make_job(config, TrainInputs((tokens,)), context_of(folder), FileSink(tmp_path / "again.jsonl"))
     train_plainly(replace(job, resume_step=4))
     assert weights(folder).keys() == straight.keys()
