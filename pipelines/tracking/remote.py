@@ -15,6 +15,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from base.errors import UserError
+from base.threads import beside
 from pipelines.errors import InfrastructureError
 from pipelines.tracking.journal import Journal, workers_journal
 from pipelines.tracking.request import Request
@@ -174,19 +175,17 @@ def remote_journal(journal: Journal, stop: threading.Event | None = None) -> Ite
     )(_JournalActorBody)
     handle = actor_class.remote(str(path))
     workers_end = RemoteJournal(handle)
-    is_over = threading.Event()
 
-    def pass_on() -> None:
+    def pass_on(is_over: threading.Event) -> None:
         while stop is not None and not is_over.is_set():
             if stop.wait(_STOP_POLL_S):
                 workers_end.ask(Request.STOP)
                 return
 
-    threading.Thread(target=pass_on, name="pass on stop", daemon=True).start()
     try:
-        yield workers_end
+        with beside(pass_on, "pass on stop", end_s=0):
+            yield workers_end
     finally:
-        is_over.set()
         try:
             ray.get(handle.close.remote(), timeout=_FLUSH_TIMEOUT_S)
         except Exception as error:

@@ -23,7 +23,7 @@ def test_another_number_of_workers_and_zero_stage_goes_on_exactly(tmp_path: Path
 def trained(first: int, **changes: object) -> Trained:
     steps = range(first, NUM_STEPS + 1)
     return Trained({step: 4.0 for step in steps}, {step: [[0, step, step]] for step in steps})._replace(
-        **changes  # type: ignore[arg-type]
+        **changes  # type: ignore[arg-type]  # of any field
     )
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from base.threads import beside
 from pipelines.engine.placement import ClusterNode, num_places
 from pipelines.engine.stage import Resources
 from pipelines.errors import InfrastructureError
@@ -86,10 +87,9 @@ def growing(
     if size == sizes[-1]:
         yield
         return
-    is_over = threading.Event()
     look_every_s = min(_LOOK_EVERY_S, max(0.5, after_s / 12))
 
-    def watch() -> None:
+    def watch(is_over: threading.Event) -> None:
         try:
             while num_begun() < size:
                 if is_over.wait(_POLL_S):
@@ -108,10 +108,5 @@ def growing(
         except Exception as error:  # a cluster that does not answer; training goes on as it is
             logger.warning("No longer looking for room for more workers: %s", error)
 
-    thread = threading.Thread(target=watch, name="room for more workers", daemon=True)
-    thread.start()
-    try:
+    with beside(watch, "room for more workers"):
         yield
-    finally:
-        is_over.set()
-        thread.join()

@@ -19,6 +19,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple, Protocol
 
+from base.threads import beside
+
 logger = logging.getLogger(__name__)
 
 _ROOT = Path(__file__).resolve().parents[4]  # our source
@@ -84,30 +86,23 @@ def beat(doing: str, step: int | None = None) -> None:
 @contextmanager
 def patiently(doing: str) -> Iterator[None]:
     """Beat while the block runs: around one wait for a disk or a store, which may take as long as it takes."""
-    is_over = threading.Event()
     beat(doing)
 
-    def go_on() -> None:
+    def go_on(is_over: threading.Event) -> None:
         while not is_over.wait(_PATIENT_S):
             beat(doing)
 
-    thread = threading.Thread(target=go_on, name="patience", daemon=True)
-    thread.start()
-    try:
+    with beside(go_on, "patience"):
         yield
-    finally:
-        is_over.set()
-        thread.join()
 
 
 @contextmanager
 def signs_of_life(listener: Listener, rank: int, every_s: float) -> Iterator[None]:
     """Tell the listener every `every_s` seconds how far the calling thread is, from another thread."""
     training_thread = threading.get_ident()
-    is_over = threading.Event()
     beat("starts", step=0)
 
-    def tell() -> None:
+    def tell(is_over: threading.Event) -> None:
         has_told_stacks = False
         while True:
             try:
@@ -120,13 +115,8 @@ def signs_of_life(listener: Listener, rank: int, every_s: float) -> Iterator[Non
             if is_over.wait(every_s):
                 return
 
-    thread = threading.Thread(target=tell, name="signs of life", daemon=True)
-    thread.start()
-    try:
+    with beside(tell, "signs of life", _END_S):
         yield
-    finally:
-        is_over.set()
-        thread.join(_END_S)
 
 
 def all_stacks(training_thread: int) -> str:

@@ -94,7 +94,7 @@ class Muon(torch.optim.Optimizer):
         ]
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # of its overloads, one is used
         """Update the tensors that the groups hold now. A collective if matrices are split over ranks."""
         assert closure is None
         for group in self.param_groups:
@@ -102,7 +102,7 @@ class Muon(torch.optim.Optimizer):
                 for tensor in group["params"]:
                     self._update(tensor, group)
         self._adamw.param_groups = [group for group in self.param_groups if not group["uses_muon"]]
-        self._adamw.found_inf = self.found_inf  # type: ignore[attr-defined]
+        self._adamw.found_inf = self.found_inf  # type: ignore[attr-defined]  # as GradScaler sets it
         if any(group["params"] for group in self._adamw.param_groups):
             self._adamw.step()
 

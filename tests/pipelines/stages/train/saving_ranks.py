@@ -85,4 +85,4 @@ def _meet(fault: str) -> None:
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000 if fault == "disk" else hard, hard))
     if fault == "kill":
-        TensorFile.close = lambda _: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment,method-assign]
+        TensorFile.close = lambda _: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment,method-assign]  # it ends

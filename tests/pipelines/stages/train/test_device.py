@@ -41,7 +41,7 @@ def test_a_gpu_in_bfloat16_has_both_peaks(
     monkeypatch.setattr(device, "name_of", lambda _: "a GPU")
     as_cpu = torch.tensor
     monkeypatch.setattr(torch, "tensor", lambda *values, **options: as_cpu(*values, **options | {"device": "cpu"}))
-    peaks = device.peaks(Gpu(), autocast_bf16=True)  # type: ignore[arg-type]
+    peaks = device.peaks(Gpu(), autocast_bf16=True)  # type: ignore[arg-type]  # what is asked of a device
     assert measured == [torch.bfloat16]
     assert (peaks.data_sheet, peaks.measured, peaks.of_mfu) == (sheet, 7e14, of_mfu)
 

@@ -95,18 +95,23 @@ def test_its_checkpoints_hold_the_trainers_tensors_and_versions(straight: Traine
         assert torch.equal(newest.read(f"param/{name}", 0, value.numel()), value.flatten())
 
 
-def test_a_resumed_run_ends_as_the_unbroken_one_to_the_last_bit(
-    straight: Trained, tokens: Tokens, tmp_path: Path
-) -> None:
+def resumed_job(straight: Trained, tokens: Tokens, tmp_path: Path) -> TrainJob:
+    """The same training elsewhere, from its checkpoint of step 6."""
     folder = tmp_path / "train-0"
     shutil.copytree(straight.folder / layout.step_dir(6), folder / layout.step_dir(6))
     sink = FileSink(tmp_path / "metrics.jsonl")
-    job = replace(make_job(straight.job.config, TrainInputs((tokens,)), context_of(folder), sink), resume_step=6)
+    return replace(make_job(straight.job.config, TrainInputs((tokens,)), context_of(folder), sink), resume_step=6)
+
+
+def test_a_resumed_run_ends_as_the_unbroken_one_to_the_last_bit(
+    straight: Trained, tokens: Tokens, tmp_path: Path
+) -> None:
+    job = resumed_job(straight, tokens, tmp_path)
     facts = train_plainly(job)
     assert facts.history["train/loss"] == straight.facts.history["train/loss"]
     assert facts.final_valid_loss == straight.facts.final_valid_loss
     expected = weights(straight.folder)
-    assert all(torch.equal(value, expected[name]) for name, value in weights(folder).items())
+    assert all(torch.equal(value, expected[name]) for name, value in weights(job.artifact.local).items())
 
 
 class OnDevice(torch.Tensor):
@@ -269,14 +274,11 @@ def test_one_step_more_than_the_budget_ends_training_and_names_them_all(
 def test_a_resume_reports_what_it_put_back_and_that_it_is_what_was_written(
     straight: Trained, tokens: Tokens, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "train-0"
-    shutil.copytree(straight.folder / layout.step_dir(6), folder / layout.step_dir(6))
-    sink = FileSink(tmp_path / "metrics.jsonl")
-    job = replace(make_job(straight.job.config, TrainInputs((tokens,)), context_of(folder), sink), resume_step=6)
+    job = resumed_job(straight, tokens, tmp_path)
     train_plainly(job)
     train_plainly(job)
     assert layout.resume_reports(job.artifact) == [f"resumes/000{n}-step-00000006.json" for n in (1, 2)]
-    written = checkpoints.Checkpoint(folder / layout.step_dir(6))
+    written = checkpoints.Checkpoint(job.artifact.local / layout.step_dir(6))
     report = ResumeReport.model_validate(job.artifact.read_json("resumes/0001-step-00000006.json"))
     assert (report.step, report.checkpoint, report.optimizer_steps) == (6, layout.step_dir(6), 6)
     assert report.written_by == report.read_by
@@ -298,10 +300,7 @@ class ForgetfulTrainer(PlainTrainer):
 
 
 def test_a_tensor_that_is_not_what_was_written_is_named(straight: Trained, tokens: Tokens, tmp_path: Path) -> None:
-    folder = tmp_path / "train-0"
-    shutil.copytree(straight.folder / layout.step_dir(6), folder / layout.step_dir(6))
-    sink = FileSink(tmp_path / "metrics.jsonl")
-    job = replace(make_job(straight.job.config, TrainInputs((tokens,)), context_of(folder), sink), resume_step=6)
+    job = resumed_job(straight, tokens, tmp_path)
     with pytest.raises(RuntimeError, match=r"exp_avg/norm\.weight is not what .*step-00000006 holds.* \(1 of \d+"):
         train_plainly(job, ForgetfulTrainer)
     assert layout.resume_reports(job.artifact) == []

@@ -162,7 +162,7 @@ def _train_until_killed(config_json: str, tokens: Tokens, folder: Path) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return close(file)
 
-    TensorFile.close = close_or_die  # type: ignore[method-assign]
+    TensorFile.close = close_or_die  # type: ignore[method-assign]  # in a process that ends
     config = TrainStageConfig.model_validate_json(config_json)
     train_plainly(make_job(config, TrainInputs((tokens,)), context_of(folder), FileSink(folder.with_suffix(".jsonl"))))
 

@@ -18,7 +18,7 @@ from tests.pipelines.waiting import wait_until
 
 
 def sign(rank: int, age_s: float = 0.0, line: str = "loop.py:1 (run)", **changes: object) -> Sign:
-    return Sign(rank, f"host{rank}", 100 + rank, 7, "computes", age_s, line)._replace(**changes)  # type: ignore[arg-type]
+    return Sign(rank, f"host{rank}", 100 + rank, 7, "computes", age_s, line)._replace(**changes)  # type: ignore[arg-type]  # of any field
 
 
 def test_a_training_hangs_when_no_rank_gets_further() -> None:
@@ -88,7 +88,7 @@ def test_of_two_real_processes_the_stopped_one_is_silent_and_the_other_says_wher
     wait_until(lambda: is_hanging(ranks.heard(), after_s=3) and is_silent(ranks.heard()[0], EVERY_S))
     assert not is_silent(ranks.heard()[1], EVERY_S)
     ranks.wants_stacks.set()
-    wait_until(lambda: ranks.heard() and 1 in ranks.stacks)  # type: ignore[return-value]
+    wait_until(lambda: bool(ranks.heard()) and 1 in ranks.stacks)
     silent = {0: process_state(stopped)}
     message = HangReport(2, 3, ranks.heard(), silent, ranks.stacks).message()
     assert f"process {stopped}) is silent: its process is stopped (SIGSTOP, or a debugger)" in message

@@ -39,7 +39,7 @@ def test_a_frozen_worker_is_named_and_killed_and_training_goes_on_from_its_check
         with pytest.raises(LostError, match="Training hangs") as caught:
             run_training(job, journal=context.journal)
         message = str(caught.value)
-        frozen = [pid for step, pid in sink.points("pid") if step == 5][0]  # noqa: RUF015
+        frozen = next(pid for step, pid in sink.points("pid") if step == 5)
         assert (
             f"Rank 0 (host {socket.gethostname()}, process {int(frozen)}) is silent: its process is stopped (SIGSTOP"
             in message

@@ -79,7 +79,7 @@ def test_on_a_gpu_only_logged_steps_are_marked_and_all_waits_of_the_host_are(clo
     class Gpu:
         type = "cuda"
 
-    times = StepTimes(Gpu())  # type: ignore[arg-type]
+    times = StepTimes(Gpu())  # type: ignore[arg-type]  # what is asked of a torch.device
     for _ in range(4):
         take_step(times, clock, is_logged=False)
     assert clock.num_events == 0
