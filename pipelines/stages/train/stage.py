@@ -90,7 +90,6 @@ class TrainStage(Stage[TrainStageConfig, TrainInputs, TrainOutput]):
             "train/loss": "loss {:.3f}",
             "valid/loss": "valid {:.3f}",
             "train/tokens_per_s": "{:,.0f} tokens/s",
-            "train/num_workers": "workers {:.0f}",
         },
     )
     uses_ray_train = True

@@ -76,7 +76,7 @@ def test_a_target_is_flops_or_a_model_with_tokens(fields: dict[str, Any]) -> Non
 
 def test_the_example_reads_all_sizes_and_evaluations() -> None:
     (ladder,) = (node for node in load_pipeline(CONFIGS / "ladder.yaml").graph() if node.stage.kind == "ladder")
-    assert len(ladder.inputs.trained) == len(ladder.inputs.evaluated) == 4
+    assert len(ladder.inputs.trained) == len(ladder.inputs.evaluated) == 6
 
 
 def test_too_few_sizes_and_missing_evaluations_are_refused() -> None:
