@@ -84,9 +84,12 @@ class TrainLoop:
         final_valid_loss: float | None = None
         if self.step == self.job.num_steps:  # the last checkpoint is there, the model is not
             final_valid_loss = self._validate()
+        first_step = self.step + 1
         while self.step < self.job.num_steps:
             self.saver.check()
             self._train_step()
+            if self.step == first_step:  # by now the optimizer has its state
+                self.saver.prepare(self.trainer.pieces())
             if self._went_back():
                 continue
             self.paths.report()

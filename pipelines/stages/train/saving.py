@@ -53,6 +53,11 @@ class Saver:
         """Step of the newest checkpoint that is complete."""
         self.write_s = 0.0
         """Seconds that the last write took, beside training."""
+        self._has_warned = False
+
+    def prepare(self, pieces: Mapping[str, Piece]) -> None:
+        """Take the host memory for copies of such pieces now, so that no checkpoint waits for it."""
+        self._copies.take(pieces)
 
     def save(self, state: TrainingState, pieces: Mapping[str, Piece], rng: Mapping[str, torch.Tensor]) -> None:
         """Begin to write a checkpoint, and return when it no longer needs the tensors. A collective.
@@ -61,7 +66,7 @@ class Saver:
         Args: pieces: this rank's; over all ranks each element of a named tensor once.
         Raises: what the write before raised, on any rank.
         """
-        self.wait()
+        self._wait_for_the_one_before()
         copies = self._copies.of(pieces)
         self._thread = threading.Thread(target=self._run, args=(state, copies, rng), name="checkpoint", daemon=True)
         self._thread.start()
@@ -92,6 +97,20 @@ class Saver:
             if kind is None:
                 raise
             logger.warning("The checkpoint under way was not written either: %s", error)
+        finally:
+            self._copies.release()
+
+    def _wait_for_the_one_before(self) -> None:
+        is_under_way = self._thread is not None and self._thread.is_alive()
+        start = time.perf_counter()
+        self.wait()
+        if is_under_way and not self._has_warned and dist.get_rank() == 0:
+            self._has_warned = True
+            logger.warning(
+                "Training waited %.1f s for the checkpoint before to be written, which takes %.1f s. Make them less "
+                "often (checkpoint_every_steps, checkpoint_every_s), or write to faster storage.",
+                time.perf_counter() - start, self.write_s,
+            )  # fmt: skip
 
     def _run(self, state: TrainingState, pieces: Mapping[str, Piece], rng: Mapping[str, torch.Tensor]) -> None:
         start = time.perf_counter()
@@ -144,11 +163,21 @@ class _HostCopies:
         self._device = device
         self._memory = torch.empty(0)
 
-    def of(self, pieces: Mapping[str, Piece]) -> dict[str, Piece]:
-        """Copy them; the ones before are overwritten."""
+    def take(self, pieces: Mapping[str, Piece]) -> None:
+        """Have room for as much as these."""
         needed = sum(piece.values.numel() for piece in pieces.values())
         if self._memory.numel() != needed:
+            self.release()
             self._memory = device.host_memory(self._device, needed)
+
+    def release(self) -> None:
+        """Give the memory back."""
+        device.release_host_memory(self._device, self._memory)
+        self._memory = torch.empty(0)
+
+    def of(self, pieces: Mapping[str, Piece]) -> dict[str, Piece]:
+        """Copy them; the ones before are overwritten."""
+        self.take(pieces)
         copies, offset = {}, 0
         for key, piece in pieces.items():
             target = self._memory.narrow(0, offset, piece.values.numel())

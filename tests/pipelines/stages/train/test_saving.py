@@ -87,6 +87,29 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_changes_nothing_in_i
     assert read(artifact, 2).tolist() == [1, 2, 3, 4, 5, 6]
 
 
+def test_training_that_waits_for_a_write_is_told_so_once(
+    saver: Saver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    held = HeldBack(monkeypatch)
+    save(saver, 1, torch.arange(6.0))
+    held.begun.wait()
+    threading.Timer(0.1, held.may_go_on.set).start()
+    save(saver, 2, torch.arange(6.0))
+    assert len([record for record in caplog.records if "checkpoint_every_steps" in record.message]) == 1
+    save(saver, 3, torch.arange(6.0))
+    saver.wait()
+    save(saver, 4, torch.arange(6.0))  # waits for none
+    assert len([record for record in caplog.records if "Training waited" in record.message]) == 1
+
+
+def test_no_checkpoint_waits_for_memory_once_it_is_taken(saver: Saver, monkeypatch: pytest.MonkeyPatch) -> None:
+    saver.prepare({"param/w": Piece(0, torch.arange(6.0))})
+    monkeypatch.setattr("pipelines.stages.train.device.host_memory", None)
+    save(saver, 1, torch.arange(6.0))
+    saver.wait()
+    assert saver.saved_step == 1
+
+
 def test_the_state_has_the_digests_of_what_was_copied(saver: Saver, artifact: ArtifactDir) -> None:
     save(saver, 1, torch.arange(6.0))
     saver.wait()
