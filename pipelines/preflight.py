@@ -34,10 +34,12 @@ def cores_of(cluster: ClusterConfig) -> float:
 
 
 def _check_kernels() -> None:
-    from kernels.operator import PATHS
-
     asked = os.environ.get("BMOJO_KERNELS")
-    if asked is not None and asked not in PATHS:
+    if asked is None:
+        return
+    from kernels.operator import PATHS  # imports torch: seconds
+
+    if asked not in PATHS:
         raise ConfigError(f"BMOJO_KERNELS={asked!r}: there are no such kernels. Set it to one of {', '.join(PATHS)}.")
 
 
