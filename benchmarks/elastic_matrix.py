@@ -217,6 +217,8 @@ class _Silent:
 
     def log_tags(self, tags: Mapping[str, str]) -> None: ...
 
+    def log_notice(self, text: str) -> None: ...
+
     def flush(self) -> bool:
         return True
 

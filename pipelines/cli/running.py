@@ -261,7 +261,7 @@ class ConsoleObserver(Observer):
 
     def on_notice(self, text: str) -> None:
         """A line of its own."""
-        console.print(f"  [yellow]note:[/] {escape(text)}")
+        console.print(f"  [yellow]note:[/] {escape(text)}", soft_wrap=True)
 
     def on_run_end(self, result: RunResult) -> None:
         """The figures and where the report is; or what went wrong and what to do."""

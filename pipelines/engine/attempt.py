@@ -25,6 +25,7 @@ from pipelines.errors import InfrastructureError
 from pipelines.faults import explained_disk
 from pipelines.redact import redact
 from pipelines.tracking.journal import Journal
+from pipelines.tracking.notices import warnings_noted
 from pipelines.tracking.system_metrics import SystemMetrics
 
 _LOCK_TIMEOUT_S = 20.0  # the process of an attempt that was killed may take a moment to let go
@@ -99,6 +100,7 @@ def _work(job: StageJob, journal: Journal, stop: threading.Event) -> StageOutput
         stop=stop,
     )
     with ExitStack() as stack:
+        stack.enter_context(warnings_noted(journal))
         if job.system_metrics:
             stack.enter_context(SystemMetrics(journal, Path(planned.artifact.local)))
         stack.enter_context(explained_disk(planned.artifact.local))

@@ -168,7 +168,8 @@ class _Scheduler:
         self._finished: dict[str, AnyNode] = {}
         self._failures: dict[str, Failure] = {}
         self._stopping: Failure | None = None  # why nothing is started any more
-        self._messages: queue.SimpleQueue[_AttemptEnded | _Noticed | _LeaseLost | _CancelAsked] = queue.SimpleQueue()
+        self._messages: queue.SimpleQueue[_AttemptEnded | _LeaseLost | _CancelAsked] = queue.SimpleQueue()
+        self._notices: queue.SimpleQueue[_Noticed] = queue.SimpleQueue()
 
     # ---- the drive
 
@@ -226,6 +227,7 @@ class _Scheduler:
             self._lease.require()
             if self._stopping is None:
                 self._start_what_is_ready()
+            self._tell_notices()
             self._note_progress()
             running = [stage for stage in self._stages.values() if stage.is_running]
             if not running and (self._stopping is not None or not self._ready()):
@@ -240,18 +242,22 @@ class _Scheduler:
         pauses = [stage.not_before - time.monotonic() for stage in self._ready()]
         return max(0.01, min([_POLL_S, *pauses]))
 
-    def _handle(self, message: _AttemptEnded | _Noticed | _LeaseLost | _CancelAsked) -> None:
+    def _handle(self, message: _AttemptEnded | _LeaseLost | _CancelAsked) -> None:
         match message:
             case _AttemptEnded():
                 self._attempt_ended(message)
-            case _Noticed():
-                self._history.append(Noted(stage=message.stage, text=message.text))
-                self._observer.on_notice(f"{message.stage}: {message.text}")
             case _LeaseLost():
                 self._lease.require()
             case _CancelAsked():
                 if self._stopping is None:
                     self._stop(Failure(Status.CANCELLED, "cancelled", None, EXIT_CANCELLED), _CANCELLED_GRACE_S)
+
+    def _tell_notices(self) -> None:
+        """Tell what attempts noted: before it is told how they ended, and in this thread, which writes the history."""
+        while not self._notices.empty():
+            noticed = self._notices.get()
+            self._history.append(Noted(stage=noticed.stage, text=noticed.text))
+            self._observer.on_notice(f"{noticed.stage}: {noticed.text}")
 
     # ---- starting
 
@@ -365,7 +371,7 @@ class _Scheduler:
             process,
             journal,
             on_metrics=lambda step, values: self._observer.on_metrics(planned, step, values),
-            on_notice=lambda text: self._messages.put(_Noticed(planned.name, text)),
+            on_notice=lambda text: self._notices.put(_Noticed(planned.name, text)),
         )
         self._history.append(
             Started(
@@ -396,6 +402,7 @@ class _Scheduler:
         if not stage.is_running or message.attempt != stage.attempt:
             return
         stage.end()
+        self._tell_notices()
         if (sample := stage.sample()) is not None:
             self._history.append(Progress(stage=stage.name, **sample))
         outcome = message.outcome

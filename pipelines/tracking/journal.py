@@ -60,6 +60,7 @@ class Journal:
         self._lock = threading.Lock()
         self._steps: dict[str, StepSet] = {}
         self._tags: dict[str, str] = {}
+        self._notices: set[str] = set()
         self._end = 0  # behind the last whole line; more in the file than this is a write that failed
         self._is_torn = False
         self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
@@ -105,8 +106,15 @@ class Journal:
                 self._tags |= fresh
 
     def log_notice(self, text: str) -> None:
-        """Record something worth a line to whoever watches the run; the latest is a tag, too."""
-        self.log_tags({NOTICE: text})
+        """Record something worth a line to whoever watches the run; the latest is a tag, too.
+
+        What the journal, or that of an earlier owner, has said before is left out.
+        """
+        text = redact({NOTICE: text})[NOTICE]
+        with self._lock:
+            if text not in self._notices:
+                self._append({"event": "tags", "tags": {NOTICE: text}})
+                self._notices.add(text)
 
     def log_dataset(self, name: str, digest: str, source: str, context: str = "training") -> None:
         """Record that a data set was read: `digest` identifies its content, `source` says where it is."""
@@ -220,6 +228,8 @@ class Journal:
                 self._note_told(event["values"], event["step"])
             elif event["event"] == "tags":
                 self._tags |= event["tags"]
+                if NOTICE in event["tags"]:
+                    self._notices.add(event["tags"][NOTICE])
             elif event["event"] == DAMAGED:
                 log.warning("%s", event["problem"])
         return end

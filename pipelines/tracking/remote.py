@@ -32,13 +32,14 @@ log = logging.getLogger(__name__)
 class RemoteJournal:
     """What a worker holds. Picklable; no method of it raises: training does not die of tracking.
 
-    Points and tags are kept until a flush confirms them, which sends them again; the journal skips what it has.
+    Points, tags and notices are kept until a flush confirms them, which sends them again; the journal skips what it has.
     """
 
     def __init__(self, handle: Any) -> None:
         self._handle = handle
         self._unconfirmed: list[_Point] = []
         self._unconfirmed_tags: dict[str, str] = {}
+        self._unconfirmed_notices: list[str] = []
         self._question: Any = None  # the pending answer to what is asked
         self._answer = Request.NONE
 
@@ -58,6 +59,14 @@ class RemoteJournal:
             self._handle.log_tags.remote(dict(tags))
         except Exception as error:
             log.warning("The tags %s are kept for later: %s", ", ".join(tags), error)
+
+    def log_notice(self, text: str) -> None:
+        """As Journal.log_notice, at once."""
+        self._unconfirmed_notices.append(text)
+        try:
+            self._handle.log_notice.remote(text)
+        except Exception as error:
+            log.warning("A notice is kept for later: %s", error)
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """As Journal.log_params, before it returns."""
@@ -85,18 +94,20 @@ class RemoteJournal:
             ray.get(self._handle.ask.remote(request), timeout=_FLUSH_TIMEOUT_S)
 
     def flush(self, timeout_s: float = _FLUSH_TIMEOUT_S) -> bool:
-        """Return once all points and tags of this worker are on the disk, or False if they are not, but kept.
+        """Return once all points, tags and notices of this worker are on the disk, or False if they are not, but kept.
 
         Call it before a checkpoint is made to count: the steps before a checkpoint are not done again after a crash.
         One thread may flush while another logs.
         """
         points, tags = list(self._unconfirmed), dict(self._unconfirmed_tags)
+        notices = list(self._unconfirmed_notices)
         try:
-            ray.get(self._handle.flush.remote(points, tags), timeout=timeout_s)
+            ray.get(self._handle.flush.remote(points, tags, notices), timeout=timeout_s)
         except Exception as error:
             log.warning("The journal did not confirm its points, which are kept: %s", error)
             return False
         del self._unconfirmed[: len(points)]
+        del self._unconfirmed_notices[: len(notices)]
         for name, text in tags.items():
             if self._unconfirmed_tags.get(name) == text:
                 del self._unconfirmed_tags[name]
@@ -122,13 +133,21 @@ class _JournalActorBody:
         except (InfrastructureError, UserError) as error:
             log.warning("The tags %s are not journalled yet: %s", ", ".join(tags), error)
 
+    def log_notice(self, text: str) -> None:
+        try:
+            self._journal.log_notice(text)
+        except (InfrastructureError, UserError) as error:
+            log.warning("A notice is not journalled yet: %s", error)
+
     def log_params(self, params: dict[str, Any]) -> None:
         self._journal.log_params(params)
 
-    def flush(self, points: list[_Point], tags: dict[str, str]) -> None:
+    def flush(self, points: list[_Point], tags: dict[str, str], notices: list[str]) -> None:
         for step, values, time_ms in points:
             self._journal.log_metrics(step, values, time_ms)
         self._journal.log_tags(tags)
+        for text in notices:
+            self._journal.log_notice(text)
         self._journal.flush()
 
     def ask(self, request: Request) -> None:

@@ -350,4 +350,6 @@ MUTANTS: tuple[Mutant, ...] = (
             Edit("pipelines/tracking/mlflow/sink.py", "if one != entry]", "if True]")),
     _mutant("a resumed stage tells its steps again", "tests/pipelines/tracking/test_journal.py",
             Edit("pipelines/tracking/journal.py", "if not self._is_told(name, step)", "if True")),
+    _mutant("what an attempt notes at its end is told too late", "tests/pipelines/engine/test_stage_processes.py",
+            Edit("pipelines/engine/scheduler.py", "stage.end()\n        self._tell_notices()", "stage.end()")),
 )  # fmt: skip

@@ -227,11 +227,11 @@ def _report(output: TokenizeOutput, duplicates: list[str], context: StageContext
     num_documents = num_left_out + output.num_train_documents + output.num_valid_documents
     if num_left_out > _NOTICEABLE_SHARE * num_documents:
         reasons = reasons_in_words(output.left_out)
-        logger.warning("%s: %d of %d documents were left out: %s.", context.name, num_left_out, num_documents, reasons)
+        logger.warning("%d of %d documents were left out: %s.", num_left_out, num_documents, reasons)
     if duplicates:
         logger.warning(
-            "%s: %d names in the source lead to files that were already read, and are not read again: %s%s.",
-            context.name, len(duplicates), ", ".join(duplicates[:3]), ", ..." if len(duplicates) > 3 else "",
+            "%d names in the source lead to files that were already read, and are not read again: %s%s.",
+            len(duplicates), ", ".join(duplicates[:3]), ", ..." if len(duplicates) > 3 else "",
         )  # fmt: skip
 
 

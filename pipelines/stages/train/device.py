@@ -198,9 +198,10 @@ def _this_process() -> psutil.Process:
 
 @cache
 def _tell_of_missing_usage(problem: str) -> None:
-    logger.info(
-        "Utilisation, power and temperature of the GPU are left out (%s). pip install 'bmojo-pipeline[gpu]'.", problem
-    )
+    logger.warning(
+        "Utilisation, power and temperature of the GPU are left out (%s). They need nvidia-ml-py: "
+        "pip install -c constraints.txt -e '.[gpu]'.", problem,
+    )  # fmt: skip
 
 
 def profiled(device: torch.device) -> list[torch.profiler.ProfilerActivity]:

@@ -34,6 +34,9 @@ class MetricSink(Protocol):
     def log_tags(self, tags: Mapping[str, str]) -> None:
         """Record texts that may change in the course of a run; those already recorded are skipped."""
 
+    def log_notice(self, text: str) -> None:
+        """Record a line for whoever watches the run; one already recorded is skipped."""
+
     def flush(self) -> bool:
         """Return True when everything recorded before is durable; False if that failed and it is kept for later."""
 

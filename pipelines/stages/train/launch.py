@@ -64,8 +64,7 @@ def run_training(job: TrainJob, attempt: int = 1, journal: Journal | None = None
 
     A group that leaves because there is room for a larger one is followed by that one, in the same attempt.
 
-    Args: attempt: from 1, in this run. journal: hears when the number of workers is not the one before, and why; and of
-        reports on a hang.
+    Args: attempt: from 1, in this run. journal: hears of reports on a hang.
     Raises:
         DamagedError: there are checkpoints, and none is whole.
         UserError: the configuration, the data or the course of training is at fault; or no machines are that large.
@@ -80,7 +79,7 @@ def run_training(job: TrainJob, attempt: int = 1, journal: Journal | None = None
         # Whoever left for room that another job took leaves less readily again.
         grow_after_s = job.config.grow_after_s if size > left else max(1.0, 2 * grow_after_s)
         newest = newest_checkpoint(job.artifact)
-        _tell_size(job.config, size, newest, journal)
+        _tell_size(job.config, size, newest)
         try:
             return _run_group(job, size, newest, grow_after_s, journal)
         except LeftToGrow:
@@ -128,9 +127,7 @@ def _choose_size(config: TrainStageConfig) -> int:
         return choose_size(config.group_sizes, config.resources, free_nodes, alive_nodes, can_grow())
 
 
-def _tell_size(
-    config: TrainStageConfig, size: int, newest: checkpoints.Checkpoint | None, journal: Journal | None
-) -> None:
+def _tell_size(config: TrainStageConfig, size: int, newest: checkpoints.Checkpoint | None) -> None:
     before = newest.state.num_workers if newest is not None else config.resources.num_workers
     if size == before:
         return
@@ -142,10 +139,7 @@ def _tell_size(
         why = "there is room for more"
     else:
         why = f"the cluster has room for no more ({described(alive_nodes())})"
-    text = f"{start} on {size} workers{was}: {why}"
-    logger.warning("%s", text)
-    if journal is not None:
-        journal.log_notice(text)
+    logger.warning("%s on %d workers%s: %s", start, size, was, why)
 
 
 def _causes(error: BaseException) -> list[BaseException]:

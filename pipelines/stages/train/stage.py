@@ -160,7 +160,7 @@ class TrainStage(Stage[TrainStageConfig, TrainInputs, TrainOutput]):
                 if context.artifact.exists(path):
                     context.journal.log_artifact(path)
         log_missing(workers_journal(context.journal.path), facts.history)
-        _warn_if_worse(facts, config, context.name)
+        _warn_if_worse(facts, config)
         context.artifact.write_json(HISTORY, facts.history)
         for path in (HISTORY, "model/config.json"):
             context.journal.log_artifact(path)
@@ -186,13 +186,13 @@ def read_history(artifact: ArtifactDir) -> History:
     }
 
 
-def _warn_if_worse(facts: TrainFigures, config: TrainStageConfig, name: str) -> None:
+def _warn_if_worse(facts: TrainFigures, config: TrainStageConfig) -> None:
     before, after = facts.initial_valid_loss, facts.final_valid_loss
     if before is not None and after is not None and after > _FAR_WORSE * before:
         logger.warning(
-            "%s: training made the model worse: validation loss %.4g before the first step, %.4g after the last. Try a "
+            "training made the model worse: validation loss %.4g before the first step, %.4g after the last. Try a "
             "lower lr (now %g) or more warmup_steps (now %d).",
-            name, before, after, config.lr, config.warmup_steps,
+            before, after, config.lr, config.warmup_steps,
         )  # fmt: skip
 
 

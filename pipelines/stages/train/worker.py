@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from pipelines.stages.train.layout import step_dir
 from pipelines.stages.train.loop import TrainLoop
 from pipelines.stages.train.weights import build_model, model_in_parts
 from pipelines.storage.artifact import ArtifactDir
+from pipelines.tracking.notices import warnings_noted
 
 
 def train_worker(loop_config: dict[str, Any]) -> dict[str, Any] | None:
@@ -43,7 +44,8 @@ def train_worker(loop_config: dict[str, Any]) -> dict[str, Any] | None:
         "Lower train.micro_batch_size, set train.cuda_graphs: false (graphs keep their memory between steps), or use "
         f"more GPUs or {job.config.backend.memory_advice}."
     )
-    with explained_disk(job.artifact.local), device.explained_memory(remedy), _signs_of_life(job):
+    noted = warnings_noted(job.metrics) if dist.get_rank() == 0 else nullcontext()
+    with explained_disk(job.artifact.local), device.explained_memory(remedy), noted, _signs_of_life(job):
         facts = _train(job)
     return facts.model_dump() if facts is not None else None
 

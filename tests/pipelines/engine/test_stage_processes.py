@@ -12,7 +12,8 @@ from typing import Any, Literal
 import psutil
 import pytest
 
-from pipelines.engine.events import AttemptLost, Started, Status
+from pipelines.cli.running import ConsoleObserver
+from pipelines.engine.events import AttemptLost, Noted, Started, Status
 from pipelines.engine.graph import stage_graph
 from pipelines.engine.pipeline import Pipeline
 from pipelines.engine.processes import StageProcess
@@ -21,10 +22,11 @@ from pipelines.engine.runs import Run, list_runs
 from pipelines.engine.scheduler import run_pipeline
 from pipelines.engine.stage import Stage, StageConfig, StageContext, StageInputs, StageOutput
 from pipelines.storage import Storage, open_storage
+from pipelines.supervisor import ProgressPipe
 from tests.pipelines.engine.counting_pipeline import nowhere
 from tests.pipelines.engine.fatal_kind import FatalConfig, FatalStage
 from tests.pipelines.engine.orderly_kind import SCRIPT as ORDERLY
-from tests.pipelines.engine.toy_kinds import SCRIPT, Toys, events_of, names_of, run_toys
+from tests.pipelines.engine.toy_kinds import SCRIPT, Toys, events_of, names_of, run_toys, toy_pipeline
 from tests.pipelines.waiting import wait_until
 
 LONG = {"a": {"seconds": 300}, "b": {"seconds": 300}}
@@ -74,6 +76,17 @@ def test_a_killed_attempt_is_followed_by_another(storage: Storage) -> None:
     assert "was killed by SIGKILL" in lost[0].error
     assert len(set(pids(result.run))) == 3
     assert result.stages["a"].output.pid == pids(result.run)[-1]
+
+
+def test_what_an_attempt_warns_of_is_shown_and_in_its_log(storage: Storage, capsys: pytest.CaptureFixture[str]) -> None:
+    pipeline = toy_pipeline(storage, a={"deed": "warn"})
+    result = run_pipeline(pipeline, nowhere(), Toys(), observer=ConsoleObserver(None, ProgressPipe()))
+    assert "  note: a: half of it was left out\n" in capsys.readouterr().out
+    notes = [event.text for event in events_of(result.run, "a") if isinstance(event, Noted)]
+    assert notes == ["half of it was left out"]
+    assert names_of(result.run, "a") == ["started", "noted", "finished"]
+    (started,) = [event for event in events_of(result.run, "a") if isinstance(event, Started)]
+    assert "half of it was left out" in storage.read_bytes(f"{result.run.relpath}/{started.log}").decode()
 
 
 def test_an_attempt_that_another_than_the_scheduler_tells_to_end_is_followed_by_another(storage: Storage) -> None:

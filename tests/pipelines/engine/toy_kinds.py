@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -39,7 +40,7 @@ from pipelines.tracking.replay import Replay
 from tests.pipelines.engine.counting_pipeline import InThreads, NoCluster, nowhere
 from tests.pipelines.waiting import wait_until
 
-Deed = Literal["work", "hang", "raise", "lose", "user", "die", "die with a child", "leave", "terminate"]
+Deed = Literal["work", "hang", "raise", "lose", "user", "die", "die with a child", "leave", "terminate", "warn"]
 
 
 IN_THREADS = InThreads()
@@ -90,6 +91,9 @@ def _do(deed: Deed, context: StageContext) -> None:
         raise ConnectionResetError("gone")
     elif deed == "user":
         raise UserError("no such file")
+    elif deed == "warn":
+        logging.getLogger("data.somewhere").warning("half of it was left out")
+        return
     elif deed == "leave":
         os._exit(3)
     elif deed == "terminate":

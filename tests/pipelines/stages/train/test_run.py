@@ -302,7 +302,7 @@ def test_a_model_that_training_made_far_worse_is_warned_about(
         train_time_s=1.0, tokens_per_s=1.0, mfu=0.1, history={},
     )  # fmt: skip
     _warn_if_worse(facts, two_workers, "train")
-    assert "train: training made the model worse: validation loss 6.09 before the first step, 1.152e+05" in caplog.text
+    assert "training made the model worse: validation loss 6.09 before the first step, 1.152e+05" in caplog.text
     caplog.clear()
     _warn_if_worse(facts.model_copy(update={"final_valid_loss": 5.0}), two_workers, "train")
     assert not caplog.records

@@ -20,7 +20,7 @@ from pipelines.engine.stage import StageContext, StageInputs, StageNode, StageRe
 from pipelines.stages.tokenize.stage import TokenizeInputs, TokenizeStage, TokenizeStageConfig, _output
 from pipelines.stages.tokenizer.stage import TOKENIZER_FOLDER, TokenizerStage, TokenizerStageConfig
 from pipelines.storage.artifact import ArtifactDir
-from pipelines.tracking.journal import Journal
+from pipelines.tracking.journal import NOTICE, Journal
 from pipelines.tracking.request import Request
 from tests.data.here import tokenize_here
 
@@ -48,6 +48,9 @@ class FileSink:
     def log_tags(self, tags: Mapping[str, str]) -> None:
         with self.path.open("a") as file:
             file.write(json.dumps({"tags": dict(tags)}) + "\n")
+
+    def log_notice(self, text: str) -> None:
+        self.log_tags({NOTICE: text})
 
     def flush(self) -> bool:
         return True

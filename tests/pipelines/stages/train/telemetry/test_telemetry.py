@@ -88,7 +88,7 @@ def test_the_use_of_each_worker_is_told_now_and_then(monkeypatch: pytest.MonkeyP
 
 
 def test_the_use_of_a_gpu_is_asked_of_torch_and_without_nvml_its_memory_is_told(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Module:
         utilization = staticmethod(lambda _: 97)
@@ -113,8 +113,20 @@ def test_the_use_of_a_gpu_is_asked_of_torch_and_without_nvml_its_memory_is_told(
         "gpu_power_usage_watts": 650.0,
         "gpu_temperature_celsius": 61.0,
     }
+    assert not caplog.records
     monkeypatch.setattr(Module, "utilization", staticmethod(missing))
-    assert device.usage_of(gpu) == memory
+    device._tell_of_missing_usage.cache_clear()
+    assert device.usage_of(gpu) == device.usage_of(gpu) == memory
+    (record,) = caplog.records
+    assert "pynvml does not seem to be installed" in record.getMessage()
+    assert "pip install -c constraints.txt -e '.[gpu]'" in record.getMessage()
+
+
+def test_the_library_that_torch_asks_about_gpus_has_what_it_asks_for() -> None:
+    """Where it is installed; its version is in constraints.txt."""
+    pynvml = pytest.importorskip("pynvml")
+    asked = ("nvmlInit", "nvmlDeviceGetUtilizationRates", "nvmlDeviceGetPowerUsage", "nvmlDeviceGetTemperature")
+    assert all(callable(getattr(pynvml, name)) for name in asked)
 
 
 def test_waits_for_data_are_warned_about_once_with_a_remedy(
