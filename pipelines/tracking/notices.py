@@ -44,7 +44,7 @@ class _Notes(logging.Handler):
         self._told: Counter[tuple[str, int]] = Counter()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Leave out what tracking says of itself, which would go on for ever."""
+        """Leave out what tracking says of itself, which would never end."""
         return not record.name.startswith("pipelines.tracking")
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 class RemoteJournal:
     """What a worker holds. Picklable; no method of it raises: training does not die of tracking.
 
-    Points, tags and notices are kept until a flush confirms them, which sends them again; the journal skips what it has.
+    All of it is kept until a flush confirms it, which sends it again; the journal skips what it has.
     """
 
     def __init__(self, handle: Any) -> None:
