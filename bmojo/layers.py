@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bmojo.fields import ModelFields
 from kernels import pointwise
+from kernels.float8_linear import float8_linear
 from kernels.linear import gated_linear, linear, linear_each, linear_parts
 from kernels.shapes_only import counts_as_gpu
 
@@ -23,13 +24,27 @@ class Linear(nn.Linear):
     def __init__(self, in_features: int, out_features: int, std: float) -> None:
         super().__init__(in_features, out_features, bias=False)
         self.std = std
+        self.trains_in_float8 = False  # see bmojo.float8
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight)
+        return float8_linear(x, self.weight) if self._is_float8 else linear(x, self.weight)
 
     def parts(self, x: Tensor, widths: tuple[int, int, int]) -> tuple[Tensor, Tensor, Tensor]:
         """The projection cut into three along its last dimension, as views."""
+        if self._is_float8:
+            return pointwise.split(float8_linear(x, self.weight), widths)
         return linear_parts(x, self.weight, widths)
+
+    def gated(self, x: Tensor) -> Tensor:
+        """SiLU(gate) * up of the gates and ups that the projection has side by side."""
+        if self._is_float8:
+            return pointwise.gated_product(float8_linear(x, self.weight))
+        return gated_linear(x, self.weight)
+
+    @property
+    def _is_float8(self) -> bool:
+        """Only where a gradient is wanted: losses of validation are those of the model as it will be used."""
+        return self.trains_in_float8 and torch.is_grad_enabled()
 
     def init_weights(self, generator: torch.Generator) -> None:
         nn.init.normal_(self.weight, std=self.std, generator=generator)
@@ -114,7 +129,7 @@ class SwiGLU(nn.Module):
         self.down_proj = Linear(config.ff_width, config.d_model, config.residual_std)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(gated_linear(x, self.gate_up_proj.weight))
+        return self.down_proj(self.gate_up_proj.gated(x))
 
 
 class KeysValues(NamedTuple):

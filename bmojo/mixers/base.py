@@ -69,6 +69,9 @@ class Mixer(nn.Module, Generic[StateT]):
     FLOAT32: ClassVar[tuple[str, ...]] = ()
     """Own parameters that stay in float32 and out of weight decay, whatever the precision."""
 
+    NOT_FLOAT8: ClassVar[tuple[str, ...]] = ()
+    """Own projections that `precision: float8` leaves in bfloat16."""
+
     def __init__(self, config: ModelFields) -> None:
         super().__init__()
         self.config = config

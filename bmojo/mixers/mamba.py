@@ -19,6 +19,7 @@ class Mamba(Mixer[SSMState]):
     """u -> (x, z); conv + SiLU on x; dt, B, C from x; the scan; y * SiLU(z); out-projection."""
 
     FLOAT32 = ("A_log", "D", "dt_bias")
+    NOT_FLOAT8 = ("x_proj", "dt_proj")  # few columns, which decide how the state decays
 
     def __init__(self, config: ModelFields) -> None:
         super().__init__(config)

@@ -13,7 +13,7 @@ from data.batches import Batches, BatchPhase
 from pipelines.engine.fingerprint import config_that_matters
 from pipelines.engine.stage import ADDED_LATER, NOT_IN_FINGERPRINT, StageConfig
 from pipelines.errors import FieldError
-from pipelines.stages.precision import Precision, used_precision
+from pipelines.stages.precision import used_precision
 from pipelines.stages.train.backends.config import AnyBackendConfig, DeepSpeedConfig
 from pipelines.stages.train.data import TrainDataConfig
 from pipelines.stages.train.guards.config import SpikeAction, SpikeConfig
@@ -152,10 +152,11 @@ class TrainStageConfig(StageConfig):
         description="What updates the weights, and how it shards them over the workers.",
         json_schema_extra=NOT_IN_FINGERPRINT,  # as such: settled() puts it in, in the backend's own form
     )
-    precision: Precision = Field(
+    precision: Literal["auto", "fp32", "bf16", "float8"] = Field(
         "auto",
         description="bf16: matrix products in bfloat16 under autocast, parameters and optimizer in float32. "
-        "auto: bf16 on a GPU, fp32 on the CPU.",
+        "auto: bf16 on a GPU, fp32 on the CPU. float8: as bf16, and products of the blocks' projections in float8, on "
+        "GPUs from Ada and Hopper on; for large models.",
     )
     deterministic: bool = Field(
         True, description="Use deterministic algorithms only, so that a resumed run is bitwise the unbroken one."
@@ -274,6 +275,10 @@ class TrainStageConfig(StageConfig):
                 f"{self.collective_timeout_s:g}, after which the workers give one another up, with no word about who "
                 "waits where. Lower it, or raise collective_timeout_s."
             )
+        if self.precision == "float8" and not self.on_gpu:
+            raise ValueError(
+                "precision: float8 is for GPUs, and resources.gpus_per_worker is 0. Use auto, fp32 or bf16."
+            )
         self._check_workers()
         self.backend.check(self.on_gpu)
         return self
@@ -301,7 +306,7 @@ class TrainStageConfig(StageConfig):
         spikes, unless they are only told."""
         acts_on_spikes = self.spikes is not None and self.spikes.action is not SpikeAction.REPORT
         spikes = {"spikes": config_that_matters(self.spikes)} if self.spikes is not None and acts_on_spikes else {}
-        return {"precision": used_precision(self.precision, self.on_gpu), **self.backend.hashed(), **spikes}
+        return {"precision": self._used_precision, **self.backend.hashed(), **spikes}
 
     @property
     def on_gpu(self) -> bool:
@@ -315,8 +320,17 @@ class TrainStageConfig(StageConfig):
 
     @property
     def autocast_bf16(self) -> bool:
-        """Matrix products run in bfloat16; parameters stay in float32 in any case."""
-        return used_precision(self.precision, self.on_gpu) == "bf16"
+        """Matrix products run in bfloat16, or in float8; parameters stay in float32 in any case."""
+        return self._used_precision in ("bf16", "float8")
+
+    @property
+    def trains_in_float8(self) -> bool:
+        """Products of the blocks' projections run in float8, and other products in bfloat16."""
+        return self.precision == "float8"
+
+    @property
+    def _used_precision(self) -> str:
+        return "float8" if self.precision == "float8" else used_precision(self.precision, self.on_gpu)
 
     @property
     def hang_limit_s(self) -> float:

@@ -20,7 +20,9 @@ import torch.distributed as dist
 from deepspeed.utils import groups
 from torch import nn
 
+from base.errors import UserError
 from bmojo import BMojoLM, float32_names
+from bmojo.float8 import train_in_float8
 from bmojo.graphs import GraphedLoss, Loss, uncached
 from data.shards import TokenBatch
 from pipelines.stages.train.backends.config import DeepSpeedConfig
@@ -88,6 +90,8 @@ class DeepSpeedTrainer:
         _init_communication(device, config.collective_timeout_s)
         backend = sharding(backend, device)
         self.device, self.times = device, StepTimes(device)
+        if config.trains_in_float8:
+            _use_float8(model, device)
         self.model = model
         self.optimizer = build_optimizer(model, config)
         self._params = dict(model.named_parameters())
@@ -310,6 +314,13 @@ class DeepSpeedTrainer:
             raise RuntimeError(
                 f"parameters are not float32 after DeepSpeed started: {wrong}; among them of the SSM: {ssm}."
             )
+
+
+def _use_float8(model: BMojoLM, device: torch.device) -> None:
+    try:
+        train_in_float8(model, device)
+    except ValueError as error:
+        raise UserError(f"train.precision is float8: {error}") from error
 
 
 def sharding(backend: DeepSpeedConfig, device: torch.device) -> DeepSpeedConfig:

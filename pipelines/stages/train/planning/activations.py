@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bmojo import BMojoLM, ModelConfig
 from bmojo.fields import ActivationCheckpointing
+from bmojo.float8 import mark_float8
 from kernels.shapes_only import Device, shapes_only
 from pipelines.stages.train.planning.live_memory import LiveMemory
 
@@ -39,15 +40,17 @@ def activations(
     device: Device,
     bf16: bool,
     checkpointing: ActivationCheckpointing = "none",
+    float8: bool = False,
 ) -> Activations:
     """Bytes that a micro batch of (micro_batch_size, seq_len) tokens takes beside parameters and gradients.
 
     Args: model: with vocab_size. bf16: under autocast. checkpointing: which parts are computed again in the backward.
+        float8: projections in it.
     """
     counts = Counter(model.mixers)
 
     def run(layers: Counter[str]) -> WholeRun:
-        return run_whole(_with_layers(model, layers), micro_batch_size, seq_len, device, bf16, checkpointing)
+        return run_whole(_with_layers(model, layers), micro_batch_size, seq_len, device, bf16, checkpointing, float8)
 
     one = run(Counter(dict.fromkeys(counts, 1)))
     few_layers = Counter({kind: min(count, 2) for kind, count in counts.items()})
@@ -86,11 +89,14 @@ def run_whole(
     device: Device,
     bf16: bool,
     checkpointing: ActivationCheckpointing,
+    float8: bool = False,
 ) -> WholeRun:
     """As `activations`, of every layer: seconds for a deep model."""
     with torch.device("meta"):
         model = BMojoLM(config)
     model.checkpoint_activations(checkpointing)
+    if float8:
+        mark_float8(model)
     with FakeTensorMode(), shapes_only(device), LiveMemory() as memory:
         _materialize(model)
         _free_gradients(model)

@@ -59,7 +59,8 @@ def plan_memory(train: TrainStageConfig, seq_len: int, process: ProcessMemory | 
     states = train.backend.states(model, num_workers, train.on_gpu, accumulates)
     device = "gpu" if train.on_gpu else "cpu"
     acts = activations(
-        train.model, train.worker_micro_batch_size, seq_len, device, train.autocast_bf16, train.activation_checkpointing
+        train.model, train.worker_micro_batch_size, seq_len, device, train.autocast_bf16,
+        train.activation_checkpointing, train.trains_in_float8,
     )  # fmt: skip
     beside = states.beside(acts)
     slack = GPU_SLACK if train.on_gpu else (process.per_activation_byte - 1 if process is not None else 0.0)

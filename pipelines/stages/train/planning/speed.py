@@ -103,6 +103,7 @@ def _name(train: TrainStageConfig, seq_len: int) -> str:
     facts = [
         train.model.model_dump_json(), seq_len, train.worker_micro_batch_size, train.accumulation_steps,
         train.backend.model_dump_json(), resources.num_workers, train.threads_per_worker, train.on_gpu,
-        train.autocast_bf16, train.activation_checkpointing, train.cuda_graphs, train.deterministic,
+        train.autocast_bf16, train.trains_in_float8, train.activation_checkpointing, train.cuda_graphs,
+        train.deterministic,
     ]  # fmt: skip
     return f"steps-{digest(repr(facts))}"
