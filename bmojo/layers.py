@@ -159,6 +159,10 @@ class RotaryTable:
         self._at: dict[int, RotaryTable] = {}
         self._cos_sin: tuple[Tensor, Tensor] | None = None
 
+    def make(self) -> None:
+        """Compute the tables now."""
+        _ = self.cos_sin
+
     @property
     def cos_sin(self) -> tuple[Tensor, Tensor]:
         """The two tables."""
@@ -197,6 +201,13 @@ class RotaryTable:
 def parts(x: Tensor, widths: tuple[int, int, int]) -> tuple[Tensor, Tensor, Tensor]:
     """x cut into three along its last dimension, as views."""
     return pointwise.split(x, widths)
+
+
+def halves(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x cut into two along its last dimension, as views."""
+    width = x.shape[-1] // 2
+    first, second, _ = pointwise.split(x, (width, width, 0))
+    return first, second
 
 
 def rows_for(x_bt: Tensor, num_rows: tuple[int, int, int]) -> tuple[Tensor, Tensor, Tensor]:

@@ -35,11 +35,13 @@ from bmojo.mixers import MIXERS
 from bmojo.mixers.base import LayerMemory, Mixer, MixerOutput, Sequence
 from bmojo.prefill import piece_tokens, pieces, prefill
 from bmojo.state import DecodingState, LayerState
-from kernels.cross_entropy import linear_cross_entropy
+from kernels.cross_entropy import LossOutputs, linear_cross_entropy
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 Checkpoint = Callable[..., Any]
 """torch.utils.checkpoint.checkpoint or the like: calls a function of tensors, again in the backward pass."""
+Compiled = Callable[..., Any]
+"""A part of the model as some compiler has made it."""
 
 
 class LMOutput(NamedTuple):
@@ -62,8 +64,28 @@ class Block(nn.Module):
         self.mixer = MIXERS[mixer](config)
         self.mlp_norm = RMSNorm(config.d_model, config.norm_eps) if config.ff_width else None
         self.mlp = SwiGLU(config) if config.ff_width else None
+        self.compiled: Compiled | None = None  # see bmojo.compiled
 
     def forward(
+        self,
+        x: Tensor | Residual,
+        sequence: Sequence,
+        state: LayerState | None = None,
+        checkpoint_mixer: Checkpoint | None = None,
+    ) -> tuple[Tensor | Residual, MixerOutput]:
+        """A piece of a sequence, as Mixer.forward. checkpoint_mixer: what runs the mixer again in the backward pass."""
+        if self.compiled is None or state is not None or checkpoint_mixer is not None or sequence.return_memory:
+            return self._forward(x, sequence, state, checkpoint_mixer)
+        self.mixer.make_tables(sequence.rotary)
+        x_btd, predictor_loss = self.compiled(total(x), sequence)
+        return x_btd, MixerOutput(x_btd, predictor_loss)
+
+    def of_tensors(self, x_btd: Tensor, sequence: Sequence) -> tuple[Tensor, Tensor | None]:
+        """What a compiler is given: the stream after the block, and a predictor's loss."""
+        x, mixed = self._forward(x_btd, sequence)
+        return total(x), mixed.predictor_loss
+
+    def _forward(
         self,
         x: Tensor | Residual,
         sequence: Sequence,
@@ -103,6 +125,7 @@ class BMojoLM(nn.Module):
         self.init_weights(seed=0)
         self.checkpoint: Checkpoint | None = None
         self.checkpointed: Literal["block", "mixer"] = "block"  # what `checkpoint` is applied to, of each layer
+        self.compiled_loss: Compiled | None = None  # see bmojo.compiled
 
     # Training and scoring
 
@@ -130,13 +153,16 @@ class BMojoLM(nn.Module):
             configured) and num_targets; logits of the whole batch are never materialised. Without: logits_btv.
         """
         hidden: list[Tensor] | None = [] if return_hidden else None
-        x_btd, predictor_losses, memory = self._features(tokens_bt, doc_ids_bt, return_memory, hidden)
+        x, predictor_losses, memory = self._stream(tokens_bt, doc_ids_bt, return_memory, hidden)
         layers = memory if return_memory else None
+        if hidden is not None:
+            hidden.append(self.norm(x))
         if targets_bt is None:
-            return LMOutput(logits_btv=self.head(x_btd), memory=layers, hidden_btd=hidden)
-        result = linear_cross_entropy(
-            x_btd.flatten(0, 1), self.head.weight, targets_bt.flatten(), self.config.z_loss_weight
-        )
+            return LMOutput(logits_btv=self.head(self.norm(x)), memory=layers, hidden_btd=hidden)
+        if self.compiled_loss is None:
+            result = self.loss_of_stream(x, targets_bt)
+        else:
+            result = LossOutputs(*self.compiled_loss(total(x), targets_bt))
         loss = result.loss
         for predictor_loss in predictor_losses:
             loss = loss + self.config.innovation_loss_weight * predictor_loss
@@ -154,15 +180,23 @@ class BMojoLM(nn.Module):
 
     def features(self, tokens_bt: Tensor, doc_ids_bt: Tensor | None = None) -> Tensor:
         """The normed residual stream x_btd that the output projection reads; arguments as forward's."""
-        return self._features(tokens_bt, doc_ids_bt, return_memory=False)[0]
+        return self.norm(self._stream(tokens_bt, doc_ids_bt, return_memory=False)[0])
 
-    def _features(
+    def loss_of_stream(self, x: Tensor | Residual, targets_bt: Tensor) -> LossOutputs:
+        """What follows the last block: norm, output projection and loss, without a learned predictor's."""
+        normed_btd, weight_vd = self.norm(x), self.head.weight
+        return linear_cross_entropy(
+            normed_btd.flatten(0, 1), weight_vd, targets_bt.flatten(), self.config.z_loss_weight
+        )
+
+    def _stream(
         self,
         tokens_bt: Tensor,
         doc_ids_bt: Tensor | None,
         return_memory: bool,
         hidden: list[Tensor] | None = None,
-    ) -> tuple[Tensor, list[Tensor], list[LayerMemory | None]]:
+    ) -> tuple[Tensor | Residual, list[Tensor], list[LayerMemory | None]]:
+        """The residual stream after the last block, losses of learned predictors, and memories."""
         if 0 in tokens_bt.shape:
             raise ValueError(
                 f"tokens_bt is {tuple(tokens_bt.shape)} (rows, tokens); it must have a row, and a token in each."
@@ -178,10 +212,7 @@ class BMojoLM(nn.Module):
             memory.append(mixed.memory)
             if mixed.predictor_loss is not None:
                 predictor_losses.append(mixed.predictor_loss)
-        normed_btd = self.norm(x)
-        if hidden is not None:
-            hidden.append(normed_btd)
-        return normed_btd, predictor_losses, memory
+        return x, predictor_losses, memory
 
     def _embed(self, tokens: Tensor) -> Tensor | Residual:
         """The residual stream before the first layer."""

@@ -1,8 +1,9 @@
 """What an operator is: declared inputs, implementations ("paths") and tolerances; and the one place that dispatches.
 
-A call runs on `triton` if its tensors are on a CUDA or ROCm device, on `cpp` if they are on the CPU. If that path does
-not exist or refuses the inputs, it runs on `torch` (plain torch, everywhere). The environment variable BMOJO_KERNELS or
-`use(...)` asks for another of PATHS; `reference` is the slow definition that tests compare with.
+A call runs on `triton` if its tensors are on a CUDA or ROCm device, on `static` if they are on a NeuronCore, on `cpp`
+if they are on the CPU. If that path does not exist or refuses the inputs, it runs on `torch` (plain torch, everywhere).
+The environment variable BMOJO_KERNELS or `use(...)` asks for another of PATHS; `reference` is the slow definition that
+tests compare with. `nki` has kernels for a NeuronCore; where there is none, or it refuses, it is `static`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from kernels.cpp import library
 from kernels.shapes_only import counts_as_gpu, is_shapes_only
 
 logger = logging.getLogger(__name__)
-PATHS = ("reference", "torch", "cpp", "triton")
+PATHS = ("reference", "torch", "cpp", "triton", "static", "nki")
+NEURON = "neuron"  # torch's name for the type of device that a NeuronCore is
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 P = ParamSpec("P")
@@ -67,7 +69,8 @@ class Operator(Generic[P, In, Out]):
         name: unique among OPERATORS.
         inputs: a NamedTuple: the signature, and in its docstring shapes, results, errors and source. Its first field
             decides on which device and in which dtype the operator runs.
-        torch, cpp, reference: paths.  triton: imports and returns a path; not called without a GPU.
+        torch, cpp, static, reference: paths.  triton, nki: import and return a path; not called without a GPU, and only
+            if asked for.
         check: raises ValueError for inputs that no path takes.
         example: inputs of a small call, for tests and for `planned`.
         autocast: "off" while it runs; "cast": off, and the first input is cast as torch's products would; or "follow".
@@ -83,6 +86,8 @@ class Operator(Generic[P, In, Out]):
         reference: Path[In, Out] | None = None,
         cpp: Path[In, Out] | None = None,
         triton: Callable[[], Path[In, Out]] | None = None,
+        static: Path[In, Out] | None = None,
+        nki: Callable[[], Path[In, Out]] | None = None,
         check: Callable[[In], None] | None = None,
         autocast: Literal["off", "cast", "follow"] = "off",
     ) -> None:
@@ -90,6 +95,7 @@ class Operator(Generic[P, In, Out]):
         self.autocast = autocast
         self.ran: dict[str, str] = {}  # path -> reason of the first call that took it
         self._torch, self._reference, self._cpp, self._triton = torch, reference, cpp, triton
+        self._static, self._nki = static, nki
         self.__name__, self.__doc__, self.__signature__ = name, inputs.__doc__, inspect.signature(inputs)
         OPERATORS[name] = self
 
@@ -121,6 +127,10 @@ class Operator(Generic[P, In, Out]):
             return self._cpp
         if name == "triton":
             return self._triton() if HAS_TRITON and self._triton is not None else None
+        if name == "static":
+            return self._static
+        if name == "nki":
+            return None if self._nki is None else self._nki()
         return self._torch if name == "torch" else self._reference
 
     def choose(self, *args: P.args, **kwargs: P.kwargs) -> Choice:
@@ -134,24 +144,39 @@ class Operator(Generic[P, In, Out]):
         """The path, its name and the reason."""
         x: Tensor = inputs[0]
         asked = None if _asked is None else check_request(x)
-        name = asked or ("triton" if counts_as_gpu(x) else "cpp")
+        name = asked or ("triton" if counts_as_gpu(x) else "cpp" if x.is_cpu else _of_device(x))
         path = self.path(name)
         if path is None:
-            return self._torch, "torch", _ABSENT[name]
-        reason = (library.refuses(x) if name == "cpp" else None) or path.refuses(inputs)
-        if reason is None:
-            return path, name, _ASKED if asked else _CHOSEN[name]
-        if asked and path.strict:
-            raise ValueError(reason)
+            reason = _ABSENT[name]
+        else:
+            refusal = (library.refuses(x) if name == "cpp" else None) or path.refuses(inputs)
+            if refusal is None:
+                return path, name, _ASKED if asked else _CHOSEN[name]
+            if asked and path.strict:
+                raise ValueError(refusal)
+            reason = refusal
+        if name == "nki" and self._static is not None:
+            return self._static, "static", reason
         return self._torch, "torch", reason
 
 
+def _of_device(x: Tensor) -> str:
+    """The path of a tensor that is neither on the CPU nor on a GPU. Where there is none, `cpp` says why."""
+    return "static" if x.device.type == NEURON else "cpp"
+
+
 _ASKED = "asked for by BMOJO_KERNELS or use(...)"
-_CHOSEN = {"cpp": "float32 or float64 on the CPU", "triton": "tensors are on a GPU"}
+_CHOSEN = {
+    "cpp": "float32 or float64 on the CPU",
+    "triton": "tensors are on a GPU",
+    "static": "tensors are on a NeuronCore",
+}
 _ABSENT = {
     "cpp": "it has no C++ path",
     "triton": "it has no Triton path" if HAS_TRITON else "triton is not installed",
     "reference": "it has no reference",
+    "static": "it has no static path",
+    "nki": "it has no NKI kernel",
 }
 
 

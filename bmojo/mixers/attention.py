@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bmojo.fields import ModelFields
-from bmojo.layers import KeysValues, Linear, RMSNorm, RotaryTable, project_each
+from bmojo.layers import KeysValues, Linear, RMSNorm, RotaryTable, halves, project_each
 from bmojo.mixers import ring
 from bmojo.mixers.base import Mixer, MixerCounts, MixerOutput, Sequence
 from bmojo.state import LayerState
@@ -70,7 +70,8 @@ class Projections(nn.Module):
         projected = (proj or self.kv_proj)(u)
         if self.k_norm is None:
             return rotary.rotated_keys(self._by_head(projected))
-        k, v = self.as_keys_values(projected)
+        k, v = (half.unflatten(-1, (self.kv_heads, self.head_dim)) for half in halves(projected))
+        k = self.k_norm(k)
         return KeysValues(rotary.rotate(k), v), k
 
     def as_keys_values(self, projected: Tensor) -> KeysValues:

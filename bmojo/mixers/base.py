@@ -98,6 +98,10 @@ class Mixer(nn.Module, Generic[StateT]):
         """Mix a piece of a sequence. With a state: continue from it and leave it as after the piece, in place."""
         raise NotImplementedError
 
+    def make_tables(self, rotary: RotaryTable) -> None:
+        """Make the rotary tables that `forward` reads, before a compiler looks at it."""
+        rotary.make()
+
     def step(self, u_bd: Tensor, position_b: Tensor, rotary: RotaryTable, state: StateT) -> Tensor:
         """Mix one token per row, each row at a position of its own, and update the state in place."""
         raise NotImplementedError

@@ -20,7 +20,7 @@ from bmojo.layers import Linear, RotaryTable, first, project_each, rows_for
 from bmojo.mixers.attention import Projections, RingCache, mean_keys
 from bmojo.mixers.base import LayerMemory, LengthRule, Mixer, MixerCounts, MixerOutput, Sequence
 from bmojo.mixers.eidetic import Candidates, EideticState
-from bmojo.mixers.innovation import InnovationScore, position_in_document
+from bmojo.mixers.innovation import InnovationScore
 from bmojo.mixers.mamba2 import Mamba2
 from bmojo.mixers.ssm import SSMState
 from bmojo.state import LayerState
@@ -215,6 +215,12 @@ class BMojo(Mixer[BMojoState]):
                 state.eidetic.refill(candidates, y_btd, kept_bjm[:, -1], start + t)
         return MixerOutput(out_btd, predictor_loss, memory)
 
+    def make_tables(self, rotary: RotaryTable) -> None:
+        """Also those of the distance at which slots are seen."""
+        super().make_tables(rotary)
+        if self.innovation is not None:
+            rotary.at(self.config.window_size).make()
+
     def step(self, u_bd: Tensor, position_b: Tensor, rotary: RotaryTable, state: BMojoState) -> Tensor:
         projections = self.projections
         into_ssm, queries, keys_values = project_each(u_bd, self.ssm.in_proj, projections.q_proj, projections.kv_proj)
@@ -273,8 +279,7 @@ class BMojo(Mixer[BMojoState]):
         """The tokens at hand; innovation_bt is that of the first of them."""
         (b, num_scored), t = innovation_bt.shape, sequence.num_tokens
         position_bt = torch.arange(sequence.start, sequence.start + t, device=k.device).expand(b, -1)
-        in_document = position_bt if sequence.doc_ids_bt is None else position_in_document(sequence.doc_ids_bt)
-        log_e_bt = innovation.rank(innovation_bt, in_document[:, :num_scored])
+        log_e_bt = innovation.rank(innovation_bt, position_bt, sequence.doc_ids_bt)
         log_e_bt = F.pad(log_e_bt, (0, t - num_scored))  # these do not leave the window of any query here
         return Candidates(k, v, log_e_bt, position_bt)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bmojo.fields import ModelFields
-from bmojo.layers import Linear, RMSNorm, RotaryTable, parts
+from bmojo.layers import Linear, RMSNorm, RotaryTable, halves, parts
 from bmojo.mixers.base import Mixer, MixerCounts, MixerOutput, Sequence
 from bmojo.mixers.ssm import SSMState, init_dt_bias
 from kernels.causal_conv1d import causal_conv1d, causal_conv1d_step
@@ -114,7 +114,7 @@ class GatedDeltaNet(Mixer[SSMState]):
     def _project(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """z, the convolution's input, log a and b; the gates in float32 at least."""
         z, conv_in, gates = self.in_proj.parts(u, (self.d_inner, self.conv_channels, 2 * self.num_heads))
-        a, b = gates.to(torch.promote_types(gates.dtype, self.A_log.dtype)).chunk(2, -1)
+        a, b = halves(gates.to(torch.promote_types(gates.dtype, self.A_log.dtype)))
         return z, conv_in, -torch.exp(self.A_log) * F.softplus(a + self.dt_bias), torch.sigmoid(b)
 
     def _conv_parts(self, conv_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -46,11 +46,13 @@ class InnovationScore(nn.Module):
         errors_bt = innovation_scores(y_btd.detach(), weight_kd, past_bkd, doc_ids_bt)
         return errors_bt.detach(), errors_bt.mean() if errors_bt.requires_grad else None
 
-    def rank(self, innovation: Tensor, position: Tensor) -> Tensor:
-        """What candidates are compared by: log e, or for `selection: random` a number made of the position."""
+    def rank(self, innovation_bt: Tensor, position_bt: Tensor, doc_ids_bt: Tensor | None) -> Tensor:
+        """What candidates are compared by: log e, or for `selection: random` a number made of the position in its
+        document. Positions and documents may go on after those of the innovation."""
         if self.config.selection == "random":
-            return random_rank(position).to(innovation.dtype)
-        return innovation.clamp_min(LOWEST).log()
+            in_document_bt = position_bt if doc_ids_bt is None else position_in_document(doc_ids_bt)
+            return random_rank(in_document_bt[:, : innovation_bt.shape[1]]).to(innovation_bt.dtype)
+        return innovation_bt.clamp_min(LOWEST).log()
 
     def step(self, y_bd: Tensor, position_b: Tensor, window_v: Tensor, state: EideticState) -> None:
         """Score a token per row, and update the eidetic memory, whose values are in the window's ring."""

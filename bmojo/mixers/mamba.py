@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bmojo.fields import ModelFields
-from bmojo.layers import Linear, RotaryTable
+from bmojo.layers import Linear, RotaryTable, halves
 from bmojo.mixers.base import Mixer, MixerCounts, MixerOutput, Sequence
 from bmojo.mixers.ssm import SSMState, init_dt_bias
 from kernels.causal_conv1d import causal_conv1d, causal_conv1d_step
@@ -60,7 +60,7 @@ class Mamba(Mixer[SSMState]):
         nn.init.ones_(self.D)
 
     def forward(self, u_btd: Tensor, sequence: Sequence, state: SSMState | None = None) -> MixerOutput:
-        x_bti, z_bti = self.in_proj(u_btd).chunk(2, -1)
+        x_bti, z_bti = halves(self.in_proj(u_btd))
         past = None if state is None else state.conv
         x_bti, tail = causal_conv1d(x_bti, self.conv_weight, past, sequence.doc_ids_bt)
         dt_bti, B_btn, C_btn = self._selection(x_bti)
@@ -92,6 +92,6 @@ class Mamba(Mixer[SSMState]):
         )
 
     def _selection(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        dt, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], -1)
+        dt, B, C = self.x_proj.parts(x, (self.dt_rank, self.d_state, self.d_state))
         dt = self.dt_proj(dt)
         return F.softplus(dt.to(torch.promote_types(dt.dtype, self.dt_bias.dtype)) + self.dt_bias), B, C

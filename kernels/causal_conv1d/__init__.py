@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kernels.causal_conv1d import cpp_path, reference, torch_path
+from kernels.causal_conv1d import cpp_path, reference, static_path, torch_path
 from kernels.causal_conv1d.reference import ConvInputs, ConvOutputs, StepInputs
 from kernels.operator import Operator, Path
 
@@ -28,6 +28,7 @@ causal_conv1d = Operator(
     ConvInputs,
     reference=reference.causal_conv1d,
     torch=torch_path.causal_conv1d,
+    static=static_path.causal_conv1d,
     cpp=cpp_path.causal_conv1d,
     triton=_triton,
     check=reference.check,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kernels.cross_entropy import reference, torch_path, triton_path
+from kernels.cross_entropy import reference, static_path, torch_path, triton_path
 from kernels.cross_entropy.reference import LossInputs, LossOutputs
 from kernels.operator import Operator
 
@@ -13,6 +13,7 @@ linear_cross_entropy = Operator(
     LossInputs,
     reference=reference.linear_cross_entropy,
     torch=torch_path.linear_cross_entropy,
+    static=static_path.linear_cross_entropy,
     triton=lambda: triton_path.linear_cross_entropy,
     example=reference.example,
     autocast="cast",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kernels.gated_delta_rule import reference, torch_path
+from kernels.gated_delta_rule import reference, static_path, torch_path
 from kernels.gated_delta_rule.reference import DeltaInputs, StepInputs
 from kernels.gated_delta_rule.torch_path import flops_per_position
 from kernels.operator import Operator
@@ -14,6 +14,7 @@ gated_delta_rule = Operator(
     DeltaInputs,
     reference=reference.gated_delta_rule,
     torch=torch_path.gated_delta_rule,
+    static=static_path.gated_delta_rule,
     example=reference.example,
 )
 gated_delta_step = Operator(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kernels.innovation_select import cpp_path, reference, reference_step, torch_path, torch_step
+from kernels.innovation_select import cpp_path, reference, reference_step, static_path, torch_path, torch_step
 from kernels.innovation_select.reference import ScoreInputs, SelectInputs
 from kernels.innovation_select.reference_step import LOWEST, StepInputs
 from kernels.operator import Operator, Path
@@ -35,6 +35,7 @@ innovation_scores = Operator(
     ScoreInputs,
     reference=reference.innovation_scores,
     torch=torch_path.innovation_scores,
+    static=static_path.innovation_scores,
     cpp=cpp_path.innovation_scores,
     triton=_triton_scores,
     check=reference.check_scores,
@@ -46,6 +47,7 @@ innovation_select = Operator(
     SelectInputs,
     reference=reference.innovation_select,
     torch=torch_path.innovation_select,
+    static=static_path.innovation_select,
     cpp=cpp_path.innovation_select,
     triton=_triton_select,
     check=reference.check_select,

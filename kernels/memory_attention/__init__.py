@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kernels.memory_attention import cpp_path, reference, torch_path
+from kernels.memory_attention import cpp_path, reference, static_path, torch_path
 from kernels.memory_attention.reference import AttentionInputs, Eidetic, KeysValues, Slots, StepInputs
 from kernels.memory_attention.torch_path import attention_mass
 from kernels.operator import Operator, Path
@@ -37,6 +37,7 @@ memory_attention = Operator(
     AttentionInputs,
     reference=reference.memory_attention,
     torch=torch_path.memory_attention,
+    static=static_path.memory_attention,
     cpp=cpp_path.memory_attention,
     triton=_triton,
     check=reference.check,

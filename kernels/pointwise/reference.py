@@ -83,7 +83,8 @@ class RotateInputs(NamedTuple):
     """Rotate the pairs (i, i + p/2) of x by the angles whose cosines and sines are given, or back if `inverse`.
 
     Args: x: [..., h, p].  cos, sin: [..., p / 2], without gradient; their leading dimensions broadcast with those of x.
-    Returns: shape and dtype of x; in memory, heads come ahead of the dimension before them, as attention reads them.
+    Returns: shape and dtype of x; in memory, heads come ahead of the dimension before them, as attention reads them
+        (except on the static path, whose attention reads them in chunks).
     """
 
     x: Tensor

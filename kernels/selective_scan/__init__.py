@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kernels.operator import Operator
-from kernels.selective_scan import reference, torch_path
+from kernels.selective_scan import reference, static_path, torch_path
 from kernels.selective_scan.reference import SelectiveInputs
 
 __all__ = ["selective_scan"]
@@ -13,5 +13,6 @@ selective_scan = Operator(
     SelectiveInputs,
     reference=reference.selective_scan,
     torch=torch_path.selective_scan,
+    static=static_path.selective_scan,
     example=reference.example,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from kernels.operator import Operator, Path
-from kernels.ssd_scan import cpp_path, reference, torch_path
+from kernels.ssd_scan import cpp_path, reference, static_path, torch_path
 from kernels.ssd_scan.reference import ScanInputs, ScanOutputs, StepInputs
 
 __all__ = ["ssd_scan", "ssd_step"]
@@ -28,6 +28,7 @@ ssd_scan = Operator(
     ScanInputs,
     reference=reference.ssd_scan,
     torch=torch_path.ssd_scan,
+    static=static_path.ssd_scan,
     cpp=cpp_path.ssd_scan,
     triton=_triton,
     check=reference.check,

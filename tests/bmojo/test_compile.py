@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
+from bmojo.compiled import compile_parts
 from bmojo.mixers import MIXERS
 from kernels.operator import use
 from tests.bmojo.model_family import build, random_tokens, small_config
@@ -33,3 +37,22 @@ def test_the_whole_model_compiles_without_a_graph_break(path, dtype, tolerance):
     assert got.keys() == eager.keys()
     for name, value in eager.items():
         assert (got[name] - value).abs().max() <= tolerance * value.abs().max(), name
+
+
+def test_parts_compile_to_one_graph_for_equal_blocks_and_one_for_the_loss():
+    """On the static path. A second step adds none."""
+    config = small_config(pattern="bmojo*3,mamba2*2", window_size=4, innovation_predictor="learned", d_ff=8)
+    model = build(config, dtype=torch.float64)
+    tokens, docs = random_tokens(2, 8), torch.tensor([[0] * 5 + [1] * 3, [0] * 8])
+    with use("torch"):
+        eager = loss_and_gradients(model, model, tokens, docs)
+    names = list(model.state_dict())
+    counter = CompileCounterWithBackend("aot_eager")
+    compile_parts(model, partial(torch.compile, backend=counter, fullgraph=True, dynamic=False))
+    with use("static"):
+        for _ in range(2):
+            got = loss_and_gradients(model, model, tokens, docs)
+            assert counter.frame_count == 3
+    assert list(model.state_dict()) == names
+    for name, value in eager.items():
+        assert (got[name] - value).abs().max() <= 1e-12 * value.abs().max(), name

@@ -20,7 +20,7 @@ load_all()
 def paths() -> Iterator[tuple[str, str, torch.dtype]]:
     for name, operator in OPERATORS.items():
         if operator.path("reference") is not None:
-            for path in ("torch", "cpp", "triton"):
+            for path in ("torch", "cpp", "triton", "static"):
                 for dtype in () if operator.path(path) is None else operator.path(path).tolerance:
                     yield name, path, dtype
 

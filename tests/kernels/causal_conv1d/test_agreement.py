@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("nan_memory")
 
 SMALL = [(1, 5, 4), (2, 5, 4), (3, 5, 2), (40, 5, 3), (41, 5, 4)]
 SIZES = [*SMALL, (65, 16, 4), (66, 17, 4), (130, 600, 4), (131, 3, 1)]
-CELLS = [("cpp", *row) for row in pairwise(SIZES, PASTS, DTYPES)]
+CELLS = [(path, *row) for path in ("cpp", "static") for row in pairwise(SIZES, PASTS, DTYPES)]
 CELLS += [("torch", *row) for row in product(SMALL, PASTS, [torch.float64])] + [("torch", SMALL[3], "none", DTYPES[1])]
 
 
@@ -34,7 +34,7 @@ def test_the_convolution_matches_the_reference(path, size, kind, dtype):
 
 
 @pytest.mark.parametrize("with_documents", [False, True])
-@pytest.mark.parametrize("path", ["reference", "torch", "cpp"])
+@pytest.mark.parametrize("path", ["reference", "torch", "cpp", "static"])
 def test_gradients_pass_gradcheck(path, with_documents):
     """Against finite differences: the reference's own gradients need a check that is not themselves."""
     docs = torch.tensor([0, 0, 0, 1, 2, 2, 2, 2, 2]).expand(2, -1) if with_documents else None

@@ -10,9 +10,17 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from kernels.gated_delta_rule import flops_per_position, gated_delta_rule, gated_delta_step, reference, torch_path
+from kernels.gated_delta_rule import (
+    flops_per_position,
+    gated_delta_rule,
+    gated_delta_step,
+    reference,
+    static_path,
+    torch_path,
+)
 from kernels.gated_delta_rule.reference import DeltaInputs
 from kernels.gated_delta_rule.torch_path import TOLERANCE, chunked, inverse_of
+from kernels.operator import use
 
 
 def inputs(b: int, t: int, h: int, n: int, p: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> DeltaInputs:
@@ -49,15 +57,16 @@ def assert_close(found: Tensor, expected: Tensor) -> None:
     assert float((found - expected).detach().abs().max()) <= limit
 
 
+@pytest.mark.parametrize("fast", [torch_path, static_path], ids=["torch", "static"])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("with_documents", [False, True])
 @pytest.mark.parametrize("with_initial", [False, True])
 @pytest.mark.parametrize("t", [1, 5, 63, 64, 150])
-def test_outputs_state_and_gradients_are_those_of_the_loop(t, with_initial, with_documents, dtype):
+def test_outputs_state_and_gradients_are_those_of_the_loop(t, with_initial, with_documents, dtype, fast):
     floats = [*inputs(2, t, 3, 5, 4, dtype)[:5], *([state(2, 3, 4, 5).to(dtype)] if with_initial else [])]
     doc_ids = documents(2, t) if with_documents else None
     results = []
-    for path in (reference.gated_delta_rule, torch_path.gated_delta_rule):
+    for path in (reference.gated_delta_rule, fast.gated_delta_rule):
         leaves = [m.clone().requires_grad_() for m in floats]
         outputs = path.run(DeltaInputs(*leaves, doc_ids_bt=doc_ids))
         generator = torch.Generator().manual_seed(1)
@@ -112,8 +121,9 @@ def test_packed_documents_are_each_alone(lengths, seed):
     assert_close(final, alone[-1].state_bhpn)
 
 
+@pytest.mark.parametrize("path", ["torch", "static"])
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_a_document_moves_no_bit_of_another(dtype):
+def test_a_document_moves_no_bit_of_another(dtype, path):
     x, other = inputs(1, 150, 2, 8, 8, dtype), inputs(1, 150, 2, 8, 8, dtype, seed=1)
     inside = torch.zeros(150, dtype=torch.bool)
     inside[37:90] = True
@@ -121,8 +131,9 @@ def test_a_document_moves_no_bit_of_another(dtype):
         torch.where(inside.view(1, -1, *[1] * (m.dim() - 2)), new, m) for m, new in zip(x[:5], other, strict=False)
     )
     doc_ids = torch.tensor([[0] * 37 + [1] * 53 + [2] * 60])
-    y, _ = gated_delta_rule(*x._replace(doc_ids_bt=doc_ids))
-    y_mixed, _ = gated_delta_rule(*mixed, doc_ids_bt=doc_ids)
+    with use(path):
+        y, _ = gated_delta_rule(*x._replace(doc_ids_bt=doc_ids))
+        y_mixed, _ = gated_delta_rule(*mixed, doc_ids_bt=doc_ids)
     assert torch.equal(y[:, ~inside], y_mixed[:, ~inside])
     assert not torch.equal(y[:, inside], y_mixed[:, inside])
 

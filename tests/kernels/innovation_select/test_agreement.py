@@ -14,14 +14,14 @@ from tests.kernels.innovation_select.tied_selections import TiedSelection, selec
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
 
-PLAIN_PATHS = ("reference", "torch", "cpp")
+PLAIN_PATHS = ("reference", "torch", "cpp", "static")
 PASTS = ["none", "documents", "past"]
 SIZES = [(1, 4, 4, True), (3, 5, 4, False), (8, 32, 1, True), (21, 40, 3, True), (70, 33, 2, False), (2, 70, 6, True)]
 
 
 @pytest.mark.parametrize(
     ("path", "size", "past", "dtype"),
-    [(path, *row) for path in ("torch", "cpp") for row in pairwise(SIZES, PASTS, DTYPES)],
+    [(path, *row) for path in ("torch", "cpp", "static") for row in pairwise(SIZES, PASTS, DTYPES)],
 )
 def test_scores_match_the_reference(path, size, past, dtype):
     t, d, taps, per_channel = size
@@ -38,7 +38,7 @@ def test_scores_match_the_reference(path, size, past, dtype):
 
 
 @pytest.mark.parametrize("past", PASTS)
-@pytest.mark.parametrize("path", ["torch", "cpp"])
+@pytest.mark.parametrize("path", ["torch", "cpp", "static"])
 def test_a_trained_predictor_gets_its_gradient(path, past):
     y, before = normal(2, 40, 5, dtype=torch.float64), normal(2, 2, 5, dtype=torch.float64, seed=2)
     docs = documents(2, 40) if past == "documents" else None

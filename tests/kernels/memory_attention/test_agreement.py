@@ -15,7 +15,7 @@ SIZES = [(1, 3, 2, 2), (7, 9, 4, 3), (40, 8, 8, 5), (300, 60, 7, 3), (290, 140, 
 
 @pytest.mark.parametrize(
     ("path", "size", "kv_heads", "with_documents", "dtype"),
-    [(path, *row) for path in ("torch", "cpp") for row in pairwise(SIZES, [1, 2, 4], [False, True], DTYPES)],
+    [(path, *row) for path in ("torch", "cpp", "static") for row in pairwise(SIZES, [1, 2, 4], [False, True], DTYPES)],
 )
 def test_output_and_gradients_match_the_reference(path, size, kv_heads, with_documents, dtype):
     t, w, c, m = size
@@ -42,7 +42,7 @@ def test_output_and_gradients_match_the_reference(path, size, kv_heads, with_doc
 
 
 @pytest.mark.parametrize("num_past", [0, 3, 20])
-@pytest.mark.parametrize("path", ["torch", "cpp"])
+@pytest.mark.parametrize("path", ["torch", "cpp", "static"])
 def test_only_the_past_there_is_is_read(path, num_past):
     t, w = 11, 6
     rows = {"q": (t, 2), "k": (t + w, 2), "v": (t + w, 2), "fading_k": (t + w, 2), "fading_v": (t + w, 2)}
@@ -54,7 +54,7 @@ def test_only_the_past_there_is_is_read(path, num_past):
     assert_close(run(path, attention, inputs), run("reference", attention, inputs), TOLERANCE)
 
 
-@pytest.mark.parametrize("path", ["torch", "cpp"])
+@pytest.mark.parametrize("path", ["torch", "cpp", "static"])
 def test_one_tensor_serves_several_arguments(path):
     x = {"x": normal(2, 9, 2, 4, dtype=torch.float64)}
 
@@ -64,7 +64,7 @@ def test_one_tensor_serves_several_arguments(path):
     assert_close(run(path, attention, x), run("reference", attention, x), TOLERANCE)
 
 
-@pytest.mark.parametrize("path", ["reference", "torch", "cpp"])
+@pytest.mark.parametrize("path", ["reference", "torch", "cpp", "static"])
 def test_gradients_pass_gradcheck(path):
     """Against finite differences: the reference's own gradients need a check that is not themselves."""
     leaves = tuple(normal(1, 9, 2, 2, dtype=torch.float64, seed=i).requires_grad_() for i in range(7))

@@ -24,18 +24,22 @@ def inputs(b: int, t: int, d: int, n: int, with_initial: bool, dtype: torch.dtyp
 
 
 @pytest.mark.parametrize(
-    ("t", "with_initial", "with_documents", "dtype"),
-    pairwise([1, 15, 16, 530], [False, True], [False, True], DTYPES),
+    ("path", "t", "with_initial", "with_documents", "dtype"),
+    [
+        (path, *row)
+        for path in ("torch", "static")
+        for row in pairwise([1, 15, 16, 530], [False, True], [False, True], DTYPES)
+    ],
 )
-def test_the_scan_matches_the_reference(t, with_initial, with_documents, dtype):
+def test_the_scan_matches_the_reference(path, t, with_initial, with_documents, dtype):
     given = inputs(2, t, 3, 4, with_initial, dtype)
     docs = documents(2, t) if with_documents else None
-    got = run("torch", lambda *leaves: selective_scan(*leaves, docs), given)
+    got = run(path, lambda *leaves: selective_scan(*leaves, docs), given)
     assert all(value.dtype == dtype for value in got.values())
     assert_close(got, run("reference", lambda *leaves: selective_scan(*leaves, docs), given, torch.float64), TOLERANCE)
 
 
-@pytest.mark.parametrize("path", ["reference", "torch"])
+@pytest.mark.parametrize("path", ["reference", "torch", "static"])
 def test_gradients_pass_gradcheck(path):
     """Against finite differences: the reference's own gradients need a check that is not themselves."""
     leaves = tuple(x.requires_grad_() for x in inputs(1, 9, 4, 2, True, torch.float64).values())

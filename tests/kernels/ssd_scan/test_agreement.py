@@ -20,7 +20,7 @@ SIZES = [
     ScanSize(200, 4, 2, 64, 64),
     ScanSize(100, 2, 1, 33, 128),
 ]
-CELLS = [("cpp", *row) for row in pairwise(SIZES, [False, True], [False, True], DTYPES)]
+CELLS = [(path, *row) for path in ("cpp", "static") for row in pairwise(SIZES, [False, True], [False, True], DTYPES)]
 CELLS += [("torch", *row) for row in pairwise(SMALL, [False, True], [False, True], DTYPES)]
 
 
@@ -33,7 +33,7 @@ def test_the_scan_matches_the_reference(path, size, with_initial, with_documents
     assert_close(got, run_scan("reference", inputs, docs, torch.float64), TOLERANCE)
 
 
-@pytest.mark.parametrize("path", ["torch", "cpp"])
+@pytest.mark.parametrize("path", ["torch", "cpp", "static"])
 @pytest.mark.parametrize("loss", [0, 1])
 def test_a_loss_of_one_output_alone(loss, path):
     inputs = scan_inputs(ScanSize(70, 2, 1, 5, 6), dtype=torch.float64)
@@ -49,7 +49,7 @@ def test_a_loss_of_one_output_alone(loss, path):
 
 
 @pytest.mark.parametrize("with_documents", [False, True])
-@pytest.mark.parametrize("path", ["reference", "torch", "cpp"])
+@pytest.mark.parametrize("path", ["reference", "torch", "cpp", "static"])
 def test_gradients_pass_gradcheck(path, with_documents):
     """Against finite differences: the reference's own gradients need a check that is not themselves."""
     docs = torch.tensor([0, 0, 0, 1, 2, 2, 2, 2, 2])[None] if with_documents else None
