@@ -316,7 +316,7 @@ def _import(name: str) -> ModuleType:
 
 @contextmanager
 def interpreted(*names: str) -> Iterator[Callable[[Any], None]]:
-    """Within, the modules of these names are imported anew, and the result runs their launches.
+    """Within, the modules of these names are imported again, and the result runs their launches.
 
     A module is named after those that it imports.
     """
