@@ -15,7 +15,8 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from itertools import product
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from benchmarks._peers import PLAIN, build, has_gpu, loss_of, num_params
 from bmojo import BMojoLM, ModelConfig
 from bmojo.counting import count
+from bmojo.fields import ActivationCheckpointing
 from bmojo.graphs import GraphedLoss, uncached
 from bmojo.mixers import MIXERS
 from kernels.operator import use
@@ -35,18 +37,20 @@ SIZES = {  # by millions of parameters
     "1.4b": {"num_layers": 24, "d_model": 2048, "d_ff": 5056, "num_heads": 32},
 }
 HEADER = """\
-| model | way | parameters | seq_len | tokens/s | step, ms | lowest .. highest | of the peak | memory, GiB | bmojo is x times as fast |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"""  # noqa: E501  # a row of a table cannot be broken
+| model | way | recomputed | parameters | seq_len | tokens/s | step, ms | lowest .. highest | of the peak | memory, GiB | of it allocated | bmojo is x times as fast |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"""  # noqa: E501  # a row of a table cannot be broken
 
 Way = Literal["eager", "graphs", "compiled"]
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Milliseconds of each timed step, and the most memory that was allocated meanwhile; no steps: it failed."""
+    """Milliseconds of each timed step, and the most memory that was taken from the device and allocated meanwhile;
+    no steps: it failed."""
 
     times_ms: list[float]
     peak_bytes: int
+    allocated_bytes: int = 0
     failure: str = ""
 
 
@@ -65,16 +69,17 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"\n{HEADER}")
     for seq_len in options.seq_len:
         ours: float | None = None
-        for name in options.models:
-            for way in options.ways:
-                model = BMojoLM(config) if name == "bmojo" else build(name, config, target)
-                measured = measure(model.cuda(), name, way, seq_len, options)
-                flops = count(model.config, seq_len).train_flops_per_token if isinstance(model, BMojoLM) else None
-                if name == "bmojo" and measured.times_ms and ours is None:
-                    ours = statistics.median(measured.times_ms)
-                row = row_of(measured, options.tokens, None if flops is None else flops / peak, ours)
-                print(f"| {name} | {way} | {num_params(model):,} | {seq_len} | {row} |", flush=True)
-                del model
+        for name, part, way in product(options.models, options.recompute, options.ways):
+            model = BMojoLM(config) if name == "bmojo" else build(name, config, target)
+            if isinstance(model, BMojoLM):
+                model.checkpoint_activations(part)
+            measured = measure(model.cuda(), name, way, seq_len, options)
+            flops = count(model.config, seq_len).train_flops_per_token if isinstance(model, BMojoLM) else None
+            if name == "bmojo" and measured.times_ms and ours is None:
+                ours = statistics.median(measured.times_ms)
+            row = row_of(measured, options.tokens, None if flops is None else flops / peak, ours)
+            print(f"| {name} | {way} | {part} | {num_params(model):,} | {seq_len} | {row} |", flush=True)
+            del model
     return 0
 
 
@@ -101,7 +106,8 @@ def measure(model: nn.Module, name: str, way: Way, seq_len: int, options: argpar
         return Measurement([], 0, str(error).splitlines()[0][:60])
     times_ms = [start.elapsed_time(end) for start, end in events]
     held = torch.cuda.memory_reserved() if way == "graphs" else 0  # what graphs work in is not counted as allocated
-    return Measurement(times_ms, max(held, torch.cuda.max_memory_allocated()))
+    allocated = torch.cuda.max_memory_allocated()
+    return Measurement(times_ms, max(held, allocated), allocated)
 
 
 def loss_function(model: nn.Module, way: Way) -> Callable[[Tensor, Tensor], Tensor]:
@@ -118,12 +124,13 @@ def loss_function(model: nn.Module, way: Way) -> Callable[[Tensor, Tensor], Tens
 def row_of(measured: Measurement, tokens: int, flops_of_peak: float | None, ours: float | None) -> str:
     """The columns after the length; flops_of_peak: FLOPs per token as a share of the peak per second."""
     if not measured.times_ms:
-        return f"{measured.failure} |  |  |  |  | "
+        return f"{measured.failure} |  |  |  |  |  | "
     median = statistics.median(measured.times_ms)
     rate = tokens / median * 1e3
     share = "" if flops_of_peak is None else f"{flops_of_peak * rate:.1%}"
     times = f"{rate:,.0f} | {median:,.1f} | {min(measured.times_ms):,.1f} .. {max(measured.times_ms):,.1f}"
-    return f"{times} | {share} | {measured.peak_bytes / 2**30:.1f} | {'' if ours is None else f'{median / ours:.2f}'}"
+    memory = " | ".join(f"{size / 2**30:.2f}" for size in (measured.peak_bytes, measured.allocated_bytes))
+    return f"{times} | {share} | {memory} | {'' if ours is None else f'{median / ours:.2f}'}"
 
 
 def step(loss: Callable[[Tensor, Tensor], Tensor], optimizer: torch.optim.Optimizer, tokens_bt: Tensor) -> None:
@@ -203,19 +210,29 @@ def config_of(options: argparse.Namespace) -> ModelConfig:
     )  # fmt: skip
 
 
-def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step_gpu", description=__doc__)
+def parser(prog: str, description: str | None) -> argparse.ArgumentParser:
+    """Sizes, models and what they are to recompute."""
+    parser = argparse.ArgumentParser(prog=prog, description=description)
     parser.add_argument("--size", choices=SIZES, default="116m", help="number of parameters")
     parser.add_argument("--seq-len", type=int, nargs="+", default=[2048, 8192, 32768], help="tokens per sequence")
     parser.add_argument("--tokens", type=int, default=32768, help="tokens per step, of all sequences together")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="bmojo first for ratios")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="how models run; ratios: the first")
-    parser.add_argument("--repeats", type=int, default=10, help="steps of each model that are timed")
     parser.add_argument("--vocab-size", type=int, default=32768, help="size of the vocabulary")
     parser.add_argument("--fading-output", choices=("memory", "memory_and_residual"), default="memory")
     parser.add_argument("--residual-precision", choices=("float32", "compute"), default="float32")
-    parser.add_argument("--check", action="store_true", help="first compare graphs, eager steps and plain torch")
-    return parser.parse_args(arguments)
+    parser.add_argument(
+        "--recompute", nargs="+", choices=get_args(ActivationCheckpointing), default=["none"],
+        help="activation_checkpointing, each in turn; our models only",
+    )  # fmt: skip
+    return parser
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    options = parser("python -m benchmarks.train_step_gpu", __doc__)
+    options.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="how they run; ratios: the first")
+    options.add_argument("--repeats", type=int, default=10, help="steps of each model that are timed")
+    options.add_argument("--check", action="store_true", help="first compare graphs, eager steps and plain torch")
+    return options.parse_args(arguments)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ from pydantic import Field, model_validator
 from base.config import StrictConfig
 from bmojo.pattern import expand_pattern
 
-ActivationCheckpointing = Literal["none", "attention", "block"]
-"""What the backward pass computes again instead of keeping it: nothing, each layer's mixer, or each whole block."""
+ActivationCheckpointing = Literal["none", "pointwise", "attention", "block"]
+"""What the backward pass computes again instead of keeping it: next to nothing; on a GPU also norms, rotations,
+convolutions and casts of weights; each layer's mixer; or each whole block."""
 
 
 class ModelFields(StrictConfig):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bmojo.fields import ModelFields
 from kernels import pointwise
 from kernels.float8_linear import float8_linear
-from kernels.linear import gated_linear, linear, linear_each, linear_parts
+from kernels.linear import gated_norm_linear, linear, linear_each, linear_parts, swiglu
 from kernels.shapes_only import counts_as_gpu
 
 
@@ -27,22 +27,16 @@ class Linear(nn.Linear):
         self.trains_in_float8 = False  # see bmojo.float8
 
     def forward(self, x: Tensor) -> Tensor:
-        return float8_linear(x, self.weight) if self._is_float8 else linear(x, self.weight)
+        return float8_linear(x, self.weight) if self.is_float8 else linear(x, self.weight)
 
     def parts(self, x: Tensor, widths: tuple[int, int, int]) -> tuple[Tensor, Tensor, Tensor]:
         """The projection cut into three along its last dimension, as views."""
-        if self._is_float8:
+        if self.is_float8:
             return pointwise.split(float8_linear(x, self.weight), widths)
         return linear_parts(x, self.weight, widths)
 
-    def gated(self, x: Tensor) -> Tensor:
-        """SiLU(gate) * up of the gates and ups that the projection has side by side."""
-        if self._is_float8:
-            return pointwise.gated_product(float8_linear(x, self.weight))
-        return gated_linear(x, self.weight)
-
     @property
-    def _is_float8(self) -> bool:
+    def is_float8(self) -> bool:
         """Only where a gradient is wanted: losses of validation are those of the model as it will be used."""
         return self.trains_in_float8 and torch.is_grad_enabled()
 
@@ -99,6 +93,12 @@ class RMSNorm(nn.Module):
             return pointwise.rms_norm(x, self.weight, self.eps, _dtype_of_norm(x))
         return pointwise.gated_rms_norm(x, gate, self.weight, self.eps)
 
+    def projected(self, x: Tensor, gate: Tensor, projection: Linear) -> Tensor:
+        """The projection of what `forward` gives with a gate."""
+        if projection.is_float8:
+            return projection(self(x, gate))
+        return gated_norm_linear(x, gate, self.weight, self.eps, projection.weight)
+
     def _of_stream(self, stream: Residual) -> Tensor:
         """Normalize the stream, which holds the sum from now on."""
         if stream.added is None:
@@ -129,7 +129,9 @@ class SwiGLU(nn.Module):
         self.down_proj = Linear(config.ff_width, config.d_model, config.residual_std)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(self.gate_up_proj.gated(x))
+        if self.gate_up_proj.is_float8 or self.down_proj.is_float8:
+            return self.down_proj(pointwise.gated_product(self.gate_up_proj(x)))
+        return swiglu(x, self.gate_up_proj.weight, self.down_proj.weight)
 
 
 class KeysValues(NamedTuple):

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from kernels.again import keep
 from kernels.cpp import library
 from kernels.shapes_only import counts_as_gpu, is_shapes_only
 
@@ -258,14 +259,15 @@ def differentiable(
         @staticmethod
         def forward(ctx: Any, *inputs: Any) -> Any:
             outputs, tensors, ctx.facts = forward(*inputs, save=True)
-            ctx.save_for_backward(*tensors)
+            saved, ctx.restore = keep(tensors)
+            ctx.save_for_backward(*saved)
             ctx.set_materialize_grads(materialize_grads)
             return outputs
 
         @staticmethod
         @once_differentiable
         def backward(ctx: Any, *grads: Tensor | None) -> Any:
-            return backward(Saved(ctx.saved_tensors, ctx.facts), *grads)
+            return backward(Saved(tuple(ctx.restore(ctx.saved_tensors)), ctx.facts), *grads)
 
     def call(*inputs: Any) -> Any:
         if torch.is_grad_enabled():
@@ -359,11 +361,12 @@ def library_op(
     def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         made = (output,) if num_outputs == 1 else output
         ctx.mark_non_differentiable(*made[num_grads:])
-        ctx.save_for_backward(*inputs[:num_tensors], *made[:num_kept])
+        saved, ctx.restore = keep((*inputs[:num_tensors], *made[:num_kept]))
+        ctx.save_for_backward(*saved)
         ctx.numbers = inputs[num_tensors:]
 
     def differentiate(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
+        saved = ctx.restore(ctx.saved_tensors)
         given = (*saved[:num_tensors], *ctx.numbers)
         found = iter(backward_operator(*given, *saved[num_tensors:], *grads[:num_grads]))
         return tuple(

@@ -147,4 +147,4 @@ class Mamba2(Mixer[SSMState]):
         return x.unflatten(-1, (self.num_heads, self.head_dim)), B.unflatten(-1, by_group), C.unflatten(-1, by_group)
 
     def _gated_out(self, y: Tensor, z: Tensor) -> Tensor:
-        return self.out_proj(self.norm(y, gate=z))
+        return self.norm.projected(y, z, self.out_proj)

@@ -52,6 +52,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 scale_s1 = slope_s[:, None].to(hidden_sd.dtype)  # applied on the thin side of both products
                 torch.mul(product(grad_logits_sv, weight_vd.t()), scale_s1, out=grad_hidden_sd[part])
                 _add_weight_gradient(grad_weight_vd, grad_logits_sv, hidden_sd[part] * scale_s1, add=first > 0)
+                del grad_logits_sv
+            del logits_sv  # before the next chunk's are there
         ctx.save_for_backward(grad_hidden_sd, grad_weight_vd)
         ctx.mark_non_differentiable(nll_s, num_targets)
         return loss, nll_s, num_targets

@@ -8,12 +8,21 @@ from typing import Any
 from torch import Tensor
 
 from kernels.linear import cpp_path, reference, torch_path
-from kernels.linear.reference import EachInputs, GatedInputs, LinearInputs, Parts, PartsInputs, ProductInputs
+from kernels.linear.reference import (
+    EachInputs,
+    GatedInputs,
+    GatedNormLinearInputs,
+    LinearInputs,
+    Parts,
+    PartsInputs,
+    ProductInputs,
+    SwiGLUInputs,
+)
 from kernels.operator import Operator, Path, random_tensors
-from kernels.pointwise import gated_product, split
+from kernels.pointwise import gated_product, gated_rms_norm, split
 from kernels.pointwise import torch_path as pointwise_path
 
-__all__ = ["gated_linear", "linear", "linear_each", "linear_parts", "product"]
+__all__ = ["gated_linear", "gated_norm_linear", "linear", "linear_each", "linear_parts", "product", "swiglu"]
 
 
 def _linear_then_split(inputs: PartsInputs) -> Parts:
@@ -28,19 +37,21 @@ def _linear_then_gate(inputs: LinearInputs) -> Tensor:
     return gated_product(linear(*inputs))
 
 
-def _triton() -> Path[PartsInputs, Parts]:
-    from kernels.linear import triton_path
-
-    return triton_path.linear_parts
+def _gated_linear_then_down(inputs: SwiGLUInputs) -> Tensor:
+    return linear(gated_linear(inputs.x, inputs.gate_up_oi), inputs.down_oi)
 
 
-def _few_rows(name: str) -> Callable[[], Path[Any, Any]]:
+def _norm_then_linear(inputs: GatedNormLinearInputs) -> Tensor:
+    return linear(gated_rms_norm(*inputs[:4]), inputs.weight_oi)
+
+
+def _triton(name: str) -> Callable[[], Path[Any, Any]]:
     """Imports Triton if there is a GPU."""
 
     def path() -> Path[Any, Any]:
-        from kernels.linear import triton_few_rows
+        from kernels.linear import triton_path
 
-        found: Path[Any, Any] = getattr(triton_few_rows, name)
+        found: Path[Any, Any] = getattr(triton_path, name)
         return found
 
     return path
@@ -51,6 +62,11 @@ def _example_of_parts() -> PartsInputs:
     return PartsInputs(x.requires_grad_(), weight_oi.requires_grad_(), (3, 3, 1))
 
 
+def _example_of_gated_norm() -> GatedNormLinearInputs:
+    x, gate, norm_weight, weight_oi = (x.requires_grad_() for x in random_tensors((2, 5, 8), (2, 5, 8), (8,), (4, 8)))
+    return GatedNormLinearInputs(x, gate, norm_weight, 1e-5, weight_oi)
+
+
 linear = Operator(
     "linear",
     LinearInputs,
@@ -58,7 +74,7 @@ linear = Operator(
     torch=torch_path.linear,
     static=torch_path.linear,
     cpp=cpp_path.linear,
-    triton=_few_rows("linear"),
+    triton=_triton("linear"),
     example=lambda: LinearInputs(*(x.requires_grad_() for x in random_tensors((2, 5, 8), (6, 8)))),
     autocast="follow",
 )
@@ -69,7 +85,7 @@ linear_each = Operator(
     torch=Path(_linear_of_each, tolerance=torch_path.TOLERANCE),
     static=Path(_linear_of_each, tolerance=torch_path.TOLERANCE),
     cpp=Path(_linear_of_each, tolerance=cpp_path.TOLERANCE),
-    triton=_few_rows("linear_each"),
+    triton=_triton("linear_each"),
     example=lambda: EachInputs(random_tensors((2, 5, 8))[0], tuple(random_tensors((6, 8), (3, 8)))),
     autocast="follow",
 )
@@ -80,7 +96,7 @@ gated_linear = Operator(
     torch=Path(_linear_then_gate, tolerance=pointwise_path.TOLERANCE),
     static=Path(_linear_then_gate, tolerance=pointwise_path.TOLERANCE),
     cpp=Path(_linear_then_gate, tolerance=pointwise_path.TOLERANCE),
-    triton=_few_rows("gated_linear"),
+    triton=_triton("gated_linear"),
     example=lambda: GatedInputs(*(x.requires_grad_() for x in random_tensors((2, 5, 8), (6, 8)))),
     autocast="follow",
 )
@@ -91,8 +107,28 @@ linear_parts = Operator(
     torch=Path(_linear_then_split, tolerance=torch_path.TOLERANCE),
     static=Path(_linear_then_split, tolerance=torch_path.TOLERANCE),
     cpp=Path(_linear_then_split, tolerance=cpp_path.TOLERANCE),
-    triton=_triton,
+    triton=_triton("linear_parts"),
     example=_example_of_parts,
+    autocast="follow",
+)
+swiglu = Operator(
+    "swiglu",
+    SwiGLUInputs,
+    reference=reference.swiglu,
+    torch=Path(_gated_linear_then_down, tolerance=pointwise_path.TOLERANCE),
+    cpp=Path(_gated_linear_then_down, tolerance=pointwise_path.TOLERANCE),
+    triton=_triton("swiglu"),
+    example=lambda: SwiGLUInputs(*(x.requires_grad_() for x in random_tensors((2, 5, 8), (6, 8), (4, 3)))),
+    autocast="follow",
+)
+gated_norm_linear = Operator(
+    "gated_norm_linear",
+    GatedNormLinearInputs,
+    reference=reference.gated_norm_linear,
+    torch=Path(_norm_then_linear, tolerance=pointwise_path.TOLERANCE),
+    cpp=Path(_norm_then_linear, tolerance=pointwise_path.TOLERANCE),
+    triton=_triton("gated_norm_linear"),
+    example=_example_of_gated_norm,
     autocast="follow",
 )
 product = Operator(

@@ -43,10 +43,11 @@ def gated_kernel(
 
 @triton.jit
 def gated_backward_kernel(
-    x_ptr, gate_ptr, grad_ptr, grad_x_ptr, grad_gate_ptr,
+    x_ptr, gate_ptr, grad_ptr, grad_x_ptr, grad_gate_ptr, again_ptr,
     num_rows, width, x_stride, gate_stride, grad_stride, grad_x_stride, grad_gate_stride,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """again: where the forward's result is written once more, in dense rows, or None."""
     row, column, mask = place(num_rows, width, ROWS, BLOCK)
     gate = load_tile(gate_ptr, row, gate_stride, column, mask)
     x = load_tile(x_ptr, row, x_stride, column, mask)
@@ -55,6 +56,8 @@ def gated_backward_kernel(
     store_tile(grad_x_ptr, row, grad_x_stride, column, mask, grad * gate * open_share)
     grad_gate = grad * x * open_share * (1 + gate * (1 - open_share))
     store_tile(grad_gate_ptr, row, grad_gate_stride, column, mask, grad_gate)
+    if again_ptr is not None:
+        store_tile(again_ptr, row, width, column, mask, x * gate * open_share)
 
 
 @triton.jit

@@ -6,10 +6,12 @@ Under torch.compile they give way to the plain formulas, which Inductor fuses wi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from kernels.again import is_made, keeps_small_results, made_by
 from kernels.gpu.launch import Launch
 from kernels.operator import Kept, Path, Saved, differentiable
 from kernels.pointwise import triton_plan as plan
@@ -49,7 +51,7 @@ def _norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None, *, s
 def _norm_backward(saved: Saved, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, inverse = saved.tensors
     grad_x = x.new_empty(x.shape)
-    grad_weight = _norm_gradients(x, None, weight, inverse, grad, None, grad_x, None, None)
+    grad_weight = _norm_gradients(x, None, None, weight, inverse, grad, None, grad_x, None, None, None)
     return grad_x, grad_weight, None, None
 
 
@@ -60,24 +62,44 @@ def _add_norm(
     total = x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, delta.dtype))
     normed, inverse = x.new_empty(x.shape, dtype=dtype or total.dtype), _inverses(x, save)
     plan.norm(_rows(x), _rows(delta), None, weight.contiguous(), total, normed, inverse, eps).run()
-    return (total, normed), (total, weight, inverse), (x.dtype, delta.dtype)
+    terms = (x, delta) if _is_kept_as_terms(x, delta) else (total, None)
+    return (total, normed), (*terms, weight, inverse), (x.dtype, delta.dtype)
+
+
+def _is_kept_as_terms(x: Tensor, delta: Tensor) -> bool:
+    """Whether x and delta are kept in place of their sum: every second sum along the stream, where terms are smaller.
+
+    x was kept by the norm before, unless that has kept its own terms.
+    """
+    return delta.element_size() < x.element_size() and not is_made(x)
+
+
+def _sum(x: Tensor, delta: Tensor) -> tuple[Tensor]:
+    return (x + delta,)
+
+
+def _normed_again(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor]:
+    """The norm of x, or of a sum that was not rounded."""
+    out = x.new_empty(x.shape, dtype=dtype)
+    plan.norm(_rows(x), None if delta is None else _rows(delta), None, weight.contiguous(), None, out, None, eps).run()
+    return (out,)
 
 
 def _add_norm_backward(
     saved: Saved, grad_total: Tensor | None, grad_normed: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     """The gradients of the sum and of its norm are added without a tensor for each, in the dtype of each term."""
-    (total, weight, inverse), (dtype, delta_dtype) = saved
+    (x, delta, weight, inverse), (dtype, delta_dtype) = saved
     if grad_normed is None:
         grad, grad_delta = (None if grad_total is None else grad_total.to(kind) for kind in (dtype, delta_dtype))
         return grad, grad_delta, None, None, None
-    grad = total.new_empty(total.shape, dtype=dtype)
-    other = None if delta_dtype == dtype else total.new_empty(total.shape, dtype=delta_dtype)
-    grad_weight = _norm_gradients(total, None, weight, inverse, grad_normed, grad_total, grad, other, None)
+    grad = x.new_empty(x.shape, dtype=dtype)
+    other = None if delta_dtype == dtype else x.new_empty(x.shape, dtype=delta_dtype)
+    grad_weight = _norm_gradients(x, delta, None, weight, inverse, grad_normed, grad_total, grad, other, None, None)
     return grad, grad if other is None else other, grad_weight, None, None
 
 
-def _gated_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float, *, save: bool) -> Kept[Tensor]:
+def gated_norm_forward(x: Tensor, gate: Tensor, weight: Tensor, eps: float, *, save: bool) -> Kept[Tensor]:
     """Keep the inputs and one number per row: the product is cheaper to compute again than to read."""
     _require(gate.shape == x.shape and weight.shape == x.shape[-1:], x, gate, weight)
     out, inverse = gate.new_empty(gate.shape), _inverses(x, save)
@@ -85,21 +107,22 @@ def _gated_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float, *, save: bo
     return out, (x, gate, weight, inverse), ()
 
 
-def _gated_norm_backward(saved: Saved, grad: Tensor) -> tuple[Tensor | None, ...]:
+def gated_norm_backward(saved: Saved, grad: Tensor, again: Tensor | None = None) -> tuple[Tensor | None, ...]:
+    """again: where the forward's result is written once more: cheaper than to compute it alone."""
     x, gate, weight, inverse = saved.tensors
     grad_x, grad_gate = x.new_empty(x.shape), gate.new_empty(gate.shape)
-    grad_weight = _norm_gradients(x, gate, weight, inverse, grad, None, grad_x, None, grad_gate)
+    grad_weight = _norm_gradients(x, None, gate, weight, inverse, grad, None, grad_x, None, grad_gate, again)
     return grad_x, grad_gate, grad_weight, None
 
 
 def _norm_gradients(
-    x: Tensor, gate: Tensor | None, weight: Tensor, inverse: Tensor, grad: Tensor, base: Tensor | None,
-    grad_x: Tensor, grad_delta: Tensor | None, grad_gate: Tensor | None,
+    x: Tensor, delta: Tensor | None, gate: Tensor | None, weight: Tensor, inverse: Tensor, grad: Tensor,
+    base: Tensor | None, grad_x: Tensor, grad_delta: Tensor | None, grad_gate: Tensor | None, again: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """Fill the gradients of rows; return the weight's, the sum of what each program leaves."""
-    x, grad = _rows(x), _rows(grad)
-    gate, base = (None if rows is None else _rows(rows) for rows in (gate, base))
-    launch = plan.norm_backward(x, gate, weight.contiguous(), inverse, grad, base, grad_x, grad_delta, grad_gate)
+    x, grad, weights = _rows(x), _rows(grad), weight.contiguous()
+    delta, gate, base = (None if rows is None else _rows(rows) for rows in (delta, gate, base))
+    launch = plan.norm_backward(x, delta, gate, weights, inverse, grad, base, grad_x, grad_delta, grad_gate, again)
     launch.run()
     share: Tensor = launch.args["share_ptr"]
     return share.sum(0).to(weight.dtype)
@@ -119,7 +142,7 @@ def _gated_backward(saved: Saved, grad: Tensor) -> tuple[Tensor, Tensor]:
     return grad_x, grad_gate
 
 
-def _gated_product(gate_up: Tensor, *, save: bool) -> Kept[Tensor]:
+def gated_product_forward(gate_up: Tensor, *, save: bool) -> Kept[Tensor]:
     *leading, width = gate_up.shape
     _require(width % 2 == 0, gate_up)
     gate, up = _rows(gate_up).chunk(2, -1)
@@ -128,12 +151,12 @@ def _gated_product(gate_up: Tensor, *, save: bool) -> Kept[Tensor]:
     return out, (gate_up,), ()
 
 
-def _gated_product_backward(saved: Saved, grad: Tensor) -> Tensor:
-    """The gradients land side by side too, without a copy."""
+def gated_product_backward(saved: Saved, grad: Tensor, again: Tensor | None = None) -> Tensor:
+    """The gradients land side by side too, without a copy. again: as in gated_norm_backward."""
     (gate_up,) = saved.tensors
     grad_gate_up = gate_up.new_empty(gate_up.shape)
     (gate, up), (grad_gate, grad_up) = (_rows(both).chunk(2, -1) for both in (gate_up, grad_gate_up))
-    plan.gated_backward(up, gate, _rows(grad), grad_up, grad_gate).run()
+    plan.gated_backward(up, gate, _rows(grad), grad_up, grad_gate, again).run()
     return grad_gate_up
 
 
@@ -307,11 +330,11 @@ def report_cases(arch: str) -> list[tuple[str, list[Launch]]]:
     both, logits, target = (table, table), x.new_empty(8192, 32768), x.new_empty(8192, dtype=torch.int64)
     return [
         ("add_rms_norm", [plan.norm(stream, x, None, weight, stream, x, inverse, 1e-5)]),
-        ("add_rms_norm, backward", [plan.norm_backward(stream, None, weight, inverse, x, stream, stream, x, None)]),
+        ("add_rms_norm, backward", [plan.norm_backward(stream, x, None, weight, inverse, x, stream, stream, x, None)]),
         ("gated_rms_norm", [plan.norm(x, None, x, weight, None, x, inverse, 1e-5)]),
-        ("gated_rms_norm, backward", [plan.norm_backward(x, x, weight, inverse, x, None, x, None, x)]),
+        ("gated_rms_norm, backward", [plan.norm_backward(x, None, x, weight, inverse, x, None, x, None, x, x)]),
         ("gated_product", [plan.gated(up, gate, product)]),
-        ("gated_product, backward", [plan.gated_backward(up, gate, product, up, gate)]),
+        ("gated_product, backward", [plan.gated_backward(up, gate, product, up, gate, product)]),
         ("rotary_table", [plan.rotary_table(target, 1e4, logits[:, :32].float(), logits[:, :32].float())]),
         ("rotate_both", [plan.rotate(heads, heads_first(heads), heads_first(heads), both, both, back=False)]),
         ("rotate_both, backward", [plan.rotate_back(heads, heads, None, heads, both, both)]),
@@ -323,36 +346,77 @@ def report_cases(arch: str) -> list[tuple[str, list[Launch]]]:
 
 _norms = differentiable(_norm, _norm_backward)
 _add_norms = differentiable(_add_norm, _add_norm_backward, materialize_grads=False)
-_gated_norms = differentiable(_gated_norm, _gated_norm_backward)
+_gated_norms = differentiable(gated_norm_forward, gated_norm_backward)
 _gates = differentiable(_gated, _gated_backward)
-_gated_products = differentiable(_gated_product, _gated_product_backward)
+_gated_products = differentiable(gated_product_forward, gated_product_backward)
 _rotations = differentiable(_rotate, _rotate_backward)
 _both_rotations = differentiable(_rotate_both, _rotate_both_backward, materialize_grads=False)
 _key_rotations = differentiable(_rotate_keys, _rotate_keys_backward, materialize_grads=False)
 _branches = differentiable(_branch, _branch_backward, materialize_grads=False)
 _splits = differentiable(_split, _split_backward, materialize_grads=False)
 
-rms_norm = Path[NormInputs, Tensor](lambda inputs: _norms(*inputs), _norm_refuses, TOLERANCE)
-add_rms_norm = Path[AddNormInputs, SumAndNorm](
-    lambda inputs: SumAndNorm(*_add_norms(*inputs)), _norm_refuses, TOLERANCE
-)
+
+def _run_norm(inputs: NormInputs) -> Tensor:
+    x, weight, eps, dtype = inputs
+    normed: Tensor = _norms(*inputs)
+    if not keeps_small_results():
+        made_by(_normed_again, (x, None, weight, eps, dtype or x.dtype), normed)
+    return normed
+
+
+def _run_add_norm(inputs: AddNormInputs) -> SumAndNorm:
+    x, delta, weight, eps, _ = inputs
+    kept_as_terms = _is_kept_as_terms(x, delta)
+    total, normed = _add_norms(*inputs)
+    terms = (x, delta) if kept_as_terms else (total, None)
+    if not keeps_small_results():
+        made_by(_normed_again, (*terms, weight, eps, normed.dtype), normed)
+    if kept_as_terms:
+        made_by(_sum, terms, total)
+    return SumAndNorm(total, normed)
+
+
+def _run_rotate(inputs: RotateInputs) -> Tensor:
+    rotated: Tensor = _rotations(*inputs)
+    if not keeps_small_results():
+        made_by(_rotated_again, inputs, rotated)
+    return rotated
+
+
+def _rotated_again(*inputs: Any) -> tuple[Tensor]:
+    return (_rotations(*inputs),)
+
+
+def _run_rotate_both(inputs: RotateBothInputs) -> tuple[Tensor, Tensor]:
+    given = (inputs.x, *inputs.first, *inputs.second)
+    first, second = _both_rotations(*given)
+    if not keeps_small_results():
+        made_by(_both_rotations, given, first, second)
+    return first, second
+
+
+def _run_rotate_keys(inputs: RotateKeysInputs) -> KeysAndValues:
+    """Keys that are not rotated are kept anyway, side by side with values."""
+    found = KeysAndValues(*_key_rotations(*inputs))
+    made_by(_key_rotations, inputs, found.rotated)
+    return found
+
+
+rms_norm = Path(_run_norm, _norm_refuses, TOLERANCE)
+add_rms_norm = Path(_run_add_norm, _norm_refuses, TOLERANCE)
 gated = Path[GatedInputs, Tensor](lambda inputs: _gates(*inputs), lambda inputs: _refuses(*inputs), TOLERANCE)
 gated_rms_norm = Path[GatedNormInputs, Tensor](lambda inputs: _gated_norms(*inputs), _norm_refuses, TOLERANCE)
 gated_product = Path[GateUpInputs, Tensor](
     lambda inputs: _gated_products(*inputs), lambda inputs: _refuses(*inputs), TOLERANCE
 )
 rotary_table = Path(_rotary_table, _table_refuses, TOLERANCE)
-rotate = Path[RotateInputs, Tensor](
-    lambda inputs: _rotations(*inputs), lambda inputs: _rotation_refuses(*inputs[:3]), TOLERANCE
-)
+rotate = Path(_run_rotate, lambda inputs: _rotation_refuses(*inputs[:3]), TOLERANCE)
 rotate_both = Path[RotateBothInputs, tuple[Tensor, Tensor]](
-    lambda inputs: _both_rotations(inputs.x, *inputs.first, *inputs.second),
+    _run_rotate_both,
     lambda inputs: _rotation_refuses(inputs.x, *inputs.first, *inputs.second),
     TOLERANCE,
 )
-rotate_keys = Path[RotateKeysInputs, KeysAndValues](
-    lambda inputs: KeysAndValues(*_key_rotations(*inputs)), lambda inputs: _rotation_refuses(*inputs), TOLERANCE
-)
+rotate_keys = Path(_run_rotate_keys, lambda inputs: _rotation_refuses(*inputs), TOLERANCE)
 branch = Path[BranchInputs, Three](
     lambda inputs: _branches(*inputs), lambda inputs: _parts_refuse(inputs.x_btd), TOLERANCE
 )

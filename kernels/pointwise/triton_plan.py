@@ -23,7 +23,7 @@ def norm(
     x: Tensor, delta: Tensor | None, gate: Tensor | None, weight: Tensor, total: Tensor | None, out: Tensor,
     inverse: Tensor | None, eps: float,
 ) -> Launch:  # fmt: skip
-    """Write out, and total and inverse unless None."""
+    """Write out, and total and inverse unless None. Without a total, that of x + delta is not rounded."""
     num_rows, width = _size(x)
     tile = _row_tile(width)
     return Launch(
@@ -41,23 +41,24 @@ def norm(
 
 
 def norm_backward(
-    x: Tensor, gate: Tensor | None, weight: Tensor, inverse: Tensor, grad: Tensor, base: Tensor | None,
-    grad_x: Tensor, grad_delta: Tensor | None, grad_gate: Tensor | None,
+    x: Tensor, delta: Tensor | None, gate: Tensor | None, weight: Tensor, inverse: Tensor, grad: Tensor,
+    base: Tensor | None, grad_x: Tensor, grad_delta: Tensor | None, grad_gate: Tensor | None,
+    again: Tensor | None = None,
 ) -> Launch:  # fmt: skip
-    """Write the gradients, and to share_ptr each program's part of the weight's."""
+    """Write the gradients, to share_ptr each program's part of the weight's, and what was normed unless None."""
     num_rows, width = _size(x)
     tile = _row_tile(width)
     programs = min(PROGRAMS, triton.cdiv(num_rows, tile["ROWS"]))
     share = inverse.new_empty(programs, width)
-    read = {"x": x, "gate": gate, "weight": weight, "inverse": inverse, "grad": grad, "base": base}
-    written = {"grad_x": grad_x, "grad_delta": grad_delta, "grad_gate": grad_gate, "share": share}
+    read = {"x": x, "delta": delta, "gate": gate, "weight": weight, "inverse": inverse, "grad": grad, "base": base}
+    written = {"grad_x": grad_x, "grad_delta": grad_delta, "grad_gate": grad_gate, "again": again, "share": share}
     return Launch(
         rows.norm_backward_kernel,
         (programs,),
         {
             **_pointers(**read, **written),
             **{"num_rows": num_rows, "width": width},
-            **_strides(x=x, gate=gate, grad=grad, base=base),
+            **_strides(x=x, delta=delta, gate=gate, grad=grad, base=base),
         },
         tile,
         num_warps=_warps(tile),
@@ -101,17 +102,23 @@ def gated(x: Tensor, gate: Tensor, out: Tensor) -> Launch:
     )
 
 
-def gated_backward(x: Tensor, gate: Tensor, grad: Tensor, grad_x: Tensor, grad_gate: Tensor) -> Launch:
-    """Write both gradients."""
+def gated_backward(
+    x: Tensor, gate: Tensor, grad: Tensor, grad_x: Tensor, grad_gate: Tensor, again: Tensor | None = None
+) -> Launch:
+    """Write both gradients, and the product unless None."""
     num_rows, width = _size(x)
     grid, tile = _elements(num_rows, width)
     tensors = {"x": x, "gate": gate, "grad": grad, "grad_x": grad_x, "grad_gate": grad_gate}
     return Launch(
         elements.gated_backward_kernel,
         grid,
-        {**_pointers(**tensors), **{"num_rows": num_rows, "width": width}, **_strides(**tensors)},
+        {
+            **_pointers(**tensors, again=again),
+            **{"num_rows": num_rows, "width": width},
+            **_strides(**tensors),
+        },
         tile,
-        bytes=num_bytes(*tensors.values()),
+        bytes=num_bytes(*tensors.values(), again),
     )
 
 

@@ -31,7 +31,8 @@ def norm_kernel(
 ):  # fmt: skip
     """RMSNorm of x, of x + delta (the sum goes to total_ptr) or of x * SiLU(gate). Grid: tiles of rows.
 
-    out, total: dense rows.  inverse: 1 / root mean square of each row, for the backward; None if there is none.
+    out, total: dense rows.  inverse: 1 / root mean square of each row, for the backward. None: not wanted; without a
+    total the sum is not rounded.
     """
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK)
@@ -39,8 +40,9 @@ def norm_kernel(
     value = load_tile(x_ptr, row, x_stride, column, mask)
     if delta_ptr is not None:
         value += load_tile(delta_ptr, row, delta_stride, column, mask)
-        value = value.to(total_ptr.dtype.element_ty).to(tl.float32)  # the norm of what is kept
-        store_tile(total_ptr, row, width, column, mask, value)
+        if total_ptr is not None:
+            value = value.to(total_ptr.dtype.element_ty).to(tl.float32)  # the norm of what is kept
+            store_tile(total_ptr, row, width, column, mask, value)
     if gate_ptr is not None:
         gate = load_tile(gate_ptr, row, gate_stride, column, mask)
         value *= gate * tl.sigmoid(gate)
@@ -53,13 +55,15 @@ def norm_kernel(
 
 @triton.jit
 def norm_backward_kernel(
-    x_ptr, gate_ptr, weight_ptr, inverse_ptr, grad_ptr, base_ptr,
-    grad_x_ptr, grad_delta_ptr, grad_gate_ptr, share_ptr,
-    num_rows, width, x_stride, gate_stride, grad_stride, base_stride, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    x_ptr, delta_ptr, gate_ptr, weight_ptr, inverse_ptr, grad_ptr, base_ptr,
+    grad_x_ptr, grad_delta_ptr, grad_gate_ptr, again_ptr, share_ptr,
+    num_rows, width, x_stride, delta_stride, gate_stride, grad_stride, base_stride,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of norm_kernel, of whose sum x is the total. Grid: programs, each with tiles of rows far apart.
+    """Gradients of norm_kernel, of whose sum x is the total, or x + delta. Grid: programs, with tiles far apart.
 
     base: a gradient of x to add to, or None.  grad_delta: the gradient of x in another dtype, or None.
+    again: where the forward's result is written once more, or None.
     share: room for what each program adds to the weight's gradient, [programs, width].
     """
     column = tl.arange(0, BLOCK)
@@ -70,6 +74,8 @@ def norm_backward_kernel(
         mask = (row < num_rows)[:, None] & (column < width)[None, :]
         inverse = tl.load(inverse_ptr + row, mask=row < num_rows, other=0.0)[:, None]
         x = load_tile(x_ptr, row, x_stride, column, mask)
+        if delta_ptr is not None:
+            x += load_tile(delta_ptr, row, delta_stride, column, mask)
         value = x
         if gate_ptr is not None:
             gate = load_tile(gate_ptr, row, gate_stride, column, mask)
@@ -77,6 +83,9 @@ def norm_backward_kernel(
             value = x * gate * open_share
         grad = load_tile(grad_ptr, row, grad_stride, column, mask)
         normed = value * inverse
+        if again_ptr is not None:
+            again = x * (gate * open_share) if gate_ptr is not None else x  # in the forward's order
+            store_tile(again_ptr, row, width, column, mask, again * inverse * weight)
         share += grad * normed
         grad *= weight
         grad_value = inverse * (grad - normed * (tl.sum(grad * normed, 1) / width)[:, None])

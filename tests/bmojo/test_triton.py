@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from bmojo import BMojoLM
-from kernels.operator import use
+from bmojo.fields import ActivationCheckpointing
+from kernels.operator import Path, use
 from tests.bmojo.model_family import build, random_tokens, small_config
 from tests.kernels.memory import memory_of_nan
 
@@ -99,3 +102,31 @@ def test_decoding_continues_a_prefix_that_ends_within_a_chunk():
         torch.testing.assert_close(logits, whole[:, 21], rtol=1e-4, atol=1e-5)
         logits, _ = model.step(tokens[:, 22], state)
         torch.testing.assert_close(logits, whole[:, 22], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "pattern", ["bmojo", *(pytest.param(p, marks=pytest.mark.slow) for p in ("mamba2,swa", "bmojo_f,attention"))]
+)
+def test_what_is_made_again_has_the_bits_of_what_would_have_been_kept(pattern, monkeypatch):
+    """Under autocast, with documents, in memory filled with NaN."""
+    monkeypatch.setattr("bmojo.layers.counts_as_gpu", lambda x: True)  # so that norms write what products read
+
+    def differentiated(part: ActivationCheckpointing) -> list[Tensor]:
+        model = tiny_model(pattern)
+        model.checkpoint_activations(part)
+        tokens, docs = random_tokens(2, 13), torch.tensor([[0] * 7 + [1] * 6, [0] * 13])
+        with use("triton"), memory_of_nan():
+            with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+                loss = model(tokens, tokens.roll(-1, 1), docs).loss
+            return [loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))]
+
+    found = {part: differentiated(part) for part in ("none", "pointwise")}
+    refused: Path[Any, Any] = Path(lambda inputs: None, lambda inputs: "what it is made of runs instead")
+    for name in ("swiglu", "gated_norm_linear"):
+        monkeypatch.setattr(f"kernels.linear.triton_path.{name}", refused)
+    monkeypatch.setattr("kernels.pointwise.triton_path.made_by", lambda *given: None)
+    monkeypatch.setattr("kernels.pointwise.triton_path._is_kept_as_terms", lambda *given: False)
+    kept = differentiated("none")
+    for part, tensors in found.items():
+        for one, other in zip(tensors, kept, strict=True):
+            assert torch.equal(one, other), part

@@ -169,8 +169,8 @@ class TrainStageConfig(StageConfig):
     )
     activation_checkpointing: ActivationCheckpointing = Field(
         "none",
-        description="What the backward pass computes again to save memory, in each layer: nothing, the mixer "
-        "(attention), or the whole block. Same results.",
+        description="What the backward pass computes again to save memory, in each layer: next to nothing; norms, "
+        "rotations and convolutions, on a GPU (pointwise); the mixer (attention); or the whole block. Same results.",
         json_schema_extra=NOT_IN_FINGERPRINT,
     )
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of the initial weights and of the order of the data.")

@@ -25,6 +25,7 @@ from kernels.pointwise import (
     rotate_both,
     rotate_keys,
     split,
+    triton_path,
 )
 from kernels.pointwise.triton_path import TOLERANCE, join
 from tests.kernels.helpers import assert_close, normal, pairwise, run
@@ -205,3 +206,35 @@ def test_shapes_that_do_not_go_together_are_refused(call):
     """The kernels themselves would read beyond the end."""
     with use("triton"), pytest.raises((ValueError, RuntimeError)):
         call(torch.ones(2, 4))
+
+
+def test_every_second_sum_along_a_stream_is_kept_as_its_terms():
+    """The bits are those of sums that are kept, and it takes two bytes a number less for each second one."""
+    x, deltas = normal(3, 64), [normal(3, 64, dtype=torch.bfloat16, seed=1 + i) for i in range(4)]
+    weight = normal(64, seed=9)
+
+    def differentiated() -> tuple[list[Tensor], int]:
+        leaves = [x.clone().requires_grad_(), *(delta.clone().requires_grad_() for delta in deltas)]
+        kept: dict[int, torch.UntypedStorage] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+            return tensor
+
+        total, normed = leaves[0], []
+        with use("triton"), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            for delta in leaves[1:]:
+                total, norm = add_rms_norm(total, delta, weight, EPS, torch.bfloat16)
+                normed.append(norm)
+        grads = torch.autograd.grad([total, *normed], leaves, [normal(3, 64), *(norm.cos() for norm in normed)])
+        return list(grads), sum(storage.nbytes() for storage in kept.values())
+
+    by_terms, bytes_of_terms = differentiated()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(triton_path, "_is_kept_as_terms", lambda x, delta: False)
+        by_sums, bytes_of_sums = differentiated()
+    for one, other in zip(by_terms, by_sums, strict=True):
+        assert torch.equal(one, other)
+    numbers, rest = 3 * 64, 4 * 64 + 4 * 4 * 3  # the weight, and a number per row and norm
+    assert bytes_of_sums == 4 * 4 * numbers + rest
+    assert bytes_of_terms == (4 + 2 + 4 + 2 + 4) * numbers + rest

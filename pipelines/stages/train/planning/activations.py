@@ -98,7 +98,7 @@ def run_whole(
     if float8:
         mark_float8(model)
     with FakeTensorMode(), shapes_only(device), LiveMemory() as memory:
-        _materialize(model)
+        materialize(model)
         _free_gradients(model)
         tokens_bt = torch.zeros(micro_batch_size, seq_len, dtype=torch.long)
         before, memory.peak = memory.now, memory.now
@@ -110,7 +110,7 @@ def run_whole(
         return WholeRun(saved, memory.peak - before)
 
 
-def _materialize(model: BMojoLM) -> None:
+def materialize(model: BMojoLM) -> None:
     """Parameters as fake tensors of the CPU, in place of those of the meta device."""
     model._apply(lambda parameter: torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu"))
     if model.config.tie_embeddings:

@@ -83,7 +83,7 @@ UNKNOWN_GPU_FLOPS = 300e12  # a middling data-centre GPU in bfloat16
 def recomputed_flops(train: TrainStageConfig, counts: ModelCounts) -> float:
     """FLOPs per token that the backward computes again."""
     parts = counts.flops_by_part
-    if train.activation_checkpointing == "none":
+    if train.activation_checkpointing in ("none", "pointwise"):
         return 0.0
     kept = parts["head"] + (parts["mlp"] if train.activation_checkpointing == "attention" else 0.0)
     return counts.forward_flops_per_token - kept
