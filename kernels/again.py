@@ -22,11 +22,11 @@ _keeps_small_results = True
 
 
 class Recipe(NamedTuple):
-    """How a storage was made: it is that of output `index` of function(*inputs)."""
+    """How a storage was made: it is one of the outputs of function(*inputs)."""
 
     function: Callable[..., Sequence[Tensor]]
     inputs: tuple[Any, ...]
-    index: int
+    output: int
     again: Again
 
 
@@ -69,8 +69,8 @@ def made_by(function: Callable[..., Sequence[Tensor]], inputs: tuple[Any, ...], 
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return
     inputs, again = tree_map_only(Tensor, Tensor.detach, inputs), Again()
-    for index, result in enumerate(results):
-        _recipes[result.untyped_storage()] = Recipe(function, inputs, index, again)
+    for output, result in enumerate(results):
+        _recipes[result.untyped_storage()] = Recipe(function, inputs, output, again)
 
 
 def is_made(x: Tensor) -> bool:
@@ -104,10 +104,10 @@ def _give(x: Any, saved: list[Tensor | None]) -> Give:
     gives = [_give(leaf, saved) for leaf in leaves]
     recipe.again.expected += 1
     view = x.shape, x.stride(), x.storage_offset()
-    function, index, again = recipe.function, recipe.index, recipe.again
+    function, output, again = recipe.function, recipe.output, recipe.again
 
     def give(found: Sequence[Any]) -> Tensor:
         inputs = tree_unflatten([part(found) for part in gives], structure)
-        return again.results(lambda: function(*inputs))[index].as_strided(*view)
+        return again.results(lambda: function(*inputs))[output].as_strided(*view)
 
     return give

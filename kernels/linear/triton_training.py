@@ -80,7 +80,7 @@ def _linear_of(
             grad_weight = products.gradient_of_weight(grad_ro, _rows(again)).to(ctx.weight_dtype)
             return grad_weight, *(grads if isinstance(grads, tuple) else (grads,))
 
-    return Function.apply  # type: ignore[no-any-return]  # torch does not type it
+    return Function.apply
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -119,10 +119,10 @@ def _swiglu(inputs: SwiGLUInputs) -> Tensor:
 
 
 def _gated_norm_refuses(inputs: GatedNormLinearInputs) -> str | None:
-    *of_norm, weight_oi = inputs
-    if inputs.gate.dtype != products.compute_dtype(inputs.gate):
+    x, gate, norm_weight, eps, weight_oi = inputs
+    if gate.dtype != products.compute_dtype(gate):
         return "a product in another dtype than the norm's"
-    return pointwise.gated_rms_norm.refuses(GatedNormInputs(*of_norm)) or refuses(inputs.gate, inputs.x, weight_oi)
+    return pointwise.gated_rms_norm.refuses(GatedNormInputs(x, gate, norm_weight, eps)) or refuses(gate, x, weight_oi)
 
 
 def _run_gated_norm(inputs: GatedNormLinearInputs) -> Tensor:
