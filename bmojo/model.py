@@ -35,7 +35,7 @@ from bmojo.mixers import MIXERS
 from bmojo.mixers.base import LayerMemory, Mixer, MixerOutput, Sequence
 from bmojo.prefill import piece_tokens, pieces, prefill
 from bmojo.state import DecodingState, LayerState
-from kernels.again import small_results_made_again
+from kernels.again import MadeAgain, making_again
 from kernels.cross_entropy import LossOutputs, linear_cross_entropy
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
@@ -126,7 +126,7 @@ class BMojoLM(nn.Module):
         self.init_weights(seed=0)
         self.checkpoint: Checkpoint | None = None
         self.checkpointed: Literal["block", "mixer"] = "block"  # what `checkpoint` is applied to, of each layer
-        self.makes_small_results_again = False  # kernels.again
+        self.made_again: MadeAgain = "duplicates"  # on a GPU; what `checkpoint` is applied to has its own way
         self.compiled_loss: Compiled | None = None  # see bmojo.compiled
 
     # Training and scoring
@@ -155,7 +155,7 @@ class BMojoLM(nn.Module):
             configured) and num_targets; logits of the whole batch are never materialised. Without: logits_btv.
         """
         hidden: list[Tensor] | None = [] if return_hidden else None
-        with small_results_made_again(self.makes_small_results_again):
+        with making_again(self.made_again):
             x, predictor_losses, memory = self._stream(tokens_bt, doc_ids_bt, return_memory, hidden)
         layers = memory if return_memory else None
         if hidden is not None:
@@ -180,7 +180,7 @@ class BMojoLM(nn.Module):
         self.checkpointed = "mixer" if part == "attention" else "block"
         again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
         self.checkpoint = None if part in ("none", "pointwise") else again
-        self.makes_small_results_again = part == "pointwise"
+        self.made_again = "small" if part == "pointwise" else "duplicates"
 
     def features(self, tokens_bt: Tensor, doc_ids_bt: Tensor | None = None) -> Tensor:
         """The normed residual stream x_btd that the output projection reads; arguments as forward's."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +18,12 @@ from torch.utils.weak import WeakIdKeyDictionary
 Give = Callable[[Sequence[Any]], Any]  # a tensor, of those that were saved
 
 _recipes = WeakIdKeyDictionary()  # storage of a result -> Recipe, as long as the storage is there
-_keeps_small_results = True
+
+MadeAgain = Literal["nothing", "duplicates", "small"]
+"""nothing: all is kept, for comparison.  duplicates: what is written beside something else, or is another layout of what
+is kept; costs next to nothing.  small: also results that cost a pass over memory."""
+
+_made_again: MadeAgain = "duplicates"
 
 
 class Recipe(NamedTuple):
@@ -48,25 +53,30 @@ class Again:
 
 
 @contextmanager
-def small_results_made_again(enabled: bool = True) -> Iterator[None]:
-    """Within it more is made again: results that cost a pass over memory, see `keeps_small_results`."""
-    global _keeps_small_results
-    before, _keeps_small_results = _keeps_small_results, not enabled
+def making_again(what: MadeAgain) -> Iterator[None]:
+    """Within it that is what a later backward makes again."""
+    global _made_again
+    before, _made_again = _made_again, what
     try:
         yield
     finally:
-        _keeps_small_results = before
+        _made_again = before
 
 
 def keeps_small_results() -> bool:
-    """Whether what costs more than it saves by default is kept."""
-    return _keeps_small_results
+    """Whether results that cost a pass over memory are kept."""
+    return _made_again != "small"
+
+
+def keeps_everything() -> bool:
+    """Whether nothing is made again."""
+    return _made_again == "nothing"
 
 
 def made_by(function: Callable[..., Sequence[Tensor]], inputs: tuple[Any, ...], *results: Tensor) -> None:
     """Say that function(*inputs) gives `results` first of all, with the same bits and layout, each in a storage of its
     own; and that the inputs do not change before the backward. Without a gradient in sight it has no effect."""
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+    if keeps_everything() or torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return
     inputs, again = tree_map_only(Tensor, Tensor.detach, inputs), Again()
     for output, result in enumerate(results):

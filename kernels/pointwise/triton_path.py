@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.again import is_made, keeps_small_results, made_by
+from kernels.again import is_made, keeps_everything, keeps_small_results, made_by
 from kernels.gpu.launch import Launch
 from kernels.operator import Kept, Path, Saved, differentiable
 from kernels.pointwise import triton_plan as plan
@@ -71,7 +71,7 @@ def _is_kept_as_terms(x: Tensor, delta: Tensor) -> bool:
 
     x was kept by the norm before, unless that has kept its own terms.
     """
-    return delta.element_size() < x.element_size() and not is_made(x)
+    return delta.element_size() < x.element_size() and not (keeps_everything() or is_made(x))
 
 
 def _sum(x: Tensor, delta: Tensor) -> tuple[Tensor]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
 
 from bmojo import BMojoLM
-from bmojo.fields import ActivationCheckpointing
-from kernels.operator import Path, use
+from kernels.again import MadeAgain
+from kernels.operator import use
 from tests.bmojo.model_family import build, random_tokens, small_config
 from tests.kernels.memory import memory_of_nan
 
@@ -111,22 +109,16 @@ def test_what_is_made_again_has_the_bits_of_what_would_have_been_kept(pattern, m
     """Under autocast, with documents, in memory filled with NaN."""
     monkeypatch.setattr("bmojo.layers.counts_as_gpu", lambda x: True)  # so that norms write what products read
 
-    def differentiated(part: ActivationCheckpointing) -> list[Tensor]:
+    def differentiated(made_again: MadeAgain) -> list[Tensor]:
         model = tiny_model(pattern)
-        model.checkpoint_activations(part)
+        model.made_again = made_again
         tokens, docs = random_tokens(2, 13), torch.tensor([[0] * 7 + [1] * 6, [0] * 13])
         with use("triton"), memory_of_nan():
             with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
                 loss = model(tokens, tokens.roll(-1, 1), docs).loss
             return [loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))]
 
-    found = {part: differentiated(part) for part in ("none", "pointwise")}
-    refused: Path[Any, Any] = Path(lambda inputs: None, lambda inputs: "what it is made of runs instead")
-    for name in ("swiglu", "gated_norm_linear"):
-        monkeypatch.setattr(f"kernels.linear.triton_path.{name}", refused)
-    monkeypatch.setattr("kernels.pointwise.triton_path.made_by", lambda *given: None)
-    monkeypatch.setattr("kernels.pointwise.triton_path._is_kept_as_terms", lambda *given: False)
-    kept = differentiated("none")
-    for part, tensors in found.items():
-        for one, other in zip(tensors, kept, strict=True):
-            assert torch.equal(one, other), part
+    kept = differentiated("nothing")
+    for made_again in ("duplicates", "small"):
+        for one, other in zip(differentiated(made_again), kept, strict=True):
+            assert torch.equal(one, other), made_again

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kernels import again
-from kernels.again import keep, keeps_small_results, made_by, small_results_made_again
+from kernels.again import keep, keeps_everything, keeps_small_results, made_by, making_again
 from tests.kernels.helpers import normal
 
 
@@ -89,11 +89,21 @@ def test_without_gradients_nothing_is_noted() -> None:
     assert not again.is_made(twice)
 
 
-def test_small_results_are_kept_but_within_the_block() -> None:
-    seen = [keeps_small_results()]
-    with small_results_made_again():
-        seen.append(keeps_small_results())
-        with small_results_made_again(enabled=False):
-            seen.append(keeps_small_results())
-        seen.append(keeps_small_results())
-    assert [*seen, keeps_small_results()] == [True, False, True, False, True]
+def test_what_is_made_again_is_chosen_for_a_block_of_code() -> None:
+    seen = [(keeps_everything(), keeps_small_results())]
+    with making_again("small"):
+        seen.append((keeps_everything(), keeps_small_results()))
+        with making_again("nothing"):
+            seen.append((keeps_everything(), keeps_small_results()))
+        seen.append((keeps_everything(), keeps_small_results()))
+    default = False, True
+    assert [*seen, (keeps_everything(), keeps_small_results())] == [
+        default, (False, False), (True, True), (False, False), default,
+    ]  # fmt: skip
+
+
+def test_if_everything_is_kept_no_recipe_is() -> None:
+    twice, _ = Doubled()(normal(3))
+    with making_again("nothing"):
+        made_by(Doubled(), (normal(3),), twice)
+    assert not again.is_made(twice)

@@ -119,7 +119,7 @@ MUTANTS: tuple[Mutant, ...] = (
             Edit("bmojo/mixers/attention.py", "q = projected", "q = 1.1 * projected"),
             Edit("bmojo/mixers/attention.py", "else self.q_norm(q)", "else 1.1 * self.q_norm(q)")),
     _mutant("gate after the norm", _REFERENCE,
-            Edit(_MAMBA2, "self.norm(y, gate=z)", "self.norm(y) * F.silu(z)")),
+            Edit(_MAMBA2, "self.norm.projected(y, z, self.out_proj)", "self.out_proj(self.norm(y) * F.silu(z))")),
     _mutant("fading keys without RoPE", _REFERENCE,
             Edit(_BMOJO, "readable.rotary, self.fading_kv_proj)",
                  "readable.rotary, self.fading_kv_proj)\n        fading = fading._replace(k=_)"),
