@@ -20,8 +20,8 @@ Give = Callable[[Sequence[Any]], Any]  # a tensor, of those that were saved
 _recipes = WeakIdKeyDictionary()  # storage of a result -> Recipe, as long as the storage is there
 
 MadeAgain = Literal["nothing", "duplicates", "small"]
-"""nothing: all is kept, for comparison.  duplicates: what is written beside something else, or is another layout of what
-is kept; costs next to nothing.  small: also results that cost a pass over memory."""
+"""nothing: all is kept, for comparison.  duplicates: what is written beside something else, or is kept in another form;
+costs next to nothing.  small: also results that cost a pass over memory."""
 
 _made_again: MadeAgain = "duplicates"
 
