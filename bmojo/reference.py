@@ -3,7 +3,7 @@
 Written for readers and tests: one sequence, one token at a time, float64, weights read by name, and nothing shared with
 the modules in bmojo/mixers or the operators in kernels. Letters: t time, d model width, h heads, p channels per head,
 n SSM state, W window_size, C chunk_size, M num_eidetic. Sources: arXiv:2407.06324 (B'MOJO), 2405.21060 (Mamba-2),
-2312.00752 (Mamba), 2412.06464 (Gated DeltaNet), 2104.09864 (RoPE).
+2312.00752 (Mamba), 2412.06464 (Gated DeltaNet), 2510.26692 (Kimi Delta Attention), 2104.09864 (RoPE).
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ def _mix(mixer: str, config: ModelConfig, w: Weights, u_td: Tensor, docs: list[i
     if mixer == "mamba2":
         return _mamba2(config, w, u_td, docs, config.ssm_expand)
     if mixer == "gated_deltanet":
-        return _gated_deltanet(config, w, u_td, docs)
+        return _gated_deltanet(config, w, u_td, docs, config.ssm_expand)
+    if mixer == "kda":
+        return _kda(config, w, u_td, docs)
     return _attention(mixer, config, w, u_td, docs, trace)
 
 
@@ -164,28 +166,48 @@ def _mamba(config: ModelConfig, w: Weights, u_td: Tensor, docs: list[int]) -> Te
     return torch.stack(out) @ w["out_proj.weight"].T
 
 
-def _gated_deltanet(config: ModelConfig, w: Weights, u_td: Tensor, docs: list[int]) -> Tensor:
-    """S_t = a_t S_{t-1} (I - b_t k_t k_t^T) + b_t v_t k_t^T;  y_t = S_t q_t;  out = W (RMSNorm(y) * SiLU(z))."""
-    width, p, n = config.ssm_expand * config.d_model, config.ssm_head_dim, config.d_state
-    heads = width // p
+def _gated_deltanet(config: ModelConfig, w: Weights, u_td: Tensor, docs: list[int], expand: int) -> Tensor:
+    """a_t is one number per head;  out = W (RMSNorm(y) * SiLU(z))."""
+    width, n = expand * config.d_model, config.d_state
+    heads = width // config.ssm_head_dim
     z_ti, conv_tc, a_th, b_th = (u_td @ w["in_proj.weight"].T).split([width, 2 * heads * n + width, heads, heads], -1)
-    q_tm, k_tm, v_ti = _conv(conv_tc, w["conv_weight"], docs).split([heads * n, heads * n, width], -1)
-    state_hpn, identity_nn, out = torch.zeros(heads, p, n, dtype=u_td.dtype), torch.eye(n, dtype=u_td.dtype), []
-    for t in range(len(u_td)):
+    a_th = (-w["A_log"].exp() * softplus(a_th + w["dt_bias"])).exp()
+    y_thp = _delta_rule(config, w, conv_tc, a_th[..., None].expand(-1, -1, n), torch.sigmoid(b_th), docs)
+    return (y_thp.flatten(1) * silu(z_ti)) @ w["out_proj.weight"].T
+
+
+def _kda(config: ModelConfig, w: Weights, u_td: Tensor, docs: list[int]) -> Tensor:
+    """a_t is one number per head and channel of the keys;  out = W (RMSNorm(y) * sigmoid(z))."""
+    width, n, rank = config.ssm_expand * config.d_model, config.d_state, config.ssm_head_dim
+    heads = width // config.ssm_head_dim
+    widths = [rank, 2 * heads * n + width, rank, heads]
+    z_tr, conv_tc, a_tr, b_th = (u_td @ w["in_proj.weight"].T).split(widths, -1)
+    step_thn = softplus(a_tr @ w["decay_proj.weight"].T + w["dt_bias"]).unflatten(-1, (heads, n))
+    a_thn = (-w["A_log"].exp()[:, None] * step_thn).exp()
+    y_thp = _delta_rule(config, w, conv_tc, a_thn, torch.sigmoid(b_th), docs)
+    return (y_thp.flatten(1) * torch.sigmoid(z_tr @ w["gate_proj.weight"].T)) @ w["out_proj.weight"].T
+
+
+def _delta_rule(
+    config: ModelConfig, w: Weights, conv_tc: Tensor, a_thn: Tensor, b_th: Tensor, docs: list[int]
+) -> Tensor:
+    """RMSNorm(y):  S_t = S_{t-1} Diag(a_t) (I - b_t k_t k_t^T) + b_t v_t k_t^T;  y_t = S_t q_t."""
+    (_, heads, n), p = a_thn.shape, config.ssm_head_dim
+    q_tm, k_tm, v_ti = _conv(conv_tc, w["conv_weight"], docs).split([heads * n, heads * n, heads * p], -1)
+    state_hpn, identity_nn, out = conv_tc.new_zeros(heads, p, n), torch.eye(n, dtype=conv_tc.dtype), []
+    for t in range(len(conv_tc)):
         if t and docs[t] != docs[t - 1]:
             state_hpn = torch.zeros_like(state_hpn)
-        a_h = (-w["A_log"].exp() * softplus(a_th[t] + w["dt_bias"])).exp()
-        b_h = torch.sigmoid(b_th[t])
-        y_hp = torch.zeros(heads, p, dtype=u_td.dtype)
+        y_hp = conv_tc.new_zeros(heads, p)
         for h in range(heads):
             q_n, k_n = (x[h * n : (h + 1) * n] for x in (q_tm[t], k_tm[t]))
             q_n, k_n = (x / (x.square().sum() + 1e-6).sqrt() for x in (q_n, k_n))
             v_p = v_ti[t, h * p : (h + 1) * p]
-            erased_pn = a_h[h] * state_hpn[h] @ (identity_nn - b_h[h] * torch.outer(k_n, k_n))
-            state_hpn[h] = erased_pn + b_h[h] * torch.outer(v_p, k_n)
+            erased_pn = state_hpn[h] * a_thn[t, h] @ (identity_nn - b_th[t, h] * torch.outer(k_n, k_n))
+            state_hpn[h] = erased_pn + b_th[t, h] * torch.outer(v_p, k_n)
             y_hp[h] = state_hpn[h] @ q_n
-        out.append(_rms_norm(y_hp, w["norm.weight"], config).reshape(width) * silu(z_ti[t]))
-    return torch.stack(out) @ w["out_proj.weight"].T
+        out.append(_rms_norm(y_hp, w["norm.weight"], config))
+    return torch.stack(out)
 
 
 def _conv(x_tc: Tensor, weight_ck: Tensor, docs: list[int]) -> Tensor:

@@ -36,6 +36,7 @@ MIXERS = MixerTable(
         "mamba": "mamba:Mamba",
         "mamba2": "mamba2:Mamba2",
         "gated_deltanet": "gated_deltanet:GatedDeltaNet",
+        "kda": "kda:KimiDeltaAttention",
         "bmojo_f": "bmojo:BMojoF",
         "bmojo": "bmojo:BMojo",
     }

@@ -32,7 +32,7 @@ def chunked(inputs: DeltaInputs, chunk_size: int) -> DeltaOutputs:
     """chunk_size: a power of two."""
     dtype, t = torch.promote_types(inputs.v_bthp.dtype, torch.float32), inputs.v_bthp.shape[1]
     q, k, v, log_decay, beta = (by_chunk(m.to(dtype), chunk_size) for m in inputs[:5])
-    decay, reach = decays(log_decay, inputs.doc_ids_bt, t)
+    decay, reach = decays(log_decay, inputs.doc_ids_bt)
     k_t = k.transpose(-1, -2)
     lower = beta[..., None] * torch.matmul(k, k_t) * decay.tril(-1)
     scaled = torch.cat([v, k * reach[..., None]], -1) * beta[..., None]
@@ -55,9 +55,13 @@ def chunked(inputs: DeltaInputs, chunk_size: int) -> DeltaOutputs:
 
 def flops_per_position(n: int, p: int) -> float:
     """Of one head, forward; one multiply-add is two. Element-wise work is not counted."""
-    intervals, inverse = CHUNK * (CHUNK + 1), (CHUNK**2 - 1) / 3
-    within, across = CHUNK * (3 * n + 2 * p), 3 * n * p
-    return 2.0 * (intervals + inverse + within + across)
+    within, across = CHUNK * (CHUNK + 1) + CHUNK * (3 * n + 2 * p), 3 * n * p
+    return 2.0 * (inverse_flops(CHUNK) + within + across)
+
+
+def inverse_flops(size: int) -> float:
+    """Multiply-adds of `inverse_of`, per row."""
+    return (size**2 - 1) / 3
 
 
 def by_chunk(m: Tensor, size: int) -> Tensor:
@@ -67,7 +71,7 @@ def by_chunk(m: Tensor, size: int) -> Tensor:
     return chunks.clone(memory_format=torch.contiguous_format)  # contiguous() keeps odd strides of a single head
 
 
-def decays(log_decay_bchl: Tensor, doc_ids_bt: Tensor | None, t: int) -> tuple[Tensor, Tensor]:
+def decays(log_decay_bchl: Tensor, doc_ids_bt: Tensor | None) -> tuple[Tensor, Tensor]:
     """decay [b, c, h, t, s] and reach [b, c, h, l] as defined above."""
     size = log_decay_bchl.shape[-1]
     lower = log_decay_bchl.new_ones(size, size).tril()
@@ -75,10 +79,16 @@ def decays(log_decay_bchl: Tensor, doc_ids_bt: Tensor | None, t: int) -> tuple[T
     reach = torch.exp(torch.matmul(log_decay_bchl, lower.t()))
     if doc_ids_bt is None:
         return decay, reach
-    docs_bcl = torch.cat([doc_ids_bt, doc_ids_bt[:, -1:].expand(-1, -t % size)], 1).unflatten(1, (-1, size))
-    before_bc1 = torch.cat([docs_bcl[:, :1, :1], docs_bcl[:, :-1, -1:]], 1)
+    docs_bcl, before_bc1 = chunks_of_documents(doc_ids_bt, size)
     same_bcts = docs_bcl[..., :, None] == docs_bcl[..., None, :]
     return decay * same_bcts[:, :, None], reach * (docs_bcl == before_bc1)[:, :, None]
+
+
+def chunks_of_documents(doc_ids_bt: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Documents by chunk, the last one going on beyond t, and that of the position before each chunk [b, c, 1]."""
+    pad = -doc_ids_bt.shape[1] % size
+    docs_bcl = torch.cat([doc_ids_bt, doc_ids_bt[:, -1:].expand(-1, pad)], 1).unflatten(1, (-1, size))
+    return docs_bcl, torch.cat([docs_bcl[:, :1, :1], docs_bcl[:, :-1, -1:]], 1)
 
 
 class Solve(torch.autograd.Function):

@@ -12,7 +12,7 @@ from bmojo.fields import ActivationCheckpointing
 
 NUM_TOKENS = 96
 CONFIG = ModelConfig(
-    pattern="(bmojo,mamba2,swa,gated_deltanet)*1", vocab_size=64, d_model=64, num_heads=2, window_size=32,
+    pattern="(bmojo,mamba2,swa,gated_deltanet,kda)*1", vocab_size=64, d_model=64, num_heads=2, window_size=32,
     chunk_size=16, num_eidetic=8, d_state=16, ssm_head_dim=32, innovation_predictor="learned",
     fading_output="memory_and_residual",
 )  # fmt: skip

@@ -50,6 +50,10 @@ _MAMBA2 = "bmojo/mixers/mamba2.py"
 _REFERENCE = "tests/bmojo/test_reference.py"
 
 MUTANTS: tuple[Mutant, ...] = (
+    # Baselines
+    _mutant("channels of a key fade over one interval too few", "tests/kernels/channel_delta_rule",
+            Edit("kernels/channel_delta_rule/torch_path.py", "[..., 0, :, :] * torch.exp(first_after)",
+                 "[..., 0, :, :]")),
     # Planning
     _mutant("deep models are planned as shallow ones", "tests/pipelines/stages/train/planning/test_activations.py",
             Edit("pipelines/stages/train/planning/activations.py", "run(few_layers + Counter([kind]))",

@@ -1,0 +1,190 @@
+"""What mixers with a delta rule share: projections, convolution, a memory with a gate, and a gated output."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bmojo.fields import ModelFields
+from bmojo.layers import Linear, RMSNorm, RotaryTable, parts
+from bmojo.mixers.base import Mixer, MixerOutput, Sequence
+from bmojo.mixers.ssm import SSMState, init_dt_bias
+from kernels.causal_conv1d import causal_conv1d, causal_conv1d_step
+
+UNIT_EPS = 1e-6  # added to the squared length of queries and keys
+
+
+class Widths(NamedTuple):
+    """Sizes of a layer that follow from the config."""
+
+    inner: int  # values of all heads
+    num_heads: int
+    conv_channels: int  # q, k and v
+
+
+class Gates(NamedTuple):
+    """What decides how the memory fades, is written and read; all but `out` in float32 at least."""
+
+    log_decay: Tensor  # [..., h] or [..., h, n]
+    beta: Tensor  # [..., h]
+    out: Tensor  # gate of the output
+
+
+class DeltaMixer(Mixer[SSMState]):
+    """u -> (low, qkv, rest); conv + SiLU on q, k, v; |q| = |k| = 1; a delta rule; a norm and a gate; out-projection.
+
+    Its fields are Mamba-2's. A head has d_state channels for queries and keys, and ssm_head_dim for values. A subclass
+    says what the other two parts of the in-projection are, what gates are made of them, and which rule it is.
+    """
+
+    FLOAT32 = ("A_log", "dt_bias")
+
+    def __init__(self, config: ModelFields) -> None:
+        super().__init__(config)
+        self.d_inner, self.num_heads, self.conv_channels = self.widths(config)
+        self.head_dim, self.d_state = config.ssm_head_dim, config.d_state
+        self.in_proj = Linear(config.d_model, sum(self.in_widths(config)), config.init_std)
+        self.conv_weight = nn.Parameter(torch.empty(self.conv_channels, config.conv_width))
+        self.dt_bias = nn.Parameter(torch.empty(self.num_decays(config)))
+        self.A_log = nn.Parameter(torch.empty(self.num_heads))
+        self.norm = RMSNorm(self.head_dim, config.norm_eps)
+        self.out_proj = Linear(self.d_inner, config.d_model, self.out_std(config))
+
+    # What a subclass says
+
+    @classmethod
+    def in_widths(cls, config: ModelFields) -> tuple[int, int, int]:
+        """Channels of the in-projection's parts; those of the convolution are the second."""
+        raise NotImplementedError
+
+    @classmethod
+    def num_decays(cls, config: ModelFields) -> int:
+        """Step sizes per position."""
+        raise NotImplementedError
+
+    def gates(self, low: Tensor, rest: Tensor) -> Gates:
+        """The gates, from the first and the last part of the in-projection."""
+        raise NotImplementedError
+
+    def rule(
+        self, qkv: tuple[Tensor, Tensor, Tensor], gates: Gates, initial: Tensor | None, doc_ids_bt: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """y_bthp, and the state after."""
+        raise NotImplementedError
+
+    def rule_step(self, qkv: tuple[Tensor, Tensor, Tensor], gates: Gates, state: Tensor) -> Tensor:
+        """y_bhp; the state is updated in place."""
+        raise NotImplementedError
+
+    def gated_out(self, y: Tensor, gate: Tensor) -> Tensor:
+        """The output, of y by head."""
+        raise NotImplementedError
+
+    # What follows
+
+    @staticmethod
+    def expand(config: ModelFields) -> tuple[str, int]:
+        """Inner width in units of d_model: the field that sets it, and its value."""
+        return "ssm_expand", config.ssm_expand
+
+    @classmethod
+    def out_std(cls, config: ModelFields) -> float:
+        """Standard deviation of the out-projection at initialisation."""
+        return config.residual_std
+
+    @classmethod
+    def widths(cls, config: ModelFields) -> Widths:
+        inner = cls.expand(config)[1] * config.d_model
+        num_heads = inner // config.ssm_head_dim
+        return Widths(inner, num_heads, 2 * num_heads * config.d_state + inner)
+
+    @classmethod
+    def check(cls, config: ModelFields) -> None:
+        inner = cls.widths(config).inner
+        if inner % config.ssm_head_dim:
+            raise ValueError(
+                f"{cls.expand(config)[0]} * d_model = {inner} is not a multiple of "
+                f"ssm_head_dim={config.ssm_head_dim}; change one."
+            )
+
+    @classmethod
+    def num_projections(cls, config: ModelFields) -> int:
+        """Weights of the projections, in and out."""
+        return config.d_model * (sum(cls.in_widths(config)) + cls.widths(config).inner)
+
+    @classmethod
+    def num_params(cls, config: ModelFields) -> int:
+        _, num_heads, conv_channels = cls.widths(config)
+        gates = cls.num_decays(config) + num_heads
+        return cls.num_projections(config) + conv_channels * config.conv_width + gates + config.ssm_head_dim
+
+    @classmethod
+    def num_state_bytes(cls, config: ModelFields) -> int:
+        inner, _, conv_channels = cls.widths(config)
+        return 4 * ((config.conv_width - 1) * conv_channels + inner * config.d_state)
+
+    def init_weights(self, generator: torch.Generator) -> None:
+        """As Mamba-2; see the table in bmojo.model."""
+        config = self.config
+        bound = config.conv_width**-0.5
+        nn.init.uniform_(self.conv_weight, -bound, bound, generator=generator)
+        init_dt_bias(self.dt_bias, config, generator)
+        nn.init.uniform_(self.A_log, config.a_min, config.a_max, generator=generator)
+        with torch.no_grad():
+            self.A_log.log_()
+
+    def forward(self, u_btd: Tensor, sequence: Sequence, state: SSMState | None = None) -> MixerOutput:
+        low, conv_in_btc, rest = self.in_proj.parts(u_btd, self.in_widths(self.config))
+        gates = self.gates(low, rest)
+        past = None if state is None else state.conv
+        conv_out_btc, tail = causal_conv1d(conv_in_btc, self.conv_weight, past, sequence.doc_ids_bt)
+        initial = None if state is None else state.ssm
+        y_bthp, final = self.rule(self._qkv(conv_out_btc), gates, initial, sequence.doc_ids_bt)
+        if state is not None:
+            state.conv.copy_(tail)
+            state.ssm.copy_(final)
+        return MixerOutput(self.gated_out(y_bthp, gates.out))
+
+    def step(self, u_bd: Tensor, position_b: Tensor, rotary: RotaryTable, state: SSMState) -> Tensor:
+        return self.step_of_projected(self.in_proj(u_bd), state)
+
+    def step_of_projected(self, projected: Tensor, state: SSMState) -> Tensor:
+        """The step of what in_proj gives."""
+        low, conv_in_bc, rest = parts(projected, self.in_widths(self.config))
+        gates = self.gates(low, rest)
+        conv_out_bc = causal_conv1d_step(conv_in_bc, self.conv_weight, state.conv)
+        y_bhp = self.rule_step(self._qkv(conv_out_bc), gates, state.ssm)
+        return self.gated_out(y_bhp.to(projected.dtype), gates.out)
+
+    def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> SSMState:
+        width = self.config.conv_width
+        precise = torch.promote_types(dtype, torch.float32)
+        heads = (self.num_heads, self.head_dim, self.d_state)
+        return SSMState(
+            conv=torch.zeros(batch_size, width - 1, self.conv_channels, dtype=dtype, device=device),
+            ssm=torch.zeros(batch_size, *heads, dtype=precise, device=device),
+        )
+
+    def precise(self, gate: Tensor) -> Tensor:
+        """A gate in the precision of A_log at least."""
+        return gate.to(torch.promote_types(gate.dtype, self.A_log.dtype))
+
+    def _qkv(self, conv_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        keys = self.num_heads * self.d_state
+        q, k, v = parts(conv_out, (keys, keys, self.d_inner))
+        by_head = (self.num_heads, self.d_state)
+        return unit(q.unflatten(-1, by_head)), unit(k.unflatten(-1, by_head)), v.unflatten(-1, (self.num_heads, -1))
+
+
+def log_decay(A_log: Tensor, step_size: Tensor) -> Tensor:
+    """-exp(A_log) * softplus(step_size): how much of a memory one position keeps."""
+    return -torch.exp(A_log) * F.softplus(step_size)
+
+
+def unit(x: Tensor) -> Tensor:
+    """x / |x| over the last dimension, in float32 at least."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + UNIT_EPS)

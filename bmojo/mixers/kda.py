@@ -1,0 +1,63 @@
+"""Kimi Delta Attention (arXiv:2510.26692): Gated DeltaNet whose memory fades channel by channel of its keys."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bmojo.fields import ModelFields
+from bmojo.layers import Linear, parts
+from bmojo.mixers.base import MixerCounts
+from bmojo.mixers.delta import DeltaMixer, Gates, log_decay
+from kernels.channel_delta_rule import channel_delta_rule, channel_delta_step, flops_per_position
+
+
+class KimiDeltaAttention(DeltaMixer):
+    """u -> (z, qkv, a, b), where z and a have rank ssm_head_dim; one decay per channel of the keys, of a; the share
+    that is written, of b; RMSNorm(y) * sigmoid(z)."""
+
+    def __init__(self, config: ModelFields) -> None:
+        super().__init__(config)
+        self.gate_proj = Linear(self.head_dim, self.d_inner, config.init_std)
+        self.decay_proj = Linear(self.head_dim, self.num_decays(config), config.init_std)
+
+    @classmethod
+    def in_widths(cls, config: ModelFields) -> tuple[int, int, int]:
+        _, num_heads, conv_channels = cls.widths(config)
+        return config.ssm_head_dim, conv_channels, config.ssm_head_dim + num_heads
+
+    @classmethod
+    def num_decays(cls, config: ModelFields) -> int:
+        return cls.widths(config).num_heads * config.d_state
+
+    @classmethod
+    def num_projections(cls, config: ModelFields) -> int:
+        from_rank = config.ssm_head_dim * (cls.widths(config).inner + cls.num_decays(config))
+        return super().num_projections(config) + from_rank
+
+    @classmethod
+    def counts(cls, config: ModelFields, seq_len: int) -> MixerCounts:
+        """The rule counts what its chunked form needs."""
+        rule = cls.widths(config).num_heads * flops_per_position(config.d_state, config.ssm_head_dim)
+        return MixerCounts(
+            params={"delta": cls.num_params(config)},
+            flops={"delta_projections": 2.0 * cls.num_projections(config), "delta_rule": rule},
+            state_bytes=cls.num_state_bytes(config),
+        )
+
+    def gates(self, low: Tensor, rest: Tensor) -> Gates:
+        a_low, b, _ = parts(rest, (self.head_dim, self.num_heads, 0))
+        a = self.precise(self.decay_proj(a_low)) + self.dt_bias
+        by_head = a.unflatten(-1, (self.num_heads, self.d_state))
+        return Gates(log_decay(self.A_log[:, None], by_head), torch.sigmoid(self.precise(b)), self.gate_proj(low))
+
+    def rule(
+        self, qkv: tuple[Tensor, Tensor, Tensor], gates: Gates, initial: Tensor | None, doc_ids_bt: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        return channel_delta_rule(*qkv, gates.log_decay, gates.beta, initial, doc_ids_bt)
+
+    def rule_step(self, qkv: tuple[Tensor, Tensor, Tensor], gates: Gates, state: Tensor) -> Tensor:
+        return channel_delta_step(*qkv, gates.log_decay, gates.beta, state)
+
+    def gated_out(self, y: Tensor, gate: Tensor) -> Tensor:
+        return self.out_proj(self.norm(y).flatten(-2) * torch.sigmoid(gate))

@@ -1,0 +1,86 @@
+"""The inputs, outputs and meaning of the delta rule with a decay per channel: the recurrence, position by position."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kernels.gated_delta_rule import reference as gated
+from kernels.gated_delta_rule.reference import DeltaOutputs
+from kernels.operator import Path
+
+
+class DeltaInputs(NamedTuple):
+    """S_t = S_{t-1} Diag(a_t) (I - b_t k_t k_t^T) + b_t v_t k_t^T;  y_t = S_t q_t (arXiv:2510.26692, equation 1).
+
+    Args:
+        q_bthn, k_bthn: queries and keys, of length 1.  v_bthp: values.
+        log_decay_bthn: log a, finite and <= 0: what each channel of the keys keeps.
+        beta_bth: b in [0, 1], the share of the old value that is replaced.
+        initial_bhpn: state before the first position; zeros if None. It belongs to the first position's document.
+        doc_ids_bt: document of each position: the state starts from zero with each. None: one document.
+    Returns: y_bthp in the dtype of v; the final state_bhpn in float32 (float64 for float64 inputs).
+    """
+
+    q_bthn: Tensor
+    k_bthn: Tensor
+    v_bthp: Tensor
+    log_decay_bthn: Tensor
+    beta_bth: Tensor
+    initial_bhpn: Tensor | None = None
+    doc_ids_bt: Tensor | None = None
+
+
+class StepInputs(NamedTuple):
+    """The next output of each row, for decoding. No gradient passes.
+
+    Args: as in DeltaInputs, without time.  state_bhpn: float32 or float64; updated in place.
+    Returns: y_bhp in the dtype of v.
+    """
+
+    q_bhn: Tensor
+    k_bhn: Tensor
+    v_bhp: Tensor
+    log_decay_bhn: Tensor
+    beta_bh: Tensor
+    state_bhpn: Tensor
+
+
+def _run(inputs: DeltaInputs) -> DeltaOutputs:
+    initial_bhpn, doc_ids_bt = inputs.initial_bhpn, inputs.doc_ids_bt
+    b, t, h, p = inputs.v_bthp.shape
+    dtype = torch.promote_types(inputs.v_bthp.dtype, torch.float32)
+    q, k, v, log_decay, beta = (m.to(dtype) for m in inputs[:5])
+    identity_nn = torch.eye(q.shape[-1], dtype=dtype, device=q.device)
+    state = v.new_zeros(b, h, p, q.shape[-1]) if initial_bhpn is None else initial_bhpn.to(dtype)
+    outputs = []
+    for i in range(t):
+        if doc_ids_bt is not None and i > 0:
+            state = state * (doc_ids_bt[:, i] == doc_ids_bt[:, i - 1]).to(dtype)[:, None, None, None]
+        beta_bh11 = beta[:, i, :, None, None]
+        faded_bhpn = state * torch.exp(log_decay[:, i, :, None, :])
+        erase_bhnn = identity_nn - beta_bh11 * k[:, i, :, :, None] * k[:, i, :, None, :]
+        state = faded_bhpn @ erase_bhnn + beta_bh11 * v[:, i, :, :, None] * k[:, i, :, None, :]
+        outputs.append(torch.einsum("bhpn,bhn->bhp", state, q[:, i]))
+    return DeltaOutputs(torch.stack(outputs, 1).to(inputs.v_bthp.dtype), state)
+
+
+channel_delta_rule = Path(_run)
+
+
+def example() -> DeltaInputs:
+    """A small call with an initial state and documents."""
+    x = gated.example()
+    generator = torch.Generator().manual_seed(1)
+    log_decay_bthn = -F.softplus(torch.randn(x.k_bthn.shape, generator=generator) - 2)
+    return DeltaInputs(x.q_bthn, x.k_bthn, x.v_bthp, log_decay_bthn, *x[4:])
+
+
+def example_step() -> StepInputs:
+    """One step of two rows."""
+    x = example()
+    assert x.initial_bhpn is not None
+    return StepInputs(*(m[:, 0] for m in x[:5]), x.initial_bhpn)
