@@ -81,6 +81,6 @@ def example() -> DeltaInputs:
 
 def example_step() -> StepInputs:
     """One step of two rows."""
-    x = example()
-    assert x.initial_bhpn is not None
-    return StepInputs(*(m[:, 0] for m in x[:5]), x.initial_bhpn)
+    q_bthn, k_bthn, v_bthp, log_decay_bthn, beta_bth, initial_bhpn, _ = example()
+    assert initial_bhpn is not None
+    return StepInputs(q_bthn[:, 0], k_bthn[:, 0], v_bthp[:, 0], log_decay_bthn[:, 0], beta_bth[:, 0], initial_bhpn)
