@@ -151,11 +151,14 @@ def step(loss: Callable[[Tensor, Tensor], Tensor], optimizer: torch.optim.Optimi
 
 def check(config: ModelConfig, options: argparse.Namespace) -> str:
     """Three steps eagerly, eagerly again and as graphs, from the same weights on the same tokens: are the weights the
-    same? And a step whose every wait for the GPU is an error, and the first loss beside that of plain torch."""
+    same, whatever the backward computes again? And a step whose every wait for the GPU is an error, and the first loss
+    beside that of plain torch."""
     weights, waits = [], "none"
-    ways: tuple[Way, ...] = ("eager", "eager", "graphs")
-    for way in ways:
+    others: list[tuple[Way, str]] = [("graphs", part) for part in options.recompute if part != "none"]
+    runs: list[tuple[Way, str]] = [("eager", "none"), ("eager", "none"), ("graphs", "none"), *others]
+    for way, part in runs:
         model = BMojoLM(config).cuda()
+        recompute(model, part)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
         loss = loss_function(model, way)
         batches = [_tokens(options, seed) for seed in range(3)]
@@ -171,9 +174,10 @@ def check(config: ModelConfig, options: argparse.Namespace) -> str:
         weights.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
         del model, optimizer, loss
         _free()
-    again, graphs = (_difference(weights[0], other) for other in weights[1:])
+    again, graphs, *parts = (_difference(weights[0], other) for other in weights[1:])
+    by_part = "".join(f"; {part} recomputed: {found}" for (_, part), found in zip(others, parts, strict=True))
     return (
-        f"eager steps again: {again}; graphs: {graphs}; waits for the GPU within a step: {waits}; "
+        f"eager steps again: {again}; graphs: {graphs}{by_part}; waits for the GPU within a step: {waits}; "
         f"loss: {_loss_beside_plain_torch(config, _tokens(options, seed=0))}"
     )
 
