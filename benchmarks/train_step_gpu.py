@@ -51,8 +51,8 @@ class Measurement:
 
     times_ms: list[float]
     peak_bytes: int
-    allocated_bytes: int = 0
     failure: str = ""
+    allocated_bytes: int = 0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -115,7 +115,7 @@ def measure(model: nn.Module, name: str, way: Way, seq_len: int, options: argpar
     times_ms = [start.elapsed_time(end) for start, end in events]
     held = torch.cuda.memory_reserved() if way == "graphs" else 0  # what graphs work in is not counted as allocated
     allocated = torch.cuda.max_memory_allocated()
-    return Measurement(times_ms, max(held, allocated), allocated)
+    return Measurement(times_ms, max(held, allocated), allocated_bytes=allocated)
 
 
 def loss_function(model: nn.Module, way: Way) -> Callable[[Tensor, Tensor], Tensor]:

@@ -19,9 +19,11 @@ def test_without_a_gpu_it_says_so_and_what_else_there_is(monkeypatch, capsys):
 
 
 def test_rows_are_medians_and_ratios_to_bmojo():
-    row = benchmark.row_of(Measurement([500.0, 250.0, 750.0], 2**31, 2**30), 1024, 1 / 4096, 500.0)
+    row = benchmark.row_of(Measurement([500.0, 250.0, 750.0], 2**31, "", 2**30), 1024, 1 / 4096, 500.0)
     assert row == "2,048 | 500.0 | 250.0 .. 750.0 | 50.0% | 2.00 | 1.00 | 1.00"
-    assert benchmark.row_of(Measurement([1000.0], 2**30, 2**29), 1024, None, 500.0).endswith("|  | 1.00 | 0.50 | 2.00")
+    assert benchmark.row_of(Measurement([1000.0], 2**30, "", 2**29), 1024, None, 500.0).endswith(
+        "|  | 1.00 | 0.50 | 2.00"
+    )
     assert benchmark.row_of(Measurement([], 0, "CUDA out of memory"), 1024, None, 500.0).startswith(
         "CUDA out of memory"
     )
