@@ -34,6 +34,14 @@ class ModelConfig(ModelFields):
         """A validated copy with some fields changed."""
         return ModelConfig.model_validate({**self.model_dump(), **changes})
 
+    def of_layer(self, layer: int) -> ModelConfig:
+        """What a layer, from 0, is built from: the same with its own number of eidetic slots, where there is a list."""
+        if isinstance(self.num_eidetic, int):
+            return self
+        slots = iter(self.num_eidetic)
+        by_layer = [next(slots) if MIXERS[name].IS_EIDETIC else 0 for name in self.mixers]
+        return self.model_copy(update={"num_eidetic": by_layer[layer]})
+
     @property
     def length_rules(self) -> tuple[LengthRule, ...]:
         """What the length of training sequences must be a multiple of."""
@@ -47,6 +55,13 @@ class ModelConfig(ModelFields):
                 raise ValueError(
                     f"pattern {self.pattern!r}: unknown mixer {name!r}; the mixers are {', '.join(MIXERS)}."
                 )
+        num_eidetic = sum(MIXERS[name].IS_EIDETIC for name in self.mixers)
+        if not isinstance(self.num_eidetic, int) and len(self.num_eidetic) != num_eidetic:
+            raise ValueError(
+                f"num_eidetic has {len(self.num_eidetic)} numbers, {list(self.num_eidetic)}, and the pattern "
+                f"{self.pattern!r} has {num_eidetic} layers with an eidetic memory (bmojo). Give one number for each "
+                "of these layers, or a single one for all."
+            )
         for mixer in dict.fromkeys(MIXERS[name] for name in self.mixers):
             mixer.check(self)
         return self

@@ -38,8 +38,8 @@ def count(config: ModelConfig, seq_len: int) -> ModelCounts:
     params = {"embedding": vocab * d, "head": 0 if config.tie_embeddings else vocab * d, "norms": d}
     flops: dict[str, float] = {"head": 2.0 * vocab * d}
     state_bytes = 0
-    for name in config.mixers:
-        mixer = MIXERS[name].counts(config, seq_len)
+    for layer, name in enumerate(config.mixers):
+        mixer = MIXERS[name].counts(config.of_layer(layer), seq_len)
         for part, number in mixer.params.items():
             params[part] = params.get(part, 0) + number
         for part, amount in mixer.flops.items():

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeInt, model_validator
 
 from base.config import StrictConfig
 from bmojo.pattern import expand_pattern
 
+_ADDED_LATER: dict[str, Any] = {"affects_result": "unless default"}  # as pipelines.engine.stage reads it
+
 ActivationCheckpointing = Literal["none", "pointwise", "attention", "block"]
 """What the backward pass computes again instead of keeping it: next to nothing; on a GPU also norms, rotations,
 convolutions and casts of weights; each layer's mixer; or each whole block."""
+Selection = Literal["innovation", "delta_error", "threshold", "recency", "value_norm", "random", "oracle"]
+"""Names of bmojo.mixers.selection.RULES."""
 
 
 class ModelFields(StrictConfig):
@@ -81,11 +85,19 @@ class ModelFields(StrictConfig):
     chunk_size: int = Field(
         default=128, gt=0, description="Tokens between updates of the eidetic set [C]; at most window_size."
     )
-    num_eidetic: int = Field(
-        default=64, ge=0, description="Eidetic slots: tokens kept verbatim beyond the window [M]. May be raised later."
+    num_eidetic: NonNegativeInt | tuple[NonNegativeInt, ...] = Field(
+        default=64,
+        description="Eidetic slots: tokens kept verbatim beyond the window [M]. A list has a number for each bmojo "
+        "layer, first to last. May be raised later.",
     )
-    selection: Literal["innovation", "random"] = Field(
-        default="innovation", description="What ranks tokens for the eidetic set; random is for ablations."
+    selection: Selection = Field(
+        default="innovation",
+        description="Rule that ranks tokens for the eidetic set; all but innovation are controls and other papers'.",
+    )
+    selection_threshold: Annotated[float, Field(ge=0)] | None = Field(
+        default=None,
+        description="Innovation score above which selection=threshold keeps a token; 1: predicted no better than by 0.",
+        json_schema_extra=_ADDED_LATER,
     )
     innovation_predictor: Literal["fixed", "learned"] = Field(
         default="fixed", description="Weights of the predictor: an exponential average, or learned per channel."

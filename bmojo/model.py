@@ -118,7 +118,7 @@ class BMojoLM(nn.Module):
             raise ValueError("model.vocab_size is not set; use config.with_vocab_size(tokenizer.vocab_size).")
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
-        self.blocks = nn.ModuleList(Block(config, mixer) for mixer in config.mixers)
+        self.blocks = nn.ModuleList(Block(config.of_layer(i), mixer) for i, mixer in enumerate(config.mixers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         if config.tie_embeddings:
@@ -139,6 +139,7 @@ class BMojoLM(nn.Module):
         return_memory: bool = False,
         token_losses: bool = False,
         return_hidden: bool = False,
+        wanted_bt: Tensor | None = None,
     ) -> LMOutput:
         """Score a batch of token sequences.
 
@@ -151,12 +152,13 @@ class BMojoLM(nn.Module):
             token_losses: also return nll_bt, the float32 negative log-likelihood of each target, 0 if there is none.
             return_hidden: also return hidden_btd: the embeddings, then the residual stream after each layer, the last
                 one normed.
+            wanted_bt: bool: the positions that selection=oracle keeps, which must have them; else not read.
         Returns: with targets: loss (mean over targets, with z-loss and a learned innovation predictor's loss if
             configured) and num_targets; logits of the whole batch are never materialised. Without: logits_btv.
         """
         hidden: list[Tensor] | None = [] if return_hidden else None
         with making_again(self.made_again):
-            x, predictor_losses, memory = self._stream(tokens_bt, doc_ids_bt, return_memory, hidden)
+            x, predictor_losses, memory = self._stream(tokens_bt, doc_ids_bt, return_memory, hidden, wanted_bt)
         layers = memory if return_memory else None
         if hidden is not None:
             hidden.append(self.norm(x))
@@ -182,9 +184,11 @@ class BMojoLM(nn.Module):
         self.checkpoint = None if part in ("none", "pointwise") else again
         self.made_again = "small" if part == "pointwise" else "duplicates"
 
-    def features(self, tokens_bt: Tensor, doc_ids_bt: Tensor | None = None) -> Tensor:
+    def features(
+        self, tokens_bt: Tensor, doc_ids_bt: Tensor | None = None, wanted_bt: Tensor | None = None
+    ) -> Tensor:
         """The normed residual stream x_btd that the output projection reads; arguments as forward's."""
-        return self.norm(self._stream(tokens_bt, doc_ids_bt, return_memory=False)[0])
+        return self.norm(self._stream(tokens_bt, doc_ids_bt, return_memory=False, wanted_bt=wanted_bt)[0])
 
     def loss_of_stream(self, x: Tensor | Residual, targets_bt: Tensor) -> LossOutputs:
         """What follows the last block: norm, output projection and loss, without a learned predictor's."""
@@ -199,6 +203,7 @@ class BMojoLM(nn.Module):
         doc_ids_bt: Tensor | None,
         return_memory: bool,
         hidden: list[Tensor] | None = None,
+        wanted_bt: Tensor | None = None,
     ) -> tuple[Tensor | Residual, list[Tensor], list[LayerMemory | None]]:
         """The residual stream after the last block, losses of learned predictors, and memories."""
         if 0 in tokens_bt.shape:
@@ -206,7 +211,8 @@ class BMojoLM(nn.Module):
                 f"tokens_bt is {tuple(tokens_bt.shape)} (rows, tokens); it must have a row, and a token in each."
             )
         t = tokens_bt.shape[1]
-        sequence = Sequence(t, 0, doc_ids_bt, self._rotary(torch.arange(t, device=tokens_bt.device)), return_memory)
+        rotary = self._rotary(torch.arange(t, device=tokens_bt.device))
+        sequence = Sequence(t, 0, doc_ids_bt, rotary, return_memory, wanted_bt)
         x = self._embed(tokens_bt)
         predictor_losses, memory = [], []
         for block in self._blocks():

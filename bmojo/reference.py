@@ -8,6 +8,7 @@ n SSM state, W window_size, C chunk_size, M num_eidetic. Sources: arXiv:2407.063
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import silu, softplus
 
 from bmojo.config import ModelConfig
-from bmojo.mixers.innovation import random_rank
+from bmojo.mixers.selection import random_rank
 from bmojo.model import BMojoLM
 
 Weights = dict[str, Tensor]
@@ -27,25 +28,32 @@ class Reference:
 
     Attributes:
         logits_tv: float64.
-        innovation_lt: log e_i of every bmojo layer, in order (ranks instead, if selection is random).
+        score_lt: of every bmojo layer, in order, the score by which each token is kept, -inf if it never is; for the
+            rules of innovation and error its logarithm.
         eidetic_lt: for every bmojo layer the positions each token sees through the eidetic memory, best first.
+        wanted: as given.
     """
 
     logits_tv: Tensor
-    innovation_lt: list[list[float]] = field(default_factory=list)
+    score_lt: list[list[float]] = field(default_factory=list)
     eidetic_lt: list[list[list[int]]] = field(default_factory=list)
+    wanted: list[bool] | None = None
 
 
-def reference_forward(model: BMojoLM, tokens_t: Tensor, doc_ids_t: Tensor | None = None) -> Reference:
+def reference_forward(
+    model: BMojoLM, tokens_t: Tensor, doc_ids_t: Tensor | None = None, wanted_t: Tensor | None = None
+) -> Reference:
     """Run one sequence of tokens through the model.
 
     Args: doc_ids_t: integers, equal within a document, non-decreasing. None: the sequence is one document.
+        wanted_t: bool, the positions that selection=oracle keeps.
     """
     config, weights = model.config, {name: w.detach().double() for name, w in model.state_dict().items()}
     docs = [0] * len(tokens_t) if doc_ids_t is None else doc_ids_t.tolist()
     x_td = weights["embedding.weight"][tokens_t]
-    trace = Reference(x_td)
+    trace = Reference(x_td, wanted=None if wanted_t is None else wanted_t.tolist())
     for layer, mixer in enumerate(config.mixers):
+        config = model.config.of_layer(layer)
         w = _part(weights, f"blocks.{layer}.")
         u_td = _rms_norm(x_td, w["mixer_norm.weight"], config)
         x_td = x_td + _mix(mixer, config, _part(w, "mixer."), u_td, docs, trace)
@@ -76,13 +84,19 @@ def _attention(mixer: str, config: ModelConfig, w: Weights, u_td: Tensor, docs: 
     k_thp, v_thp = _keys_values(config, w, u_td, w["projections.kv_proj.weight"])
     has_fading = mixer in ("bmojo", "bmojo_f")
     if has_fading:
-        y_td = _mamba2(config, _part(w, "ssm."), u_td, docs, config.fading_expand)
+        errors: list[float] = []
+        y_td = _mamba2(config, _part(w, "ssm."), u_td, docs, config.fading_expand, errors)
         fading_kv = w.get("fading_kv_proj.weight", w["projections.kv_proj.weight"])
         fk_thp, fv_thp = _keys_values(config, w, y_td, fading_kv)
     if mixer == "bmojo":
-        innovation = _innovation(config, w, y_td, docs)
-        trace.innovation_lt.append(innovation)
-        trace.eidetic_lt.append([_eidetic_set(config, innovation, docs, t) for t in range(num_tokens)])
+        if config.selection in ("innovation", "threshold"):
+            scores = _innovation(config, w, y_td, docs)
+        elif config.selection == "delta_error":
+            scores = [math.log(max(error, 1e-30)) for error in errors]
+        else:
+            scores = _simple_scores(config, v_thp[:, :: heads // config.kv_heads], docs, trace.wanted)
+        trace.score_lt.append(scores)
+        trace.eidetic_lt.append([_eidetic_set(config, scores, docs, t) for t in range(num_tokens)])
 
     out = []
     for t in range(num_tokens):
@@ -92,31 +106,33 @@ def _attention(mixer: str, config: ModelConfig, w: Weights, u_td: Tensor, docs: 
         eidetic = trace.eidetic_lt[-1][t] if mixer == "bmojo" else []
         near = _rope(q_thp[t], t, config)
         far = _rope(q_thp[t], W, config)  # kept tokens are seen at the constant distance W
-        scores = [(near * _rope(k_thp[i], i, config)).sum(-1) for i in window]
-        scores += [(near * _rope(fk_thp[i], i, config)).sum(-1) for i in fading]
-        scores += [(far * k_thp[i]).sum(-1) for i in eidetic]
+        logits = [(near * _rope(k_thp[i], i, config)).sum(-1) for i in window]
+        logits += [(near * _rope(fk_thp[i], i, config)).sum(-1) for i in fading]
+        logits += [(far * k_thp[i]).sum(-1) for i in eidetic]
         values = [v_thp[i] for i in window] + [fv_thp[i] for i in fading] + [v_thp[i] for i in eidetic]
-        weight_sh = torch.softmax(torch.stack(scores) * p**-0.5, 0)
+        weight_sh = torch.softmax(torch.stack(logits) * p**-0.5, 0)
         out.append((weight_sh[..., None] * torch.stack(values)).sum(0).reshape(heads * p))
     out_td = torch.stack(out) @ w["out_proj.weight"].T
     return out_td + w["fading_gain"] * y_td if has_fading and config.adds_fading_output else out_td
 
 
-def _eidetic_set(config: ModelConfig, innovation: list[float], docs: list[int], t: int) -> list[int]:
+def _eidetic_set(config: ModelConfig, scores: list[float], docs: list[int], t: int) -> list[int]:
     """S_{floor(t / C)}: the M best-ranked i <= jC - W of the document that holds jC; none for queries of another."""
+    assert isinstance(config.num_eidetic, int)
     boundary = t // config.chunk_size * config.chunk_size
     if docs[boundary] != docs[t]:
         return []
     candidates = [i for i in range(boundary - config.window_size + 1) if docs[i] == docs[boundary]]
+    candidates = [i for i in candidates if scores[i] > -math.inf]
+    if config.selection in ("recency", "threshold"):
+        return candidates[::-1][: config.num_eidetic]
     tau = config.innovation_tau
-    rank = {i: innovation[i] if tau is None else tau * innovation[i] + i for i in candidates}
+    rank = {i: scores[i] if tau is None else tau * scores[i] + i for i in candidates}
     return sorted(candidates, key=lambda i: (-rank[i], i))[: config.num_eidetic]
 
 
 def _innovation(config: ModelConfig, w: Weights, y_td: Tensor, docs: list[int]) -> list[float]:
     """log e_i,  e_i = |y_i - yhat_i|^2 / (|y_i|^2 + 1e-6),  yhat_i = sum_{j=1..K} w_j * y_{i-j} in the document."""
-    if config.selection == "random":
-        return [float(random_rank(torch.tensor(i - docs.index(docs[i])))) for i in range(len(docs))]
     taps = range(1, config.innovation_taps + 1)
     total = sum(config.innovation_decay**j for j in taps)
     fixed = [torch.tensor(config.innovation_decay**j / total) for j in taps]
@@ -127,11 +143,31 @@ def _innovation(config: ModelConfig, w: Weights, y_td: Tensor, docs: list[int]) 
         predicted_d = sum((weights[j - 1] * y_td[before] for j, before in past), torch.zeros_like(y_d))
         e = (y_d - predicted_d).square().sum() / (y_d.square().sum() + 1e-6)
         scores.append(float(e.clamp_min(1e-30).log()))
+    if config.selection == "threshold":
+        assert config.selection_threshold is not None
+        return [score if math.exp(score) > config.selection_threshold else -math.inf for score in scores]
     return scores
 
 
-def _mamba2(config: ModelConfig, w: Weights, u_td: Tensor, docs: list[int], expand: int) -> Tensor:
-    """S_t = exp(dt_t A) S_{t-1} + dt_t x_t B_t^T;  y_t = S_t C_t + D x_t;  out = W RMSNorm(y * SiLU(z))."""
+def _simple_scores(config: ModelConfig, v_thp: Tensor, docs: list[int], wanted: list[bool] | None) -> list[float]:
+    """Of the rules that look at a token alone. v_thp: each head's values once."""
+    if config.selection == "random":
+        return [float(random_rank(torch.tensor(i - docs.index(docs[i])))) for i in range(len(docs))]
+    if config.selection == "value_norm":
+        return [float(v_hp.square().sum().sqrt().clamp_min(1e-30).log()) for v_hp in v_thp]
+    if config.selection == "oracle":
+        assert wanted is not None
+        return [0.0 if is_wanted else -math.inf for is_wanted in wanted]
+    return [0.0] * len(docs)
+
+
+def _mamba2(
+    config: ModelConfig, w: Weights, u_td: Tensor, docs: list[int], expand: int, errors: list[float] | None = None
+) -> Tensor:
+    """S_t = exp(dt_t A) S_{t-1} + dt_t x_t B_t^T;  y_t = S_t C_t + D x_t;  out = W RMSNorm(y * SiLU(z)).
+
+    Args: errors: gets the sum over heads of dt_t |x_t - exp(dt_t A) S_{t-1} B_t|.
+    """
     width, p, n, groups = expand * config.d_model, config.ssm_head_dim, config.d_state, config.ssm_num_groups
     heads = width // p
     z_ti, conv_tc, dt_th = (u_td @ w["in_proj.weight"].T).split([width, width + 2 * groups * n, heads], -1)
@@ -144,7 +180,10 @@ def _mamba2(config: ModelConfig, w: Weights, u_td: Tensor, docs: list[int], expa
         B_hn, C_hn = (m[t].view(groups, n).repeat_interleave(heads // groups, 0) for m in (B_tm, C_tm))
         dt_h = softplus(dt_th[t] + w["dt_bias"])
         write_hpn = dt_h[:, None, None] * x_hp[:, :, None] * B_hn[:, None, :]
-        state_hpn = (dt_h * A_h).exp()[:, None, None] * state_hpn + write_hpn
+        state_hpn = (dt_h * A_h).exp()[:, None, None] * state_hpn
+        if errors is not None:
+            errors.append(float((dt_h * (x_hp - (state_hpn * B_hn[:, None, :]).sum(-1)).norm(dim=-1)).sum()))
+        state_hpn = state_hpn + write_hpn
         y_hp = (state_hpn * C_hn[:, None, :]).sum(-1) + w["D"][:, None] * x_hp
         out.append(_rms_norm(y_hp.reshape(width) * silu(z_ti[t]), w["norm.weight"], config))
     return torch.stack(out) @ w["out_proj.weight"].T

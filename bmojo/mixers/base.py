@@ -24,13 +24,16 @@ class Sequence:
     doc_ids_bt: Tensor | None
     rotary: RotaryTable  # at positions start .. start + num_tokens - 1
     return_memory: bool = False
+    wanted_bt: Tensor | None = None  # bool: positions that the rule `oracle` keeps
+    delta_error: bool = False  # whether a recurrent mixer also gives MixerOutput.delta_error_bt
 
     def first(self, num_tokens: int) -> Sequence:
         """Its first tokens."""
         if num_tokens == self.num_tokens:
             return self
-        doc_ids_bt = None if self.doc_ids_bt is None else first(self.doc_ids_bt, num_tokens)
-        return replace(self, num_tokens=num_tokens, doc_ids_bt=doc_ids_bt, rotary=self.rotary.first(num_tokens))
+        doc_ids_bt, wanted_bt = (None if x is None else first(x, num_tokens) for x in (self.doc_ids_bt, self.wanted_bt))
+        rotary = self.rotary.first(num_tokens)
+        return replace(self, num_tokens=num_tokens, doc_ids_bt=doc_ids_bt, rotary=rotary, wanted_bt=wanted_bt)
 
 
 class LayerMemory(NamedTuple):
@@ -45,6 +48,7 @@ class MixerOutput(NamedTuple):
     out_btd: Tensor
     predictor_loss: Tensor | None = None  # of a learned innovation predictor, mean over positions
     memory: LayerMemory | None = None
+    delta_error_bt: Tensor | None = None  # see ssm.delta_error
 
 
 class LengthRule(NamedTuple):
@@ -66,6 +70,8 @@ class MixerCounts:
 class Mixer(nn.Module, Generic[StateT]):
     """A layer's token mixer, and all that is known about it."""
 
+    IS_EIDETIC: ClassVar[bool] = False
+    """Whether there is an eidetic memory, of num_eidetic slots."""
     FLOAT32: ClassVar[tuple[str, ...]] = ()
     """Own parameters that stay in float32 and out of weight decay, whatever the precision."""
 

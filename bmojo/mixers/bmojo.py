@@ -1,15 +1,14 @@
 """B'MOJO (arXiv:2407.06324): one attention over verbatim, fading and eidetic memory (docs/model.md).
 
 - fading memory: a state-space model summarises the unbounded past in y
-- eidetic memory: tokens whose y the past predicts badly are kept verbatim (innovation selection)
+- eidetic memory: tokens whose y the past predicts badly are kept verbatim (selection.py has this rule and others)
 - one softmax reads the window (keys and values of u), the fading memory (of y, beyond the window) and the kept tokens
 - with fading_output: memory_and_residual, gain * y is added to what attention gives (docs/design/0044)
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +21,7 @@ from bmojo.mixers.base import LayerMemory, LengthRule, Mixer, MixerCounts, Mixer
 from bmojo.mixers.eidetic import Candidates, EideticState
 from bmojo.mixers.innovation import InnovationScore
 from bmojo.mixers.mamba2 import Mamba2
+from bmojo.mixers.selection import RULES, Evidence, Innovation, Rule
 from bmojo.mixers.ssm import SSMState
 from bmojo.state import LayerState
 from kernels.innovation_select import innovation_select
@@ -69,12 +69,12 @@ class BMojoState(LayerState):
 class BMojo(Mixer[BMojoState]):
     """Without eidetic slots (num_eidetic 0) this is B'MOJO-F."""
 
-    IS_EIDETIC: ClassVar[bool] = True
-    """Whether there is an eidetic memory, of num_eidetic slots."""
+    IS_EIDETIC = True
 
     def __init__(self, config: ModelFields) -> None:
         super().__init__(config)
         self.num_slots = self.slots(config)
+        self.rule = RULES[config.selection]
         self.projections = Projections(config)
         self.fading_kv_proj: Linear | None = None
         if config.fading_projections == "separate":
@@ -87,6 +87,7 @@ class BMojo(Mixer[BMojoState]):
     @classmethod
     def slots(cls, config: ModelFields) -> int:
         """Number of eidetic slots [M]."""
+        assert isinstance(config.num_eidetic, int), "mixers are built from ModelConfig.of_layer"
         return config.num_eidetic if cls.IS_EIDETIC else 0
 
     @classmethod
@@ -104,7 +105,10 @@ class BMojo(Mixer[BMojoState]):
     def check(cls, config: ModelFields) -> None:
         Projections.check(config)
         FadingMemory.check(config)
-        if cls.IS_EIDETIC and config.chunk_size > config.window_size:
+        if not cls.IS_EIDETIC:
+            return
+        RULES[config.selection].check(config)
+        if config.chunk_size > config.window_size:
             raise ValueError(
                 f"chunk_size={config.chunk_size} exceeds window_size={config.window_size}: a token would leave the "
                 "window before the eidetic set is next updated. Set chunk_size to window_size or less."
@@ -116,7 +120,7 @@ class BMojo(Mixer[BMojoState]):
 
     @classmethod
     def counts(cls, config: ModelFields, seq_len: int) -> MixerCounts:
-        """The SSM counts as far as y is used."""
+        """The SSM counts as far as y is used. A rule that reads the SSM's errors runs its scan a second time."""
         d, queries, keys_values = config.d_model, Projections.query_width(config), Projections.kv_width(config)
         ssm = FadingMemory.counts(config, seq_len)
         params = {"attention": Projections.num_params(config) + queries * d, **ssm.params}
@@ -130,12 +134,15 @@ class BMojo(Mixer[BMojoState]):
         scanned = 1.0 if config.adds_fading_output else readable
         keys = mean_keys(seq_len, 2 * config.window_size)
         if cls.IS_EIDETIC:
-            keys += mean_eidetic(config, seq_len)
+            keys += mean_eidetic(cls.slots(config), config, seq_len)
         flops = {
             "attention_projections": 2.0 * (d * (2 * queries + keys_values) + readable * d * keys_values),
             "attention": 4.0 * queries * keys,
             **{part: scanned * amount for part, amount in ssm.flops.items()},
         }
+        if cls.slots(config) and RULES[config.selection].READS == "delta_error":
+            scan = sum(amount for part, amount in ssm.flops.items() if not part.endswith("projections"))
+            flops["selection"] = readable * scan
         return MixerCounts(params, flops, ssm.state_bytes + cls._memory_bytes(config))
 
     @classmethod
@@ -145,7 +152,8 @@ class BMojo(Mixer[BMojoState]):
         if not slots:
             return fading + 4 * config.window_size * keys_values
         recent = config.window_size + config.chunk_size
-        scores = 4 * (slots + recent) + 8 * slots + 4 * config.innovation_taps * config.d_model
+        outputs = RULES[config.selection].outputs_kept(config) * config.d_model
+        scores = 4 * (slots + recent) + 8 * slots + 4 * outputs
         plain_keys = 4 * recent * keys_values // 2
         return fading + 4 * (recent + slots) * keys_values + plain_keys + scores
 
@@ -162,7 +170,9 @@ class BMojo(Mixer[BMojoState]):
         readable = sequence.first(self._num_readable(sequence, state))  # later tokens stay in every query's window
         scanned = readable if self.fading_gain is None else sequence
         u_for_q, u_for_kv, u_for_ssm = rows_for(u_btd, (t, t, scanned.num_tokens))
-        all_y_btd = self.ssm(u_for_ssm, scanned, None if state is None else state.ssm).out_btd
+        asked = replace(scanned, delta_error=self._reads_errors)
+        from_ssm = self.ssm(u_for_ssm, asked, None if state is None else state.ssm)
+        all_y_btd = from_ssm.out_btd
         y_btd = first(all_y_btd, readable.num_tokens)
         q_bthp = self.projections.queries(u_for_q)
 
@@ -170,12 +180,14 @@ class BMojo(Mixer[BMojoState]):
         window, plain_k = self.projections.keys_values(u_for_kv, sequence.rotary)
         # The fading memory: keys and values of y
         fading, _ = self.projections.keys_values(y_btd, readable.rotary, self.fading_kv_proj)
-        # The eidetic memory: keys and values of u, kept for the innovation of their y
+        # The eidetic memory: keys and values of u, kept by the selection rule
         candidates = innovation_bt = predictor_loss = None
         if self.innovation is not None:
             past_y = None if state is None or state.eidetic is None else state.eidetic.y
-            innovation_bt, predictor_loss = self.innovation(y_btd, past_y, readable.doc_ids_bt)
-            candidates = self._candidates(self.innovation, plain_k, window.v, innovation_bt, sequence)
+            if self._needs_innovation(sequence):
+                innovation_bt, predictor_loss = self.innovation(y_btd, past_y, readable.doc_ids_bt)
+            evidence = self._evidence(readable, innovation_bt, from_ssm.delta_error_bt, window.v)
+            candidates = self._candidates(self.rule, evidence, plain_k, window.v, sequence)
 
         num_slots = 0
         if state is not None and start:  # at the beginning there is nothing to join
@@ -188,7 +200,7 @@ class BMojo(Mixer[BMojoState]):
         if candidates is None:
             q_near = sequence.rotary.rotate(q_bthp)
         else:
-            kept_bjm = self._select(candidates, sequence, num_slots)
+            kept_bjm = self._select(self.rule, candidates, sequence, num_slots)
             q_near, q_far = sequence.rotary.near_and_far(q_bthp, config.window_size)  # slots are seen at distance W
             eidetic = Eidetic(q_far, candidates.k, candidates.v, kept_bjm)
         num_fading = max(fading.k.shape[1] + t - readable.num_tokens - config.window_size, 1)
@@ -224,7 +236,7 @@ class BMojo(Mixer[BMojoState]):
     def step(self, u_bd: Tensor, position_b: Tensor, rotary: RotaryTable, state: BMojoState) -> Tensor:
         projections = self.projections
         into_ssm, queries, keys_values = project_each(u_bd, self.ssm.in_proj, projections.q_proj, projections.kv_proj)
-        y_bd = self.ssm.step_of_projected(into_ssm, state.ssm)
+        y_bd, error_b = self.ssm.step_of_projected(into_ssm, state.ssm, self._reads_errors)
         k_bhp, v_bhp = projections.as_keys_values(keys_values)
         fading = projections.as_keys_values((self.fading_kv_proj or projections.kv_proj)(y_bd))
         window_size, eidetic = self.config.window_size, state.eidetic
@@ -240,7 +252,12 @@ class BMojo(Mixer[BMojoState]):
         )
         slots = None
         if self.innovation is not None and eidetic is not None:
-            self.innovation.step(y_bd, position_b, state.window.v, eidetic)
+            evidence = Evidence(position_b, None, self._step_innovation(y_bd, eidetic.y), error_b, v_bhp)
+            given_b = None if self.rule is Innovation else self.rule.log_score(evidence, self.config)
+            eidetic.hold(
+                y_bd, position_b, self.innovation.weights_of_a_step(y_bd.device), given_b, state.window.v,
+                self.config.chunk_size, self.rule.tau(self.config),
+            )  # fmt: skip
             slots = Slots(rotated_q[1], eidetic.slots.k, eidetic.slots.v, eidetic.slots.position)
         out_bhp = memory_attention_step(
             rotated_q[0],
@@ -263,7 +280,7 @@ class BMojo(Mixer[BMojoState]):
         ssm = self.ssm.init_state(batch_size, device, dtype)
         eidetic = None
         if self.num_slots:
-            eidetic = EideticState.empty(window, self.num_slots, config.innovation_taps, config.d_model)
+            eidetic = EideticState.empty(window, self.num_slots, self.rule.outputs_kept(config), config.d_model)
         return BMojoState(ssm, window, fading, eidetic)
 
     def _num_readable(self, sequence: Sequence, state: BMojoState | None) -> int:
@@ -272,24 +289,50 @@ class BMojo(Mixer[BMojoState]):
             return sequence.num_tokens
         return self.readable_positions(self.config, sequence.num_tokens)
 
+    @property
+    def _reads_errors(self) -> bool:
+        return self.num_slots > 0 and self.rule.READS == "delta_error"
+
+    def _needs_innovation(self, sequence: Sequence) -> bool:
+        """For the rule, an inspection, or the loss of a predictor."""
+        assert self.innovation is not None
+        learns = self.innovation.predictor is not None and torch.is_grad_enabled()
+        return self.rule.READS == "innovation" or sequence.return_memory or learns
+
+    def _step_innovation(self, y_bd: Tensor, past_bkd: Tensor | None) -> Tensor | None:
+        """e of a token per row, if the rule reads it and the decoding step's operator does not compute it itself."""
+        if self.innovation is None or self.rule.READS != "innovation" or self.rule is Innovation:
+            return None
+        innovation_b1: Tensor = self.innovation(y_bd[:, None], past_bkd)[0]
+        return innovation_b1[:, 0]
+
     @staticmethod
-    def _candidates(
-        innovation: InnovationScore, k: Tensor, v: Tensor, innovation_bt: Tensor, sequence: Sequence
-    ) -> Candidates:
-        """The tokens at hand; innovation_bt is that of the first of them."""
-        (b, num_scored), t = innovation_bt.shape, sequence.num_tokens
-        position_bt = torch.arange(sequence.start, sequence.start + t, device=k.device).expand(b, -1)
-        log_e_bt = innovation.rank(innovation_bt, position_bt, sequence.doc_ids_bt)
-        log_e_bt = F.pad(log_e_bt, (0, t - num_scored))  # these do not leave the window of any query here
+    def _evidence(
+        readable: Sequence, innovation_bt: Tensor | None, delta_error_bt: Tensor | None, values: Tensor
+    ) -> Evidence:
+        """Of the first tokens, whose y is known."""
+        t = readable.num_tokens
+        position_t = torch.arange(readable.start, readable.start + t, device=values.device)
+        position_bt = position_t.expand(values.shape[0], -1)
+        error_bt = None if delta_error_bt is None else first(delta_error_bt, t)
+        return Evidence(position_bt, readable.doc_ids_bt, innovation_bt, error_bt, first(values, t), readable.wanted_bt)
+
+    def _candidates(self, rule: type[Rule], evidence: Evidence, k: Tensor, v: Tensor, sequence: Sequence) -> Candidates:
+        """The tokens at hand; the evidence is that of the first of them."""
+        t = sequence.num_tokens
+        with torch.no_grad():
+            log_e_bt = rule.log_score(evidence, self.config).to(torch.promote_types(v.dtype, torch.float32))
+        log_e_bt = F.pad(log_e_bt, (0, t - log_e_bt.shape[1]))  # these do not leave the window of any query here
+        position_bt = torch.arange(sequence.start, sequence.start + t, device=k.device).expand(k.shape[0], -1)
         return Candidates(k, v, log_e_bt, position_bt)
 
-    def _select(self, candidates: Candidates, sequence: Sequence, num_slots: int) -> Tensor:
+    def _select(self, rule: type[Rule], candidates: Candidates, sequence: Sequence, num_slots: int) -> Tensor:
         """Rows of the candidates that each chunk's queries read, best first [b, j, m]; -1: none."""
         config = self.config
         return innovation_select(
             candidates.log_e, candidates.position, num_queries=sequence.num_tokens, chunk_size=config.chunk_size,
             start=sequence.start, window_size=config.window_size, num_eidetic=self.num_slots,
-            tau=config.innovation_tau, doc_ids_bs=sequence.doc_ids_bt, num_slots=num_slots,
+            tau=rule.tau(config), doc_ids_bs=sequence.doc_ids_bt, num_slots=num_slots,
         )  # fmt: skip
 
     def _output(self, attention_hp: Tensor, y_d: Tensor) -> Tensor:
@@ -304,10 +347,10 @@ class BMojoF(BMojo):
     IS_EIDETIC = False
 
 
-def mean_eidetic(config: ModelFields, seq_len: int) -> float:
-    """Filled eidetic slots, averaged over positions."""
+def mean_eidetic(num_slots: int, config: ModelFields, seq_len: int) -> float:
+    """Filled eidetic slots, averaged over positions; of a rule that leaves some empty, those there are."""
     total = 0
     for start in range(0, seq_len, config.chunk_size):
-        filled = min(config.num_eidetic, max(0, start - config.window_size + 1))
+        filled = min(num_slots, max(0, start - config.window_size + 1))
         total += filled * (min(start + config.chunk_size, seq_len) - start)
     return total / seq_len

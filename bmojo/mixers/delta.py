@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from bmojo.fields import ModelFields
 from bmojo.layers import Linear, RMSNorm, RotaryTable, parts
 from bmojo.mixers.base import Mixer, MixerOutput, Sequence
-from bmojo.mixers.ssm import SSMState, init_dt_bias
+from bmojo.mixers.ssm import SSMState, corrected, delta_error, held, init_dt_bias
 from kernels.causal_conv1d import causal_conv1d, causal_conv1d_step
 
 UNIT_EPS = 1e-6  # added to the squared length of queries and keys
@@ -31,6 +31,11 @@ class Gates(NamedTuple):
     log_decay: Tensor  # [..., h] or [..., h, n]
     beta: Tensor  # [..., h]
     out: Tensor  # gate of the output
+
+    def fade(self, k: Tensor) -> Tensor:
+        """Keys [..., h, n], multiplied by the decay."""
+        decay = torch.exp(self.log_decay)
+        return k * (decay if decay.dim() == k.dim() else decay[..., None])
 
 
 class DeltaMixer(Mixer[SSMState]):
@@ -142,22 +147,35 @@ class DeltaMixer(Mixer[SSMState]):
         past = None if state is None else state.conv
         conv_out_btc, tail = causal_conv1d(conv_in_btc, self.conv_weight, past, sequence.doc_ids_bt)
         initial = None if state is None else state.ssm
-        y_bthp, final = self.rule(self._qkv(conv_out_btc), gates, initial, sequence.doc_ids_bt)
+        q_bthn, k_bthn, v_bthp = self._qkv(conv_out_btc)
+        docs_bt = sequence.doc_ids_bt
+        y_bthp, final = self.rule((q_bthn, k_bthn, v_bthp), gates, initial, docs_bt)
+        error_bt = None
+        if sequence.delta_error:
+
+            def read(queries: Tensor) -> Tensor:
+                return self.rule((queries, k_bthn, v_bthp), gates, initial, docs_bt)[0]
+
+            error_bt = delta_error(read, gates.fade(k_bthn), v_bthp, None, gates.beta, initial, docs_bt)
         if state is not None:
             state.conv.copy_(tail)
             state.ssm.copy_(final)
-        return MixerOutput(self.gated_out(y_bthp, gates.out))
+        return MixerOutput(self.gated_out(y_bthp, gates.out), delta_error_bt=error_bt)
 
     def step(self, u_bd: Tensor, position_b: Tensor, rotary: RotaryTable, state: SSMState) -> Tensor:
-        return self.step_of_projected(self.in_proj(u_bd), state)
+        return self.step_of_projected(self.in_proj(u_bd), state)[0]
 
-    def step_of_projected(self, projected: Tensor, state: SSMState) -> Tensor:
-        """The step of what in_proj gives."""
+    def step_of_projected(
+        self, projected: Tensor, state: SSMState, delta_error: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """The step of what in_proj gives; and, if asked, each row's ssm.delta_error."""
         low, conv_in_bc, rest = parts(projected, self.in_widths(self.config))
         gates = self.gates(low, rest)
         conv_out_bc = causal_conv1d_step(conv_in_bc, self.conv_weight, state.conv)
-        y_bhp = self.rule_step(self._qkv(conv_out_bc), gates, state.ssm)
-        return self.gated_out(y_bhp.to(projected.dtype), gates.out)
+        q_bhn, k_bhn, v_bhp = self._qkv(conv_out_bc)
+        error_b = corrected(v_bhp, held(state.ssm, gates.fade(k_bhn)), None, gates.beta) if delta_error else None
+        y_bhp = self.rule_step((q_bhn, k_bhn, v_bhp), gates, state.ssm)
+        return self.gated_out(y_bhp.to(projected.dtype), gates.out), error_b
 
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> SSMState:
         width = self.config.conv_width

@@ -11,6 +11,7 @@ from torch import Tensor
 from bmojo.mixers import ring
 from bmojo.mixers.attention import RingCache
 from bmojo.state import LayerState
+from kernels.innovation_select import innovation_step
 
 
 class Candidates(NamedTuple):
@@ -18,7 +19,7 @@ class Candidates(NamedTuple):
 
     k: Tensor  # not rotated: slots are seen at a constant distance
     v: Tensor
-    log_e: Tensor  # innovation scores
+    log_e: Tensor  # scores of the selection rule; -inf: never kept
     position: Tensor  # -1: an empty slot
 
     def behind(self, past: Candidates) -> Candidates:
@@ -55,7 +56,7 @@ class EideticState(LayerState):
 
     k: Tensor  # ring, not rotated; the values are the window's
     log_e: Tensor  # ring
-    y: Tensor  # of the last K tokens, which the innovation's predictor reads
+    y: Tensor | None  # of the last K tokens, which the innovation's predictor reads; None: the rule has no use for it
     slots: Slots
 
     @classmethod
@@ -74,7 +75,7 @@ class EideticState(LayerState):
             position=torch.full((batch_size, num_slots), -1, dtype=torch.long, device=device),
         )
         log_e = torch.zeros(batch_size, recent, dtype=precise, device=device)
-        y = torch.zeros(batch_size, num_outputs, d_model, dtype=dtype, device=device)
+        y = torch.zeros(batch_size, num_outputs, d_model, dtype=dtype, device=device) if num_outputs else None
         return cls(keys(recent), log_e, y, slots)
 
     def before(self, position: int, window_v: Tensor) -> Candidates:
@@ -95,6 +96,31 @@ class EideticState(LayerState):
         self.push(y_btd)
         self.slots.choose(candidates, kept_bm.clamp_min(0), kept_bm >= 0)
 
+    def hold(
+        self,
+        y_bd: Tensor,
+        position_b: Tensor,
+        weight_kd: Tensor,
+        given_b: Tensor | None,
+        window_v: Tensor,
+        chunk_size: int,
+        tau: float | None,
+    ) -> None:
+        """Add a token per row, whose value is in the window's ring, and refill the slots where a chunk begins.
+
+        Args: weight_kd: of the innovation's predictor.  given_b: log scores; None: the innovation's.
+        """
+        past_bkd = self.y
+        if past_bkd is None:  # the operator always pushes outputs: a single channel stands in
+            y_bd, weight_kd = y_bd[:, :1], weight_kd[:1, :1]
+            past_bkd = torch.zeros_like(y_bd)[:, None]
+        slots = self.slots
+        innovation_step(
+            y_bd, position_b, weight_kd, past_bkd, self.log_e, self.k, window_v,
+            slots.k, slots.v, slots.log_e, slots.position, given_b, chunk_size, tau,
+        )  # fmt: skip
+
     def push(self, y_btd: Tensor) -> None:
         """Add outputs of the SSM to the last K."""
-        self.y.copy_(torch.cat([self.y, y_btd.to(self.y.dtype)], 1)[:, -self.y.shape[1] :])
+        if self.y is not None:
+            self.y.copy_(torch.cat([self.y, y_btd.to(self.y.dtype)], 1)[:, -self.y.shape[1] :])

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from bmojo.fields import ModelFields
 from bmojo.layers import Linear, RMSNorm, RotaryTable, parts
 from bmojo.mixers.base import Mixer, MixerCounts, MixerOutput, Sequence
-from bmojo.mixers.ssm import SSMState, init_dt_bias
+from bmojo.mixers.ssm import SSMState, corrected, delta_error, held, init_dt_bias
 from kernels.causal_conv1d import causal_conv1d, causal_conv1d_step
 from kernels.cpp.constants import SSD_CHUNK
 from kernels.ssd_scan import ssd_scan, ssd_step
@@ -106,21 +106,37 @@ class Mamba2(Mixer[SSMState]):
         initial = None if state is None else state.ssm
         A_h = -torch.exp(self.A_log)
         y_bthp, final = ssd_scan(x_bthp, dt_bth, A_h, B_btgn, C_btgn, self.D, initial, sequence.doc_ids_bt)
+        error_bt = None
+        if sequence.delta_error:  # with B as the key and x as the value
+
+            def read(queries: Tensor) -> Tensor:
+                no_skip = torch.zeros_like(self.D)
+                return ssd_scan(x_bthp, dt_bth, A_h, B_btgn, queries, no_skip, initial, sequence.doc_ids_bt).y_bthp
+
+            decay_bth = torch.exp(dt_bth * A_h)
+            error_bt = delta_error(read, B_btgn, x_bthp, decay_bth, dt_bth, initial, sequence.doc_ids_bt)
         if state is not None:
             state.conv.copy_(tail)
             state.ssm.copy_(final)
-        return MixerOutput(self._gated_out(y_bthp.flatten(-2), z_bti))
+        return MixerOutput(self._gated_out(y_bthp.flatten(-2), z_bti), delta_error_bt=error_bt)
 
     def step(self, u_bd: Tensor, position_b: Tensor, rotary: RotaryTable, state: SSMState) -> Tensor:
-        return self.step_of_projected(self.in_proj(u_bd), state)
+        return self.step_of_projected(self.in_proj(u_bd), state)[0]
 
-    def step_of_projected(self, projected: Tensor, state: SSMState) -> Tensor:
-        """The step of what in_proj gives."""
+    def step_of_projected(
+        self, projected: Tensor, state: SSMState, delta_error: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """The step of what in_proj gives; and, if asked, each row's ssm.delta_error."""
         z_bi, conv_in_bc, dt_bh = parts(projected, self._in_widths)
         conv_out_bc = causal_conv1d_step(conv_in_bc, self.conv_weight, state.conv)
         x_bhp, B_bgn, C_bgn = self._conv_parts(conv_out_bc)
+        error_b = None
+        if delta_error:
+            share_bh = self._step_size(dt_bh)
+            decay_bh = torch.exp(share_bh * -torch.exp(self.A_log))
+            error_b = corrected(x_bhp, held(state.ssm, B_bgn), decay_bh, share_bh)
         y_bhp = ssd_step(x_bhp, dt_bh, self.dt_bias, self.A_log, B_bgn, C_bgn, self.D, state.ssm)
-        return self._gated_out(y_bhp.to(projected.dtype).flatten(-2), z_bi)
+        return self._gated_out(y_bhp.to(projected.dtype).flatten(-2), z_bi), error_b
 
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> SSMState:
         width = self.config.conv_width
@@ -137,8 +153,12 @@ class Mamba2(Mixer[SSMState]):
 
     def _project(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         z, conv_in, dt = self.in_proj.parts(u, self._in_widths)
+        return z, conv_in, self._step_size(dt)
+
+    def _step_size(self, dt: Tensor) -> Tensor:
+        """dt of what the projection gives for it."""
         precise = torch.promote_types(dt.dtype, self.dt_bias.dtype)
-        return z, conv_in, F.softplus(dt.to(precise) + self.dt_bias)
+        return F.softplus(dt.to(precise) + self.dt_bias)
 
     def _conv_parts(self, conv_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         maps = self.num_groups * self.d_state

@@ -1,5 +1,6 @@
 // Innovation scores in one pass over y: of each row the prediction by its taps, and both norms. And the selection.
 #include <algorithm>
+#include <limits>
 #include <vector>
 
 #include "cpp/parallel.h"
@@ -90,6 +91,7 @@ void innovation_select(const Tensor<T>& rank, const Tensor<int64_t>& position, c
                 candidates.clear();
                 const auto consider = [&](int64_t row) {
                     if (row < 0 || position(b, row) < 0) return;
+                    if (!(rank(b, row) > -std::numeric_limits<T>::infinity())) return;  // never kept
                     if (docs && docs(b, row) != docs(b, row_of_0 + boundary)) return;
                     candidates.push_back({rank(b, row), row});
                 };

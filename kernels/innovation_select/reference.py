@@ -37,7 +37,7 @@ class SelectInputs(NamedTuple):
     Rows are, in this order: `num_slots` already kept, positions just before `start`, and `num_queries` from `start` on.
 
     Args:
-        log_innovation_bs: log e_i of each row; finite.
+        log_innovation_bs: log e_i of each row, or another score; -inf: the row is never kept.
         position_bs: position of each row, consecutive after the slots; negative marks a row that holds none.
         num_queries: rows that are queries; they are the last ones.
         chunk_size: positions between updates [C]. Updates happen at its multiples.
@@ -127,7 +127,7 @@ def _run_select(inputs: SelectInputs) -> Tensor:
                 same = documents is None or documents[b][row] == documents[b][here]
                 merged_before = position[b][row] <= start - chunk_size - window_size  # if kept, it is in a slot
                 candidate = in_slot or (left_window and not merged_before)
-                if position[b][row] >= 0 and candidate and same:
+                if position[b][row] >= 0 and candidate and same and rank[b][row] > float("-inf"):
                     ranked.append((-rank[b][row], position[b][row], row))
             rows = [row for _, _, row in sorted(ranked)[:num_eidetic]]
             sets[b, j, : len(rows)] = torch.tensor(rows, dtype=torch.long)

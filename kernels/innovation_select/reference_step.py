@@ -28,7 +28,7 @@ class StepInputs(NamedTuple):
         log_e_br: ring of scores, position i in slot i mod R; this token's is added.
         k_brhp, v_brhp: rings of keys, not rotated, and values; they are read only.
         slot_k_bmhp, slot_v_bmhp, slot_log_e_bm, slot_position_bm: the slots, best first; position -1: empty.
-        given_b: scores of the tokens; None: log max(e_i, LOWEST) with e_i as in ScoreInputs.
+        given_b: scores of the tokens, -inf: never kept; None: log max(e_i, LOWEST) with e_i as in ScoreInputs.
         tau: forgetting time in tokens; None: none.
     Returns: the score of each row's token.
     """
@@ -64,7 +64,7 @@ def _run(inputs: StepInputs) -> Tensor:
         for left in range(max(0, position - size + 1), position - size + num_new + 1):
             at = left % size
             kept.append((k[b, at], v[b, at], log_e_br[b, at], torch.tensor(left)))
-        full = [one for one in kept if one[3] >= 0]
+        full = [one for one in kept if one[3] >= 0 and one[2] > float("-inf")]
         full.sort(key=lambda one: -ranks(one[2], one[3], inputs.tau).item())  # stable
         best = [tuple(x.clone() for x in one) for one in full[:num_slots]]
         slot_position[b] = -1

@@ -38,7 +38,7 @@ def _run_select(inputs: SelectInputs) -> Tensor:
     device, num_chunks, num_rows = log_e_bs.device, -(-num_queries // chunk_size), _num_rows(inputs)
     log_e_bs, position_bs = log_e_bs.detach()[:, :num_rows], position_bs[:, :num_rows]
     boundary_j = torch.arange(num_chunks, device=device) * chunk_size + start
-    candidate_bjs = _candidates(inputs, position_bs, boundary_j)
+    candidate_bjs = _candidates(inputs, position_bs, boundary_j) & (log_e_bs > float("-inf"))[:, None]
     beats_bsk = _beats(log_e_bs, position_bs, tau).to(torch.float32)
     place_bjs = torch.matmul(candidate_bjs.to(torch.float32), beats_bsk.transpose(1, 2))
     place_m = torch.arange(num_eidetic, device=device).to(torch.float32)

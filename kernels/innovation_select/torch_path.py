@@ -57,7 +57,9 @@ def _run_select(inputs: SelectInputs) -> Tensor:
                 if doc_ids_bs is not None:
                     here = boundary - first_position + num_slots
                     valid_bc = valid_bc & (doc_ids_bs.gather(1, rows_bc) == doc_ids_bs[:, here : here + 1])
-                order_bm = stable_best(rank_bs.gather(1, rows_bc), valid_bc, num_eidetic)
+                rank_bc = rank_bs.gather(1, rows_bc)
+                valid_bc = valid_bc & (rank_bc > NEG_INF)
+                order_bm = stable_best(rank_bc, valid_bc, num_eidetic)
                 kept_bm = torch.where(valid_bc, candidates_bc, -1).gather(1, order_bm)
         sets.append(kept_bm)
     return torch.stack(sets, 1)

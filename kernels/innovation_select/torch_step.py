@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kernels.innovation_select.reference import ScoreInputs, ranks
 from kernels.innovation_select.reference_step import LOWEST, StepInputs
-from kernels.innovation_select.torch_path import TOLERANCE, innovation_scores, stable_best
+from kernels.innovation_select.torch_path import NEG_INF, TOLERANCE, innovation_scores, stable_best
 from kernels.operator import Path
 
 
@@ -36,6 +36,7 @@ def _merge(inputs: StepInputs, begins_b: Tensor) -> None:
     at_bc = left_bc % size
     position_bc = torch.cat([slot_position, left_bc], 1)
     log_e_bc = torch.cat([slot_log_e, log_e[batch, at_bc]], 1)
+    position_bc = torch.where(log_e_bc > NEG_INF, position_bc, -1)
     best_bm = stable_best(ranks(log_e_bc, position_bc, tau), position_bc >= 0, num_slots)
     best_bm = torch.where(begins_b[:, None], best_bm, torch.arange(num_slots, device=device))
     slot_k.copy_(torch.cat([slot_k, k[batch, at_bc]], 1)[batch, best_bm])

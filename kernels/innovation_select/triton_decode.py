@@ -48,6 +48,7 @@ def innovation_step_kernel(
             log_e += tl.load(log_e_br + batch * RING + at, mask=new, other=0.0)
             place = tl.load(slot_position_bm + batch * SLOTS + source, mask=old, other=0)
             place += tl.where(new, tl.maximum(left, -1), 0)
+            place = tl.where(log_e > float("-inf"), place, -1)
             tl.debug_barrier()  # all are read
             tl.store(slot_log_e_bm + batch * SLOTS + slot, log_e, mask=held)
             tl.store(slot_position_bm + batch * SLOTS + slot, place, mask=held)

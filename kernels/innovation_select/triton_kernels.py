@@ -247,7 +247,7 @@ def _document(doc_ids_bs, batch, row, num_rows):
 
 @triton.jit
 def _candidates(rank_bs, position_bs, doc_ids_bs, batch, row, wanted, boundary, num_rows):
-    """Ranks of the wanted rows; empty if a row holds none or is not of the boundary's document."""
+    """Ranks of the wanted rows; empty if a row holds none, is never kept or is not of the boundary's document."""
     at = batch * num_rows + row
     position = tl.load(position_bs + at, mask=wanted, other=-1)
     valid = position >= 0
@@ -255,6 +255,7 @@ def _candidates(rank_bs, position_bs, doc_ids_bs, batch, row, wanted, boundary, 
         doc = tl.load(doc_ids_bs + at, mask=wanted, other=0)
         valid = valid & (doc == _document(doc_ids_bs, batch, boundary, num_rows))
     rank = tl.load(rank_bs + at, mask=wanted, other=0.0)
+    valid = valid & (rank > float("-inf"))
     return tl.where(valid, rank, float("-inf")), tl.where(valid, row, -1).to(tl.int32)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bmojo import BMojoLM, ModelConfig
 from bmojo.mixers import MIXERS
+from bmojo.mixers.selection import RULES
 
 VOCAB_SIZE = 23
 MIXED = "mamba2,bmojo,swa"
@@ -46,6 +47,7 @@ def random_tokens(batch: int, t: int, seed: int = 0) -> Tensor:
 def configs(draw: st.DrawFn, patterns: tuple[str, ...] = PATTERNS) -> ModelConfig:
     window_size = draw(st.integers(1, 9))
     num_kv_heads = draw(st.sampled_from([1, 2, 4]))
+    selection = draw(st.sampled_from(["innovation", *sorted(set(RULES) - {"oracle"})]))  # nothing is marked for an oracle
     return small_config(
         pattern=draw(st.sampled_from(patterns)),
         window_size=window_size,
@@ -59,6 +61,7 @@ def configs(draw: st.DrawFn, patterns: tuple[str, ...] = PATTERNS) -> ModelConfi
         fading_output=draw(st.sampled_from(["memory", "memory_and_residual"])),
         innovation_predictor=draw(st.sampled_from(["fixed", "learned"])),
         innovation_taps=draw(st.integers(1, 4)),
-        innovation_tau=draw(st.sampled_from([None, 7.0])),
-        selection=draw(st.sampled_from(["innovation", "random"])),
+        innovation_tau=draw(st.sampled_from([None, 7.0])) if RULES[selection].AGES else None,
+        selection=selection,
+        selection_threshold=1.2 if selection == "threshold" else None,
     )

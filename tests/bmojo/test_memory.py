@@ -29,7 +29,7 @@ def test_memory_is_reported_for_layers_that_have_it():
 @settings(max_examples=25, deadline=None)
 @given(config=configs(("bmojo",)), t=st.integers(1, 50))
 def test_the_eidetic_set_is_the_top_innovations_that_left_the_window(config, t):
-    config = config.replace(innovation_tau=None, selection="innovation")
+    config = config.replace(innovation_tau=None, selection="innovation", selection_threshold=None)
     memory = build(config)(random_tokens(1, t), return_memory=True).memory[0]
     scores = memory.innovation_bt[0].tolist()
     for chunk, kept in enumerate(memory.kept_position_bjm[0].tolist()):

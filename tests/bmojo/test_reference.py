@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bmojo import BMojoLM, ModelConfig
-from bmojo.mixers.innovation import random_rank
+from bmojo.mixers.selection import random_rank
 from bmojo.reference import reference_forward
 from tests.bmojo.model_family import PATTERNS, VOCAB_SIZE, build, configs, random_tokens, small_config
 
@@ -39,13 +39,15 @@ def test_a_whole_sequence_is_what_the_loop_gives(
     config = data.draw(configs((pattern,)))
     model, tokens_t = build(config, seed), random_tokens(1, num_tokens, seed)[0]
     doc_ids_t = random_documents(num_tokens, seed) if documents else None
-    expected = reference_forward(model, tokens_t, doc_ids_t)
+    wanted_t = torch.rand(num_tokens, generator=torch.Generator().manual_seed(seed)) < 0.3
+    expected = reference_forward(model, tokens_t, doc_ids_t, wanted_t)
+    docs_1t = None if doc_ids_t is None else doc_ids_t[None]
     with torch.no_grad():
-        found = model(tokens_t[None], doc_ids_bt=None if doc_ids_t is None else doc_ids_t[None], return_memory=True)
+        found = model(tokens_t[None], doc_ids_bt=docs_1t, return_memory=True, wanted_bt=wanted_t[None])
     assert_close(found.logits_btv[0], expected.logits_tv)
     layers = [layer for layer in found.memory if layer is not None and layer.kept_position_bjm is not None]
     assert len(layers) == len(expected.eidetic_lt)
-    for layer, innovation_t, eidetic_t in zip(layers, expected.innovation_lt, expected.eidetic_lt, strict=True):
+    for layer, innovation_t, eidetic_t in zip(layers, expected.score_lt, expected.eidetic_lt, strict=True):
         if config.selection == "innovation":
             assert_close(layer.innovation_bt[0].log(), torch.tensor(innovation_t, dtype=torch.float64))
         for t in range(num_tokens):
@@ -76,7 +78,7 @@ def test_scores_of_faint_outputs_are_what_the_loop_gives() -> None:
         model.blocks[0].mixer.ssm.out_proj.weight.mul_(1e-3)
         tokens_t = random_tokens(1, 30)[0]
         (layer,) = model(tokens_t[None], return_memory=True).memory
-    (innovation_t,) = reference_forward(model, tokens_t).innovation_lt
+    (innovation_t,) = reference_forward(model, tokens_t).score_lt
     assert_close(layer.innovation_bt[0].log(), torch.tensor(innovation_t, dtype=torch.float64))
 
 
