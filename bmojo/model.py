@@ -184,9 +184,7 @@ class BMojoLM(nn.Module):
         self.checkpoint = None if part in ("none", "pointwise") else again
         self.made_again = "small" if part == "pointwise" else "duplicates"
 
-    def features(
-        self, tokens_bt: Tensor, doc_ids_bt: Tensor | None = None, wanted_bt: Tensor | None = None
-    ) -> Tensor:
+    def features(self, tokens_bt: Tensor, doc_ids_bt: Tensor | None = None, wanted_bt: Tensor | None = None) -> Tensor:
         """The normed residual stream x_btd that the output projection reads; arguments as forward's."""
         return self.norm(self._stream(tokens_bt, doc_ids_bt, return_memory=False, wanted_bt=wanted_bt)[0])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, get_args
 
 import pytest
@@ -83,7 +84,7 @@ def test_more_slots_keep_a_superset(rule: str, seed: int) -> None:
     """In the first layer, whose scores do not depend on what is kept."""
     tokens_bt, wanted_bt = random_tokens(1, 80, seed), marks(80, seed)
     sets = [kept_sets(build(of_rule(rule, num_eidetic=m), seed), tokens_bt, wanted_bt) for m in (2, 5, 11)]
-    for fewer, more in zip(sets, sets[1:], strict=False):
+    for fewer, more in pairwise(sets):
         assert all(small == large[: len(small)] for small, large in zip(fewer, more, strict=True))
     assert sets[0] != sets[-1]
 
@@ -128,13 +129,13 @@ def test_an_oracle_keeps_marked_tokens_and_no_others() -> None:
 @pytest.mark.parametrize("call", ["forward", "prefill", "step"])
 def test_an_oracle_without_marks_is_refused(call: str) -> None:
     model, tokens_bt = build(of_rule("oracle")), random_tokens(1, 20)
+    calls = {
+        "forward": lambda: model(tokens_bt),
+        "prefill": lambda: model.prefill(tokens_bt),
+        "step": lambda: model.step(tokens_bt[:, 0], model.init_state(1)),
+    }
     with pytest.raises(ValueError, match="selection=oracle keeps the positions that its caller marks"):
-        if call == "forward":
-            model(tokens_bt)
-        elif call == "prefill":
-            model.prefill(tokens_bt)
-        else:
-            model.step(tokens_bt[:, 0], model.init_state(1))
+        calls[call]()
 
 
 @pytest.mark.parametrize(

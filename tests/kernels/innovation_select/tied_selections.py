@@ -21,9 +21,9 @@ def select(path: str, scores: Tensor, position: Tensor, **options: Any) -> Tenso
 
 @dataclass(frozen=True)
 class TiedSelection:
-    """One sequence of scores, all of them exact in float32."""
+    """One sequence of scores, all of them exact in float32. None: never kept."""
 
-    scores: list[Fraction]
+    scores: list[Fraction | None]
     tau: float
     chunk_size: int
     window_size: int
@@ -34,9 +34,9 @@ class TiedSelection:
         """The positions of every chunk's set, best first, ranked by log e_i + i / tau without rounding."""
         sets = []
         for boundary in range(0, len(self.scores), self.chunk_size):
-            candidates = range(boundary - self.window_size + 1)
-            ranked = sorted(candidates, key=lambda i: (-(self.scores[i] + i / Fraction(self.tau)), i))
-            sets.append(ranked[: self.num_eidetic])
+            candidates = enumerate(self.scores[: max(0, boundary - self.window_size + 1)])
+            ranked = sorted((-(score + i / Fraction(self.tau)), i) for i, score in candidates if score is not None)
+            sets.append([i for _, i in ranked[: self.num_eidetic]])
         return sets
 
     def selected(self, path: str) -> list[list[int]]:
@@ -73,7 +73,8 @@ class TiedSelection:
         return sets
 
     def _log_e(self) -> Tensor:
-        return torch.tensor([[float(score) for score in self.scores]], dtype=self.dtype)
+        scores = [float("-inf") if score is None else float(score) for score in self.scores]
+        return torch.tensor([scores], dtype=self.dtype)
 
 
 @st.composite
@@ -82,7 +83,9 @@ def tied_selections(draw: st.DrawFn) -> TiedSelection:
     window_size = draw(st.integers(1, 8))
     unit = Fraction(1, draw(st.sampled_from([1, 2, 8])))
     return TiedSelection(
-        scores=draw(st.lists(st.integers(-6, 6).map(lambda number: number * unit), min_size=1, max_size=40)),
+        scores=draw(
+            st.lists(st.none() | st.integers(-6, 6).map(lambda number: number * unit), min_size=1, max_size=40)
+        ),
         tau=draw(st.sampled_from([0.375, 1.0, 3.0, 5.0, 7.0, 10.5, 1000.0])),
         chunk_size=draw(st.integers(1, window_size)),
         window_size=window_size,
