@@ -46,7 +46,8 @@ def delta_error(
     Args:
         read: S_t q_t of queries [b, t, h, n] (or of groups of heads): the scan, whose state S it does not change.
         k_bthn: keys, of heads or of groups.  v_bthp: values.
-        decay_bth: a_t; None: the keys are multiplied by it.  share_bth: b_t.  initial_bhpn: S before the first position; None: zeros.
+        decay_bth: a_t; None: the keys are multiplied by it.  share_bth: b_t.
+        initial_bhpn: S before the first position; None: zeros.
     """
     next_k = F.pad(k_bthn[:, 1:], (0, 0, 0, 0, 0, 1))  # so position t reads S_t k_{t+1}
     dtype = torch.promote_types(v_bthp.dtype, torch.float32)
