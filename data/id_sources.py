@@ -10,6 +10,7 @@ from base.config import StrictConfig
 from data.tasks import AnyTask
 
 MIB = 1 << 20
+_ADDED_LATER: dict[str, Any] = {"affects_result": "unless default"}  # as pipelines.engine.stage reads it
 
 
 class Vocabulary(NamedTuple):
@@ -115,6 +116,11 @@ class SyntheticSource(SourceConfig):
     task: AnyTask = Field(description="What a document asks.")
     num_documents: int = Field(ge=1, le=2**40, description="Documents in both splits together, each drawn by itself.")
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of the documents.")
+    mark_sources: bool = Field(
+        False,
+        description="Note down where each answer is read off. Training with model.selection=oracle needs it.",
+        json_schema_extra=_ADDED_LATER,
+    )
 
     @property
     def vocabulary(self) -> Vocabulary:

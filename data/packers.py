@@ -37,7 +37,8 @@ class Encoded(NamedTuple):
     id: name that finds it again.
     start, end: the bytes of its file that hold it, `end` exclusive; -1 where they are not known.
     num_bytes: UTF-8 bytes of its text.
-    loss_mask: which of its tokens the loss counts, and its end not; None: all, and its end.
+    loss_mask: IS_ANSWER for each of its tokens that the loss counts, and its end not; None: all, and its end. Plus
+        IS_SOURCE where an answer is read off, if the source says so.
     """
 
     id: str
@@ -170,7 +171,7 @@ class _Stream:
         if all(mask is None for mask in self._masks):
             return None
         pieces = zip(self._pieces, self._masks, strict=True)
-        return np.concatenate([np.zeros(len(piece), bool) if mask is None else mask for piece, mask in pieces])
+        return np.concatenate([np.zeros(len(piece), np.uint8) if mask is None else mask for piece, mask in pieces])
 
 
 def _windows(documents: Iterator[Encoded], num_targets: int) -> Iterator[list[Encoded]]:

@@ -36,7 +36,7 @@ _VALIDATION_SHARDS = 4
 
 
 def columns_of(format_: PackingFormat) -> dict[str, str]:
-    """The columns of a sample and how they are encoded. loss_mask: 1 for each token that the loss counts, else 0."""
+    """The columns of a sample and how they are encoded. loss_mask: see Encoded."""
     mask = {"loss_mask": array_of("uint8")} if format_.has_loss_mask else {}
     return {"tokens": array_of(format_.token_dtype), "doc_starts": BYTES, **mask}
 

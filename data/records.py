@@ -9,6 +9,7 @@ from base.config import StrictConfig
 
 Split = Literal["train", "valid"]
 SPLITS: tuple[Split, ...] = ("train", "valid")
+IS_ANSWER, IS_SOURCE = 1, 2  # flags of a loss mask's tokens: the loss counts it; an answer is read off it
 
 
 class PackingFormat(StrictConfig):

@@ -5,7 +5,7 @@ Shapes: b batch (samples), t time (seq_len tokens).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +20,7 @@ from data.errors import DataError
 from data.index import REMEDY, TABLE_FILE, ShardIndex, parse_index
 from data.mds import MdsShard
 from data.packers import DOC_STARTS_DTYPE
-from data.records import PackingFormat, ShardEntry, Split
+from data.records import IS_ANSWER, IS_SOURCE, PackingFormat, ShardEntry, Split
 
 IGNORED_TARGET = -100
 PADDING_DOC = -1
@@ -33,11 +33,18 @@ class TokenBatch(NamedTuple):
     tokens_bt: inputs; padding holds the end-of-document token.
     targets_bt: the next tokens; IGNORED_TARGET where there is padding, or the loss counts only some tokens.
     doc_ids_bt: which document a token belongs to, non-decreasing along t; PADDING_DOC where there is padding.
+    wanted_bt: bool, the tokens that answers are read off, if they are marked; None: the tokens are of no task.
     """
 
     tokens_bt: torch.Tensor
     targets_bt: torch.Tensor
     doc_ids_bt: torch.Tensor
+    wanted_bt: torch.Tensor | None = None
+
+    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> TokenBatch:
+        """The function's results for all tensors there are."""
+        wanted_bt = None if self.wanted_bt is None else function(self.wanted_bt)
+        return TokenBatch(function(self.tokens_bt), function(self.targets_bt), function(self.doc_ids_bt), wanted_bt)
 
 
 class ShardFiles(Protocol):
@@ -130,18 +137,21 @@ def collate(samples: Sequence[dict[str, np.ndarray]], format_: PackingFormat) ->
     tokens_bt = np.full(shape, format_.eod_id, np.int64)
     targets_bt = np.full(shape, IGNORED_TARGET, np.int64)
     doc_ids_bt = np.full(shape, PADDING_DOC, np.int64)
+    wanted_bt = np.zeros(shape, bool) if format_.has_loss_mask else None
     starts_t = np.empty(format_.seq_len + 1, np.int64)
     for row, sample in enumerate(samples):
         tokens = sample["tokens"]
         num_inputs = len(tokens) - 1
         tokens_bt[row, :num_inputs] = tokens[:-1]
         targets_bt[row, :num_inputs] = tokens[1:]
-        if format_.has_loss_mask:
-            targets_bt[row, :num_inputs][sample["loss_mask"][1:] == 0] = IGNORED_TARGET
+        if wanted_bt is not None:
+            targets_bt[row, :num_inputs][sample["loss_mask"][1:] & IS_ANSWER == 0] = IGNORED_TARGET
+            wanted_bt[row, :num_inputs] = sample["loss_mask"][:-1] & IS_SOURCE != 0
         starts_t[:] = 0
         starts_t[sample["doc_starts"].view(DOC_STARTS_DTYPE)] = 1
         np.cumsum(starts_t[:num_inputs], out=doc_ids_bt[row, :num_inputs])
-    return TokenBatch(torch.from_numpy(tokens_bt), torch.from_numpy(targets_bt), torch.from_numpy(doc_ids_bt))
+    marks = None if wanted_bt is None else torch.from_numpy(wanted_bt)
+    return TokenBatch(torch.from_numpy(tokens_bt), torch.from_numpy(targets_bt), torch.from_numpy(doc_ids_bt), marks)
 
 
 def read_token_batches(

@@ -185,7 +185,7 @@ class TokenStream:
     def batch_of(self, samples: Sequence[dict[str, np.ndarray]]) -> TokenBatch:
         """One micro batch of samples."""
         batch = collate(samples, self.format)
-        return TokenBatch(*(part.pin_memory() for part in batch)) if self._pin_memory else batch
+        return batch.map(lambda tensor: tensor.pin_memory()) if self._pin_memory else batch
 
     def close(self) -> None:
         """Stop reading ahead. Closing twice does no harm."""

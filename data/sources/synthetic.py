@@ -9,7 +9,9 @@ import numpy as np
 
 from base.digest import digest_of
 from data.config import SyntheticSource
+from data.records import IS_SOURCE
 from data.sources.document import LeftOut, Part, TokenDocument
+from data.tasks.task import NO_SOURCE
 
 _ID_BYTES = 4  # for planning: slices of as many tokens as text of this size would give
 _MEASURED = 16  # documents
@@ -17,7 +19,8 @@ _MEASURED = 16  # documents
 
 def content_identity(source: SyntheticSource) -> str:
     """Digest of the settings, from which the documents follow."""
-    return digest_of([source.model_dump_json()])
+    added_later = None if source.mark_sources else {"mark_sources"}
+    return digest_of([source.model_dump_json(exclude=added_later)])
 
 
 def text_bytes(source: SyntheticSource) -> int:
@@ -52,4 +55,7 @@ def _mean_bytes(source: SyntheticSource) -> float:
 
 def _draw(source: SyntheticSource, number: int) -> TokenDocument:
     sequence = source.task.draw(np.random.default_rng((source.seed, number)))
-    return TokenDocument(f"{source.task.kind}:{number}", sequence.tokens, loss_mask=sequence.is_answer)
+    loss_mask = sequence.is_answer.astype(np.uint8)
+    if source.mark_sources:
+        loss_mask[sequence.source[sequence.source != NO_SOURCE]] |= IS_SOURCE
+    return TokenDocument(f"{source.task.kind}:{number}", sequence.tokens, loss_mask=loss_mask)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from base.errors import DamagedError, UserError
 from data.errors import DataError
-from data.records import SPLITS, Split
+from data.records import IS_ANSWER, SPLITS, Split
 from pipelines.api.finding import require_kind
 from pipelines.engine.runs import Run
 from pipelines.engine.stage import Facts
@@ -205,7 +205,7 @@ def _show(tokens: TokenSplit, tokenizer: Tokenizer | None, number: int) -> Shown
 
     (sample,) = tokens.samples(number, number + 1)
     targets = sample["tokens"][1:].tolist()
-    counts = sample["loss_mask"][1:].tolist() if "loss_mask" in sample else [0] * len(targets)
+    counts = (sample["loss_mask"][1:] & IS_ANSWER).tolist() if "loss_mask" in sample else [0] * len(targets)
     eod_id = tokens.index.format.eod_id
     texts = [
         _text(tokenizer, target) if tokenizer else _number(target, bool(is_answer), eod_id)

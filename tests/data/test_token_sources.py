@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from data.config import BytesSource, Packing, Source, SyntheticSource, TokenizeFields, TokensSource
 from data.errors import DataError
-from data.records import SPLITS, ShardsSummary
-from data.shards import TokenSplit, read_token_batches, read_token_documents
+from data.records import IS_ANSWER, SPLITS, ShardsSummary
+from data.shards import TokenBatch, TokenSplit, read_token_batches, read_token_documents
 from data.sources import TokenDocument, content_identity, duplicate_files, local_paths, plan_slices, read_slice, stamp
 from data.tasks.mqar import Mqar
 from data.tokenizer import byte_tokenizer, load_tokenizer
@@ -222,7 +222,7 @@ def test_the_loss_counts_answers_and_nothing_else(tmp_path: Path, seq_len: int, 
         for document in read_slice(slice_):
             assert isinstance(document, TokenDocument)
             assert document.loss_mask is not None
-            drawn[tuple(document.ids.tolist())] = document.ids[document.loss_mask].tolist()
+            drawn[tuple(document.ids.tolist())] = document.ids[document.loss_mask == IS_ANSWER].tolist()
     assert len(drawn) == 60
     found = []
     for split in SPLITS:
@@ -235,6 +235,33 @@ def test_the_loss_counts_answers_and_nothing_else(tmp_path: Path, seq_len: int, 
         assert summary.counts[split].num_bytes == 0
         found.append(len(answers))
     assert sum(found) == 60
+
+
+@pytest.mark.parametrize("packing", get_args(Packing))
+def test_the_tokens_that_answers_are_read_off_are_marked_if_asked(tmp_path: Path, packing: Packing) -> None:
+    """In both splits, across samples, and with the same tokens and answers as without marks."""
+    task = Mqar(kind="mqar", num_pairs=4, num_queries=3, seq_len=24)
+    batches: dict[bool, list[TokenBatch]] = {}
+    for marked in (False, True):
+        source = SyntheticSource(kind="synthetic", task=task, num_documents=60, seed=3, mark_sources=marked)
+        folder = tmp_path / str(marked)
+        pack(source, folder, 37, packing)
+        batches[marked] = [
+            batch for split in SPLITS for batch in read_token_batches(TokenSplit(folder, split), 3, world_size=1)
+        ]
+    num_wanted = 0
+    for plain, batch in zip(batches[False], batches[True], strict=True):
+        assert all(torch.equal(*pair) for pair in zip(plain[:3], batch[:3], strict=True))
+        assert plain.wanted_bt is not None
+        assert batch.wanted_bt is not None
+        assert not plain.wanted_bt.any()
+        num_wanted += int(batch.wanted_bt.sum())
+        for row, column in batch.wanted_bt.nonzero().tolist():
+            later = batch.doc_ids_bt[row] == batch.doc_ids_bt[row, column]
+            answers = batch.targets_bt[row][later & (batch.targets_bt[row] >= 0)]
+            if len(answers) == task.num_queries:  # else the document is cut
+                assert batch.tokens_bt[row, column] in answers
+    assert num_wanted == 60 * task.num_queries
 
 
 def test_made_up_documents_do_not_depend_on_how_they_are_cut_into_slices() -> None:

@@ -74,7 +74,9 @@ class TransformersModel:
         limit = getattr(self.module.config.get_text_config(), "max_position_embeddings", None)
         return int(limit) if limit else None
 
-    def token_losses(self, tokens_bt: Tensor, targets_bt: Tensor, doc_ids_bt: Tensor | None = None) -> Tensor:
+    def token_losses(
+        self, tokens_bt: Tensor, targets_bt: Tensor, doc_ids_bt: Tensor | None = None, wanted_bt: Tensor | None = None
+    ) -> Tensor:
         """See LanguageModel."""
         _refuse_documents(doc_ids_bt)
         rows = max(1, _MAX_LOGITS // (tokens_bt.shape[1] * self.vocab_size))
@@ -86,7 +88,12 @@ class TransformersModel:
         return torch.cat(losses)
 
     def logits_at(
-        self, tokens_bt: Tensor, rows_s: Tensor, columns_s: Tensor, doc_ids_bt: Tensor | None = None
+        self,
+        tokens_bt: Tensor,
+        rows_s: Tensor,
+        columns_s: Tensor,
+        doc_ids_bt: Tensor | None = None,
+        wanted_bt: Tensor | None = None,
     ) -> Tensor:
         """See LanguageModel."""
         _refuse_documents(doc_ids_bt)

@@ -40,15 +40,23 @@ class LanguageModel(Protocol):
     def max_tokens(self) -> int | None:
         """Longest sequence it can read; None: no limit."""
 
-    def token_losses(self, tokens_bt: Tensor, targets_bt: Tensor, doc_ids_bt: Tensor | None = None) -> Tensor:
+    def token_losses(
+        self, tokens_bt: Tensor, targets_bt: Tensor, doc_ids_bt: Tensor | None = None, wanted_bt: Tensor | None = None
+    ) -> Tensor:
         """nll_bt, float32: the negative log-likelihood of each target in nats, 0 where the target is -100.
 
         Args: doc_ids_bt: equal within a document; None: each row is one, padded on the right if at all.
+            wanted_bt: see BMojoLM.forward.
         Raises: ValueError: the model cannot keep documents apart.
         """
 
     def logits_at(
-        self, tokens_bt: Tensor, rows_s: Tensor, columns_s: Tensor, doc_ids_bt: Tensor | None = None
+        self,
+        tokens_bt: Tensor,
+        rows_s: Tensor,
+        columns_s: Tensor,
+        doc_ids_bt: Tensor | None = None,
+        wanted_bt: Tensor | None = None,
     ) -> Tensor:
         """logits_sv for what follows the tokens at these positions. Rows are padded on the right.
 
@@ -114,17 +122,25 @@ class NativeModel:
         """None: positions are relative, and memory does not grow."""
         return None
 
-    def token_losses(self, tokens_bt: Tensor, targets_bt: Tensor, doc_ids_bt: Tensor | None = None) -> Tensor:
+    def token_losses(
+        self, tokens_bt: Tensor, targets_bt: Tensor, doc_ids_bt: Tensor | None = None, wanted_bt: Tensor | None = None
+    ) -> Tensor:
         """See LanguageModel."""
-        nll_bt = self.module(tokens_bt, targets_bt, doc_ids_bt, token_losses=True).nll_bt
+        nll_bt = self.module(tokens_bt, targets_bt, doc_ids_bt, token_losses=True, wanted_bt=wanted_bt).nll_bt
         assert nll_bt is not None
         return nll_bt
 
     def logits_at(
-        self, tokens_bt: Tensor, rows_s: Tensor, columns_s: Tensor, doc_ids_bt: Tensor | None = None
+        self,
+        tokens_bt: Tensor,
+        rows_s: Tensor,
+        columns_s: Tensor,
+        doc_ids_bt: Tensor | None = None,
+        wanted_bt: Tensor | None = None,
     ) -> Tensor:
         """See LanguageModel."""
-        logits_sv: Tensor = self.module.head(self.module.features(tokens_bt, doc_ids_bt)[rows_s, columns_s])
+        x_btd = self.module.features(tokens_bt, doc_ids_bt, wanted_bt)
+        logits_sv: Tensor = self.module.head(x_btd[rows_s, columns_s])
         return logits_sv
 
     def generate(

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from base.errors import UserError
 from bmojo import ModelConfig
+from data.config import SyntheticSource
 from pipelines.engine.stage import (
     Estimate,
     Machines,
@@ -107,6 +108,7 @@ class TrainStage(Stage[TrainStageConfig, TrainInputs, TrainOutput]):
         check_mixture(config, name, [node.name for node in inputs.tokens])
         check_seq_len(config, tokens.config.seq_len, name, tokens.name)
         _check_groups(name, config)
+        _check_oracle(name, config, inputs)
         check_start(name, config, inputs)
         tokenizer, room = tokens.inputs.tokenizer, config.model.vocab_size
         if tokenizer is not None and tokenizer.config.load is not None:
@@ -229,6 +231,26 @@ def _check_groups(name: str, config: TrainStageConfig) -> None:
         problem = idle_group(config.groups, names_of(config.model))
         if problem is not None:
             raise FieldError(("stages", name, "groups"), problem)
+
+
+def _check_oracle(name: str, config: TrainStageConfig, inputs: TrainInputs) -> None:
+    """Refuse an oracle where the tokens do not say what is wanted. Raises FieldError."""
+    if config.model.selection != "oracle" or "bmojo" not in config.model.mixers:
+        return
+    for node in inputs.tokens:
+        source = node.config.source
+        if not isinstance(source, SyntheticSource):
+            raise FieldError(
+                ("stages", name, "model", "selection"),
+                f"found oracle, which keeps the positions that answers are read off, but {node.name} reads a source "
+                f"of kind {source.kind}, in which nothing marks such. Use a synthetic source, or another selection.",
+            )
+        if not source.mark_sources:
+            raise FieldError(
+                ("stages", node.name, "source", "mark_sources"),
+                f"is false, and {name} trains with model.selection=oracle, which keeps the marked positions. Set it "
+                "to true.",
+            )
 
 
 def check_same_form(name: str, first: StageNode[TokenizeStage], other: StageNode[TokenizeStage]) -> None:

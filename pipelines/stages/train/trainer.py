@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
@@ -166,4 +167,4 @@ def require_targets(num_targets: int) -> None:
 
 def to_device(batch: TokenBatch, device: torch.device) -> TokenBatch:
     """Copy a batch to the device, without waiting for it."""
-    return TokenBatch(*(copy_to(device, tensor) for tensor in batch))
+    return batch.map(partial(copy_to, device))

@@ -133,15 +133,19 @@ def answers_in_ids(
         width = len(documents[order[0]].tokens)
         batch, order = order[: max(1, batch_tokens // width)], order[max(1, batch_tokens // width) :]
         tokens_bt = torch.full((len(batch), width), eod_id)
+        wanted_bt = torch.zeros(len(batch), width, dtype=torch.bool)
         for row, number in enumerate(batch):
             tokens = documents[number].tokens
             tokens_bt[row, 1 : len(tokens)] = torch.from_numpy(tokens[:-1])
+            of_answers = documents[number].source
+            wanted_bt[row, torch.from_numpy(of_answers[of_answers != NO_SOURCE] + 1)] = True
         rows = np.concatenate([np.full(documents[n].is_answer.sum(), row) for row, n in enumerate(batch)])
         at = np.concatenate([np.flatnonzero(documents[n].is_answer) for n in batch])
         targets = np.concatenate([documents[n].tokens[documents[n].is_answer] for n in batch])
         source = np.concatenate([documents[n].source[documents[n].is_answer] for n in batch])
-        on_device = (copy_to(model.device, torch.from_numpy(part)) for part in (rows, at))
-        likeliest = model.logits_at(copy_to(model.device, tokens_bt), *on_device).argmax(-1).cpu().numpy()
+        tokens_bt, wanted_bt = (copy_to(model.device, part) for part in (tokens_bt, wanted_bt))
+        rows_s, at_s = (copy_to(model.device, torch.from_numpy(part)) for part in (rows, at))
+        likeliest = model.logits_at(tokens_bt, rows_s, at_s, wanted_bt=wanted_bt).argmax(-1).cpu().numpy()
         found.append(
             {
                 "example": np.array(batch)[rows],

@@ -9,6 +9,7 @@ import gzip
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -156,12 +157,12 @@ def score_batches(
     of_batches: list[tuple[torch.Tensor, torch.Tensor, np.ndarray]] = []  # nll and hits on the device; targets
     seq_len = 0
     for batch in batches:
-        tokens_bt, targets_bt, doc_ids_bt = (copy_to(model.device, part) for part in batch)
-        nll_bt = model.token_losses(tokens_bt, targets_bt, doc_ids_bt)
+        tokens_bt, targets_bt, doc_ids_bt, wanted_bt = batch.map(partial(copy_to, model.device))
+        nll_bt = model.token_losses(tokens_bt, targets_bt, doc_ids_bt, wanted_bt)
         right_bt = torch.zeros_like(nll_bt, dtype=torch.bool)
         if counts_right:
             rows_s, columns_s = (copy_to(model.device, at_s) for at_s in (batch.targets_bt >= 0).nonzero().T)
-            logits_sv = model.logits_at(tokens_bt, rows_s, columns_s, doc_ids_bt)
+            logits_sv = model.logits_at(tokens_bt, rows_s, columns_s, doc_ids_bt, wanted_bt)
             right_bt[rows_s, columns_s] = logits_sv.argmax(-1) == targets_bt[rows_s, columns_s]
         of_batches.append((nll_bt.flatten(), right_bt.flatten(), batch.targets_bt.flatten().numpy()))
         seq_len = tokens_bt.shape[1]

@@ -59,17 +59,31 @@ class Objective(nn.Module):
             self._loss = GraphedLoss(self._loss_of, list(model.parameters())) if as_graphs else uncached(self._loss_of)
 
     def forward(
-        self, tokens_bt: torch.Tensor, targets_bt: torch.Tensor, doc_ids_bt: torch.Tensor, token_losses: bool = False
+        self,
+        tokens_bt: torch.Tensor,
+        targets_bt: torch.Tensor,
+        doc_ids_bt: torch.Tensor,
+        wanted_bt: torch.Tensor | None = None,
+        token_losses: bool = False,
     ) -> torch.Tensor:
         """The training loss, a scalar; with `token_losses` the pure NLL of each target (b, t), 0 where ignored."""
         if not token_losses:
-            return self._loss(tokens_bt, targets_bt, doc_ids_bt)
-        nll_bt: torch.Tensor | None = self.model(tokens_bt, targets_bt, doc_ids_bt, token_losses=True).nll_bt
+            marks = () if wanted_bt is None else (wanted_bt,)
+            return self._loss(tokens_bt, targets_bt, doc_ids_bt, *marks)
+        nll_bt: torch.Tensor | None = self.model(
+            tokens_bt, targets_bt, doc_ids_bt, token_losses=True, wanted_bt=wanted_bt
+        ).nll_bt
         assert nll_bt is not None
         return nll_bt
 
-    def _loss_of(self, tokens_bt: torch.Tensor, targets_bt: torch.Tensor, doc_ids_bt: torch.Tensor) -> torch.Tensor:
-        loss: torch.Tensor | None = self.model(tokens_bt, targets_bt, doc_ids_bt).loss
+    def _loss_of(
+        self,
+        tokens_bt: torch.Tensor,
+        targets_bt: torch.Tensor,
+        doc_ids_bt: torch.Tensor,
+        wanted_bt: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        loss: torch.Tensor | None = self.model(tokens_bt, targets_bt, doc_ids_bt, wanted_bt=wanted_bt).loss
         assert loss is not None
         return loss
 

@@ -40,7 +40,7 @@ class DocumentCanary:
             return
         self._due_at = step + self._every_steps
         if row is None:  # the forward passes are collectives under ZeRO 3
-            row = TokenBatch(*(tensor[:1] for tensor in micro_batches[0]))
+            row = micro_batches[0].map(lambda tensor: tensor[:1])
         self._check_row(step, row)
 
     def _check_row(self, step: int, row: TokenBatch) -> None:
@@ -76,9 +76,11 @@ class DocumentCanary:
 
     @torch.no_grad()
     def _hidden(self, batch: TokenBatch) -> list[torch.Tensor]:
-        tokens_bt, _, doc_ids_bt = to_device(batch, self._trainer.device)
+        tokens_bt, _, doc_ids_bt, wanted_bt = to_device(batch, self._trainer.device)
         with autocast(self._trainer.device, self._autocast_bf16):
-            hidden: list[torch.Tensor] = self._trainer.model(tokens_bt, doc_ids_bt=doc_ids_bt, return_hidden=True)[-1]
+            hidden: list[torch.Tensor] = self._trainer.model(
+                tokens_bt, doc_ids_bt=doc_ids_bt, return_hidden=True, wanted_bt=wanted_bt
+            )[-1]
         return hidden
 
 
@@ -86,7 +88,7 @@ def _row_of_documents(batch: TokenBatch) -> TokenBatch | None:
     """A row, as a batch, with targets in a document that is not its first one; None where there is none."""
     is_other = (batch.doc_ids_bt != batch.doc_ids_bt[:, :1]) & (batch.doc_ids_bt >= 0) & (batch.targets_bt >= 0)
     rows = is_other.any(dim=1).nonzero().flatten().tolist()
-    return TokenBatch(*(tensor[rows[0] : rows[0] + 1] for tensor in batch)) if rows else None
+    return batch.map(lambda tensor: tensor[rows[0] : rows[0] + 1]) if rows else None
 
 
 def _largest(one: torch.Tensor, other: torch.Tensor, where: torch.Tensor) -> float:

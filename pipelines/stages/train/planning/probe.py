@@ -16,7 +16,6 @@ from pydantic import Field
 from base.config import StrictConfig
 from base.errors import UserError
 from bmojo import BMojoLM
-from data.shards import TokenBatch
 from pipelines.stages.train.config import TrainStageConfig
 from pipelines.stages.train.device import num_gpus, peak_memory, pick
 from pipelines.stages.train.environment import environment_of_one_gpu, set_rank
@@ -95,7 +94,7 @@ def main(folder: Path, rank: int) -> None:
     micro_batches = stand_in_tokens(config, probe.seq_len, config.model.vocab_size, rank)
     first_peak_bytes = 0
     if probe.first_rows is not None:
-        few = [TokenBatch(*(tensor[: probe.first_rows] for tensor in batch)) for batch in micro_batches]
+        few = [batch.map(lambda tensor: tensor[: probe.first_rows]) for batch in micro_batches]
         first_peak_bytes = take_steps(trainer, config, few, start_bytes, Repeats(0, 1, 0.0)).peak_bytes
     steps = take_steps(trainer, config, micro_batches, start_bytes, Repeats())
     steps = steps.model_copy(update={"first_peak_bytes": first_peak_bytes})

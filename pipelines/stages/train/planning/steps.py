@@ -77,7 +77,8 @@ def stand_in_tokens(config: TrainStageConfig, seq_len: int, vocab_size: int, ran
     for _ in range(config.accumulation_steps):
         ids = torch.randint(vocab_size, (config.worker_micro_batch_size, seq_len + 1), generator=generator)
         documents_bt = torch.zeros(config.worker_micro_batch_size, seq_len, dtype=torch.int64)
-        batches.append(TokenBatch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), documents_bt))
+        wanted_bt = torch.ones_like(documents_bt, dtype=torch.bool) if config.model.selection == "oracle" else None
+        batches.append(TokenBatch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), documents_bt, wanted_bt))
     return batches
 
 

@@ -39,7 +39,13 @@ class Guesser:
         self._rng = torch.Generator().manual_seed(seed)
         self._among = list(range(vocab_size) if among is None else among)
 
-    def logits_at(self, tokens_bt: torch.Tensor, rows_s: torch.Tensor, columns_s: torch.Tensor) -> torch.Tensor:
+    def logits_at(
+        self,
+        tokens_bt: torch.Tensor,
+        rows_s: torch.Tensor,
+        columns_s: torch.Tensor,
+        wanted_bt: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         logits_sv = torch.full((len(rows_s), self.vocab_size), -100.0)
         logits_sv[:, self._among] = torch.randn(len(rows_s), len(self._among), generator=self._rng)
         return logits_sv
@@ -55,7 +61,13 @@ class Oracle:
         self.vocab_size = vocab_size
         self._next = {tuple(sequence[:end]): sequence[end] for sequence in sequences for end in range(1, len(sequence))}
 
-    def logits_at(self, tokens_bt: torch.Tensor, rows_s: torch.Tensor, columns_s: torch.Tensor) -> torch.Tensor:
+    def logits_at(
+        self,
+        tokens_bt: torch.Tensor,
+        rows_s: torch.Tensor,
+        columns_s: torch.Tensor,
+        wanted_bt: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         logits_sv = torch.zeros(len(rows_s), self.vocab_size)
         for number, (row, column) in enumerate(zip(rows_s.tolist(), columns_s.tolist(), strict=True)):
             past = tuple(tokens_bt[row, : column + 1].tolist())
