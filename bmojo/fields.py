@@ -55,6 +55,11 @@ class ModelFields(StrictConfig):
     )
     rope_theta: float = Field(default=10000.0, gt=0, description="Base of the rotary position embedding.")
     qk_norm: bool = Field(default=False, description="RMSNorm on queries and keys, per head, before RoPE.")
+    attention_conv_width: Literal[0, 2, 3, 4] = Field(
+        default=0,
+        description="Taps of a causal convolution whose SiLU is added to queries, keys and values; 0: none.",
+        json_schema_extra=_ADDED_LATER,
+    )
 
     # Recurrent mixers; bmojo_f and bmojo contain one
     d_state: int = Field(default=64, gt=0, description="State size per head and channel [n]; mamba has its own.")
@@ -72,8 +77,10 @@ class ModelFields(StrictConfig):
     )
 
     # B'MOJO memories, in the mixers bmojo_f and bmojo
-    fading_ssm: Literal["mamba2"] = Field(default="mamba2", description="The SSM whose output is the fading memory.")
-    fading_expand: int = Field(default=1, gt=0, description="Inner width of that SSM, in units of d_model.")
+    fading_ssm: Literal["mamba2", "gated_deltanet"] = Field(
+        default="mamba2", description="The recurrent layer whose output y is the fading memory."
+    )
+    fading_expand: int = Field(default=1, gt=0, description="Inner width of that layer, in units of d_model.")
     fading_projections: Literal["tied", "separate"] = Field(
         default="tied", description="Whether fading keys and values use the window's projections or their own."
     )

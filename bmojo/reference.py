@@ -80,14 +80,15 @@ def _attention(mixer: str, config: ModelConfig, w: Weights, u_td: Tensor, docs: 
     """One softmax over window, fading and eidetic memory; `swa` has only the first, `attention` an endless window."""
     W, num_tokens = config.window_size, len(u_td)
     heads, p = config.num_heads, config.attention_head_dim
-    q_thp = _queries(config, w, u_td)
-    k_thp, v_thp = _keys_values(config, w, u_td, w["projections.kv_proj.weight"])
+    q_thp = _queries(config, w, u_td, docs)
+    k_thp, v_thp = _keys_values(config, w, _with_neighbours("kv", config, w, u_td, docs))
     has_fading = mixer in ("bmojo", "bmojo_f")
     if has_fading:
         errors: list[float] = []
-        y_td = _mamba2(config, _part(w, "ssm."), u_td, docs, config.fading_expand, errors)
+        ssm = _gated_deltanet if config.fading_ssm == "gated_deltanet" else _mamba2
+        y_td = ssm(config, _part(w, "ssm."), u_td, docs, config.fading_expand, errors)
         fading_kv = w.get("fading_kv_proj.weight", w["projections.kv_proj.weight"])
-        fk_thp, fv_thp = _keys_values(config, w, y_td, fading_kv)
+        fk_thp, fv_thp = _keys_values(config, w, y_td @ fading_kv.T)  # y_t has seen its neighbours
     if mixer == "bmojo":
         if config.selection in ("innovation", "threshold"):
             scores = _innovation(config, w, y_td, docs)
@@ -205,13 +206,15 @@ def _mamba(config: ModelConfig, w: Weights, u_td: Tensor, docs: list[int]) -> Te
     return torch.stack(out) @ w["out_proj.weight"].T
 
 
-def _gated_deltanet(config: ModelConfig, w: Weights, u_td: Tensor, docs: list[int], expand: int) -> Tensor:
-    """a_t is one number per head;  out = W (RMSNorm(y) * SiLU(z))."""
+def _gated_deltanet(
+    config: ModelConfig, w: Weights, u_td: Tensor, docs: list[int], expand: int, errors: list[float] | None = None
+) -> Tensor:
+    """a_t is one number per head;  out = W (RMSNorm(y) * SiLU(z)).  errors: as in _delta_rule."""
     width, n = expand * config.d_model, config.d_state
     heads = width // config.ssm_head_dim
     z_ti, conv_tc, a_th, b_th = (u_td @ w["in_proj.weight"].T).split([width, 2 * heads * n + width, heads, heads], -1)
     a_th = (-w["A_log"].exp() * softplus(a_th + w["dt_bias"])).exp()
-    y_thp = _delta_rule(config, w, conv_tc, a_th[..., None].expand(-1, -1, n), torch.sigmoid(b_th), docs)
+    y_thp = _delta_rule(config, w, conv_tc, a_th[..., None].expand(-1, -1, n), torch.sigmoid(b_th), docs, errors)
     return (y_thp.flatten(1) * silu(z_ti)) @ w["out_proj.weight"].T
 
 
@@ -228,23 +231,35 @@ def _kda(config: ModelConfig, w: Weights, u_td: Tensor, docs: list[int]) -> Tens
 
 
 def _delta_rule(
-    config: ModelConfig, w: Weights, conv_tc: Tensor, a_thn: Tensor, b_th: Tensor, docs: list[int]
+    config: ModelConfig,
+    w: Weights,
+    conv_tc: Tensor,
+    a_thn: Tensor,
+    b_th: Tensor,
+    docs: list[int],
+    errors: list[float] | None = None,
 ) -> Tensor:
-    """RMSNorm(y):  S_t = S_{t-1} Diag(a_t) (I - b_t k_t k_t^T) + b_t v_t k_t^T;  y_t = S_t q_t."""
+    """RMSNorm(y):  S_t = S_{t-1} Diag(a_t) (I - b_t k_t k_t^T) + b_t v_t k_t^T;  y_t = S_t q_t.
+
+    Args: errors: gets the sum over heads of b_t |v_t - S_{t-1} Diag(a_t) k_t|.
+    """
     (_, heads, n), p = a_thn.shape, config.ssm_head_dim
     q_tm, k_tm, v_ti = _conv(conv_tc, w["conv_weight"], docs).split([heads * n, heads * n, heads * p], -1)
     state_hpn, identity_nn, out = conv_tc.new_zeros(heads, p, n), torch.eye(n, dtype=conv_tc.dtype), []
     for t in range(len(conv_tc)):
         if t and docs[t] != docs[t - 1]:
             state_hpn = torch.zeros_like(state_hpn)
-        y_hp = conv_tc.new_zeros(heads, p)
+        y_hp, error = conv_tc.new_zeros(heads, p), 0.0
         for h in range(heads):
             q_n, k_n = (x[h * n : (h + 1) * n] for x in (q_tm[t], k_tm[t]))
             q_n, k_n = (x / (x.square().sum() + 1e-6).sqrt() for x in (q_n, k_n))
             v_p = v_ti[t, h * p : (h + 1) * p]
+            error += float(b_th[t, h] * (v_p - state_hpn[h] * a_thn[t, h] @ k_n).norm())
             erased_pn = state_hpn[h] * a_thn[t, h] @ (identity_nn - b_th[t, h] * torch.outer(k_n, k_n))
             state_hpn[h] = erased_pn + b_th[t, h] * torch.outer(v_p, k_n)
             y_hp[h] = state_hpn[h] @ q_n
+        if errors is not None:
+            errors.append(error)
         out.append(_rms_norm(y_hp, w["norm.weight"], config))
     return torch.stack(out)
 
@@ -258,14 +273,21 @@ def _conv(x_tc: Tensor, weight_ck: Tensor, docs: list[int]) -> Tensor:
     return torch.stack(out)
 
 
-def _queries(config: ModelConfig, w: Weights, u_td: Tensor) -> Tensor:
-    q_thp = (u_td @ w["projections.q_proj.weight"].T).unflatten(-1, (config.num_heads, config.attention_head_dim))
+def _with_neighbours(which: str, config: ModelConfig, w: Weights, u_td: Tensor, docs: list[int]) -> Tensor:
+    """Projections of u for `q` or `kv`, and the short convolution of them, if there is one."""
+    x_tc = u_td @ w[f"projections.{which}_proj.weight"].T
+    return x_tc + _conv(x_tc, w[f"projections.{which}_conv.weight"], docs) if config.attention_conv_width else x_tc
+
+
+def _queries(config: ModelConfig, w: Weights, u_td: Tensor, docs: list[int]) -> Tensor:
+    q_tc = _with_neighbours("q", config, w, u_td, docs)
+    q_thp = q_tc.unflatten(-1, (config.num_heads, config.attention_head_dim))
     return _rms_norm(q_thp, w["projections.q_norm.weight"], config) if config.qk_norm else q_thp
 
 
-def _keys_values(config: ModelConfig, w: Weights, u_td: Tensor, kv_weight: Tensor) -> tuple[Tensor, Tensor]:
+def _keys_values(config: ModelConfig, w: Weights, projected_tc: Tensor) -> tuple[Tensor, Tensor]:
     """Keys (not rotated) and values, repeated for the query heads that share them."""
-    k_thp, v_thp = (u_td @ kv_weight.T).unflatten(-1, (2 * config.kv_heads, config.attention_head_dim)).chunk(2, -2)
+    k_thp, v_thp = projected_tc.unflatten(-1, (2 * config.kv_heads, config.attention_head_dim)).chunk(2, -2)
     if config.qk_norm:
         k_thp = _rms_norm(k_thp, w["projections.k_norm.weight"], config)
     sharing = config.num_heads // config.kv_heads

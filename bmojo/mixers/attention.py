@@ -12,13 +12,18 @@ from bmojo.fields import ModelFields
 from bmojo.layers import KeysValues, Linear, RMSNorm, RotaryTable, halves, project_each
 from bmojo.mixers import ring
 from bmojo.mixers.base import Mixer, MixerCounts, MixerOutput, Sequence
+from bmojo.mixers.short_conv import ConvTails, ShortConv
 from bmojo.state import LayerState
 from kernels.memory_attention import memory_attention, memory_attention_step
 from kernels.memory_write import Rings, memory_write
 
 
 class Projections(nn.Module):
-    """Queries from u, keys and values from whatever stands in memory; optional RMSNorm on queries and keys."""
+    """Queries from u, keys and values from whatever stands in memory.
+
+    Optional: a short convolution of the projections of u, and RMSNorm on queries and keys. The convolution leaves keys
+    and values of y alone, see docs/design/0053.
+    """
 
     def __init__(self, config: ModelFields) -> None:
         super().__init__()
@@ -27,6 +32,11 @@ class Projections(nn.Module):
         self.kv_proj = Linear(config.d_model, self.kv_width(config), config.init_std)
         self.q_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
+        self.q_conv: ShortConv | None = None
+        self.kv_conv: ShortConv | None = None
+        if config.attention_conv_width:
+            self.q_conv = ShortConv(self.query_width(config), config.attention_conv_width)
+            self.kv_conv = ShortConv(self.kv_width(config), config.attention_conv_width)
 
     @staticmethod
     def check(config: ModelFields) -> None:
@@ -54,20 +64,59 @@ class Projections(nn.Module):
     @classmethod
     def num_params(cls, config: ModelFields) -> int:
         norms = 2 * config.attention_head_dim if config.qk_norm else 0
-        return config.d_model * (cls.query_width(config) + cls.kv_width(config)) + norms
+        channels = cls.query_width(config) + cls.kv_width(config)
+        return channels * (config.d_model + config.attention_conv_width) + norms
 
-    def queries(self, u: Tensor) -> Tensor:
-        """Not rotated, [..., h, p]."""
-        return self.as_queries(self.q_proj(u))
+    @classmethod
+    def tail_bytes(cls, config: ModelFields) -> int:
+        """What decoding keeps for the convolution, in float32."""
+        past = max(config.attention_conv_width - 1, 0)
+        return 4 * past * (cls.query_width(config) + cls.kv_width(config))
+
+    def init_weights(self) -> None:
+        """Of the convolution."""
+        for conv in (self.q_conv, self.kv_conv):
+            if conv is not None:
+                conv.init_weights()
+
+    def init_tails(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> ConvTails | None:
+        """What the convolution's other taps see before the first token."""
+        if self.q_conv is None or self.kv_conv is None:
+            return None
+        return ConvTails(*(conv.empty_tail(batch_size, device, dtype) for conv in (self.q_conv, self.kv_conv)))
+
+    def queries(self, u_btd: Tensor, sequence: Sequence, tails: ConvTails | None = None) -> Tensor:
+        """Not rotated, [b, t, h, p]."""
+        projected = self.q_proj(u_btd)
+        if self.q_conv is not None:
+            projected = self.q_conv(projected, None if tails is None else tails.q, sequence.doc_ids_bt)
+        return self.as_queries(projected)
 
     def as_queries(self, projected: Tensor) -> Tensor:
         """What q_proj gives, by head."""
         q = projected.unflatten(-1, (self.num_heads, self.head_dim))
         return q if self.q_norm is None else self.q_norm(q)
 
-    def keys_values(self, u: Tensor, rotary: RotaryTable, proj: Linear | None = None) -> tuple[KeysValues, Tensor]:
+    def keys_values(
+        self, u_btd: Tensor, sequence: Sequence, tails: ConvTails | None = None
+    ) -> tuple[KeysValues, Tensor]:
         """Keys rotated to their positions and values; keys not rotated."""
-        projected = (proj or self.kv_proj)(u)
+        projected = self.kv_proj(u_btd)
+        if self.kv_conv is not None:
+            projected = self.kv_conv(projected, None if tails is None else tails.kv, sequence.doc_ids_bt)
+        return self._rotated(projected, sequence.rotary)
+
+    def fading_keys_values(self, y_btd: Tensor, sequence: Sequence, proj: Linear | None) -> KeysValues:
+        """Those of y, keys rotated. proj: their own projection, if there is one."""
+        return self._rotated((proj or self.kv_proj)(y_btd), sequence.rotary)[0]
+
+    def with_neighbours(self, queries: Tensor, keys_values: Tensor, tails: ConvTails | None) -> tuple[Tensor, Tensor]:
+        """What q_proj and kv_proj give for one token per row, after the convolution, if there is one."""
+        if tails is None or self.q_conv is None or self.kv_conv is None:
+            return queries, keys_values
+        return self.q_conv.step(queries, tails.q), self.kv_conv.step(keys_values, tails.kv)
+
+    def _rotated(self, projected: Tensor, rotary: RotaryTable) -> tuple[KeysValues, Tensor]:
         if self.k_norm is None:
             return rotary.rotated_keys(self._by_head(projected))
         k, v = (half.unflatten(-1, (self.kv_heads, self.head_dim)) for half in halves(projected))
@@ -85,10 +134,11 @@ class Projections(nn.Module):
 
 @dataclass
 class RingCache(LayerState):
-    """Keys (rotated) and values of the last r positions, in rings."""
+    """Keys (rotated) and values of the last r positions, in rings; and what a short convolution of them sees."""
 
     k: Tensor
     v: Tensor
+    conv: ConvTails | None = None
 
     @classmethod
     def empty(
@@ -133,7 +183,7 @@ class GrowingCache(RingCache):
 
     def reserve(self, num_tokens: int) -> ReservedCache:
         self._grow(num_tokens)
-        return ReservedCache(self.k, self.v)
+        return ReservedCache(self.k, self.v, self.conv)
 
     def _grow(self, capacity: int) -> None:
         if capacity > self.k.shape[1]:
@@ -193,11 +243,17 @@ class Attention(Mixer[RingCache]):
             "attention": 4.0 * queries * mean_keys(seq_len, window_size),
         }
         num_params = Projections.num_params(config) + queries * config.d_model
-        return MixerCounts({"attention": num_params}, flops, state_bytes=4 * window_size * keys_values)
+        state_bytes = 4 * window_size * keys_values + Projections.tail_bytes(config)
+        return MixerCounts({"attention": num_params}, flops, state_bytes)
+
+    def init_weights(self, generator: torch.Generator) -> None:
+        """See the table in bmojo.model."""
+        self.projections.init_weights()
 
     def forward(self, u_btd: Tensor, sequence: Sequence, state: RingCache | None = None) -> MixerOutput:
-        q_bthp = sequence.rotary.rotate(self.projections.queries(u_btd))
-        window, _ = self.projections.keys_values(u_btd, sequence.rotary)
+        tails = None if state is None else state.conv
+        q_bthp = sequence.rotary.rotate(self.projections.queries(u_btd, sequence, tails))
+        window, _ = self.projections.keys_values(u_btd, sequence, tails)
         num_past, end = 0, sequence.start + sequence.num_tokens
         if state is not None:
             if sequence.start:  # at the beginning there is nothing to join
@@ -216,7 +272,8 @@ class Attention(Mixer[RingCache]):
 
     def step(self, u_bd: Tensor, position_b: Tensor, rotary: RotaryTable, state: RingCache) -> Tensor:
         projections = self.projections
-        queries, keys_values = project_each(u_bd, projections.q_proj, projections.kv_proj)
+        projected = project_each(u_bd, projections.q_proj, projections.kv_proj)
+        queries, keys_values = projections.with_neighbours(*projected, state.conv)
         q_bhp, (k_bhp, v_bhp) = projections.as_queries(queries), projections.as_keys_values(keys_values)
         state.make_room(position_b)
         rings = Rings(state.k, state.v)
@@ -226,7 +283,9 @@ class Attention(Mixer[RingCache]):
 
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> RingCache:
         size = self.window_size(self.config, num_tokens=0)
-        return self.CACHE.empty(self.projections, batch_size, size, device, dtype)
+        cache = self.CACHE.empty(self.projections, batch_size, size, device, dtype)
+        cache.conv = self.projections.init_tails(batch_size, device, dtype)
+        return cache
 
 
 class SlidingWindowAttention(Attention):

@@ -19,8 +19,8 @@ from bmojo.layers import Linear, RotaryTable, first, project_each, rows_for
 from bmojo.mixers.attention import Projections, RingCache, mean_keys
 from bmojo.mixers.base import LayerMemory, LengthRule, Mixer, MixerCounts, MixerOutput, Sequence
 from bmojo.mixers.eidetic import Candidates, EideticState
+from bmojo.mixers.fading import FADING
 from bmojo.mixers.innovation import InnovationScore
-from bmojo.mixers.mamba2 import Mamba2
 from bmojo.mixers.selection import RULES, Evidence, Innovation, Rule
 from bmojo.mixers.ssm import SSMState
 from bmojo.state import LayerState
@@ -37,18 +37,6 @@ from kernels.memory_attention import KeysValues as FadingRows
 from kernels.memory_write import Rings, memory_write
 
 INITIAL_GAIN = 0.35  # of y in the layer's output; y has the scale of u
-
-
-class FadingMemory(Mamba2):
-    """The SSM whose output y is the fading memory. y starts with the scale of u."""
-
-    @staticmethod
-    def expand(config: ModelFields) -> tuple[str, int]:
-        return "fading_expand", config.fading_expand
-
-    @classmethod
-    def out_std(cls, config: ModelFields) -> float:
-        return float(cls.widths(config).inner ** -0.5)
 
 
 @dataclass
@@ -79,7 +67,7 @@ class BMojo(Mixer[BMojoState]):
         self.fading_kv_proj: Linear | None = None
         if config.fading_projections == "separate":
             self.fading_kv_proj = Linear(config.d_model, Projections.kv_width(config), config.init_std)
-        self.ssm = FadingMemory(config)
+        self.ssm = FADING[config.fading_ssm](config)
         self.innovation = InnovationScore(config) if self.num_slots else None
         self.out_proj = Linear(Projections.query_width(config), config.d_model, config.residual_std)
         self.fading_gain = nn.Parameter(torch.empty(config.d_model)) if config.adds_fading_output else None
@@ -104,7 +92,7 @@ class BMojo(Mixer[BMojoState]):
     @classmethod
     def check(cls, config: ModelFields) -> None:
         Projections.check(config)
-        FadingMemory.check(config)
+        FADING[config.fading_ssm].check(config)
         if not cls.IS_EIDETIC:
             return
         RULES[config.selection].check(config)
@@ -122,7 +110,7 @@ class BMojo(Mixer[BMojoState]):
     def counts(cls, config: ModelFields, seq_len: int) -> MixerCounts:
         """The SSM counts as far as y is used. A rule that reads the SSM's errors runs its scan a second time."""
         d, queries, keys_values = config.d_model, Projections.query_width(config), Projections.kv_width(config)
-        ssm = FadingMemory.counts(config, seq_len)
+        ssm = FADING[config.fading_ssm].counts(config, seq_len)
         params = {"attention": Projections.num_params(config) + queries * d, **ssm.params}
         if config.fading_projections == "separate":
             params["attention"] += d * keys_values
@@ -143,7 +131,8 @@ class BMojo(Mixer[BMojoState]):
         if cls.slots(config) and RULES[config.selection].READS == "delta_error":
             scan = sum(amount for part, amount in ssm.flops.items() if not part.endswith("projections"))
             flops["selection"] = readable * scan
-        return MixerCounts(params, flops, ssm.state_bytes + cls._memory_bytes(config))
+        state_bytes = ssm.state_bytes + cls._memory_bytes(config) + Projections.tail_bytes(config)
+        return MixerCounts(params, flops, state_bytes)
 
     @classmethod
     def _memory_bytes(cls, config: ModelFields) -> int:
@@ -160,6 +149,7 @@ class BMojo(Mixer[BMojoState]):
     def init_weights(self, generator: torch.Generator) -> None:
         """See the table in bmojo.model."""
         self.ssm.init_weights(generator)
+        self.projections.init_weights()
         if self.fading_gain is not None:
             nn.init.constant_(self.fading_gain, INITIAL_GAIN)
         if self.innovation is not None:
@@ -174,12 +164,13 @@ class BMojo(Mixer[BMojoState]):
         from_ssm = self.ssm(u_for_ssm, asked, None if state is None else state.ssm)
         all_y_btd = from_ssm.out_btd
         y_btd = first(all_y_btd, readable.num_tokens)
-        q_bthp = self.projections.queries(u_for_q)
+        tails = None if state is None else state.window.conv
+        q_bthp = self.projections.queries(u_for_q, sequence, tails)
 
         # The window: keys and values of u
-        window, plain_k = self.projections.keys_values(u_for_kv, sequence.rotary)
+        window, plain_k = self.projections.keys_values(u_for_kv, sequence, tails)
         # The fading memory: keys and values of y
-        fading, _ = self.projections.keys_values(y_btd, readable.rotary, self.fading_kv_proj)
+        fading = self.projections.fading_keys_values(y_btd, readable, self.fading_kv_proj)
         # The eidetic memory: keys and values of u, kept by the selection rule
         candidates = innovation_bt = predictor_loss = None
         if self.innovation is not None:
@@ -237,6 +228,7 @@ class BMojo(Mixer[BMojoState]):
         projections = self.projections
         into_ssm, queries, keys_values = project_each(u_bd, self.ssm.in_proj, projections.q_proj, projections.kv_proj)
         y_bd, error_b = self.ssm.step_of_projected(into_ssm, state.ssm, self._reads_errors)
+        queries, keys_values = projections.with_neighbours(queries, keys_values, state.window.conv)
         k_bhp, v_bhp = projections.as_keys_values(keys_values)
         fading = projections.as_keys_values((self.fading_kv_proj or projections.kv_proj)(y_bd))
         window_size, eidetic = self.config.window_size, state.eidetic
@@ -277,6 +269,7 @@ class BMojo(Mixer[BMojoState]):
             RingCache.empty(self.projections, batch_size, size, device, dtype)
             for size in (config.window_size + chunk, 2 * config.window_size)
         )
+        window.conv = self.projections.init_tails(batch_size, device, dtype)
         ssm = self.ssm.init_state(batch_size, device, dtype)
         eidetic = None
         if self.num_slots:

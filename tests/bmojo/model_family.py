@@ -34,7 +34,7 @@ def build(config: ModelConfig, seed: int = 0, dtype: torch.dtype = torch.float64
         for name, parameter in model.named_parameters():
             if parameter.dim() == 2 and "conv" not in name and "A_log" not in name:
                 parameter.normal_(std=parameter.shape[1] ** -0.5, generator=generator)
-            elif name.endswith("fading_gain"):
+            elif name.endswith(("fading_gain", "q_conv.weight", "kv_conv.weight")):
                 parameter.normal_(generator=generator)
     return model.to(dtype)
 
@@ -58,6 +58,8 @@ def configs(draw: st.DrawFn, patterns: tuple[str, ...] = PATTERNS) -> ModelConfi
         ssm_num_groups=draw(st.sampled_from([1, 2])),
         conv_width=draw(st.integers(2, 4)),
         qk_norm=draw(st.booleans()),
+        attention_conv_width=draw(st.sampled_from([0, 0, 2, 4])),
+        fading_ssm=draw(st.sampled_from(["mamba2", "gated_deltanet"])),
         fading_projections=draw(st.sampled_from(["tied", "separate"])),
         fading_output=draw(st.sampled_from(["memory", "memory_and_residual"])),
         innovation_predictor=draw(st.sampled_from(["fixed", "learned"])),

@@ -54,7 +54,7 @@ def test_without_attention_the_layer_is_its_ssm_times_the_gain(config, t, seed):
     model = build(config, seed)
     mixer = model.blocks[0].mixer
     torch.nn.init.zeros_(mixer.out_proj.weight)
-    ssm = BMojoLM(config.replace(pattern="mamba2", ssm_expand=config.fading_expand)).double()
+    ssm = BMojoLM(config.replace(pattern=config.fading_ssm, ssm_expand=config.fading_expand)).double()
     weights = {name.replace(".ssm.", "."): w for name, w in model.state_dict().items()}
     weights["blocks.0.mixer.out_proj.weight"] = mixer.fading_gain[:, None] * mixer.ssm.out_proj.weight
     ssm.load_state_dict({name: w for name, w in weights.items() if name in ssm.state_dict()})
