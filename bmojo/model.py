@@ -11,7 +11,7 @@ Initial values (L layers, std = init_std):
     SSM output inside bmojo, bmojo_f    normal(0, 1 / sqrt(fan in))           y then has the scale of u (fading.py)
     norms, D                            1
     conv taps                           uniform(+-1 / sqrt(taps))             Mamba-2
-    conv taps beside attention          0                                     docs/design/0053
+    conv taps beside attention          0                                     docs/design/0060
     dt_bias                             softplus^-1(log-uniform[dt_min, dt_max])
     A_log                               log uniform[a_min, a_max] (mamba2), log 1..n (mamba)
     dt_proj (mamba)                     uniform(+-1 / sqrt(rank))

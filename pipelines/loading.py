@@ -73,6 +73,11 @@ def model_presets() -> list[str]:
     return sorted(file.stem for file in PRESETS_DIR.glob("*.yaml"))
 
 
+def read_preset(name: str) -> dict[str, Any]:
+    """The fields that a preset sets."""
+    return dict(copy.deepcopy(_read_yaml(PRESETS_DIR / f"{name}.yaml")[0]))
+
+
 class _Loader(yaml.SafeLoader):
     """YAML for settings: each key is a name and stands once, and whatever cannot be read is an error with its line.
 
@@ -275,7 +280,7 @@ def _preset(name: Any, field: Sequence[str], origins: FieldOrigins) -> dict[str,
         raise ConfigError(
             origins.describe(field, f"no model preset {shown(name)}.{near} Presets are in {PRESETS_DIR}.")
         )
-    return dict(copy.deepcopy(_read_yaml(PRESETS_DIR / f"{name}.yaml")[0]))
+    return read_preset(name)
 
 
 def pipeline_schema() -> dict[str, Any]:

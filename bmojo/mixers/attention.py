@@ -22,7 +22,7 @@ class Projections(nn.Module):
     """Queries from u, keys and values from whatever stands in memory.
 
     Optional: a short convolution of the projections of u, and RMSNorm on queries and keys. The convolution leaves keys
-    and values of y alone, see docs/design/0053.
+    and values of y alone, see docs/design/0060.
     """
 
     def __init__(self, config: ModelFields) -> None:
@@ -272,8 +272,8 @@ class Attention(Mixer[RingCache]):
 
     def step(self, u_bd: Tensor, position_b: Tensor, rotary: RotaryTable, state: RingCache) -> Tensor:
         projections = self.projections
-        projected = project_each(u_bd, projections.q_proj, projections.kv_proj)
-        queries, keys_values = projections.with_neighbours(*projected, state.conv)
+        queries, keys_values = project_each(u_bd, projections.q_proj, projections.kv_proj)
+        queries, keys_values = projections.with_neighbours(queries, keys_values, state.conv)
         q_bhp, (k_bhp, v_bhp) = projections.as_queries(queries), projections.as_keys_values(keys_values)
         state.make_room(position_b)
         rings = Rings(state.k, state.v)

@@ -24,6 +24,7 @@ from pipelines.cli import (
     garbage,
     inspect,
     models,
+    presets,
     reports,
     results,
     running,
@@ -75,6 +76,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "export": export.export,
     },
     "Environment": {"ui": environment.ui, "doctor": environment.doctor, "schema": environment.schema},
+    "Compare architectures": {"models": presets.models},
 }
 for panel, commands in COMMANDS.items():
     for name, command in commands.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -80,6 +81,42 @@ def test_presets_have_the_size_in_their_name_within_2_percent(path):
     assert num_params == count(config, 2048).num_params
     assert num_params == pytest.approx(SIZES[path.stem.rsplit("-", 1)[1]], rel=0.02)
     assert path.read_text().startswith("# ")
+
+
+EQUAL_STATES: tuple[tuple[dict[str, Any], ...], ...] = (
+    ({"preset": "mamba2-130m"}, {"preset": "gated_deltanet-130m"}, {"preset": "kda-130m"}),
+    (
+        {"preset": "mamba2_attention-130m"},
+        {"preset": "gated_deltanet_attention-130m"},
+        {"preset": "kda_attention-130m"},
+    ),
+    ({"preset": "bmojo-130m"}, {"preset": "bmojo_gated_deltanet-130m"}, {"preset": "swa-130m", "window_size": 2112}),
+    (
+        {"preset": "mamba2_bmojo-130m"},
+        {"preset": "hybrid-130m", "window_size": 2112},
+        {"preset": "samba-130m", "window_size": 2240},
+    ),
+)
+"""Groups of models to compare at equal decoding state; docs/guide.md has them too."""
+
+
+@pytest.mark.parametrize("group", EQUAL_STATES, ids=lambda group: group[0]["preset"])
+def test_compared_models_have_equal_parameters_and_states_within_2_percent(group: tuple[dict[str, Any], ...]) -> None:
+    found = []
+    for model in group:
+        config = read(PRESETS[0].with_name(f"{model['preset']}.yaml"))
+        changes = {name: value for name, value in model.items() if name != "preset"}
+        found.append(count(config.replace(**changes), seq_len=2048))
+    sizes = [(one.num_params, one.state_bytes) for one in found]
+    for smallest, largest in zip(map(min, *sizes), map(max, *sizes), strict=True):
+        assert largest <= 1.02 * smallest
+
+
+def test_the_guide_has_the_groups_of_equal_state() -> None:
+    page = (PRESETS[0].parents[2] / "docs" / "guide.md").read_text()
+    for group in EQUAL_STATES:
+        names = [", ".join(str(value) for value in model.values()) for model in group]
+        assert f"| {' | '.join(f'`{name}`' for name in names)} |" in page
 
 
 def test_there_is_a_preset_of_every_kind_and_size():

@@ -7,13 +7,13 @@ import re
 import pytest
 from pydantic import BaseModel
 
-from pipelines.api import difference, garbage, listing, log_lines, reasons, results, resuming, run_status
+from pipelines.api import difference, garbage, listing, log_lines, presets, reasons, results, resuming, run_status
 from pipelines.engine.stage import Facts
 from tests.docs.pages import read
 
 OBJECTS: dict[str, type[BaseModel]] = {
     name: kind
-    for module in (difference, garbage, listing, log_lines, reasons, results, resuming, run_status)
+    for module in (difference, garbage, listing, log_lines, presets, reasons, results, resuming, run_status)
     for name, kind in vars(module).items()
     if isinstance(kind, type) and issubclass(kind, Facts) and kind.__module__.startswith("pipelines.api")
 }

@@ -54,6 +54,14 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant("channels of a key fade over one interval too few", "tests/kernels/channel_delta_rule",
             Edit("kernels/channel_delta_rule/torch_path.py", "[..., 0, :, :] * torch.exp(first_after)",
                  "[..., 0, :, :]")),
+    _mutant("a short convolution replaces what it is added to", "tests/bmojo/test_short_conv.py",
+            Edit("bmojo/mixers/short_conv.py", "return x_btc + added_btc", "return 0 * x_btc + added_btc")),
+    _mutant("keys of y are convolved", "tests/bmojo/test_short_conv.py tests/bmojo/test_reference.py",
+            Edit("bmojo/mixers/attention.py", "return self._rotated((proj or self.kv_proj)(y_btd), sequence.rotary)[0]",
+                 "y = (proj or self.kv_proj)(y_btd)\n        y = y if self.kv_conv is None else self.kv_conv(y)\n"
+                 "        return self._rotated(y, sequence.rotary)[0]")),
+    _mutant("Gated DeltaNet's y starts smaller than u", "tests/bmojo/test_fading.py",
+            Edit("bmojo/mixers/fading.py", "inner ** -0.5) / gate", "inner ** -0.5)")),
     # Planning
     _mutant("deep models are planned as shallow ones", "tests/pipelines/stages/train/planning/test_activations.py",
             Edit("pipelines/stages/train/planning/activations.py", "run(few_layers + Counter([kind]))",
@@ -135,8 +143,9 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant("gate after the norm", _REFERENCE,
             Edit(_MAMBA2, "self.norm.projected(y, z, self.out_proj)", "self.out_proj(self.norm(y) * F.silu(z))")),
     _mutant("fading keys without RoPE", _REFERENCE,
-            Edit(_BMOJO, "readable.rotary, self.fading_kv_proj)",
-                 "readable.rotary, self.fading_kv_proj)\n        fading = fading._replace(k=_)"),
+            Edit("bmojo/mixers/attention.py", "return self._rotated((proj or self.kv_proj)(y_btd), sequence.rotary)[0]",
+                 "(_, v), k = self._rotated((proj or self.kv_proj)(y_btd), sequence.rotary)\n"
+                 "        return KeysValues(k, v)"),
             Edit("kernels/memory_write/torch_path.py", "rotate(fading[0], *near)", "fading[0]")),
     _mutant("predictor weights reversed", _REFERENCE,
             Edit("bmojo/mixers/innovation.py", "for j in range(1, self.taps + 1)", "for j in range(self.taps, 0, -1)")),
