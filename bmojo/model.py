@@ -9,7 +9,7 @@ Initial values (L layers, std = init_std):
     embeddings, in-projections          normal(0, std)
     out-projections to the residual     normal(0, std / sqrt(2 L))            GPT-2's residual scaling
     SSM output inside bmojo, bmojo_f    normal(0, 1 / sqrt(fan in))           y then has the scale of u (fading.py)
-    norms, D                            1
+    norms, D, B_bias, C_bias            1
     conv taps                           uniform(+-1 / sqrt(taps))             Mamba-2
     conv taps beside attention          0                                     docs/design/0060
     dt_bias                             softplus^-1(log-uniform[dt_min, dt_max])

@@ -3,7 +3,8 @@
 Written for readers and tests: one sequence, one token at a time, float64, weights read by name, and nothing shared with
 the modules in bmojo/mixers or the operators in kernels. Letters: t time, d model width, h heads, p channels per head,
 n SSM state, W window_size, C chunk_size, M num_eidetic. Sources: arXiv:2407.06324 (B'MOJO), 2405.21060 (Mamba-2),
-2312.00752 (Mamba), 2412.06464 (Gated DeltaNet), 2510.26692 (Kimi Delta Attention), 2104.09864 (RoPE).
+2312.00752 (Mamba), 2603.15569 (Mamba-3), 2412.06464 (Gated DeltaNet), 2510.26692 (Kimi Delta Attention), 2104.09864
+(RoPE).
 """
 
 from __future__ import annotations
@@ -69,6 +70,8 @@ def _mix(mixer: str, config: ModelConfig, w: Weights, u_td: Tensor, docs: list[i
         return _mamba(config, w, u_td, docs)
     if mixer == "mamba2":
         return _mamba2(config, w, u_td, docs, config.ssm_expand)
+    if mixer == "mamba3":
+        return _mamba3(config, w, u_td, docs)
     if mixer == "gated_deltanet":
         return _gated_deltanet(config, w, u_td, docs, config.ssm_expand)
     if mixer == "kda":
@@ -203,6 +206,40 @@ def _mamba(config: ModelConfig, w: Weights, u_td: Tensor, docs: list[int]) -> Te
         dt_i = softplus(low_r @ w["dt_proj.weight"].T + w["dt_bias"])
         state_in = (dt_i[:, None] * A_in).exp() * state_in + (dt_i * x_i)[:, None] * B_n
         out.append((state_in @ C_n + w["D"] * x_i) * silu(z_ti[t]))
+    return torch.stack(out) @ w["out_proj.weight"].T
+
+
+def _mamba3(config: ModelConfig, w: Weights, u_td: Tensor, docs: list[int]) -> Tensor:
+    """h_t = a_t (h_{t-1} + (1 - l_t) dt_t x_{t-1} B_{t-1}^T) + l_t dt_t x_t B_t^T;  y_t = h_t C_t + D x_t;
+    out = W (y * SiLU(z)).  B_t and C_t are normed, have a bias, and are turned by the sum of dt pi tanh(angle)."""
+    width, p, n, groups = config.ssm_expand * config.d_model, config.ssm_head_dim, config.d_state, config.ssm_num_groups
+    heads, num_angles = width // p, n // 4
+    widths = [width, width, groups * n, groups * n, heads, heads, heads, num_angles]
+    z_ti, x_ti, B_tm, C_tm, dt_th, rate_th, share_th, angle_ta = (u_td @ w["in_proj.weight"].T).split(widths, -1)
+    state_hpn, angle_ha = u_td.new_zeros(heads, p, n), u_td.new_zeros(heads, num_angles)
+    past_hpn, out = torch.zeros_like(state_hpn), []
+    for t in range(len(u_td)):
+        if t and docs[t] != docs[t - 1]:
+            state_hpn, past_hpn, angle_ha = (torch.zeros_like(m) for m in (state_hpn, past_hpn, angle_ha))
+        dt_h, share_h = softplus(dt_th[t] + w["dt_bias"]), torch.sigmoid(share_th[t])
+        decay_h = (dt_h * (-softplus(rate_th[t])).clamp_max(-1e-4)).exp()
+        angle_ha = angle_ha + torch.pi * angle_ta[t].tanh() * dt_h[:, None]
+        maps = []
+        for name, of_t in (("B", B_tm[t]), ("C", C_tm[t])):
+            by_group = _rms_norm(of_t.view(groups, n), w[f"{name}_norm.weight"], config)
+            m_hn = by_group.repeat_interleave(heads // groups, 0) + w[f"{name}_bias"]
+            pairs = torch.view_as_complex(m_hn[:, : 2 * num_angles].reshape(heads, num_angles, 2).contiguous())
+            turned = torch.view_as_real(pairs * torch.polar(torch.ones_like(angle_ha), angle_ha)).flatten(1)
+            maps.append(torch.cat([turned, m_hn[:, 2 * num_angles :]], 1))
+        B_hn, C_hn = maps
+        x_hp = x_ti[t].view(heads, p)
+        now_hpn = x_hp[:, :, None] * B_hn[:, None, :]
+        before_h, now_h = (1 - share_h) * dt_h, share_h * dt_h
+        state_hpn = decay_h[:, None, None] * (state_hpn + before_h[:, None, None] * past_hpn)
+        state_hpn = state_hpn + now_h[:, None, None] * now_hpn
+        past_hpn = now_hpn
+        y_hp = (state_hpn * C_hn[:, None, :]).sum(-1) + w["D"][:, None] * x_hp
+        out.append(y_hp.reshape(width) * silu(z_ti[t]))
     return torch.stack(out) @ w["out_proj.weight"].T
 
 

@@ -35,6 +35,7 @@ MIXERS = MixerTable(
         "swa": "attention:SlidingWindowAttention",
         "mamba": "mamba:Mamba",
         "mamba2": "mamba2:Mamba2",
+        "mamba3": "mamba3:Mamba3",
         "gated_deltanet": "gated_deltanet:GatedDeltaNet",
         "kda": "kda:KimiDeltaAttention",
         "bmojo_f": "bmojo:BMojoF",

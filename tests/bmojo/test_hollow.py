@@ -12,7 +12,7 @@ from bmojo import BMojoLM, ModelConfig
 from bmojo.hollow import fill_empty, fill_from, fill_initial, hollow_model
 from tests.bmojo.model_family import small_config
 
-PATTERN = "bmojo,bmojo_f,mamba,mamba2,swa,gated_deltanet,kda"
+PATTERN = "bmojo,bmojo_f,mamba,mamba2,swa,gated_deltanet,kda,mamba3"
 
 
 def config(tied: bool) -> ModelConfig:

@@ -122,7 +122,7 @@ def test_a_learned_predictor_lowers_its_own_loss_and_leaves_the_rest_alone():
 
 
 @pytest.mark.parametrize("dt_bias", [-1e4, -60.0, 30.0, 1e4])
-@pytest.mark.parametrize("pattern", ["mamba2*2", "mamba*2", "bmojo*2"])
+@pytest.mark.parametrize("pattern", ["mamba2*2", "mamba*2", "mamba3*2", "kda*2", "bmojo*2"])
 def test_extreme_step_sizes_stay_finite(pattern, dt_bias):
     model = BMojoLM(small_config(pattern=pattern))
     with torch.no_grad():
@@ -136,7 +136,7 @@ def test_extreme_step_sizes_stay_finite(pattern, dt_bias):
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize("pattern", ["mamba,mamba2,bmojo"])
+@pytest.mark.parametrize("pattern", ["mamba,mamba2,bmojo", "mamba3"])
 def test_no_nan_or_inf_at_65536_tokens(pattern):
     model = BMojoLM(small_config(pattern=pattern, window_size=256, chunk_size=256))
     tokens = random_tokens(1, 65_536)

@@ -54,6 +54,8 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant("channels of a key fade over one interval too few", "tests/kernels/channel_delta_rule",
             Edit("kernels/channel_delta_rule/torch_path.py", "[..., 0, :, :] * torch.exp(first_after)",
                  "[..., 0, :, :]")),
+    _mutant("Mamba-3 reads the next token's share of a write early", _REFERENCE,
+            Edit("bmojo/mixers/mamba3.py", "return y - early_bth[..., None] * of.x, final", "return y, final")),
     _mutant("a short convolution replaces what it is added to", "tests/bmojo/test_short_conv.py",
             Edit("bmojo/mixers/short_conv.py", "return x_btc + added_btc", "return 0 * x_btc + added_btc")),
     _mutant("keys of y are convolved", "tests/bmojo/test_short_conv.py tests/bmojo/test_reference.py",

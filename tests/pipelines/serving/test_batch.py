@@ -10,7 +10,7 @@ from pipelines.serving.context import Context, Reading
 from tests.pipelines.serving.engines import odd_model
 from tests.pipelines.stages.trained_run import tiny_model
 
-MIXERS = ("attention", "swa", "mamba2", "mamba", "gated_deltanet", "kda", "bmojo_f", "bmojo")
+MIXERS = ("attention", "swa", "mamba2", "mamba", "gated_deltanet", "kda", "mamba3", "bmojo_f", "bmojo")
 
 
 def context_of(model: object, tokens: list[int]) -> Context:

@@ -26,7 +26,7 @@ from tests.pipelines.stages.train.training import SEQ_LEN, Tokens
 
 pytestmark = pytest.mark.usefixtures("single_process")
 
-KINDS = "mamba2,bmojo,bmojo_f,swa,attention,mamba,gated_deltanet,kda"
+KINDS = "mamba2,bmojo,bmojo_f,swa,attention,mamba,gated_deltanet,kda,mamba3"
 
 
 class Canary:
