@@ -16,6 +16,8 @@ class KimiDeltaAttention(DeltaMixer):
     """u -> (z, qkv, a, b), where z and a have rank ssm_head_dim; one decay per channel of the keys, of a; the share
     that is written, of b; RMSNorm(y) * sigmoid(z)."""
 
+    NOT_FLOAT8 = ("decay_proj",)  # it decides how the memory fades
+
     def __init__(self, config: ModelFields) -> None:
         super().__init__(config)
         self.gate_proj = Linear(self.head_dim, self.d_inner, config.init_std)

@@ -184,11 +184,23 @@ def test_ssm_parameters_stay_float32_in_bfloat16(exported, tokens):
 @pytest.mark.parametrize("pattern", [f"{name}*2" for name in MIXERS if name not in ("bmojo", "bmojo_f", "swa")])
 @pytest.mark.parametrize("tied", [True, False])
 def test_other_members_of_the_family_survive_the_round_trip(tmp_path, tokenizer_json, tokens, pattern, tied):
+    check_round_trip(make_model(pattern, tie_embeddings=tied), tokenizer_json, tmp_path / "out", tokens)
+
+
+def test_another_fading_memory_and_a_convolution_survive_the_round_trip(tmp_path, tokenizer_json, tokens):
+    model = make_model("bmojo", attention_conv_width=4, fading_ssm="gated_deltanet")
+    for name, parameter in model.named_parameters():
+        if name.endswith("_conv.weight"):
+            torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(0))
+    check_round_trip(model, tokenizer_json, tmp_path / "out", tokens)
+
+
+def check_round_trip(model: BMojoLM, tokenizer_json: Path, folder: Path, tokens: torch.Tensor) -> None:
+    """The exported model has the logits and the answers of the model."""
     from transformers import AutoModelForCausalLM
 
-    model = make_model(pattern, tie_embeddings=tied)
-    export_to_hf(model, tokenizer_json, tmp_path / "out")
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True).eval()
+    export_to_hf(model, tokenizer_json, folder)
+    loaded = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
     torch.testing.assert_close(loaded(tokens).logits, model(tokens).logits_btv, rtol=1e-5, atol=1e-5)
     options = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None}
     want = torch.stack(list(generate(model, tokens, 4, 0, num_token_ids=NUM_TOKEN_IDS)), 1)
