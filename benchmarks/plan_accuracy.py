@@ -11,6 +11,7 @@ import argparse
 import sys
 from typing import Any, NamedTuple
 
+from bmojo.fields import ActivationCheckpointing
 from pipelines.engine.provenance import machine
 from pipelines.stages.train.config import TrainStageConfig
 from pipelines.stages.train.planning.activations import activations
@@ -33,7 +34,7 @@ class Case(NamedTuple):
     micro_batch: int = 4
     zero_stage: int = 1
     num_workers: int = 1
-    checkpointing: str = "none"
+    checkpointing: ActivationCheckpointing = "none"
     accumulation: int = 1
     is_wide: bool = False  # where weights and moments matter more than activations
 
@@ -73,9 +74,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.plan_accuracy", description=__doc__)
     parser.add_argument("--cases", type=int, nargs="+", default=list(range(len(CASES))), help="numbers, from 0")
     options = parser.parse_args(arguments)
-    process = process_memory()
-    print(f"{machine()['cpu']}; process {process.base_bytes / _MIB:.0f} MiB, ", end="")
-    print(f"{process.per_activation_byte:.2f} bytes per byte of activations\n")
+    print(f"{machine()['cpu']}\n")
+    for part in dict.fromkeys(CASES[number].checkpointing for number in options.cases):
+        process = process_memory(part)
+        print(f"Recomputed: {part}. Process {process.base_bytes / _MIB:.0f} MiB, ", end="")
+        print(f"{process.per_activation_byte:.2f} bytes per byte of activations.\n")
     print(
         "| model | micro batch | ZeRO | workers | recomputed | memory, MiB | planned | off | step, s | planned | off |"
     )
@@ -109,7 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _plan(train: TrainStageConfig) -> tuple[MemoryPlan, SpeedPlan]:
     """As `bmojo plan` makes it, from nothing but what is kept."""
     activations.cache_clear()
-    memory = plan_memory(train, SEQ_LEN, process_memory())
+    memory = plan_memory(train, SEQ_LEN, process_memory(train.activation_checkpointing))
     speed = plan_speed(train, SEQ_LEN, None, core_peak(), 2.0)
     return memory, SpeedPlan(speed.step_s, speed.source.partition(",")[0], speed.is_measured)  # without its age
 

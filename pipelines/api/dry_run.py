@@ -64,7 +64,7 @@ def dry_run(config: PipelineConfig, machines: Machines) -> Iterator[DryReport]:
     if not nodes:
         return
     planned = {one.name: one for one in pipeline.plan()}
-    process = process_memory()
+    processes = {node.name: process_memory(node.config.activation_checkpointing) for node in nodes}  # before it is busy
     cluster = RayCluster(config.cluster, config.stages.values(), pipeline.storage.url)
     os.environ.update(cluster.environment)  # which Ray reads when it is imported
     import ray
@@ -74,7 +74,7 @@ def dry_run(config: PipelineConfig, machines: Machines) -> Iterator[DryReport]:
     try:
         cluster.start()()
         for node in nodes:
-            plan = plan_training(node, machines, process)
+            plan = plan_training(node, machines, processes[node.name])
             steps = take_dry_steps(plan.train, plan.seq_len, _sources(node, planned, Artifacts(pipeline.storage)))
             remember(plan.train, plan.seq_len, steps, "run --dry")
             yield DryReport(plan, steps)

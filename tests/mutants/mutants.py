@@ -385,6 +385,10 @@ MUTANTS: tuple[Mutant, ...] = (
             Edit("pipelines/tracking/mlflow/sink.py", "if one != entry]", "if True]")),
     _mutant("a resumed stage tells its steps again", "tests/pipelines/tracking/test_journal.py",
             Edit("pipelines/tracking/journal.py", "if not self._is_told(name, step)", "if True")),
+    _mutant("holes of the heap are those without recomputation",
+            "tests/pipelines/stages/train/planning/test_calibration.py",
+            Edit("pipelines/stages/train/planning/calibration.py",
+                 'name = f"process-memory-{checkpointing}"', 'name = "process-memory-none"')),
     _mutant("what an attempt notes at its end is told too late", "tests/pipelines/engine/test_stage_processes.py",
             Edit("pipelines/engine/scheduler.py", "stage.end()\n        self._tell_notices()", "stage.end()")),
 )  # fmt: skip

@@ -134,13 +134,17 @@ class DeepSpeedConfig(BackendConfig):
         if not on_gpu and stage:
             # Blocks of the first parameters, which flat copies cannot use, and gloo's own copy of what it gathers.
             buckets += (2 if stage == 3 else 1) * (1 if num_workers == 1 else 2) * whole
+        if not on_gpu and stage < 3:
+            # In a heap no hole between gradients has room for their flat copy: it lies above all there has been. What
+            # an update makes flat then fits into its place.
+            buckets += flattened
         states = StateBytes(
             parameters=share if stage == 3 else whole,
             optimizer=share - (-kept // num_workers) if stage else kept,
             gradients=gradients if accumulates or stage == 3 or (stage == 2 and on_gpu) else 0,
             fresh=0 if accumulates and stage < 2 else fresh,
             buckets=buckets,
-            update=max(share, 0 if on_gpu or stage == 3 else flattened) if stage else flattened,
+            update=(share if stage else flattened) if on_gpu or stage == 3 or num_workers == 1 else 0,
         )
         if self.offload is None:
             return states

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bmojo.counting import count
+from bmojo.fields import ActivationCheckpointing
 from kernels.operator import HAS_TRITON
 from pipelines.engine.stage import Estimate, Machines, StageNode
 from pipelines.stages.train.config import TrainStageConfig
@@ -93,10 +94,13 @@ def estimate_all(stages: Sequence[StageNode[TrainStage]], machines: Machines) ->
 
     Raises: UserError: machines.hardware is not known, or steps that were to be measured failed.
     """
-    on_cpu = machines.hardware is None and any(not node.config.on_gpu for node in stages)
-    process = process_memory(machines.measure) if on_cpu else None
-    plans = [plan_training(node, machines, process) for node in stages]
-    return [_costs(plans, machines), _memory(plans), *_fits(plans, process)]
+    here = [node.config for node in stages if machines.hardware is None and not node.config.on_gpu]
+    processes = {
+        part: process_memory(part, machines.measure)
+        for part in dict.fromkeys(train.activation_checkpointing for train in here)
+    }
+    plans = [plan_training(node, machines, processes.get(node.config.activation_checkpointing)) for node in stages]
+    return [_costs(plans, machines), _memory(plans), *_fits(plans, processes)]
 
 
 def _costs(plans: Sequence[TrainPlan], machines: Machines) -> Estimate:
@@ -163,10 +167,11 @@ def _memory(plans: Sequence[TrainPlan]) -> Estimate:
     return Estimate(columns=columns, rows=rows, notes=notes)
 
 
-def _fits(plans: Sequence[TrainPlan], process: ProcessMemory | None) -> list[Estimate]:
+def _fits(plans: Sequence[TrainPlan], processes: Mapping[ActivationCheckpointing, ProcessMemory]) -> list[Estimate]:
     """Which worker counts and micro batches fit; nothing where the memory is not known."""
     rows = []
     for plan in plans:
+        process = processes.get(plan.train.activation_checkpointing)
         for num_workers in worker_counts(plan.train):
             train = plan.train.with_workers(num_workers)
             room = room_of(train, plan.hardware)

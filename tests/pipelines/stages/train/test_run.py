@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import shutil
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray.cloudpickle
 import torch
 
 from base.errors import UserError
 from bmojo.checkpoint_io import load_pretrained
 from data.shards import TokenBatch
 from pipelines.engine.stage import StageNode, StageResult
-from pipelines.errors import LostError
+from pipelines.errors import InfrastructureError, LostError
 from pipelines.stages.train import checkpoint as checkpoints
 from pipelines.stages.train import layout
 from pipelines.stages.train.backends.config import DeepSpeedConfig
@@ -33,6 +36,7 @@ from tests.pipelines.stages.train.plain_trainer import PlainTrainer, train_plain
 from tests.pipelines.stages.train.training import SEQ_LEN, FileSink, Tokens, context_of, weights
 
 MakeConfig = Callable[..., TrainStageConfig]
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test module
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +202,35 @@ def test_diverging_run_stops_with_advice_and_is_not_retried(
         )
 
 
+@dataclass(frozen=True)
+class FlippingSink(FileSink):
+    """Flips the lowest bit of a weight of its own process, rank 0, after step 8, once."""
+
+    def log_metrics(self, step: int, values: Mapping[str, float]) -> None:
+        super().log_metrics(step, values)
+        flipped = self.path.with_suffix(".flipped")
+        if step == 8 and not flipped.exists():
+            flipped.touch()
+            (trainer,) = [found for found in gc.get_objects() if type(found).__name__ == "DeepSpeedTrainer"]
+            trainer.replicas()["param/embedding.weight"].view(-1)[:1].view(torch.int32).bitwise_xor_(1)
+
+
+@pytest.mark.slow
+def test_a_bit_flipped_in_one_worker_ends_the_attempt_and_the_next_one_is_none_the_worse(
+    straight: Straight, two_workers: TrainStageConfig, tokens: Tokens, tmp_path: Path
+) -> None:
+    """Without ZeRO: with it each update gathers whole parameters again, which takes the flipped one away."""
+    unsharded = {"backend": DeepSpeedConfig(kind="deepspeed", zero_stage=0), "check_replicas_every_steps": 3}
+    config = two_workers.model_copy(update=unsharded)
+    sink = FlippingSink(tmp_path / "metrics.jsonl")
+    job = make_job(config, TrainInputs((tokens,)), context_of(tmp_path / "train-0"), sink)
+    with pytest.raises(InfrastructureError, match=r"step 9.*param/embedding\.weight on rank.*checkpoint of step 6"):
+        run_training(job)
+    assert sink.path.with_suffix(".flipped").exists()
+    facts = run_training(job, attempt=2)
+    assert facts.final_valid_loss == pytest.approx(straight.output.final_valid_loss, rel=1e-5)
+
+
 @pytest.mark.slow
 def test_continued_pretraining_starts_from_the_other_stages_weights(
     straight: Straight, two_workers: TrainStageConfig, tokens: Tokens, tmp_path: Path
@@ -301,8 +334,8 @@ def test_a_model_that_training_made_far_worse_is_warned_about(
         steps=1, tokens_seen=1, final_train_loss=6.0, initial_valid_loss=6.09, final_valid_loss=115232.97, num_params=1,
         train_time_s=1.0, tokens_per_s=1.0, mfu=0.1, history={},
     )  # fmt: skip
-    _warn_if_worse(facts, two_workers, "train")
+    _warn_if_worse(facts, two_workers)
     assert "training made the model worse: validation loss 6.09 before the first step, 1.152e+05" in caplog.text
     caplog.clear()
-    _warn_if_worse(facts.model_copy(update={"final_valid_loss": 5.0}), two_workers, "train")
+    _warn_if_worse(facts.model_copy(update={"final_valid_loss": 5.0}), two_workers)
     assert not caplog.records

@@ -14,12 +14,12 @@ from pipelines.engine.stage import StageNode, StageResult
 from pipelines.errors import FieldError
 from pipelines.stages.train.checkpoint import newest_complete, read_state
 from pipelines.stages.train.config import TrainStageConfig
-from pipelines.stages.train.job import TrainFacts
-from pipelines.stages.train.stage import TrainInputs, TrainOutput, TrainStage, make_job
+from pipelines.stages.train.job import History, TrainFacts
+from pipelines.stages.train.stage import TrainInputs, TrainOutput, TrainStage, make_job, read_history
 from pipelines.stages.train.start import check_start
 from pipelines.storage.artifact import ArtifactDir
 from tests.pipelines.stages.train.plain_trainer import train_plainly
-from tests.pipelines.stages.train.training import FileSink, Tokens, context_of, weights
+from tests.pipelines.stages.train.training import SEQ_LEN, FileSink, Tokens, context_of, weights, write_tokens
 
 MakeConfig = Callable[..., TrainStageConfig]
 STABLE: dict[str, Any] = {
@@ -110,6 +110,61 @@ def test_other_batches_and_windows_go_on_at_the_same_sample(
     assert again.history["train/tokens"][-1][1] > 2 * again.history["train/tokens"][0][1]
     state = read_state(ArtifactDir.at(tmp_path / "train-0"), 3)
     assert (state.num_samples, state.data["num_samples"]) == (40, 32 + 40)
+
+
+LONG: dict[str, Any] = {"max_steps": 3, "warmup_steps": 1}
+
+
+def test_sequences_four_times_as_long_go_on_from_the_weights(
+    stable: tuple[StageNode[TrainStage], TrainFacts], train_config: MakeConfig, tmp_path: Path
+) -> None:
+    node, _ = stable
+    long = write_tokens(tmp_path, name="long", seq_len=4 * SEQ_LEN)
+    started = train(train_config(**STABLE | LONG, start={"step": 4}), TrainInputs((long,), node), tmp_path / "train-0")
+    anew = train(train_config(**STABLE | LONG), TrainInputs((long,)), tmp_path / "train-1")
+    (_, num_tokens), *_ = started.history["train/tokens"]
+    assert 0.8 * 8 * 4 * SEQ_LEN < num_tokens <= 8 * 4 * SEQ_LEN
+    assert started.initial_valid_loss is not None
+    assert anew.initial_valid_loss is not None
+    assert started.initial_valid_loss < anew.initial_valid_loss - 0.3, "it has learned something before"
+    assert read_state(ArtifactDir.at(tmp_path / "train-0"), 3).optimizer_steps == 3
+    with pytest.raises(FieldError, match="read different samples, by: needs"):
+        check_start("long", train_config(start={"continue_data": True}), TrainInputs((long,), node))
+
+
+@pytest.mark.slow
+def test_growing_batches_and_starts_on_two_workers_of_deepspeed_are_those_of_one_process(
+    ray_cluster: None, single_process: None, train_config: MakeConfig, tokens: Tokens, tmp_path: Path
+) -> None:
+    """The stage itself, three times: batches that grow; on from its step 4 with everything; longer, weights alone."""
+    two: dict[str, Any] = {"resources": {"num_workers": 2}, "global_batch_size": 16}
+    grown = train_config(**STABLE | two, batch_size_warmup=[{"size": 8, "steps": 4}])
+    inputs = TrainInputs((tokens,))
+    output = TrainStage().run(grown, inputs, context_of(tmp_path / "train-0"))
+    history = read_history(ArtifactDir.at(tmp_path / "train-0"))
+    alone = train(grown.with_workers(1), inputs, tmp_path / "alone-0")
+    assert history["train/tokens"] == alone.history["train/tokens"], "the same samples in every step"
+    assert losses(history) == pytest.approx(losses(alone.history), rel=1e-5)
+    node = StageNode(
+        "stable", TrainStage(), grown, inputs, StageResult("a" * 64, ArtifactDir.at(tmp_path / "train-0"), output)
+    )
+
+    start = {"step": 4, "moments": True, "continue_data": True}
+    going_on = train_config(**STABLE | two | {"max_steps": 4, "warmup_steps": 0}, start=start)
+    TrainStage().run(going_on, TrainInputs((tokens,), node), context_of(tmp_path / "train-1"))
+    assert losses(read_history(ArtifactDir.at(tmp_path / "train-1"))) == losses(history)[4:]
+    expected = weights(tmp_path / "train-0")
+    assert all(torch.equal(value, expected[name]) for name, value in weights(tmp_path / "train-1").items())
+
+    long = TrainInputs((write_tokens(tmp_path, seq_len=4 * SEQ_LEN),), node)
+    longer = train_config(**STABLE | two | LONG, start={"step": 8})
+    TrainStage().run(longer, long, context_of(tmp_path / "train-2"))
+    alone = train(longer.with_workers(1), long, tmp_path / "alone-2")
+    assert losses(read_history(ArtifactDir.at(tmp_path / "train-2"))) == pytest.approx(losses(alone.history), rel=1e-5)
+
+
+def losses(history: History) -> list[float]:
+    return [loss for _, loss in history["train/loss"]]
 
 
 def test_steps_that_are_not_kept_and_moments_that_do_not_fit_are_refused(

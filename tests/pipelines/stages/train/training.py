@@ -70,15 +70,15 @@ class FileSink:
         return [line["tags"] for line in map(json.loads, self.path.read_text().splitlines()) if "tags" in line]
 
 
-def write_tokens(folder: Path, name: str = "tokens", first: int = 0) -> Tokens:
+def write_tokens(folder: Path, name: str = "tokens", first: int = 0, seq_len: int = SEQ_LEN) -> Tokens:
     """A tokenize stage's artifact of 60 small documents, others for each `first`; the tokenizer is the same."""
     texts = [_text(number) for number in range(first, first + 60)]
     (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     source = FilesSource(kind="files", paths=(str(folder / "text.jsonl"),))
     tokenizer = train_tokenizer(map(_text, range(60)), TokenizerFields(source=source, vocab_size=300))
     tokenizer.save(folder / TOKENIZER_FOLDER)
-    config = TokenizeStageConfig(kind="tokenize", source=source, seq_len=SEQ_LEN, validation_fraction=0.2)
-    fields = TokenizeFields(source=source, seq_len=SEQ_LEN, validation_fraction=0.2)
+    config = TokenizeStageConfig(kind="tokenize", source=source, seq_len=seq_len, validation_fraction=0.2)
+    fields = TokenizeFields(source=source, seq_len=seq_len, validation_fraction=0.2)
     done = tokenize_here(tokenizer, fields, folder)
     output = _output(done.summary, len(done.slices), duplicates=[])
     tokenizer_config = TokenizerStageConfig(kind="tokenizer", source=source, vocab_size=300)

@@ -37,19 +37,19 @@ def test_the_best_peak_is_kept_and_damage_is_measured_again(cache: Path, content
 
 def test_a_process_is_told_apart_from_its_activations(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int | None] = []
-    states = 0
+    states, holes = 0, 1.25
 
     def measured(train: TrainStageConfig, seq_len: int, first_rows: int | None = None) -> Steps:
         nonlocal states
         asked.append(first_rows)
         states = 3 * 4 * count(train.model, seq_len).num_params  # parameters and two moments
         few, many = (
-            calibration.activations(train.model, rows, seq_len, "cpu", bf16=False).peak
+            calibration.activations(train.model, rows, seq_len, "cpu", False, train.activation_checkpointing).peak
             for rows in (first_rows or 0, train.micro_batch_size)
         )
         return Steps(
-            step_s=1, start_bytes=0, num_workers=1, first_peak_bytes=int(700 * MIB + states + 1.25 * few),
-            peak_bytes=int(700 * MIB + states + 1.25 * many),
+            step_s=1, start_bytes=0, num_workers=1, first_peak_bytes=int(700 * MIB + states + holes * few),
+            peak_bytes=int(700 * MIB + states + holes * many),
         )  # fmt: skip
 
     monkeypatch.setattr(calibration, "measure", measured)
@@ -60,4 +60,8 @@ def test_a_process_is_told_apart_from_its_activations(cache: Path, monkeypatch: 
     assert len(asked) == 1
     calibration.process_memory(measure_again=True)
     assert len(asked) == 2
-    assert ProcessMemory.model_validate_json(next(cache.rglob("process-memory.json")).read_text()) == found
+    assert ProcessMemory.model_validate_json(next(cache.rglob("process-memory-none.json")).read_text()) == found
+    holes = 1.8
+    assert calibration.process_memory("block").per_activation_byte == pytest.approx(1.8, rel=1e-4)
+    assert calibration.process_memory() == found, "each has its own"
+    assert len(asked) == 3
