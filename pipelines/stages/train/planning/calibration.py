@@ -62,7 +62,7 @@ def process_memory(checkpointing: ActivationCheckpointing = "none", measure_agai
     the rest is the process's own.
 
     Args: checkpointing: which parts are computed again. What is kept then lies between what is not, so there are more
-        holes: 1.2 to 1.3 bytes per byte with none, 1.8 to 2.0 with whole blocks.
+        holes: 1.2 to 1.4 bytes per byte with none, 1.8 to 2.0 with whole blocks.
     """
     name = f"process-memory-{checkpointing}"
     known = None if measure_again else recall(name, ProcessMemory)

@@ -121,12 +121,12 @@ def test_sequences_four_times_as_long_go_on_from_the_weights(
     node, _ = stable
     long = write_tokens(tmp_path, name="long", seq_len=4 * SEQ_LEN)
     started = train(train_config(**STABLE | LONG, start={"step": 4}), TrainInputs((long,), node), tmp_path / "train-0")
-    anew = train(train_config(**STABLE | LONG), TrainInputs((long,)), tmp_path / "train-1")
+    untrained = train(train_config(**STABLE | LONG), TrainInputs((long,)), tmp_path / "train-1")
     (_, num_tokens), *_ = started.history["train/tokens"]
     assert 0.8 * 8 * 4 * SEQ_LEN < num_tokens <= 8 * 4 * SEQ_LEN
     assert started.initial_valid_loss is not None
-    assert anew.initial_valid_loss is not None
-    assert started.initial_valid_loss < anew.initial_valid_loss - 0.3, "it has learned something before"
+    assert untrained.initial_valid_loss is not None
+    assert started.initial_valid_loss < untrained.initial_valid_loss - 0.3, "it has learned something before"
     assert read_state(ArtifactDir.at(tmp_path / "train-0"), 3).optimizer_steps == 3
     with pytest.raises(FieldError, match="read different samples, by: needs"):
         check_start("long", train_config(start={"continue_data": True}), TrainInputs((long,), node))
