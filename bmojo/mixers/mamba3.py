@@ -85,13 +85,13 @@ class Mamba3(Mixer[Mamba3State]):
 
     @classmethod
     def counts(cls, config: ModelFields, seq_len: int) -> MixerCounts:
-        """The scan counts what its chunked form needs, and so does the sum of angles, a scan without decay."""
+        """The scan counts what its chunked form needs, twice the heads; and so does the sum of angles, another scan."""
         inner, num_heads, _ = Mamba2.widths(config)
         d, n, angles = config.d_model, config.d_state, num_heads * cls.num_angles(config)
         projections = d * (sum(cls.in_widths(config)) + inner)
-        scan = SSD_CHUNK * (num_heads * n + inner) + 2 * inner * n
+        scan = 2 * (SSD_CHUNK * (num_heads * n + inner) + 2 * inner * n)
         turns = SSD_CHUNK * (1 + angles) + 2 * angles
-        intervals = 2 * SSD_CHUNK * (SSD_CHUNK + 1) * num_heads
+        intervals = 3 * SSD_CHUNK * (SSD_CHUNK + 1) * num_heads
         return MixerCounts(
             params={"ssm": projections + 2 * num_heads * (n + 1) + 2 * n},
             flops={"ssm_projections": 2.0 * projections, "ssm_scan": 2.0 * (scan + turns + intervals)},
@@ -109,13 +109,7 @@ class Mamba3(Mixer[Mamba3State]):
         docs_bt = sequence.doc_ids_bt
         angle_btha, last_angle = summed(of.turn, None if state is None else state.angle, docs_bt)
         B_bthn, C_bthn = turned(of.B, angle_btha), turned(of.C, angle_btha)
-        initial = None
-        if state is not None:
-            initial = state.ssm + outer(of.before[:, 0, :, None] * state.v, state.k)
-        next_bth = F.pad(of.before[:, 1:], (0, 0, 0, 1))  # a write's weight as the one before the next
-        if docs_bt is not None:
-            next_bth = next_bth * F.pad(docs_bt[:, 1:] == docs_bt[:, :-1], (0, 1))[..., None]
-        y_bthp, final = self._scan(of, next_bth, B_bthn, C_bthn, initial, docs_bt)
+        y_bthp, final = self._scan(of, B_bthn, C_bthn, state, docs_bt)
         if state is not None:
             state.ssm.copy_(final)
             state.k.copy_(B_bthn[:, -1])
@@ -167,19 +161,35 @@ class Mamba3(Mixer[Mamba3State]):
         return norm(maps.unflatten(-1, (groups, self.config.d_state))).repeat_interleave(self.num_heads // groups, -2)
 
     def _scan(
-        self, of: Projected, next_bth: Tensor, B: Tensor, C: Tensor, initial: Tensor | None, docs_bt: Tensor | None
+        self, of: Projected, B: Tensor, C: Tensor, state: Mamba3State | None, docs_bt: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Each write weighs `now`, and `next` more from the next token on: one scan with both, less what is early."""
+        """One scan of twice the heads: those that write a token, and those that write the one before it. Both decay
+        alike, so their sum is the state."""
         rate_bth = (-of.log_decay).clamp_min(TINY)
-        weight_bth = (of.now + next_bth) / rate_bth
-        minus_one_h, none_h = -torch.ones_like(self.D), torch.zeros_like(self.D)
-        y, final = ssd_scan(of.x * weight_bth[..., None], rate_bth, minus_one_h, B, C, none_h, initial, docs_bt)
-        early_bth = next_bth * (of.B * of.C).sum(-1)  # turning both leaves their product as it is
-        return y - early_bth[..., None] * of.x, final
+        own, earlier = of.now / rate_bth, of.before * torch.exp(of.log_decay) / rate_bth
+        before_x = previous(of.x, None if state is None else state.v, docs_bt)
+        before_B = previous(B, None if state is None else state.k, docs_bt)
+        x = torch.cat([of.x * own[..., None], before_x * earlier[..., None]], 2)
+        both = (torch.cat([rate_bth, rate_bth], 2), -torch.ones_like(self.D).repeat(2))
+        maps = (torch.cat([B, before_B], 2), torch.cat([C, C], 2), torch.zeros_like(self.D).repeat(2))
+        initial = None if state is None else torch.cat([state.ssm, torch.zeros_like(state.ssm)], 1)
+        y, final = ssd_scan(x, *both, *maps, initial, docs_bt)
+        by_write = (2, self.num_heads)
+        return y.unflatten(2, by_write).sum(2), final.unflatten(1, by_write).sum(1)
 
     def _out(self, y: Tensor, of: Projected) -> Tensor:
         y = (y + self.D[:, None] * of.x).flatten(-2)
         return self.out_proj(gated(y.to(of.gate.dtype), of.gate))
+
+
+def previous(x_bth: Tensor, before_bh: Tensor | None, docs_bt: Tensor | None) -> Tensor:
+    """x of one position earlier, zero if that is another document; `before` is that of the first."""
+    first_b1h = torch.zeros_like(x_bth[:, :1]) if before_bh is None else before_bh[:, None].to(x_bth.dtype)
+    earlier_bth = torch.cat([first_b1h, x_bth[:, :-1]], 1)
+    if docs_bt is None:
+        return earlier_bth
+    same_bt = F.pad(docs_bt[:, 1:] == docs_bt[:, :-1], (1, 0))
+    return earlier_bth * same_bt[..., None, None]
 
 
 def summed(turn_btha: Tensor, start_bha: Tensor | None, docs_bt: Tensor | None) -> tuple[Tensor, Tensor]:
