@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,7 +22,7 @@ from bmojo.mixers.base import LayerMemory, LengthRule, Mixer, MixerCounts, Mixer
 from bmojo.mixers.eidetic import Candidates, EideticState
 from bmojo.mixers.fading import FADING
 from bmojo.mixers.innovation import InnovationScore
-from bmojo.mixers.selection import RULES, Evidence, Innovation, Rule
+from bmojo.mixers.selection import RULES, Evidence, Innovation
 from bmojo.mixers.ssm import SSMState
 from bmojo.state import LayerState
 from kernels.innovation_select import innovation_select
@@ -178,7 +179,7 @@ class BMojo(Mixer[BMojoState]):
             if self._needs_innovation(sequence):
                 innovation_bt, predictor_loss = self.innovation(y_btd, past_y, readable.doc_ids_bt)
             evidence = self._evidence(readable, innovation_bt, from_ssm.delta_error_bt, window.v)
-            candidates = self._candidates(self.rule, evidence, plain_k, window.v, sequence)
+            candidates = self._candidates(config, evidence, plain_k, window.v, sequence)
 
         num_slots = 0
         if state is not None and start:  # at the beginning there is nothing to join
@@ -191,7 +192,7 @@ class BMojo(Mixer[BMojoState]):
         if candidates is None:
             q_near = sequence.rotary.rotate(q_bthp)
         else:
-            kept_bjm = self._select(self.rule, candidates, sequence, num_slots)
+            kept_bjm = self._select(config, candidates, sequence, num_slots)
             q_near, q_far = sequence.rotary.near_and_far(q_bthp, config.window_size)  # slots are seen at distance W
             eidetic = Eidetic(q_far, candidates.k, candidates.v, kept_bjm)
         num_fading = max(fading.k.shape[1] + t - readable.num_tokens - config.window_size, 1)
@@ -262,6 +263,21 @@ class BMojo(Mixer[BMojoState]):
         )
         return self._output(out_bhp, y_bd)
 
+    @torch.no_grad()
+    def kept_under(self, configs: Iterable[ModelFields], u_btd: Tensor, sequence: Sequence) -> list[Tensor]:
+        """What the layer, as it is, would keep of a whole sequence by the rules of other configs, which differ from its
+        own in nothing else: positions [b, j, m] as in LayerMemory. The layer must have slots."""
+        assert self.innovation is not None
+        from_ssm = self.ssm(u_btd, replace(sequence, delta_error=True))
+        innovation_bt, _ = self.innovation(from_ssm.out_btd, None, sequence.doc_ids_bt)
+        window, plain_k = self.projections.keys_values(u_btd, sequence, None)
+        evidence = self._evidence(sequence, innovation_bt, from_ssm.delta_error_bt, window.v)
+        kept = []
+        for config in configs:
+            candidates = self._candidates(config, evidence, plain_k, window.v, sequence)
+            kept.append(candidates.positions(self._select(config, candidates, sequence, 0)))
+        return kept
+
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> BMojoState:
         config = self.config
         chunk = config.chunk_size if self.num_slots else 0
@@ -310,22 +326,22 @@ class BMojo(Mixer[BMojoState]):
         error_bt = None if delta_error_bt is None else first(delta_error_bt, t)
         return Evidence(position_bt, readable.doc_ids_bt, innovation_bt, error_bt, first(values, t), readable.wanted_bt)
 
-    def _candidates(self, rule: type[Rule], evidence: Evidence, k: Tensor, v: Tensor, sequence: Sequence) -> Candidates:
-        """The tokens at hand; the evidence is that of the first of them."""
-        t = sequence.num_tokens
+    @staticmethod
+    def _candidates(config: ModelFields, evidence: Evidence, k: Tensor, v: Tensor, sequence: Sequence) -> Candidates:
+        """The tokens at hand, scored by the config's rule; the evidence is that of the first of them."""
+        t, rule = sequence.num_tokens, RULES[config.selection]
         with torch.no_grad():
-            log_e_bt = rule.log_score(evidence, self.config).to(torch.promote_types(v.dtype, torch.float32))
+            log_e_bt = rule.log_score(evidence, config).to(torch.promote_types(v.dtype, torch.float32))
         log_e_bt = F.pad(log_e_bt, (0, t - log_e_bt.shape[1]))  # these do not leave the window of any query here
         position_bt = torch.arange(sequence.start, sequence.start + t, device=k.device).expand(k.shape[0], -1)
         return Candidates(k, v, log_e_bt, position_bt)
 
-    def _select(self, rule: type[Rule], candidates: Candidates, sequence: Sequence, num_slots: int) -> Tensor:
+    def _select(self, config: ModelFields, candidates: Candidates, sequence: Sequence, num_slots: int) -> Tensor:
         """Rows of the candidates that each chunk's queries read, best first [b, j, m]; -1: none."""
-        config = self.config
         return innovation_select(
             candidates.log_e, candidates.position, num_queries=sequence.num_tokens, chunk_size=config.chunk_size,
             start=sequence.start, window_size=config.window_size, num_eidetic=self.num_slots,
-            tau=rule.tau(config), doc_ids_bs=sequence.doc_ids_bt, num_slots=num_slots,
+            tau=RULES[config.selection].tau(config), doc_ids_bs=sequence.doc_ids_bt, num_slots=num_slots,
         )  # fmt: skip
 
     def _output(self, attention_hp: Tensor, y_d: Tensor) -> Tensor:

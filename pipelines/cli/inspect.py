@@ -22,11 +22,15 @@ def inspect(
         Path | None, typer.Option("--output", "-o", help="Folder to write; left out: inspect-RUN-FILE here.")
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Read at most this many tokens of the file.")] = 4096,
+    threshold: Annotated[
+        float | None, typer.Option(min=0, help="Score above which the rule `threshold` keeps a token; left out: 1.")
+    ] = None,
     mlflow: Annotated[bool, typer.Option(help="Show the result with the run in MLflow, too.")] = True,
     stage: StageOption = None,
     storage: StorageOption = "runs",
 ) -> None:
-    """Draw which tokens of a text each layer kept, how surprising each was, and where attention went.
+    """Draw which tokens of a text each layer kept, how surprising each was, and where attention went; and which tokens
+    other selection rules would keep.
 
     Writes inspection.html and inspection.png.
     """
@@ -39,6 +43,7 @@ def inspect(
         drawn = draw_inspection(
             trained.model, trained.tokenizer, content, max_tokens, f"What {trained.run.run_id} keeps of {text.name}",
             f"Stage {trained.stage} of run {trained.run.run_id}; layers {trained.model.config.pattern}.",
+            threshold,
         )  # fmt: skip
     folder = output or Path(f"inspect-{trained.run.run_id}-{text.stem}")
     try:

@@ -26,10 +26,17 @@ class DrawnInspection:
 
 
 def draw_inspection(
-    model: BMojoLM, tokenizer: Tokenizer, text: str, max_tokens: int, title: str, about: str
+    model: BMojoLM,
+    tokenizer: Tokenizer,
+    text: str,
+    max_tokens: int,
+    title: str,
+    about: str,
+    threshold: float | None = None,
 ) -> DrawnInspection:
     """Let the model read a text as a document of its own, and draw what its layers kept.
 
+    Args: threshold: see inspect_memory.
     Raises: UserError: the model has no memory to look at, or the text never leaves the window.
     """
     ids = [tokenizer.eod_id, *tokenizer.encode_batch([text])[0].tolist()]
@@ -39,7 +46,7 @@ def draw_inspection(
         ids = ids[:max_tokens]
     device = next(model.parameters()).device
     try:
-        layers = inspect_memory(model, torch.tensor(ids, device=device))
+        layers = inspect_memory(model, torch.tensor(ids, device=device), threshold)
     except ValueError as error:
         raise UserError(f"Cannot inspect: {error}") from error
     pieces = token_pieces(tokenizer, ids)

@@ -10,11 +10,13 @@ from typing import Any
 import jinja2
 
 from bmojo.config import ModelConfig
-from bmojo.inspection import MEMORIES, LayerInspection
+from bmojo.inspection import MEMORIES, LayerInspection, RuleInspection
+from bmojo.mixers.selection import RULES
 from pipelines.inspection import plots
 from pipelines.inspection.text import shown_at
 
 NUM_SHADES = 8
+NUM_FIRST = 5  # tokens of a rule that are named
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,9 @@ def inspection_html(subject: Subject, layers: Sequence[LayerInspection]) -> str:
         note=subject.note,
         window_size=config.window_size,
         chunk_size=config.chunk_size,
-        num_eidetic=config.num_eidetic,
+        num_eidetic=_slots(config),
+        selection=config.selection,
+        rule=RULES[config.selection].DESCRIPTION,
         num_tokens=len(subject.pieces),
         shades=[_shade(index) for index in range(NUM_SHADES)],
         memories=list(zip(MEMORIES, plots.MEMORY_COLOURS, strict=True)),
@@ -60,6 +64,7 @@ def _layer(layer: LayerInspection, subject: Subject) -> dict[str, Any]:
         "mixer": layer.mixer,
         "mass": [f"{share:.0%} {memory}" for share, memory in zip(layer.mean_mass, MEMORIES, strict=True)],
         "spans": None,
+        "rules": [],
     }
     if layer.innovation_t is None:
         return shown
@@ -68,7 +73,29 @@ def _layer(layer: LayerInspection, subject: Subject) -> dict[str, Any]:
         "scores_png": _base64(plots.scores_png(layer, subject.config.window_size)),
         "num_kept": len(layer.kept_at_end),
         "num_ever": len(layer.kept),
+        "rules": [_rule(rule, layer, subject) for rule in layer.rules],
+        "rules_png": _base64(plots.rules_png(layer, subject.config.window_size)),
     }
+
+
+def _rule(rule: RuleInspection, layer: LayerInspection, subject: Subject) -> dict[str, Any]:
+    """A row of the table: what it keeps, and how many of these tokens each rule keeps too."""
+    places = shown_at(subject.pieces)
+    first_pieces = [subject.pieces[place] for place in dict.fromkeys(places[i] for i in rule.positions)][:NUM_FIRST]
+    return {
+        "name": rule.rule,
+        "description": RULES[rule.rule].DESCRIPTION,
+        "num_kept": len(rule.positions),
+        "shared": [rule.shared_with(other) for other in layer.rules],
+        "first": [piece.replace("\n", "↵").replace(" ", "␣") for piece in first_pieces],
+    }
+
+
+def _slots(config: ModelConfig) -> str:
+    """In words, for a sentence."""
+    if isinstance(config.num_eidetic, int):
+        return str(config.num_eidetic)
+    return f"{', '.join(map(str, config.num_eidetic))} (by layer)"
 
 
 def _spans(layer: LayerInspection, subject: Subject) -> list[dict[str, str]]:

@@ -41,6 +41,13 @@ def scores_png(layer: LayerInspection, window_size: int) -> bytes:
     return _png(figure)
 
 
+def rules_png(layer: LayerInspection, window_size: int) -> bytes:
+    """What each rule would hold at the end, one below the other."""
+    figure = Figure(figsize=(11, 0.8 + 0.26 * len(layer.rules)), dpi=110, layout="constrained")
+    draw_rules(figure.add_subplot(), layer, window_size)
+    return _png(figure)
+
+
 def mass_png(layers: Sequence[LayerInspection]) -> bytes:
     """Attention by layer."""
     figure = Figure(figsize=(11, 0.9 + 0.3 * len(layers)), dpi=110, layout="constrained")
@@ -67,6 +74,21 @@ def draw_scores(axes: Axes, layer: LayerInspection, window_size: int) -> None:
     axes.set_ylim(bottom=0)
     axes.set_title(f"Layer {layer.layer}: innovation score by position (tokens)", fontsize=9, loc="left")
     axes.legend(fontsize=7, frameon=False, loc="upper right", ncols=2, bbox_to_anchor=(1, 1.28))
+    _plain(axes)
+
+
+def draw_rules(axes: Axes, layer: LayerInspection, window_size: int) -> None:
+    """A line per rule, with a stroke for each token that it would hold at the end."""
+    num_tokens = len(layer.mass_t3)
+    for row, rule in enumerate(layer.rules):
+        colour = KEPT_COLOUR if row == 0 else "#8A8A8A"
+        axes.plot(rule.positions, [row] * len(rule.positions), "|", color=colour, markersize=9, markeredgewidth=1.4)
+    axes.axvspan(num_tokens - window_size, num_tokens, color=MEMORY_COLOURS[0], alpha=0.15, linewidth=0)
+    axes.set_xlim(0, num_tokens)
+    axes.set_ylim(len(layer.rules) - 0.5, -0.5)
+    axes.set_yticks(range(len(layer.rules)), [rule.rule for rule in layer.rules])
+    title = f"Layer {layer.layer}: tokens held at the end by each rule, by position (blue: the model's own rule)"
+    axes.set_title(title, fontsize=9, loc="left")
     _plain(axes)
 
 

@@ -12,6 +12,7 @@ import typer
 from typer.testing import CliRunner
 
 from base.errors import UserError
+from bmojo import BMojoLM
 from bmojo.inspection import inspect_memory, kept_tokens
 from pipelines.cli.inspect import inspect
 from pipelines.inspection.draw import draw_inspection
@@ -55,6 +56,35 @@ def test_inspection_finds_the_highest_scores_that_left_the_window():
     for layer in (bmojo, bmojo_f):
         assert sum(layer.mean_mass) == pytest.approx(1, abs=1e-4)
     assert bmojo_f.mean_mass[2] == 0
+
+
+def test_rules_side_by_side_are_what_models_with_these_rules_keep_in_their_first_layer():
+    """The first layer's inputs do not depend on the rule, so a model with the rule keeps what is said of it."""
+    tokens = torch.randint(0, 300, (101,), generator=torch.Generator().manual_seed(0))
+    model = tiny_model()
+    (layer, without) = inspect_memory(model, tokens, threshold=1.45)
+    assert [rule.rule for rule in layer.rules] == [
+        "innovation", "delta_error", "threshold", "recency", "value_norm", "random"
+    ]  # fmt: skip
+    assert not without.rules
+    assert {*layer.rules[0].positions} == {token.position for token in layer.kept_at_end}
+    for rule in layer.rules:
+        threshold = 1.45 if rule.rule == "threshold" else None
+        other = BMojoLM(model.config.replace(selection=rule.rule, selection_threshold=threshold))
+        other.load_state_dict(model.state_dict())
+        kept = other(tokens[None], return_memory=True).memory[0].kept_position_bjm[0, -1].tolist()
+        assert rule.positions == tuple(position for position in kept if position >= 0)
+    assert len({rule.positions for rule in layer.rules}) == len(layer.rules)
+
+
+def test_page_has_a_table_of_the_rules():
+    drawn = draw_inspection(tiny_model(), tiny_tokenizer(), TEXT, 4096, "title", "about")
+    (table,) = re.findall(r"<table>(.*?)</table>", drawn.html, re.DOTALL)
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row, re.DOTALL) for row in table.split("<tr")[2:]]
+    assert [row[0] for row in rows][:2] == ["innovation", "delta_error"]
+    for number, row in enumerate(rows):
+        assert row[1] == row[2 + number]  # a rule shares all of its tokens with itself
+        assert [other[2 + number] for other in rows] == row[2 : 2 + len(rows)]  # and as many as the other with it
 
 
 def test_pieces_join_to_the_text():
