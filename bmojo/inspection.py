@@ -33,6 +33,12 @@ class RuleInspection:
 
     rule: str
     positions: tuple[int, ...]  # best first
+    threshold: float | None = None  # of the rule `threshold`
+
+    @property
+    def label(self) -> str:
+        """Its name, with the threshold."""
+        return self.rule if self.threshold is None else f"{self.rule} {self.threshold:g}"
 
     def shared_with(self, other: RuleInspection) -> int:
         """How many of its tokens the other rule keeps too."""
@@ -106,14 +112,18 @@ def _rules(model: BMojoLM, index: int, x_btd: Tensor, threshold: float) -> tuple
         )
         for name in names
     ]
-    t, config = x_btd.shape[1], model.config
+    t = x_btd.shape[1]
     precise = torch.promote_types(model.dtype, torch.float32)
     position_t = torch.arange(t, device=x_btd.device)
-    rotary = RotaryTable(position_t, config.attention_head_dim, config.rope_theta, precise)
+    rotary = RotaryTable(position_t, model.config.attention_head_dim, model.config.rope_theta, precise)
     sets = block.mixer.kept_under(configs, block.mixer_norm(x_btd), Sequence(t, 0, None, rotary))
     return tuple(
-        RuleInspection(name, tuple(position for position in kept_bjm[0, -1].tolist() if position >= 0))
-        for name, kept_bjm in zip(names, sets, strict=True)
+        RuleInspection(
+            config.selection,
+            tuple(position for position in kept_bjm[0, -1].tolist() if position >= 0),
+            config.selection_threshold,
+        )
+        for config, kept_bjm in zip(configs, sets, strict=True)
     )
 
 

@@ -83,7 +83,7 @@ def _rule(rule: RuleInspection, layer: LayerInspection, subject: Subject) -> dic
     places = shown_at(subject.pieces)
     first_pieces = [subject.pieces[place] for place in dict.fromkeys(places[i] for i in rule.positions)][:NUM_FIRST]
     return {
-        "name": rule.rule,
+        "name": rule.label,
         "description": RULES[rule.rule].DESCRIPTION,
         "num_kept": len(rule.positions),
         "shared": [rule.shared_with(other) for other in layer.rules],

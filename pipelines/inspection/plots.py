@@ -86,7 +86,7 @@ def draw_rules(axes: Axes, layer: LayerInspection, window_size: int) -> None:
     axes.axvspan(num_tokens - window_size, num_tokens, color=MEMORY_COLOURS[0], alpha=0.15, linewidth=0)
     axes.set_xlim(0, num_tokens)
     axes.set_ylim(len(layer.rules) - 0.5, -0.5)
-    axes.set_yticks(range(len(layer.rules)), [rule.rule for rule in layer.rules])
+    axes.set_yticks(range(len(layer.rules)), [rule.label for rule in layer.rules])
     title = f"Layer {layer.layer}: tokens held at the end by each rule, by position (blue: the model's own rule)"
     axes.set_title(title, fontsize=9, loc="left")
     _plain(axes)
