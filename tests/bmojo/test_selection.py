@@ -78,6 +78,22 @@ def test_decoding_keeps_what_a_whole_sequence_keeps(rule: str, seed: int, num_re
         assert [i for i in held if i >= 0] == kept[t // model.config.chunk_size]
 
 
+@pytest.mark.parametrize("documents", [False, True])
+def test_the_error_of_a_delta_rule_is_what_the_loop_gives(documents: bool) -> None:
+    """HOLA's own score: the fading memory is Gated DeltaNet."""
+    model, tokens_bt = build(of_rule("delta_error", fading_ssm="gated_deltanet", num_eidetic=3)), random_tokens(1, 50)
+    docs_bt = (torch.arange(50) // 19)[None] if documents else None
+    expected_tv = reference_forward(model, tokens_bt[0], None if docs_bt is None else docs_bt[0]).logits_tv
+    with torch.no_grad():
+        found_tv = model(tokens_bt, doc_ids_bt=docs_bt).logits_btv[0]
+    torch.testing.assert_close(found_tv, expected_tv, rtol=1e-9, atol=1e-9)
+    if not documents:
+        _, state = model.prefill(tokens_bt[:, :21])
+        for t in range(21, 50):
+            logits_1v, state = model.step(tokens_bt[:, t], state)
+            torch.testing.assert_close(logits_1v[0], expected_tv[t], rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("seed", range(3))
 def test_more_slots_keep_a_superset(rule: str, seed: int) -> None:
