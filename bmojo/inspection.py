@@ -12,7 +12,7 @@ from bmojo.layers import RotaryTable
 from bmojo.mixers.base import LayerMemory, Sequence
 from bmojo.mixers.bmojo import BMojo
 from bmojo.mixers.selection import RULES
-from bmojo.model import BMojoLM
+from bmojo.model import Block, BMojoLM
 
 MEMORIES = ("window", "fading", "eidetic")
 THRESHOLD = 1.0  # of the rule `threshold`, where the model has none: outputs predicted no better than by 0
@@ -102,6 +102,7 @@ def inspect_memory(model: BMojoLM, tokens_t: Tensor, threshold: float | None = N
 def _rules(model: BMojoLM, index: int, x_btd: Tensor, threshold: float) -> tuple[RuleInspection, ...]:
     """Of the layer `index`, whose input is x_btd. Nothing is marked for an oracle."""
     block = model.blocks[index]
+    assert isinstance(block, Block)
     if not isinstance(block.mixer, BMojo) or not block.mixer.num_slots:
         return ()
     own: Selection = model.config.selection
