@@ -20,11 +20,13 @@ def check_pipeline(cluster: ClusterConfig, graph: Iterable[AnyNode]) -> None:
 
     Raises: ConfigError: names the field, what it asks, what there is and what would do.
     """
-    _check_kernels()
+    graph = list(graph)
+    _check_kernels(on_neuron=any(node.config.resources.neuron_cores_per_worker for node in graph))
     if cluster_address(cluster) == "local":
         for node in graph:
             _check_local_cpus(cluster, node)
             _check_local_gpus(node)
+            _check_local_neuron_cores(node)
             node.stage.check_memory(node, Machines(num_cores=float(os.cpu_count() or 1)))
 
 
@@ -33,7 +35,7 @@ def cores_of(cluster: ClusterConfig) -> float:
     return float(os.cpu_count() or 1) if cluster.address == "local" else math.inf
 
 
-def _check_kernels() -> None:
+def _check_kernels(on_neuron: bool) -> None:
     asked = os.environ.get("BMOJO_KERNELS")
     if asked is None:
         return
@@ -41,6 +43,10 @@ def _check_kernels() -> None:
 
     if asked not in PATHS:
         raise ConfigError(f"BMOJO_KERNELS={asked!r}: there are no such kernels. Set it to one of {', '.join(PATHS)}.")
+    if on_neuron and asked in ("triton", "cpp"):
+        raise ConfigError(
+            f"BMOJO_KERNELS={asked}: these kernels do not run on NeuronCores. Unset it, or set it to static."
+        )
 
 
 def _check_local_cpus(cluster: ClusterConfig, node: AnyNode) -> None:
@@ -82,4 +88,25 @@ def _check_local_gpus(node: AnyNode) -> None:
             ("stages", node.name, "resources", "gpus_per_worker"),
             f"found {gpus:g} for each of {workers} workers, but this machine has {present} GPUs (cluster.address is "
             "local). Set it to 0 to run on the CPU, or cluster.address to a cluster that has them.",
+        )
+
+
+def _check_local_neuron_cores(node: AnyNode) -> None:
+    resources = node.config.resources
+    if not resources.neuron_cores_per_worker:
+        return
+    from pipelines.neuron import runtime  # imports torch, as above
+
+    try:
+        runtime.require()
+    except runtime.NeuronUnavailableError as error:
+        raise FieldError(("stages", node.name, "resources", "neuron_cores_per_worker"), str(error)) from error
+    workers = resources.fewest_together if node.stage.uses_ray_train else 1
+    needed, present = workers * resources.neuron_cores_per_worker, runtime.num_cores()
+    if needed > present:
+        raise FieldError(
+            ("stages", node.name, "resources", "neuron_cores_per_worker"),
+            f"found {resources.neuron_cores_per_worker:g} for each of {workers} workers, but neuron-ls counts "
+            f"{present} logical NeuronCores on this machine (cluster.address is local). Lower num_workers, look at "
+            "neuron-ls, or set cluster.address to a cluster that was started with their number (docs/neuron.md).",
         )

@@ -23,6 +23,7 @@ LAYERS = (
     ("storage",),
     ("tracking",),
     ("engine",),
+    ("neuron",),
     ("stages",),
     (
         "config",
@@ -38,6 +39,8 @@ LAYERS = (
         "submit",
         "supervisor",
         "doctor",
+        "neuron_doctor",
+        "neuron_probe",
         "inspection",
         "serving",
     ),

@@ -18,17 +18,23 @@ from pipelines.storage import open_storage
 MARKS = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "error": "[red]error[/]"}
 
 
-def doctor(storage: StorageOption = "runs") -> None:
+def doctor(
+    storage: StorageOption = "runs",
+    neuron: Annotated[
+        bool, typer.Option("--neuron", help="Walk through the first hour on an AWS Trainium instance instead.")
+    ] = False,
+) -> None:
     """Check the environment: versions, compiler, devices, disk, memory, shared memory.
 
     Exits with 1 when something a run cannot do without is missing.
     """
     from pipelines.doctor import run_checks
+    from pipelines.neuron_doctor import run_first_hour
 
     table = Table("check", "", "found", "what to do", box=None, pad_edge=False)
     worst_is_error = False
     with console.status("Looking at the environment ..."):
-        for check in run_checks(storage):
+        for check in run_first_hour() if neuron else run_checks(storage):
             worst_is_error |= check.verdict == "error"
             table.add_row(check.name, MARKS[check.verdict], check.found, check.advice)
     console.print(table)

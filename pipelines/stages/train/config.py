@@ -155,8 +155,8 @@ class TrainStageConfig(StageConfig):
     precision: Literal["auto", "fp32", "bf16", "float8"] = Field(
         "auto",
         description="bf16: matrix products in bfloat16 under autocast, parameters and optimizer in float32. "
-        "auto: bf16 on a GPU, fp32 on the CPU. float8: as bf16, and products of the blocks' projections in float8, on "
-        "GPUs from Ada and Hopper on; for large models.",
+        "auto: bf16 on a GPU or NeuronCore, fp32 on the CPU. float8: as bf16, and products of the blocks' projections "
+        "in float8, on GPUs from Ada and Hopper on; for large models.",
     )
     deterministic: bool = Field(
         True, description="Use deterministic algorithms only, so that a resumed run is bitwise the unbroken one."
@@ -258,10 +258,6 @@ class TrainStageConfig(StageConfig):
             )
         if isinstance(self.optimizer, MuonConfig) and self.transfer is not None:
             raise ValueError("transfer scales AdamW's updates, and optimizer.kind is muon. Leave one of them out.")
-        if isinstance(self.optimizer, MuonConfig) and self.backend.offload is not None:
-            raise ValueError(
-                "optimizer: muon needs whole matrices on the GPU; leave backend.offload out, or use adamw."
-            )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas={list(self.betas)}: each must be at least 0 and less than 1.")
         if self.global_batch_size % self.data.paths:
@@ -280,7 +276,7 @@ class TrainStageConfig(StageConfig):
                 "precision: float8 is for GPUs, and resources.gpus_per_worker is 0. Use auto, fp32 or bf16."
             )
         self._check_workers()
-        self.backend.check(self.on_gpu)
+        self.backend.check(self)
         return self
 
     def _check_workers(self) -> None:
@@ -314,6 +310,16 @@ class TrainStageConfig(StageConfig):
         return self.resources.gpus_per_worker > 0
 
     @property
+    def on_accelerator(self) -> bool:
+        """Workers compute on GPUs or NeuronCores."""
+        return self.on_gpu or self.on_neuron
+
+    @property
+    def on_neuron(self) -> bool:
+        """Workers compute on NeuronCores."""
+        return self.resources.neuron_cores_per_worker > 0
+
+    @property
     def threads_per_worker(self) -> int:
         """Threads that a worker on the CPU computes with."""
         return max(1, int(self.resources.cpus_per_worker))
@@ -330,7 +336,7 @@ class TrainStageConfig(StageConfig):
 
     @property
     def _used_precision(self) -> str:
-        return "float8" if self.precision == "float8" else used_precision(self.precision, self.on_gpu)
+        return "float8" if self.precision == "float8" else used_precision(self.precision, self.on_accelerator)
 
     @property
     def hang_limit_s(self) -> float:
@@ -407,6 +413,10 @@ def check_seq_len(train: TrainStageConfig, seq_len: int, name: str, tokens_name:
                 f"seq_len={seq_len} is not a multiple of {name}.model.{field}={size}: the chunked layers need whole "
                 f"chunks. Set seq_len to {' or '.join(map(str, near))}, or {field} to a divisor of {seq_len}.",
             )
+    try:
+        train.backend.check_seq_len(seq_len)
+    except ValueError as error:
+        raise FieldError(("stages", tokens_name, "seq_len"), f"{name}: {error}") from error
     if train.max_tokens is not None and train.warmup_steps >= train.num_steps(seq_len):
         steps = train.num_steps(seq_len)
         raise FieldError(

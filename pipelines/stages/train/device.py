@@ -24,13 +24,16 @@ import torch.distributed as dist
 
 from base.errors import UserError
 from pipelines.engine.provenance import machine
-from pipelines.stages.train.planning.hardware import known_peak
+from pipelines.neuron import runtime as neuron
+from pipelines.stages.train.planning.hardware import TRAINIUM_2, known_peak, named
 
 logger = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
 
 _MEASURE_S = 0.4
+_SIDES = {"cpu": 768, neuron.TYPE: 2048}
+"""Of the matrices whose product measures a peak; a GPU's are larger."""
 _MEGABYTE = 1e6
 _MOST_ALLOCATIONS = 200_000  # in a snapshot of the memory
 
@@ -50,10 +53,17 @@ def pick(on_gpu: bool) -> torch.device:
     return torch.device("cuda") if on_gpu else CPU
 
 
+def exact_device(device: torch.device) -> torch.device:
+    """Where numbers of 64 bits are what they are: NeuronCores have none, so it is the host beside them."""
+    return CPU if device.type == neuron.TYPE else device
+
+
 def name_of(device: torch.device) -> str:
     """The GPU's name; of the CPU its model and cores."""
     if device.type == "cpu":
         return machine()["cpu"]
+    if device.type == neuron.TYPE:
+        return f"logical NeuronCore (torch-neuronx {neuron.version()})"
     name: str = torch.get_device_module(device).get_device_name(device)
     return name
 
@@ -95,6 +105,9 @@ def rng_state(device: torch.device) -> dict[str, torch.Tensor]:
         "numpy_gauss": torch.tensor([numpy_gauss], dtype=torch.float64),
         "torch": torch.get_rng_state(),
     }
+    if device.type == neuron.TYPE:
+        own = neuron.rng_state()
+        return states if own is None else states | {device.type: own}
     if device.type != "cpu":
         states[device.type] = torch.get_device_module(device).get_rng_state(device)
     return states
@@ -108,7 +121,9 @@ def set_rng_state(states: dict[str, torch.Tensor], device: torch.device) -> None
     keys = states["numpy"].numpy().astype(np.uint32)
     np.random.set_state(("MT19937", keys, position, numpy_has_gauss, states["numpy_gauss"].item()))
     torch.set_rng_state(states["torch"])
-    if device.type != "cpu" and device.type in states:
+    if device.type == neuron.TYPE and device.type in states:
+        neuron.set_rng_state(states[device.type])
+    elif device.type != "cpu" and device.type in states:
         torch.get_device_module(device).set_rng_state(states[device.type], device)
 
 
@@ -124,6 +139,8 @@ def has_graphs(device: torch.device) -> bool:
 
 def copy_to(device: torch.device, tensor: torch.Tensor) -> torch.Tensor:
     """A tensor of the host on the device; the host does not wait for the copy."""
+    if device.type == neuron.TYPE:
+        return tensor.contiguous().to(device)
     if device.type != "cpu" and not tensor.is_pinned():
         tensor = tensor.pin_memory()  # from other memory the driver copies only when the device has done its work
     return tensor.to(device, non_blocking=True)
@@ -154,8 +171,15 @@ def release_host_memory(device: torch.device, memory: torch.Tensor) -> None:
 
 def synchronize(device: torch.device) -> None:
     """Wait until the device has done what was asked of it."""
-    if device.type != "cpu":
+    if device.type == neuron.TYPE:
+        neuron.synchronize()
+    elif device.type != "cpu":
         torch.get_device_module(device).synchronize(device)
+
+
+def has_events(device: torch.device) -> bool:
+    """Whether the device can tell when it has come how far; else the host's clock says what it waited for."""
+    return device.type not in ("cpu", neuron.TYPE)
 
 
 def timed_event(device: torch.device) -> torch.Event:
@@ -171,6 +195,12 @@ def usage_of(device: torch.device) -> dict[str, float]:
         return {
             "memory_rss_megabytes": process.memory_info().rss / _MEGABYTE,
             "cpu_percentage": process.cpu_percent(),  # of one core, since the last call
+        }
+    if device.type == neuron.TYPE:
+        now, most = neuron.memory_allocated()
+        return {
+            "neuron_memory_allocated_megabytes": now / _MEGABYTE,
+            "neuron_memory_peak_megabytes": most / _MEGABYTE,
         }
     module = torch.get_device_module(device)
     values = {
@@ -225,6 +255,8 @@ def write_memory(device: torch.device, path: Path) -> None:
 
 def peak_memory(device: torch.device) -> int:
     """Most bytes that this process has held so far: allocated on the GPU; on the CPU resident (the kernel's VmHWM)."""
+    if device.type == neuron.TYPE:
+        return neuron.memory_allocated()[1]
     if device.type != "cpu":
         allocated: int = torch.get_device_module(device).max_memory_allocated(device)
         return allocated
@@ -239,6 +271,8 @@ def memory_size(device: torch.device) -> int:
     """Bytes of memory that the device has in all."""
     if device.type == "cpu":
         return psutil.virtual_memory().total
+    if device.type == neuron.TYPE:
+        return named(TRAINIUM_2).memory_bytes
     size: int = torch.get_device_module(device).get_device_properties(device).total_memory
     return size
 
@@ -279,7 +313,8 @@ def peaks(device: torch.device, autocast_bf16: bool) -> Peaks:
     is_by_data_sheet = device.type != "cpu" and autocast_bf16
     dist.barrier()
     dtype = torch.bfloat16 if is_by_data_sheet else torch.float32
-    measured = measure_peak(device, size=768 if device.type == "cpu" else 8192, duration_s=_MEASURE_S, dtype=dtype)
+    size = _SIDES.get(device.type, 8192)
+    measured = measure_peak(device, size=size, duration_s=_MEASURE_S, dtype=dtype)
     known = known_peak(name_of(device)) if is_by_data_sheet else None
     if is_by_data_sheet and known is None and dist.get_rank() == 0:
         logger.warning(
@@ -287,7 +322,8 @@ def peaks(device: torch.device, autocast_bf16: bool) -> Peaks:
             "from its data sheet.",
             name_of(device), known_peak.__module__,
         )  # fmt: skip
-    total = torch.tensor([float("nan") if known is None else known, measured], dtype=torch.float64, device=device)
+    both = [float("nan") if known is None else known, measured]
+    total = torch.tensor(both, dtype=torch.float64, device=exact_device(device))
     dist.all_reduce(total)
     of_data_sheets, of_measurements = total.tolist()
     return Peaks(None if math.isnan(of_data_sheets) else of_data_sheets, of_measurements, is_by_data_sheet)

@@ -15,6 +15,7 @@ from functools import cache
 import torch
 import torch.distributed as dist
 
+from pipelines.stages.train.device import exact_device
 from pipelines.stages.train.pieces import Piece
 
 COLUMNS = 1 << 15
@@ -24,10 +25,13 @@ _CPU_ROWS, _GPU_ROWS = 1, 1 << 10
 
 
 def digest(piece: Piece) -> torch.Tensor:
-    """A piece's part of its tensor's digest: an int64 scalar on the piece's device. The host does not wait for it."""
-    device = piece.values.device
+    """A piece's part of its tensor's digest: an int64 scalar, on the piece's device if it has 64 bits.
+
+    The host does not wait for such a device.
+    """
+    device = exact_device(piece.values.device)
     columns, sums = _columns(device)
-    bits = piece.values.view(torch.int32)
+    bits = piece.values.to(device).view(torch.int32)
     total = torch.zeros((), dtype=torch.int64, device=device)
     for first, end in _parts(piece.start, bits.numel(), _CPU_ROWS if device.type == "cpu" else _GPU_ROWS):
         part, at = bits[first:end], (piece.start + first) % COLUMNS

@@ -27,7 +27,7 @@ def first_ruined_tensor(trainer: Trainer) -> str | None:
     Each rank looks at its pieces; the host waits for the device once.
     """
     keys, pieces = list(trainer.shapes), trainer.pieces()
-    largest = torch.zeros(len(keys), device=trainer.device)  # absolute value of each piece
+    largest = torch.zeros(len(keys), device=trainer.exact_device)  # absolute value of each piece
     for index, key in enumerate(keys):
         if key in pieces:
             # One pass without a copy; it is NaN if one of the values is.

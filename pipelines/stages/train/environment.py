@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from pipelines.engine.stage import Resources
@@ -43,6 +43,23 @@ def set_worker_environment(config: TrainStageConfig) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
     else:
         os.environ["OMP_NUM_THREADS"] = str(config.threads_per_worker)  # of C++ operators and of child processes
+
+
+def current_environment() -> dict[str, str]:
+    """A copy of what is set now."""
+    return dict(os.environ)
+
+
+def change_environment(values: Mapping[str, str | None]) -> None:
+    """Set what a process group's library reads when it is imported, and remove what it may not find (None).
+
+    In a worker, which is a process of its own.
+    """
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 def set_rank(rank: int, num_workers: int) -> None:

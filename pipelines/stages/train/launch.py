@@ -16,7 +16,7 @@ from typing import Any
 
 from ray.exceptions import RayError, RayTaskError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
@@ -201,7 +201,7 @@ def run_workers(
     trainer = _Trainer(
         worker,
         train_loop_config=loop_config,
-        torch_config=TorchConfig(timeout_s=int(config.collective_timeout_s)),
+        torch_config=config.backend.ray_train(config.collective_timeout_s),
         scaling_config=ScalingConfig(
             num_workers=resources.num_workers,
             use_gpu=resources.gpus_per_worker > 0,
@@ -213,6 +213,7 @@ def run_workers(
             storage_path=ray_dir,  # Ray Train keeps its own bookkeeping here; our checkpoints go to the artifact
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
             logging_config=LoggingConfig(log_level="ERROR"),
+            worker_runtime_env=config.backend.worker_runtime_env() or None,
         ),
     )
     try:

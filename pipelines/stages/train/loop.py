@@ -57,14 +57,16 @@ class TrainLoop:
         self.step = 0
         self._steps_before = 0  # of the optimizer, in the stage that this one started from
         self.initial_valid_loss: float | None = None
-        self._agreement = Agreement(job.metrics.request, self._is_save_due, is_preempted, trainer.device)
+        self._agreement = Agreement(job.metrics.request, self._is_save_due, is_preempted, trainer.exact_device)
         self._saved_at = time.monotonic()  # or when training began here
         journal = job.metrics if self.rank == 0 else None
         self.curves, self.paths = Curves(journal), OperatorPaths(journal)
         kept = checkpoints.Kept(self.config.keep_checkpoints, self.config.keep_every_steps)
         self.saver = Saver(job.artifact, kept, trainer.device, self.curves.flush)
         self.incidents = Incidents(job.artifact, job.sources, stream)
-        self.ledger = StepLedger(job.config, trainer.device, job.num_steps, self.curves, self.incidents, self._diverged)
+        self.ledger = StepLedger(
+            job.config, trainer.exact_device, job.num_steps, self.curves, self.incidents, self._diverged
+        )
         self.canary = DocumentCanary(trainer, job.config, self.incidents)
         self.telemetry = Telemetry(job, trainer)
         self.meter = self.telemetry.meter
@@ -176,7 +178,7 @@ class TrainLoop:
             assert self.config.spikes is not None
             self.saver.wait()
             wished = spike.step - self.config.spikes.rewind_before - 1
-            found = go_back(self.job.artifact, spike.step - 1, wished, self.fetch, self.trainer.device)
+            found = go_back(self.job.artifact, spike.step - 1, wished, self.fetch, self.trainer.exact_device)
             if found is not None:
                 self.ledger.plan_rewind(spike, found.state.step)
                 self.stream.stop()

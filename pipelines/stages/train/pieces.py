@@ -51,6 +51,6 @@ def gather(piece: Piece | None, shape: torch.Size, device: torch.device) -> torc
     # Bits are added as integers: each has one contributor, and -0.0 stays what it is.
     bits = torch.zeros(shape.numel(), dtype=torch.int32, device=device)
     if piece is not None:
-        bits.narrow(0, piece.start, piece.values.numel()).copy_(piece.values.view(torch.int32))
+        bits.narrow(0, piece.start, piece.values.numel()).copy_(piece.values.to(device).view(torch.int32))
     dist.all_reduce(bits)
     return bits.view(torch.float32).view(shape)

@@ -33,11 +33,11 @@ def source_losses(
 
     Costs a forward pass, which a training step does not give by sequence.
     """
-    sources = torch.tensor([place.source for place in stream.places(step)], device=trainer.device)
-    sums = torch.zeros(2, len(names), dtype=torch.float64, device=trainer.device)
+    sources = torch.tensor([place.source for place in stream.places(step)], device=trainer.exact_device)
+    sums = torch.zeros(2, len(names), dtype=torch.float64, device=trainer.exact_device)
     for batch, of_rows in zip(micro_batches, sources.split(stream.micro_batch_size), strict=True):
         nll_b = trainer.token_losses(batch).double().sum(dim=1)
-        targets_b = copy_to(trainer.device, (batch.targets_bt >= 0).sum(dim=1).double())
+        targets_b = copy_to(trainer.exact_device, (batch.targets_bt >= 0).sum(dim=1).double())
         sums.index_add_(1, of_rows, torch.stack((nll_b, targets_b)))
     dist.all_reduce(sums)
     total, count = sums.tolist()

@@ -26,7 +26,7 @@ PARAM = "param"
 
 
 class StepResult(NamedTuple):
-    """What one optimizer step did, as scalars on the device: only who reads one waits for the step.
+    """What one optimizer step did, as scalars on the exact device: only who reads one waits for the step.
 
     loss: mean training loss of the global batch, in nats per target, before the update; float64.
     num_targets: targets of all workers together; int64.
@@ -57,6 +57,13 @@ class Trainer(Protocol):
         """Where this worker computes."""
 
     @property
+    def exact_device(self) -> torch.device:
+        """Where losses, counts and what ranks agree on are kept: `device`, or the host beside one without 64 bits.
+
+        Collectives over all ranks work there.
+        """
+
+    @property
     def times(self) -> StepTimes:
         """Where it puts the seconds of its steps, and the loop those of its own."""
 
@@ -85,13 +92,13 @@ class Trainer(Protocol):
         batches and workers changes rounding only.
 
         Args:
-            loss_limit: a step with a greater loss is not applied, and its norm is not finite; on the device.
+            loss_limit: a step with a greater loss is not applied, and its norm is not finite; on the exact device.
             before_update: is given this rank's pieces of the clipped gradient, by the parameters' names, right before
                 they are used: in one call or in several, each element once.
         """
 
     def token_losses(self, batch: TokenBatch) -> torch.Tensor:
-        """NLL of each target in nats (b, t), float32, on the device and without a graph; 0 where there is none."""
+        """NLL of each target in nats (b, t), float32, on the exact device, without a graph; 0 where there is none."""
 
     def averaged(self) -> AbstractContextManager[None]:
         """With `ema_decay`: inside, the moving average of the weights is in the place of the weights, and they in its.

@@ -20,7 +20,7 @@ def validation_loss(trainer: Trainer, micro_batches: Sequence[TokenBatch]) -> fl
     does not depend on the number of workers. The host waits for the device once, at the end.
     """
     rank, num_workers = dist.get_rank(), dist.get_world_size()
-    sums = torch.zeros(len(micro_batches), dtype=torch.float64, device=trainer.device)
+    sums = torch.zeros(len(micro_batches), dtype=torch.float64, device=trainer.exact_device)
     own_counts = [0] * len(micro_batches)
     for first in range(0, len(micro_batches), num_workers):
         beat("validates")
@@ -30,7 +30,7 @@ def validation_loss(trainer: Trainer, micro_batches: Sequence[TokenBatch]) -> fl
         if index < len(micro_batches):
             sums[index] = nll_bt.double().sum()
             own_counts[index] = int((batch.targets_bt >= 0).sum())
-    counts = torch.tensor(own_counts, dtype=torch.int64, device=trainer.device)
+    counts = torch.tensor(own_counts, dtype=torch.int64, device=trainer.exact_device)
     dist.all_reduce(sums)
     dist.all_reduce(counts)
     total = 0.0

@@ -65,7 +65,7 @@ def _signs_of_life(job: TrainJob) -> Iterator[None]:
 def _train(job: TrainJob) -> TrainFacts | None:
     beat("prepares its process")
     prepare_process(job.config, dist.get_rank())
-    worker_device = device.pick_in_worker(job.config.on_gpu)
+    worker_device = job.config.backend.worker_device(job.config.on_gpu)
     resumed = None
     if job.resume_step is not None:
         beat("reads the checkpoint")
@@ -124,7 +124,7 @@ def prepare_process(config: TrainStageConfig, rank: int) -> None:
     if not config.on_gpu:
         torch.set_num_threads(config.threads_per_worker)
         keep_freed_memory()
-    torch.use_deterministic_algorithms(config.deterministic, warn_only=config.on_gpu)
+    torch.use_deterministic_algorithms(config.deterministic, warn_only=config.on_accelerator)
     # A debugging aid that comes with it and costs a sixth of the time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property of the module
     device.seed_everything(config.seed + rank)

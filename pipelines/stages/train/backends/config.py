@@ -1,17 +1,15 @@
-"""Settings of the trainers' backends, and what must be known of a backend before it runs.
-
-Importing this imports no backend: pipelines are checked where none of them is installed.
-"""
+"""The backends that there are: one config each. Importing this imports no backend's library."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from base.config import StrictConfig
+from pipelines.stages.train.backends.base import FLOAT_BYTES, BackendConfig
+from pipelines.stages.train.backends.neuron_config import NeuronConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -24,52 +22,8 @@ if TYPE_CHECKING:
     from pipelines.stages.train.planning.states import ModelSize, StateBytes
     from pipelines.stages.train.trainer import Trainer
 
-FLOAT_BYTES = 4
 BUCKET_NUMEL = 500_000_000  # DeepSpeed's reduce_bucket_size, which we leave as it is
 GATHERED_NUMEL = 1_000_000_000  # its stage3_max_live_parameters
-
-
-class BackendConfig(StrictConfig):
-    """Settings of one backend. `kind` is narrowed to a Literal by each subclass."""
-
-    kind: str = Field(description="What updates the weights.")
-
-    memory_advice: ClassVar[str]
-    """Setting that lowers the memory per worker, for the message of a GPU that has run out of it."""
-
-    @abstractmethod
-    def check(self, on_gpu: bool) -> None:
-        """Raises: ValueError: these settings cannot run on such workers."""
-
-    @abstractmethod
-    def hashed(self) -> dict[str, Any]:
-        """The settings as they enter the fingerprint, beside the stage's own (docs/design/0022)."""
-
-    @abstractmethod
-    def states(self, size: ModelSize, num_workers: int, on_gpu: bool, accumulates: bool) -> StateBytes:
-        """Bytes per worker of parameters, gradients and optimizer state. accumulates: over several micro batches."""
-
-    @abstractmethod
-    def traffic(self, num_params: int, num_workers: int, num_micro_batches: int) -> float:
-        """Bytes that a worker sends in an optimizer step."""
-
-    @abstractmethod
-    def environment(self, on_gpu: bool) -> dict[str, str]:
-        """Environment variables that a worker sets before it imports the backend's library."""
-
-    @property
-    @abstractmethod
-    def shards_parameters(self) -> bool:
-        """Whether no worker need hold the whole model, not even at the start."""
-
-    @abstractmethod
-    def start(
-        self, model: BMojoLM, config: TrainStageConfig, device: torch.device, parts: Iterable[nn.Module] = ()
-    ) -> Trainer:
-        """Hand the model over to a trainer of this backend. A collective.
-
-        Args: parts: of a model without values (bmojo.hollow), each with its values when it is asked for.
-        """
 
 
 class OffloadConfig(StrictConfig):
@@ -99,9 +53,19 @@ class DeepSpeedConfig(BackendConfig):
             raise ValueError(f"offload.parameters needs zero_stage 3; found {self.zero_stage}.")
         return self
 
-    def check(self, on_gpu: bool) -> None:
-        """Refuse offload without a GPU."""
-        if self.offload is not None and not on_gpu:
+    def check(self, train: TrainStageConfig) -> None:
+        """Refuse offload without a GPU or with Muon, and NeuronCores."""
+        if train.resources.neuron_cores_per_worker:
+            raise ValueError(
+                f"backend.kind=deepspeed cannot use resources.neuron_cores_per_worker="
+                f"{train.resources.neuron_cores_per_worker:g}: DeepSpeed has no accelerator for AWS Neuron. Set "
+                "backend: {kind: neuron, parallel: zero1} (or fsdp2), or leave neuron_cores_per_worker out."
+            )
+        if self.offload is not None and train.optimizer.kind == "muon":
+            raise ValueError(
+                "optimizer: muon needs whole matrices on the GPU; leave backend.offload out, or use adamw."
+            )
+        if self.offload is not None and not train.on_gpu:
             raise ValueError(
                 "backend.offload moves state from a GPU to the host, but resources.gpus_per_worker is 0; leave it out."
             )
@@ -182,5 +146,4 @@ class DeepSpeedConfig(BackendConfig):
         return DeepSpeedTrainer(model, config, self, device, parts)
 
 
-# The table of backends: a second one makes this a union.
-AnyBackendConfig = Annotated[DeepSpeedConfig, Field(discriminator="kind")]
+AnyBackendConfig = Annotated[DeepSpeedConfig | NeuronConfig, Field(discriminator="kind")]

@@ -11,7 +11,6 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from functools import cached_property
 from typing import Any
 
 import deepspeed
@@ -26,7 +25,8 @@ from bmojo.float8 import train_in_float8
 from bmojo.graphs import GraphedLoss, Loss, uncached
 from data.shards import TokenBatch
 from pipelines.stages.train.backends.config import DeepSpeedConfig
-from pipelines.stages.train.backends.zero import Place, layout_of
+from pipelines.stages.train.backends.named import NamedTensors
+from pipelines.stages.train.backends.zero import layout_of
 from pipelines.stages.train.config import TrainStageConfig
 from pipelines.stages.train.device import has_graphs
 from pipelines.stages.train.guards.pulse import beat
@@ -34,7 +34,7 @@ from pipelines.stages.train.optimizers.average import WeightAverage
 from pipelines.stages.train.optimizers.build import build_optimizer, new_state, state_names
 from pipelines.stages.train.optimizers.groups import set_lr
 from pipelines.stages.train.optimizers.muon import MOMENTUM, Muon
-from pipelines.stages.train.pieces import Piece, Read, gather
+from pipelines.stages.train.pieces import Piece
 from pipelines.stages.train.telemetry.times import Part, StepTimes
 from pipelines.stages.train.trainer import (
     PARAM,
@@ -42,7 +42,6 @@ from pipelines.stages.train.trainer import (
     StepResult,
     count_targets,
     mean_loss,
-    named_shapes,
     refused_above,
     to_device,
 )
@@ -88,7 +87,7 @@ class Objective(nn.Module):
         return loss
 
 
-class DeepSpeedTrainer:
+class DeepSpeedTrainer(NamedTensors):
     """A model under DeepSpeed ZeRO; see Trainer."""
 
     def __init__(
@@ -103,7 +102,8 @@ class DeepSpeedTrainer:
         _quieten_logs()
         _init_communication(device, config.collective_timeout_s)
         backend = sharding(backend, device)
-        self.device, self.times = device, StepTimes(device)
+        self.device = self.exact_device = device
+        self.times = StepTimes(device)
         if config.trains_in_float8:
             _use_float8(model, device)
         self.model = model
@@ -141,11 +141,6 @@ class DeepSpeedTrainer:
     def versions(self) -> dict[str, str]:
         """See Trainer."""
         return {"torch": torch.__version__, "deepspeed": deepspeed.__version__}
-
-    @cached_property
-    def shapes(self) -> dict[str, torch.Size]:
-        """See Trainer."""
-        return named_shapes(self._whole_shapes, self._state_names)
 
     def step(
         self,
@@ -190,61 +185,18 @@ class DeepSpeedTrainer:
         self._engine.train()
         return nll_bt
 
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """See Trainer."""
-        self._swap_averages()
-        try:
-            yield
-        finally:
-            self._swap_averages()
-
-    def _swap_averages(self) -> None:
-        assert self._average is not None, "ema_decay is not set"
-        self._layout.begin_load()
-        self._average.swap()
-        self._layout.end_load()
-
     def tensor(self, key: str) -> torch.Tensor:
         """See Trainer."""
         prefix, name = key.split("/", 1)
         if self._zero_stage == 0:
             return self._kept(prefix, self._layout.held[name]).view(self.shapes[key])
-        return gather(self._piece(prefix, name), self.shapes[key], self.device)
-
-    def pieces(self) -> dict[str, Piece]:
-        """See Trainer."""
-        found = {key: self._piece(*key.split("/", 1)) for key in self.shapes}
-        return {key: piece for key, piece in found.items() if piece is not None}
+        return super().tensor(key)
 
     def replicas(self) -> dict[str, torch.Tensor]:
         """See Trainer. Of stages 1 and 2 the parameters, which each step gathers from their partitions."""
         if self._zero_stage == 0:
             return {key: self.tensor(key) for key in self.shapes}
         return {f"{PARAM}/{name}": p.detach() for name, p in self._params.items()} if self._zero_stage < 3 else {}
-
-    def load(self, read: Read, num_steps: int) -> None:
-        """See Trainer."""
-        self._layout.begin_load()
-        for key in self.shapes:
-            prefix, name = key.split("/", 1)
-            place = self._layout.held.get(name)
-            if place is not None:
-                self._kept(prefix, place).copy_(read(key, place.start, place.numel))
-        for state in self.optimizer.state.values():
-            if "step" in state:
-                state["step"].fill_(float(num_steps))
-        if self._average is not None:
-            self._average.load(num_steps)
-        self._layout.end_load()
-
-    def _piece(self, prefix: str, name: str) -> Piece | None:
-        place = self._layout.own.get(name)
-        return None if place is None else Piece(place.start, self._kept(prefix, place))
-
-    def _kept(self, prefix: str, place: Place) -> torch.Tensor:
-        """The parameter's values at a place, or those of its optimizer state."""
-        return place.of(place.updated if prefix == PARAM else self.optimizer.state[place.updated][prefix])
 
     def _finish_micro_batch(self, lr: float) -> torch.Tensor | None:
         """Count a micro batch; after the last one of a step, update the weights and return the gradient norm."""
@@ -302,7 +254,7 @@ class DeepSpeedTrainer:
         if self._grad_clip:
             nn.utils.clip_grads_with_norm_(parameters, self._grad_clip, norm)
         # If it is 1, torch's fused AdamW changes nothing.
-        self.optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[union-attr]  # as GradScaler sets it
+        self.optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]  # as GradScaler sets it
         self._engine.step()
         if self._average is not None:
             self._average.update(torch.isfinite(norm).double())

@@ -34,7 +34,7 @@ class DocumentCanary:
         if self._every_steps is None or step < self._due_at or not is_look:
             return
         row = next((row for batch in micro_batches if (row := _row_of_documents(batch)) is not None), None)
-        someone_has_one = torch.tensor(int(row is not None), device=self._trainer.device)
+        someone_has_one = torch.tensor(int(row is not None), device=self._trainer.exact_device)
         dist.all_reduce(someone_has_one, dist.ReduceOp.MAX)
         if not someone_has_one.item():
             return
@@ -45,7 +45,7 @@ class DocumentCanary:
 
     def _check_row(self, step: int, row: TokenBatch) -> None:
         is_first = row.doc_ids_bt == row.doc_ids_bt[:, :1]
-        is_other = copy_to(self._trainer.device, ~is_first & (row.doc_ids_bt >= 0))
+        is_other = copy_to(self._trainer.exact_device, ~is_first & (row.doc_ids_bt >= 0))
         other_ids = (row.tokens_bt + 1) % self._trainer.model.embedding.num_embeddings
         changed = row._replace(tokens_bt=torch.where(is_first, other_ids, row.tokens_bt))
         losses = self._trainer.token_losses(row)
@@ -81,7 +81,7 @@ class DocumentCanary:
             hidden: list[torch.Tensor] = self._trainer.model(
                 tokens_bt, doc_ids_bt=doc_ids_bt, return_hidden=True, wanted_bt=wanted_bt
             )[-1]
-        return hidden
+        return [each.to(self._trainer.exact_device) for each in hidden]
 
 
 def _row_of_documents(batch: TokenBatch) -> TokenBatch | None:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from pipelines.stages.train.device import exact_device
+
 EMA = "ema"
 
 
@@ -23,7 +25,7 @@ class WeightAverage:
         """updated: what the optimizer updates on this rank. state: its state, which holds the averages as `ema`."""
         self._decay = decay
         self._pairs = [(tensor.detach(), state[tensor][EMA]) for tensor in updated if EMA in state.get(tensor, {})]
-        device = updated[0].device if updated else None
+        device = exact_device(updated[0].device) if updated else None
         self._num_steps = torch.zeros((), dtype=torch.float64, device=device)
 
     @torch.no_grad()
@@ -32,7 +34,7 @@ class WeightAverage:
         self._num_steps += applied
         weight = applied * (1 - self._decay) / (1 - self._decay ** self._num_steps.clamp(min=1))
         for values, average in self._pairs:
-            average.lerp_(values, weight.to(average.dtype))
+            average.lerp_(values, weight.to(average.device, average.dtype))
 
     @torch.no_grad()
     def swap(self) -> None:

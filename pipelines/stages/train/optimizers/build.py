@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -18,7 +19,11 @@ ADAMW_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 def build_optimizer(model: BMojoLM, config: TrainStageConfig) -> torch.optim.AdamW | Muon:
     """The optimizer of the settings. Its rate is 0 until a step sets it, so that nothing before can move a weight."""
-    groups = parameter_groups(model, config)
+    return optimizer_of(parameter_groups(model, config), config)
+
+
+def optimizer_of(groups: list[dict[str, Any]], config: TrainStageConfig) -> torch.optim.AdamW | Muon:
+    """The same, of groups whose `params` may be parts of the parameters."""
     if isinstance(config.optimizer, MuonConfig):
         compute_dtype = torch.bfloat16 if config.autocast_bf16 else torch.float32
         return Muon(groups, config.optimizer, config.betas, config.eps, compute_dtype)

@@ -67,7 +67,7 @@ def plan_training(node: StageNode[TrainStage], machines: Machines, process: Proc
     Raises: UserError: machines.hardware is not known.
     """
     train, seq_len = sized_training(node)
-    hardware = hardware_of(machines)
+    hardware = hardware_of(machines, train)
     if hardware is not None:
         train = on_gpus(train)
     counts = count(train.model, seq_len)
@@ -94,7 +94,7 @@ def estimate_all(stages: Sequence[StageNode[TrainStage]], machines: Machines) ->
 
     Raises: UserError: machines.hardware is not known, or steps that were to be measured failed.
     """
-    here = [node.config for node in stages if machines.hardware is None and not node.config.on_gpu]
+    here = [node.config for node in stages if machines.hardware is None and not node.config.on_accelerator]
     processes = {
         part: process_memory(part, machines.measure)
         for part in dict.fromkeys(train.activation_checkpointing for train in here)
@@ -164,6 +164,8 @@ def _memory(plans: Sequence[TrainPlan]) -> Estimate:
     notes = ["Activations: of the model's own forward and backward, on tensors without memory."]
     if "GPU" in kinds:
         notes[0] += f" On a GPU along the kernels' paths there ({path})."
+    if any(plan.train.on_neuron for plan in plans):
+        notes.append("Nothing was measured on NeuronCores: their memory and times are arithmetic (docs/neuron.md).")
     return Estimate(columns=columns, rows=rows, notes=notes)
 
 

@@ -11,7 +11,7 @@ from pipelines.errors import FieldError
 from pipelines.stages.tokenize.stage import planned_vocab_size
 from pipelines.stages.train.config import TrainStageConfig
 from pipelines.stages.train.device import CPU, memory_size
-from pipelines.stages.train.planning.hardware import Hardware, named, of_device
+from pipelines.stages.train.planning.hardware import TRAINIUM_2, Hardware, named, of_device
 from pipelines.stages.train.planning.memory import MemoryPlan, largest_micro_batch, plan_memory
 from pipelines.stages.train.planning.states import model_size
 from pipelines.stages.train.planning.words import size
@@ -33,13 +33,22 @@ def sized_training(node: StageNode[TrainStage]) -> tuple[TrainStageConfig, int]:
 
 
 def on_gpus(train: TrainStageConfig) -> TrainStageConfig:
-    """The same training with a GPU for each worker."""
+    """The same training with a GPU for each worker; on NeuronCores as it is."""
+    if train.on_neuron:
+        return train
     resources = train.resources.model_copy(update={"gpus_per_worker": 1.0})
     return train.model_copy(update={"resources": resources})
 
 
-def hardware_of(machines: Machines) -> Hardware | None:
-    """The GPU that is named, if one is. Raises: UserError: it is not known."""
+def hardware_of(machines: Machines, train: TrainStageConfig) -> Hardware | None:
+    """The GPU that is named, if one is; NeuronCores are of one kind. Raises: UserError: it is not known."""
+    if train.on_neuron:
+        if machines.hardware not in (None, TRAINIUM_2):
+            raise UserError(
+                f"--hardware {machines.hardware}: this training runs on NeuronCores, by resources."
+                f"neuron_cores_per_worker. Leave it out, or name {TRAINIUM_2}."
+            )
+        return named(TRAINIUM_2)
     if machines.hardware is None:
         return None
     try:
@@ -54,7 +63,7 @@ def check_fits(node: StageNode[TrainStage], machines: Machines) -> None:
     Raises: FieldError: its tensors alone do; names what would lower it. UserError: the hardware is not known.
     """
     train, seq_len = sized_training(node)
-    hardware = hardware_of(machines)
+    hardware = hardware_of(machines, train)
     if hardware is not None:
         train = on_gpus(train)
     train = train.with_workers(train.group_sizes[0])

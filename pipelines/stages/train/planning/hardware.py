@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 GPUS_PER_NODE = 8  # of the machines that the data sheets describe
 _GB = 10**9
+TRAINIUM_2 = "trn2"
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ def _gpu(
 # Sources: data sheets of NVIDIA (A100, L4, L40S, H100, GH200, H200, HGX B200, GB200) and AMD (MI300X). Links within a
 # machine: half of NVLink's or Infinity Fabric's total of both directions, else PCIe's. Between machines: the network
 # adapters of a DGX of that generation (200 Gb/s per GPU for A100, 400 for H100 to B200), of others 100 Gb/s per GPU.
+# trn2 is one logical core of the default configuration (two physical ones; 64 in the largest instance) by AWS's
+# documentation of Trainium 2. Of its links only the network's is documented per core: 32 GB/s stands for the others.
 HARDWARE: tuple[Hardware, ...] = (
     _gpu("gb200", "GB200", 186, 2500, 900, 50),
     _gpu("b200", "B200", 180, 2250, 900, 50),
@@ -53,6 +56,7 @@ HARDWARE: tuple[Hardware, ...] = (
     _gpu("mi300x", "MI300X", 192, 1307, 448, 50),
     _gpu("l40s", "L40S", 48, 362, 32, 12.5),
     _gpu("l4", "L4", 24, 121, 32, 12.5),
+    _gpu(TRAINIUM_2, "logical NeuronCore", 24, 158, 32, 6.25),
 )
 NAMES = tuple(sorted(hardware.name for hardware in HARDWARE))
 

@@ -30,7 +30,7 @@ class MemoryPlan:
     """In the host's memory, from the first checkpoint on."""
     offloaded: int
     """In the host's memory."""
-    on_gpu: bool
+    on_accelerator: bool
 
     @property
     def peak(self) -> int:
@@ -48,7 +48,7 @@ class MemoryPlan:
     @property
     def device(self) -> int:
         """At most, on the worker's device, with the copy of a checkpoint if that lies there too."""
-        return self.peak if self.on_gpu else self.peak + self.checkpoint_copy
+        return self.peak if self.on_accelerator else self.peak + self.checkpoint_copy
 
 
 def plan_memory(train: TrainStageConfig, seq_len: int, process: ProcessMemory | None) -> MemoryPlan:
@@ -63,9 +63,9 @@ def plan_memory(train: TrainStageConfig, seq_len: int, process: ProcessMemory | 
         train.activation_checkpointing, train.trains_in_float8,
     )  # fmt: skip
     beside = states.beside(acts)
-    slack = GPU_SLACK if train.on_gpu else (process.per_activation_byte - 1 if process is not None else 0.0)
+    slack = GPU_SLACK if train.on_accelerator else (process.per_activation_byte - 1 if process is not None else 0.0)
     return MemoryPlan(
-        process=0 if train.on_gpu or process is None else process.base_bytes,
+        process=0 if train.on_accelerator or process is None else process.base_bytes,
         parameters=states.parameters,
         optimizer=states.optimizer,
         buckets=states.buckets,
@@ -74,7 +74,7 @@ def plan_memory(train: TrainStageConfig, seq_len: int, process: ProcessMemory | 
         slack=int(slack * acts.peak),
         checkpoint_copy=model.checkpoint_bytes // num_workers,
         offloaded=states.host,
-        on_gpu=train.on_gpu,
+        on_accelerator=train.on_accelerator,
     )
 
 

@@ -41,6 +41,10 @@ def measure(train: TrainStageConfig, seq_len: int, first_rows: int | None = None
         first_rows: a first step has micro batches of so many rows, and its peak is noted.
     Raises: UserError: they failed; with the end of what they printed.
     """
+    if train.on_neuron:
+        raise UserError(
+            "Measuring steps starts no NeuronCores. Plan without --measure, and read the first steps of a run instead."
+        )
     if train.on_gpu and num_gpus() < train.resources.num_workers:
         raise UserError(
             f"Measuring steps takes {train.resources.num_workers} GPUs (resources.num_workers), and this machine has "

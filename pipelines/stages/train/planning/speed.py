@@ -61,7 +61,7 @@ def plan_speed(
     tokens = train.global_batch_size * seq_len
     flops = (counts.train_flops_per_token + recomputed_flops(train, counts)) * tokens
     resources = train.resources
-    if not train.on_gpu:
+    if not train.on_accelerator:
         peak = core_flops * min(resources.cpus_per_worker * resources.num_workers, num_cores)
         return SpeedPlan(flops / (peak * CPU_SHARE), f"{CPU_SHARE:.0%} of this machine's matrix-product peak")
     if hardware is None or hardware.bf16_flops is None:
@@ -71,6 +71,8 @@ def plan_speed(
     compute_s = flops / (hardware.bf16_flops * mfu * resources.num_workers)
     network_s = communication_s(train, counts.num_params, hardware)
     source = f"{mfu:.0%} of {hardware.name}'s {hardware.bf16_flops / 1e12:,.0f} TFLOP/s"
+    if train.on_neuron:
+        source += ", the share that GPUs reach: no NeuronCore was measured"
     if network_s > compute_s:
         slower = f"communication takes {network_s / compute_s:.1f} times as long as computing at {source}"
         return SpeedPlan(network_s, slower)

@@ -56,9 +56,9 @@ def take_steps(
         losses.append(float(result.loss))
         taken = times_s[repeats.dropped :]
         done = number + 1 >= repeats.dropped + repeats.fewest and sum(taken) >= repeats.enough_s
-        if _any(done, trainer.device):
+        if _any(done, trainer.exact_device):
             break
-    most = torch.tensor([peak_memory(trainer.device), start_bytes], dtype=torch.int64, device=trainer.device)
+    most = torch.tensor([peak_memory(trainer.device), start_bytes], dtype=torch.int64, device=trainer.exact_device)
     dist.all_reduce(most, dist.ReduceOp.MAX)
     peak_bytes, first_bytes = most.tolist()
     return Steps(

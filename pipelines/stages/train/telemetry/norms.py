@@ -57,8 +57,8 @@ class GroupNorms:
         pieces = self._trainer.pieces()
         for name, before in self._before.items():
             number = self._numbers[self._groups[name]]
-            sums[0, number] += _square(before)
-            sums[2, number] += _square(pieces[f"{PARAM}/{name}"].values - before)
+            sums[0, number] += self._square(before)
+            sums[2, number] += self._square(pieces[f"{PARAM}/{name}"].values - before)
         self._before = None
         dist.all_reduce(sums)
         if grad_norm is None:
@@ -79,13 +79,12 @@ class GroupNorms:
         assert self._before is not None
         pieces = self._trainer.pieces()
         for name, gradient in gradients.items():
-            self._gradients[self._numbers[self._groups[name]]] += _square(gradient.values).to(self._gradients.device)
+            self._gradients[self._numbers[self._groups[name]]] += self._square(gradient.values)
             self._before[name] = pieces[f"{PARAM}/{name}"].values.clone()
 
     def _zeros(self) -> torch.Tensor:
-        return torch.zeros(len(self._numbers), dtype=torch.float64, device=self._trainer.device)
+        return torch.zeros(len(self._numbers), dtype=torch.float64, device=self._trainer.exact_device)
 
-
-def _square(values: torch.Tensor) -> torch.Tensor:
-    """Sum of squares, as a float64 scalar."""
-    return torch.linalg.vector_norm(values).double().square()
+    def _square(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum of squares, as a float64 scalar on the exact device."""
+        return torch.linalg.vector_norm(values).to(self._trainer.exact_device).double().square()

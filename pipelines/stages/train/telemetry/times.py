@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from pipelines.stages.train.device import timed_event
+from pipelines.stages.train.device import has_events, timed_event
 
 
 class Part(StrEnum):
@@ -28,12 +28,13 @@ class Part(StrEnum):
 class StepTimes:
     """Seconds by part, each without the parts inside it.
 
-    On the CPU every step is measured with the host's clock. On a GPU the host's clock sees only what the host waits
-    for: data and checkpoints. The other parts are measured with events on the device, in steps that are logged only.
+    On the CPU, and on devices without events, every step is measured with the host's clock. On a GPU the host's clock
+    sees only what the host waits for: data and checkpoints. The other parts are measured with events on the device, in
+    steps that are logged only.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._device, self._on_host = device, device.type == "cpu"
+        self._device, self._on_host = device, not has_events(device)
         self._is_measured = True  # this step
         self._open: list[Part] = []
         self._events: list[tuple[Part, Part | None, Any, Any]] = []  # with the part around it, start and end

@@ -9,6 +9,7 @@ import pytest
 import torch.distributed as dist
 
 from pipelines.stages.train.config import TrainStageConfig
+from tests.pipelines.stages.train import neuron_workers
 from tests.pipelines.stages.train.deepspeed_workers import NUM_WORKERS, Result, run_workers
 from tests.pipelines.stages.train.trainer_contract import NUM_SAMPLES, VOCAB_SIZE
 from tests.pipelines.stages.train.training import Tokens, write_tokens
@@ -84,6 +85,22 @@ def deepspeed_result(
 ) -> Result:
     """What two workers saw of DeepSpeed's trainer."""
     return run_workers(contract_config(NUM_WORKERS), tmp_path_factory.mktemp("deepspeed"))
+
+
+@pytest.fixture(scope="session")
+def rehearsed_neuron(
+    contract_config: Callable[[int], TrainStageConfig], tmp_path_factory: pytest.TempPathFactory
+) -> neuron_workers.Result:
+    """What two workers saw of the Neuron backend's trainer, rehearsed on the CPU."""
+    return neuron_workers.run_workers(contract_config(2), tmp_path_factory.mktemp("neuron-cpu"), "cpu")
+
+
+@pytest.fixture(scope="session")
+def simulated_neuron(
+    contract_config: Callable[[int], TrainStageConfig], tmp_path_factory: pytest.TempPathFactory
+) -> neuron_workers.Result:
+    """What two workers saw of it on the simulated device."""
+    return neuron_workers.run_workers(contract_config(2), tmp_path_factory.mktemp("neuron"), "neuron")
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ from pipelines.stages.train.weights import build_model
 class PlainTrainer:
     """A model and torch's AdamW on the CPU."""
 
-    device = CPU
+    device = exact_device = CPU
     versions: Mapping[str, str] = {"torch": torch.__version__}
 
     def __init__(self, model: BMojoLM, config: TrainStageConfig) -> None:

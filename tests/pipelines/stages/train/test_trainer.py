@@ -13,11 +13,16 @@ from base.errors import UserError
 from data.shards import IGNORED_TARGET, TokenBatch
 from pipelines.stages.train.config import TrainStageConfig
 from pipelines.stages.train.trainer import count_targets, require_targets
+from tests.pipelines.stages.train import neuron_workers
 from tests.pipelines.stages.train.deepspeed_workers import ZERO_STAGES, Result
 from tests.pipelines.stages.train.plain_trainer import PlainTrainer
 from tests.pipelines.stages.train.trainer_contract import Observed, Tensors, observe
 
-BACKENDS = ["plain", *(f"deepspeed, ZeRO {stage}" for stage in ZERO_STAGES)]
+BACKENDS = [
+    "plain",
+    *(f"deepspeed, ZeRO {stage}" for stage in ZERO_STAGES),
+    *(f"neuron on {device}, {parallel}" for device, cases in neuron_workers.CASES.items() for parallel in cases),
+]
 
 
 class Found(NamedTuple):
@@ -29,12 +34,19 @@ class Found(NamedTuple):
 
 @pytest.fixture(scope="module")
 def by_backend(
-    contract_config: Callable[[int], TrainStageConfig], deepspeed_result: Result, single_process: None
+    contract_config: Callable[[int], TrainStageConfig],
+    deepspeed_result: Result,
+    rehearsed_neuron: neuron_workers.Result,
+    simulated_neuron: neuron_workers.Result,
+    single_process: None,
 ) -> dict[str, Found]:
     plain, tensors = observe(PlainTrainer, contract_config(1))
     found = {"plain": Found([plain], tensors)}
     for stage in ZERO_STAGES:
         found[f"deepspeed, ZeRO {stage}"] = Found(deepspeed_result.observed[stage], deepspeed_result.tensors[stage])
+    for device, result in {"cpu": rehearsed_neuron, "neuron": simulated_neuron}.items():
+        for parallel in neuron_workers.CASES[device]:
+            found[f"neuron on {device}, {parallel}"] = Found(result.observed[parallel], result.tensors[parallel])
     return found
 
 
