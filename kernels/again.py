@@ -90,7 +90,7 @@ def is_made(x: Tensor) -> bool:
 
 def keep(tensors: Sequence[Tensor | None]) -> tuple[Sequence[Tensor | None], Callable[[Sequence[Any]], Sequence[Any]]]:
     """What to save in place of these tensors, and the function that gives them back from what was saved."""
-    if not _recipes or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not _recipes:
         return tensors, _as_saved
     saved: list[Tensor | None] = []
     gives = [_give(x, saved) for x in tensors]
