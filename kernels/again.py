@@ -18,6 +18,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 Give = Callable[[Sequence[Any]], Any]  # a tensor, of those that were saved
 
 _recipes = WeakIdKeyDictionary()  # storage of a result -> Recipe, as long as the storage is there
+_sums_of_terms = WeakIdKeyDictionary()  # storages
 
 MadeAgain = Literal["nothing", "duplicates", "small"]
 """nothing: all is kept, for comparison.  duplicates: what is written beside something else, or is kept in another form;
@@ -86,6 +87,16 @@ def made_by(function: Callable[..., Sequence[Tensor]], inputs: tuple[Any, ...], 
 def is_made(x: Tensor) -> bool:
     """Whether somebody said how x was made."""
     return bool(_recipes) and x.untyped_storage() in _recipes
+
+
+def note_terms(total: Tensor) -> None:
+    """Say that the terms of a sum are kept in its place. Unlike a recipe this keeps nothing alive."""
+    _sums_of_terms[total.untyped_storage()] = True
+
+
+def is_kept_as_terms(x: Tensor) -> bool:
+    """Whether terms are kept in place of x."""
+    return bool(_sums_of_terms) and x.untyped_storage() in _sums_of_terms
 
 
 def keep(tensors: Sequence[Tensor | None]) -> tuple[Sequence[Tensor | None], Callable[[Sequence[Any]], Sequence[Any]]]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.again import is_made, keeps_everything, keeps_small_results, made_by
+from kernels.again import is_kept_as_terms, keeps_everything, keeps_small_results, made_by, note_terms
 from kernels.gpu.launch import Launch
 from kernels.operator import Kept, Path, Saved, differentiable
 from kernels.pointwise import triton_plan as plan
@@ -62,20 +62,16 @@ def _add_norm(
     total = x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, delta.dtype))
     normed, inverse = x.new_empty(x.shape, dtype=dtype or total.dtype), _inverses(x, save)
     plan.norm(_rows(x), _rows(delta), None, weight.contiguous(), total, normed, inverse, eps).run()
-    terms = (x, delta) if _is_kept_as_terms(x, delta) else (total, None)
+    terms = (x, delta) if _keeps_terms(x, delta) else (total, None)
     return (total, normed), (*terms, weight, inverse), (x.dtype, delta.dtype)
 
 
-def _is_kept_as_terms(x: Tensor, delta: Tensor) -> bool:
-    """Whether x and delta are kept in place of their sum: every second sum along the stream, where terms are smaller.
+def _keeps_terms(x: Tensor, delta: Tensor) -> bool:
+    """Whether to keep x and delta in place of their sum: every second sum along the stream, where terms are smaller.
 
     x was kept by the norm before, unless that has kept its own terms.
     """
-    return delta.element_size() < x.element_size() and not (keeps_everything() or is_made(x))
-
-
-def _sum(x: Tensor, delta: Tensor) -> tuple[Tensor]:
-    return (x + delta,)
+    return delta.element_size() < x.element_size() and not (keeps_everything() or is_kept_as_terms(x))
 
 
 def _normed_again(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor]:
@@ -366,13 +362,13 @@ def _run_norm(inputs: NormInputs) -> Tensor:
 
 def _run_add_norm(inputs: AddNormInputs) -> SumAndNorm:
     x, delta, weight, eps, _ = inputs
-    kept_as_terms = _is_kept_as_terms(x, delta)
+    keeps_terms = _keeps_terms(x, delta)
     total, normed = _add_norms(*inputs)
-    terms = (x, delta) if kept_as_terms else (total, None)
+    terms = (x, delta) if keeps_terms else (total, None)
     if not keeps_small_results():
         made_by(_normed_again, (*terms, weight, eps, normed.dtype), normed)
-    if kept_as_terms:
-        made_by(_sum, terms, total)
+    if keeps_terms and total.requires_grad:
+        note_terms(total)
     return SumAndNorm(total, normed)
 
 

@@ -53,3 +53,8 @@ def test_a_layer_keeps_each_tensor_once(mixer: str) -> None:
     assert 0.99 * most < again <= most
     small, most_small = bytes_per_token(mixer, "none") - again, SMALL_RESULTS[mixer]
     assert 0.97 * most_small < small <= most_small
+
+
+def test_of_a_block_that_is_computed_again_its_input_is_kept() -> None:
+    """In two terms, and nothing that they were made of."""
+    assert bytes_per_token("attention", "block") == 2 * WIDE + WIDE
