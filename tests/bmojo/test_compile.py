@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from bmojo import BMojoLM
 from bmojo.compiled import compile_parts
 from bmojo.mixers import MIXERS
 from kernels.operator import use
@@ -56,3 +60,41 @@ def test_parts_compile_to_one_graph_for_equal_blocks_and_one_for_the_loss():
     assert list(model.state_dict()) == names
     for name, value in eager.items():
         assert (got[name] - value).abs().max() <= 1e-12 * value.abs().max(), name
+
+
+@pytest.fixture
+def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Python asks of the driver is answered as on an H100; torch.compile cannot trace into it, as there."""
+
+    @torch.compiler.disable
+    def capability(device: torch.device | None = None) -> tuple[int, int]:
+        return 9, 0
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capability)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
+    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+
+
+@pytest.mark.usefixtures("hopper")
+def test_it_is_one_graph_on_a_gpu_too():
+    """On tensors that only say that they are on one, so that operators take their paths of a GPU."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: Any) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    config = small_config(pattern=",".join(MIXERS), innovation_predictor="learned")
+    with torch.device("meta"):
+        model = BMojoLM(config)
+    with FakeTensorMode():
+        model._apply(lambda parameter: torch.empty(parameter.shape, device="cuda"))
+        model.head.weight = model.embedding.weight
+        tokens = torch.zeros(2, 16, dtype=torch.long, device="cuda")
+        compiled = torch.compile(model, fullgraph=True, backend=keep)
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = compiled(tokens, tokens, tokens).loss
+    assert loss.is_cuda
+    (graph,) = graphs
+    ours = {str(node.target).split(".")[1] for node in graph.graph.nodes if str(node.target).startswith("bmojo.")}
+    assert {"memory_attention", "ssd_scan", "causal_conv1d"} <= ours

@@ -71,6 +71,13 @@ MUTANTS: tuple[Mutant, ...] = (
     # Training on GPUs
     _mutant("gradients of a graph are its memory, not copies", "tests/bmojo/test_graphs.py",
             Edit("bmojo/graphs.py", "found = iter(copies)", "found = iter(there)")),
+    _mutant("torch.compile traces the question for the GPU's architecture", "tests/bmojo/test_compile.py",
+            Edit("kernels/gpu/tuning.py", "@torch.compiler.assume_constant_result", "@(lambda call: call)")),
+    _mutant("losses of validation are rounded to float8 as well", "tests/bmojo/test_float8.py",
+            Edit("bmojo/layers.py", "self.trains_in_float8 and torch.is_grad_enabled()", "self.trains_in_float8")),
+    _mutant("the gradient of y is not rounded to float8", "tests/kernels/float8_linear/test_float8_linear.py",
+            Edit("kernels/float8_linear/torch_path.py", "grad = quantize(grad, GRADIENT).dequantized()",
+                 "grad = grad.float()")),
     _mutant("a decay begins the optimizer's step count again", "tests/pipelines/stages/train/test_start.py",
             Edit("pipelines/stages/train/start.py", "state.optimizer_steps if start", "state.step * 0 if start")),
     _mutant("rates do not fall with the width", "tests/pipelines/stages/train/optimizers/test_transfer.py",

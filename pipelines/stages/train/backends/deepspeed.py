@@ -105,7 +105,7 @@ class DeepSpeedTrainer(NamedTensors):
         self.device = self.exact_device = device
         self.times = StepTimes(device)
         if config.trains_in_float8:
-            _use_float8(model, device)
+            use_float8(model, device)
         self.model = model
         self.optimizer = build_optimizer(model, config)
         self._params = dict(model.named_parameters())
@@ -282,7 +282,8 @@ class DeepSpeedTrainer(NamedTensors):
             )
 
 
-def _use_float8(model: BMojoLM, device: torch.device) -> None:
+def use_float8(model: BMojoLM, device: torch.device) -> None:
+    """Train its projections in float8. Raises UserError: the device or the model's widths do not allow it."""
     try:
         train_in_float8(model, device)
     except ValueError as error:

@@ -68,6 +68,7 @@ def test_tokens_are_rounded_up_to_whole_steps(train_config: MakeConfig) -> None:
         ({"backend": {"kind": "deepspeed", "offload": {"parameters": True}}}, "needs zero_stage 3"),
         ({"zero_stage": 1}, "Extra inputs"),
         ({"betas": (0.9, 1.0)}, "less than 1"),
+        ({"precision": "float8"}, "precision: float8 is for GPUs, and resources.gpus_per_worker is 0"),
         ({"learning_rate": 1e-3}, "Extra inputs"),
     ],
 )
@@ -80,6 +81,13 @@ def test_precision_auto_follows_the_device(train_config: MakeConfig) -> None:
     assert not train_config().autocast_bf16
     assert train_config(resources={"gpus_per_worker": 1}).autocast_bf16
     assert not train_config(resources={"gpus_per_worker": 1}, precision="fp32").autocast_bf16
+
+
+def test_float8_is_bfloat16_with_projections_in_float8_and_another_result(train_config: MakeConfig) -> None:
+    bf16, float8 = (train_config(resources={"gpus_per_worker": 1}, precision=name) for name in ("bf16", "float8"))
+    assert float8.autocast_bf16
+    assert (bf16.trains_in_float8, float8.trains_in_float8) == (False, True)
+    assert (bf16.settled()["precision"], float8.settled()["precision"]) == ("bf16", "float8")
 
 
 def test_sequence_of_broken_chunks_is_refused_with_lengths_that_would_do(train_config: MakeConfig) -> None:

@@ -8,8 +8,10 @@ from typing import Literal
 import pytest
 import torch
 
+from base.errors import UserError
+from bmojo import BMojoLM, ModelConfig
 from pipelines.stages.train.backends.config import DeepSpeedConfig, OffloadConfig
-from pipelines.stages.train.backends.deepspeed import sharding
+from pipelines.stages.train.backends.deepspeed import sharding, use_float8
 from pipelines.stages.train.config import TrainStageConfig
 from pipelines.stages.train.device import CPU
 from pipelines.stages.train.planning.states import model_size
@@ -46,6 +48,11 @@ def test_a_step_without_sharding_waits_for_nothing_on_the_device(deepspeed_resul
     of_host_batches = 4  # the targets of each micro batch are counted on the host
     assert deepspeed_result.scalars_read[0] == of_host_batches
     assert deepspeed_result.scalars_read[1] > of_host_batches, "ZeRO looks at gradients and norm in every step"
+
+
+def test_float8_is_refused_where_it_cannot_run_before_anything_starts() -> None:
+    with pytest.raises(UserError, match=r"train\.precision is float8: float8 products need an NVIDIA GPU.*bf16"):
+        use_float8(BMojoLM(ModelConfig(vocab_size=16, d_model=64, num_heads=1, pattern="swa")), CPU)
 
 
 def test_nothing_is_sharded_over_one_gpu(single_process: None) -> None:

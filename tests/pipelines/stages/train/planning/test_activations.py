@@ -53,6 +53,16 @@ def test_what_is_saved_is_what_a_real_forward_saves(pattern: str) -> None:
     assert activations(real.config, ROWS, SEQ_LEN, "cpu", bf16=False).saved == pytest.approx(saved, rel=0.02)
 
 
+def test_in_float8_less_is_kept_of_what_projections_read() -> None:
+    """Gates and products of a layer whose MLP is large: half of the bytes, transposes included."""
+    config = model("swa*3").replace(d_ff=512)
+    bf16, float8 = (activations(config, ROWS, SEQ_LEN, "gpu", True, float8=on) for on in (False, True))
+    read_by_down_proj = ROWS * SEQ_LEN * 512 * 3
+    weights = 3 * 2 * 64 * 512 * 3 // 2  # kept in 16 bits by autocast
+    assert bf16.saved - float8.saved > read_by_down_proj // 2
+    assert bf16.saved - float8.saved < 2 * (2 * read_by_down_proj + weights)
+
+
 def test_checkpointing_lowers_what_is_saved() -> None:
     none, attention, block = (
         activations(model("bmojo*4"), ROWS, SEQ_LEN, "cpu", False, part) for part in ("none", "attention", "block")
