@@ -8,6 +8,7 @@ from bmojo.layers import Linear
 from bmojo.mixers.base import Mixer
 from bmojo.model import BMojoLM
 from kernels.float8_linear import ALIGNED, device_refuses
+from kernels.float8_linear.self_check import wrong_on
 
 
 def float8_projections(model: BMojoLM) -> dict[str, Linear]:
@@ -21,12 +22,15 @@ def float8_projections(model: BMojoLM) -> dict[str, Linear]:
 def train_in_float8(model: BMojoLM, device: torch.device) -> None:
     """From now on compute those products in float8 wherever a gradient is wanted. Weights stay as they are.
 
-    Raises: ValueError: the device cannot, or widths do not allow it.
+    Raises: ValueError: the device cannot, widths do not allow it, or a check on the device came out wrong.
     """
     refused = device_refuses(device)
     if refused is not None:
         raise ValueError(f"{refused}. Use precision: bf16.")
     mark_float8(model)
+    wrong = wrong_on(device)
+    if wrong is not None:
+        raise ValueError(f"a check before training found that {wrong} on this GPU. Use precision: bf16, and report it.")
 
 
 def mark_float8(model: BMojoLM) -> None:

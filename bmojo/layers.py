@@ -5,7 +5,6 @@ Each gives the fastest operator that computes it; nothing of that shows in the t
 
 from __future__ import annotations
 
-import copy
 from typing import NamedTuple
 
 import torch
@@ -181,9 +180,9 @@ class RotaryTable:
 
     def first(self, num_positions: int) -> RotaryTable:
         """The table of the first positions of a sequence."""
-        table = copy.copy(self)
+        table = RotaryTable(self.position, self.head_dim, self.theta, self.dtype)
         cos, sin = self.cos_sin
-        table._cos_sin = cos[:num_positions], sin[:num_positions]
+        table._at, table._cos_sin = self._at, (cos[:num_positions], sin[:num_positions])
         return table
 
     def rotate(self, x: Tensor, inverse: bool = False) -> Tensor:

@@ -16,7 +16,7 @@ class KimiDeltaAttention(DeltaMixer):
     """u -> (z, qkv, a, b), where z and a have rank ssm_head_dim; one decay per channel of the keys, of a; the share
     that is written, of b; RMSNorm(y) * sigmoid(z)."""
 
-    NOT_FLOAT8 = ("decay_proj",)  # it decides how the memory fades
+    NOT_FLOAT8 = ("gate_proj", "decay_proj")  # they read few columns
 
     def __init__(self, config: ModelFields) -> None:
         super().__init__(config)

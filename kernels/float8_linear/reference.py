@@ -24,7 +24,8 @@ class Float8Inputs(NamedTuple):
     wider range. Gradients of x and W are products of these rounded tensors; rounding has the gradient 1. Sums are in
     float32.
 
-    Args: x: [..., i], at least one row.  weight_oi: [o, i], in any floating-point dtype, that of its gradient.
+    Args: x: [..., i], at least one row.  weight_oi: [o, i], in any floating-point dtype, that of its gradient. It is
+        first rounded to the dtype of x, as autocast does.
     Returns: [..., o] in the dtype of x. NaN or inf anywhere gives NaN.
     Raises: ValueError: shapes that do not go together, or no row.
     """
@@ -54,12 +55,12 @@ def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 class _RoundForward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return rounded(x, FORWARD)
+    def forward(ctx: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
+        return rounded(x.to(dtype), FORWARD)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
 
 
 class _RoundBackward(torch.autograd.Function):
@@ -73,9 +74,10 @@ class _RoundBackward(torch.autograd.Function):
 
 
 def _run(inputs: Float8Inputs) -> Tensor:
-    x, weight_oi = (_RoundForward.apply(x) for x in inputs)
+    dtype = inputs.x.dtype
+    x, weight_oi = (_RoundForward.apply(factor, dtype) for factor in inputs)
     y: Tensor = _RoundBackward.apply(F.linear(x, weight_oi))
-    return y.to(inputs.x.dtype)
+    return y.to(dtype)
 
 
 def example() -> Float8Inputs:

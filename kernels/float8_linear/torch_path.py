@@ -32,7 +32,7 @@ def quantize(x: Tensor, dtype: torch.dtype) -> Quantized:
 
 
 def _forward(x: Tensor, weight_oi: Tensor, *, save: bool) -> Kept[Tensor]:
-    quantized_x, quantized_w = quantize(x, FORWARD), quantize(weight_oi, FORWARD)
+    quantized_x, quantized_w = quantize(x, FORWARD), quantize(weight_oi.to(x.dtype), FORWARD)
     y = (quantized_x.dequantized() @ quantized_w.dequantized().t()).to(x.dtype)
     return y, (*quantized_x, *quantized_w), (x.dtype, weight_oi.dtype)
 

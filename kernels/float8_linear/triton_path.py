@@ -1,4 +1,7 @@
-"""Projections in float8 on a GPU: Triton casts, cuBLAS multiplies."""
+"""Projections in float8 on a GPU: Triton casts, cuBLAS multiplies.
+
+Of 16-bit tensors alone. Of float32 ones Triton 3.6 wrote wrong transposes on an H200, from the same source.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from kernels.gpu.tuning import ARCHITECTURES, INTERPRETER, Config, architecture
 from kernels.operator import Kept, Path, Saved, differentiable
 from kernels.shapes_only import is_shapes_only
 
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+DTYPES = (torch.bfloat16, torch.float16)
 PROGRAMS = 528  # 4 for each multiprocessor of an H100
 FLOAT8_ARCHITECTURES = ("sm_90", "sm_100")
 FAST_SUMS, EXACT_SUMS = True, False  # whether tensor cores keep sums of many products in fewer bits
@@ -37,7 +40,7 @@ class Float8(NamedTuple):
 
 
 def cast(x_rc: Tensor, dtype: torch.dtype, *, transposed: bool) -> Float8:
-    """Round a matrix to float8 with one scale; rows are contiguous."""
+    """Round a matrix of DTYPES to float8 with one scale; rows are contiguous."""
     filled_rows, filled_width = (_filled(size) for size in x_rc.shape)
     rows = x_rc.new_empty(filled_rows, filled_width, dtype=dtype)
     columns = x_rc.new_empty(filled_width, filled_rows, dtype=dtype) if transposed else None
@@ -93,7 +96,7 @@ def product(a: Float8, b: Float8, dtype: torch.dtype, fast_sums: bool) -> Tensor
 def _forward(x: Tensor, weight_oi: Tensor, *, save: bool) -> Kept[Tensor]:
     """Keeps transposes alone, in float8: what the backward multiplies by."""
     x_rc = _rows(x)
-    x8, w8 = cast(x_rc, FORWARD, transposed=save), cast(_rows(weight_oi), FORWARD, transposed=save)
+    x8, w8 = (cast(rows, FORWARD, transposed=save) for rows in (x_rc, _rows(weight_oi.to(x.dtype))))
     y_ro = product(x8, w8, x.dtype, FAST_SUMS)[: x_rc.shape[0], : weight_oi.shape[0]]
     kept = (x8.columns, x8.inverse, w8.columns, w8.inverse)
     return y_ro.view(*x.shape[:-1], -1), kept, (x.dtype, weight_oi.dtype)
@@ -121,11 +124,11 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _refuses(inputs: Float8Inputs) -> str | None:
-    x, weight_oi = inputs
+    x = inputs.x
     if torch.compiler.is_compiling():
         return "float8 under torch.compile"
-    if x.dtype not in DTYPES or weight_oi.dtype not in DTYPES:
-        return f"{x.dtype} and {weight_oi.dtype} in Triton"
+    if x.dtype not in DTYPES:
+        return f"casts of {x.dtype} in Triton"
     if x.shape[-1] % ALIGNED:
         return f"{x.shape[-1]} columns, no multiple of {ALIGNED}"
     return device_refuses(x.device) if x.is_cuda and not is_shapes_only() else None
@@ -150,5 +153,4 @@ def report_cases(arch: str) -> list[tuple[str, list[Launch]]]:
     rows, columns, inverse = x.new_empty(x.shape, dtype=FORWARD), x.t().new_empty(2048, 32768, dtype=FORWARD), x[0, 0]
     activations = plan(x, Float8(rows, columns, inverse.float()), CONFIGS[arch])
     gradients = plan(x, Float8(rows.view(GRADIENT), columns.view(GRADIENT), inverse.float()), CONFIGS[arch])
-    weights = plan(x.float(), Float8(rows, columns, inverse.float()), CONFIGS[arch])
-    return [("of x", activations), ("of a gradient", gradients), ("of a float32 weight", weights)]
+    return [("of x or W", activations), ("of a gradient", gradients)]

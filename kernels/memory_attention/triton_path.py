@@ -71,7 +71,7 @@ def _group_limit(q: Tensor, k: Tensor, limit: int) -> str | None:
 def _dtype_limit(sets: Iterable[Tensor | None], same: bool) -> str | None:
     """same: all of one dtype."""
     dtypes = {x.dtype for x in sets if x is not None}
-    if dtypes <= TOLERANCE.keys() and (len(dtypes) == 1 or not same):
+    if dtypes.issubset(TOLERANCE) and (len(dtypes) == 1 or not same):
         return None
     names = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
     return (

@@ -179,6 +179,7 @@ def candidates(kernel: str, arch: str, width: int) -> list[Config]:
     ]
 
 
+@torch.compiler.assume_constant_result  # torch.compile need not trace how tiles are looked up; torch 2.11 cannot
 def most_query_heads(width: int, arch: str) -> int:
     """Query heads per key/value head that every query tile can hold."""
     kernels = ("forward", "query_grad")

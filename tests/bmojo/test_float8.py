@@ -42,7 +42,7 @@ def test_every_projection_of_a_block_is_in_float8_where_a_gradient_is_wanted(mix
     mark_float8(model)
     tokens = random_tokens(2, 16)
     loss_of(model, tokens).backward()
-    left_out = {"blocks.0.mixer.x_proj", "blocks.0.mixer.dt_proj"}
+    left_out = {f"blocks.0.mixer.{name}" for name in ("x_proj", "dt_proj", "gate_proj", "decay_proj")}
     linears = {name: module for name, module in model.named_modules() if isinstance(module, Linear)}
     assert set(float8_projections(model)) == set(linears) - left_out
     wanted = {tuple(module.weight.shape) for name, module in linears.items() if name not in left_out}
