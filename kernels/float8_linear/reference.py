@@ -47,7 +47,8 @@ def check(inputs: Float8Inputs) -> None:
 def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
     """What float8 keeps of x, in the dtype of x or float32; the scale is float32 in any case."""
     limit = torch.finfo(dtype).max
-    scale = limit / x.float().abs().max().clamp_min(SMALLEST)
+    largest = x.float().abs().max().clamp_min(SMALLEST)
+    scale = torch.full_like(largest, limit) / largest
     kept = (x.float() * scale).clamp(-limit, limit).to(dtype)
     precise = torch.promote_types(x.dtype, torch.float32)
     return kept.to(precise) / scale.to(precise)

@@ -28,7 +28,8 @@ def quantize(x: Tensor, dtype: torch.dtype) -> Quantized:
     """Scale a tensor to the range of a format, and round it."""
     x, limit = x.float(), torch.finfo(dtype).max
     largest = x.abs().amax().clamp_min(SMALLEST)
-    return Quantized((x * (limit / largest)).clamp(-limit, limit).to(dtype), largest / limit)
+    most = torch.full_like(largest, limit)  # a quotient with a number is a product with an inverse, rounded twice
+    return Quantized((x * (most / largest)).clamp(-limit, limit).to(dtype), largest / most)
 
 
 def _forward(x: Tensor, weight_oi: Tensor, *, save: bool) -> Kept[Tensor]:

@@ -70,6 +70,15 @@ def test_a_cast_of_wider_rows_reads_its_own_columns():
     )
 
 
+def test_the_scale_is_a_quotient_that_is_rounded_once():
+    """57,344 / 3.0625 lies so that rounding twice moves values across the middle between two in float8."""
+    x = normal(32, 35, dtype=torch.bfloat16, seed=90)
+    assert x.abs().max() == 3.0625
+    assert same_bits(
+        triton_path.cast(x, GRADIENT, transposed=False).rows[:32, :35].contiguous(), quantize(x, GRADIENT)[0]
+    )
+
+
 def test_the_largest_value_is_found_wherever_it_is():
     for place in ((0, 0), (199, 99), (130, 64)):
         x = normal(200, 100, dtype=torch.bfloat16)
