@@ -24,7 +24,7 @@ from benchmarks._kernel_cases import Sizes, random_slots
 from benchmarks.kernels import relative_error
 from kernels.gpu.launch import Launch
 from kernels.gpu.tuning import Config
-from kernels.memory_attention import Eidetic, KeysValues, hopper_plan, memory_attention, triton_path, triton_plan
+from kernels.memory_attention import Eidetic, KeysValues, memory_attention, triton_path, triton_plan
 from kernels.memory_attention.reference import FlatInputs
 from kernels.memory_attention.triton_plan import Saved, new_lse
 from kernels.operator import use
@@ -61,24 +61,15 @@ SAID_ELSEWHERE = ("STATE_P", "STATE_N", "CHUNK")
 def variants() -> list[Variant]:
     """The defaults first."""
     known = triton_plan.CONFIGS
-    attention = {
-        "forward": [*known["forward"]["sm_90"][128], tile(128, 64, 8, 2, 128), tile(128, 64, 8, 3, 128)],
-        "query_grad": [*known["query_grad"]["sm_90"][128], tile(128, 64, 8, 2, 128), tile(64, 64, 4, 2, 128)],
-        "key_grad": [*known["key_grad"]["sm_90"][128], tile(64, 128, 8, 2)],
+    attention = {  # and without limits on registers
+        "forward": [*known["forward"]["sm_90"][128], tile(64, 64, 4, 2), tile(128, 64, 8, 3, 128)],
+        "query_grad": [*known["query_grad"]["sm_90"][128], tile(64, 64, 4, 3)],
+        "key_grad": known["key_grad"]["sm_90"][128],
     }
-    found = [
-        Variant(kernel, config)
-        for kernel, configs in attention.items()
-        for config in (*configs, *hopper_plan.CONFIGS[kernel])
-    ]
-    backward = [
-        *scan_plan.BACKWARD_CONFIGS["sm_90"], Config(WIDE, 8, 2), Config(WIDE, 8, 1), Config(WIDE, 4, 1),
-        Config({**WIDE, "WALKS": 792}, 4, 2),
-    ]  # fmt: skip
+    found = [Variant(kernel, config) for kernel, configs in attention.items() for config in configs]
+    backward = [*scan_plan.BACKWARD_CONFIGS["sm_90"], Config({**WIDE, "WALKS": 792}, 4, 2)]
     found += [Variant("scan_backward", config) for config in backward]
-    return found + [
-        Variant("scan_forward", c) for c in (*scan_plan.FORWARD_CONFIGS["sm_90"], Config(scan_plan._WIDE, 8, 3))
-    ]
+    return found + [Variant("scan_forward", config) for config in scan_plan.FORWARD_CONFIGS["sm_90"]]
 
 
 def attention_leaves(documents: bool = False) -> tuple[list[Tensor], Tensor, Tensor | None]:

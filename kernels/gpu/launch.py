@@ -13,14 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from triton import compiler
-from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
-from triton.experimental.gluon.nvidia import hopper
 from triton.runtime.jit import create_function_from_signature
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels.shapes_only import is_shapes_only
-
-DESCRIPTORS = (TensorDescriptor, hopper.TensorDescriptor)
 
 
 @dataclass(frozen=True)
@@ -49,16 +45,11 @@ class Launch:
         """The kernel's function name."""
         return str(self.kernel.__name__)
 
-    @property
-    def is_gluon(self) -> bool:
-        """Whether the kernel is written in Gluon, which Triton's interpreter does not run."""
-        return isinstance(self.kernel, GluonJITFunction)
-
     def run(self) -> None:
         """Launch on the current stream of the tensors' device, which need not be the current device."""
         if is_shapes_only():
             return
-        given = (x.base if isinstance(x, DESCRIPTORS) else x for x in self.args.values())
+        given = (x.base if isinstance(x, TensorDescriptor) else x for x in self.args.values())
         device = next(x.device for x in given if isinstance(x, Tensor))
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             self.kernel[self.grid](**self.args, **self.constants, **self._options)
@@ -70,8 +61,7 @@ class Launch:
         options = self._options
         bound, specialization, _ = bind(**self.args, **self.constants, **options)
         parsed, signature, constexprs, attrs = self.kernel._pack_args(backend, options, bound, specialization, options)
-        source_of = GluonASTSource if self.is_gluon else compiler.ASTSource
-        source = source_of(self.kernel, signature, constexprs, attrs)
+        source = compiler.ASTSource(self.kernel, signature, constexprs, attrs)
         return compiler.compile(source, target=target, options=parsed.__dict__)
 
     @property

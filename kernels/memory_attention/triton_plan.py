@@ -13,7 +13,6 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels.gpu.launch import Launch, num_bytes
 from kernels.gpu.tuning import INTERPRETER, Config, choose
-from kernels.memory_attention import hopper_plan
 from kernels.memory_attention.reference import FlatInputs
 from kernels.memory_attention.triton_backward import (
     key_grad_kernel,
@@ -37,7 +36,8 @@ def _config(block_q: int, block_k: int, num_warps: int, num_stages: int, max_reg
 
 
 # By kernel, architecture and bytes of a head's row: tiles, the first being the default, whose registers do not spill
-# (`make kernel-report`). On sm_90 it is what an H200 was fastest with; wide key tiles for key_grad on sm_100 halve how
+# (`make kernel-report`). On sm_90 it is what an H200 was fastest with. With documents the forward and query_grad would
+# take more registers than the limits there, and a block less would fit. Wide key tiles for key_grad on sm_100 halve how
 # often it reads a query.
 CONFIGS: dict[str, dict[str, dict[int, tuple[Config, ...]]]] = {
     "forward": {
@@ -46,7 +46,7 @@ CONFIGS: dict[str, dict[str, dict[int, tuple[Config, ...]]]] = {
             256: (_config(128, 32, 8, 2), _config(64, 32, 4, 3)),
         },
         "sm_90": {
-            128: (_config(64, 64, 4, 2), _config(64, 64, 4, 3), _config(128, 64, 8, 3)),
+            128: (_config(64, 64, 4, 2, 128), _config(64, 64, 4, 3, 128)),
             256: (_config(128, 64, 8, 3), _config(64, 64, 4, 2)),
         },
         "sm_100": {
@@ -62,7 +62,7 @@ CONFIGS: dict[str, dict[str, dict[int, tuple[Config, ...]]]] = {
     "query_grad": {
         "sm_80": {128: (_config(64, 32, 4, 2),), 256: (_config(64, 32, 4, 2),)},
         "sm_90": {
-            128: (_config(64, 64, 4, 3), _config(64, 32, 4, 4)),
+            128: (_config(64, 64, 4, 3, 168), _config(64, 32, 4, 4)),
             256: (_config(128, 64, 8, 2), _config(64, 64, 4, 2)),
         },
         "sm_100": {
@@ -188,30 +188,25 @@ def most_query_heads(width: int, arch: str) -> int:
 
 def pick(kernel: str, arch: str, inputs: FlatInputs, plan: Callable[[Config], Sequence[Launch]]) -> Config:
     key = (inputs.q.dtype, inputs.q.shape[3], inputs.group, inputs.num_slots, inputs.fading_k is not None)
-    found = [*candidates(kernel, arch, row_bytes(inputs.q)), *hopper_plan.candidates(kernel, inputs, arch)]
+    found = candidates(kernel, arch, row_bytes(inputs.q))
     return choose(f"memory_attention.{kernel}", arch, found, key, plan)
 
 
 def plan_forward(inputs: FlatInputs, out: Tensor, lse: Tensor, arch: str) -> list[Launch]:
     """Write out [b, t, h, p] and lse, as new_lse makes it."""
 
-    flops, moved = 4 * inputs.q.shape[3] * num_pairs(inputs), num_bytes(out, lse, *inputs.tensors)
-    written = strided(out=out) | {"lse_ptr": lse, "lse_strides": _by_time(lse)}
-
     def plan(config: Config) -> list[Launch]:
-        if hopper_plan.is_hopper(config):
-            return [hopper_plan.forward(inputs, _set_args(inputs) | written, config, flops, moved)]
         return [
             Launch(
                 forward_kernel,
                 (query_tiles(inputs, config), inputs.k.shape[2], inputs.q.shape[0]),
-                _set_args(inputs) | _set_tiles(inputs, config, arch) | written,
+                _set_args(inputs, config, arch) | strided(out=out) | {"lse_ptr": lse, "lse_strides": _by_time(lse)},
                 _set_constants(inputs, config),
                 config.num_warps,
                 config.num_stages,
                 config.max_registers,
-                flops=flops,
-                bytes=moved,
+                flops=4 * inputs.q.shape[3] * num_pairs(inputs),
+                bytes=num_bytes(out, lse, *inputs.tensors),
             )
         ]
 
@@ -243,23 +238,18 @@ def plan_query_grad(
         "scale": inputs.scale,
     }
 
-    flops = 6 * inputs.q.shape[3] * num_pairs(inputs)
-    moved = num_bytes(*saved, grad_q, grad_eidetic_q, *inputs.tensors)
-
     def plan(config: Config) -> list[Launch]:
-        if hopper_plan.is_hopper(config):
-            return [hopper_plan.query_grad(inputs, _set_args(inputs) | read | written, config, flops, moved)]
         return [
             Launch(
                 query_grad_kernel,
                 (query_tiles(inputs, config), inputs.k.shape[2], inputs.q.shape[0]),
-                _set_args(inputs) | _set_tiles(inputs, config, arch) | read | written,
+                _set_args(inputs, config, arch) | read | written,
                 _set_constants(inputs, config),
                 config.num_warps,
                 config.num_stages,
                 config.max_registers,
-                flops=flops,
-                bytes=moved,
+                flops=6 * inputs.q.shape[3] * num_pairs(inputs),
+                bytes=num_bytes(*saved, grad_q, grad_eidetic_q, *inputs.tensors),
             )
         ]
 
@@ -278,26 +268,20 @@ def plan_key_grad(
         "rows_before": k.shape[1] - inputs.num_queries,
     }
 
-    flops = 8 * inputs.q.shape[3] * inputs.q.shape[0] * inputs.q.shape[2] * band_pairs(inputs, age, k)
-    moved = num_bytes(inputs.q, saved.grad_out, saved.lse, saved.delta, *keys_values, *grads)
-
     def plan(config: Config) -> list[Launch]:
-        if hopper_plan.is_hopper(config):
-            read = {"q": inputs.q, "grad_out": saved.grad_out, "lse": saved.lse, "delta": saved.delta}
-            return [hopper_plan.key_grad(inputs, args | _per_query(inputs), read, grads, config, flops, moved)]
         rows = config.tiles["BLOCK_K"]
         tiles = {"grad_k_tiles": tiles_of(grads[0], rows, arch), "grad_v_tiles": tiles_of(grads[1], rows, arch)}
         return [
             Launch(
                 key_grad_kernel,
                 (-(-k.shape[1] // rows), k.shape[2], k.shape[0]),
-                args | tiles | _per_query(inputs) | _query_tiles(inputs.q, saved, config, arch),
+                args | tiles | _query_tiles(inputs, inputs.q, saved, config, arch),
                 {"GROUP": inputs.group, "P": inputs.q.shape[3], **config.tiles},
                 config.num_warps,
                 config.num_stages,
                 config.max_registers,
-                flops=flops,
-                bytes=moved,
+                flops=8 * inputs.q.shape[3] * inputs.q.shape[0] * inputs.q.shape[2] * band_pairs(inputs, age, k),
+                bytes=num_bytes(inputs.q, saved.grad_out, saved.lse, saved.delta, *keys_values, *grads),
             )
         ]
 
@@ -326,7 +310,7 @@ def plan_slot_grad(inputs: FlatInputs, saved: Saved, slot_grads: Pair, grads: Se
             Launch(
                 slot_grad_kernel,
                 (num_chunks(inputs) * tiles, k.shape[2], k.shape[0]),
-                args | _per_query(inputs) | _query_tiles(q, saved, config, arch),
+                args | _query_tiles(inputs, q, saved, config, arch),
                 {"NUM_SLOTS": inputs.num_slots, "GROUP": inputs.group, "P": inputs.q.shape[3], **config.tiles},
                 config.num_warps,
                 config.num_stages,
@@ -425,11 +409,15 @@ def lowest_place(inputs: FlatInputs, k: Tensor, age: int) -> int:
     return age - min(inputs.num_past, rows_before(inputs, k, age))
 
 
-def _set_args(inputs: FlatInputs) -> dict[str, Any]:
-    """Arguments of the kernels that go over the three sets, without their tiles."""
-    index, k, fading_k = inputs.index_bjm, inputs.k, inputs.fading_k
+def _set_args(inputs: FlatInputs, config: Config, arch: str) -> dict[str, Any]:
+    """Arguments of the kernels that go over the three sets."""
+    index, k, fading_k, rows = inputs.index_bjm, inputs.k, inputs.fading_k, config.tiles["BLOCK_K"]
     eidetic_v = None if index is None else slot_values(inputs)
     return strided(q=inputs.q, eidetic_q=inputs.eidetic_q, eidetic_k=inputs.eidetic_k, eidetic_v=eidetic_v) | {
+        "k_tiles": tiles_of(k, rows, arch),
+        "v_tiles": tiles_of(inputs.v, rows, arch),
+        "fading_k_tiles": tiles_of(fading_k, rows, arch),
+        "fading_v_tiles": tiles_of(inputs.fading_v, rows, arch),
         "index_ptr": index,
         "docs_ptr": inputs.doc_ids_bt,
         "num_queries": inputs.num_queries,
@@ -444,12 +432,6 @@ def _set_args(inputs: FlatInputs) -> dict[str, Any]:
     }
 
 
-def _set_tiles(inputs: FlatInputs, config: Config, arch: str) -> dict[str, Any]:
-    """Tiles of keys and values of those kernels."""
-    sets = {"k": inputs.k, "v": inputs.v, "fading_k": inputs.fading_k, "fading_v": inputs.fading_v}
-    return {f"{name}_tiles": tiles_of(x, config.tiles["BLOCK_K"], arch) for name, x in sets.items()}
-
-
 def _set_constants(inputs: FlatInputs, config: Config) -> dict[str, int]:
     return {
         "NUM_SLOTS": inputs.num_slots,
@@ -460,24 +442,18 @@ def _set_constants(inputs: FlatInputs, config: Config) -> dict[str, int]:
     }
 
 
-def _per_query(inputs: FlatInputs) -> dict[str, Any]:
+def _query_tiles(inputs: FlatInputs, q: Tensor, saved: Saved, config: Config, arch: str) -> dict[str, Any]:
     """Arguments of the kernels that go over the queries of a key tile."""
-    return {
-        "docs_ptr": inputs.doc_ids_bt,
-        "num_queries": inputs.num_queries,
-        "scale": inputs.scale,
-        "scale_log2": inputs.scale * LOG2_E,
-    }
-
-
-def _query_tiles(q: Tensor, saved: Saved, config: Config, arch: str) -> dict[str, Any]:
-    """Tiles of queries of those kernels."""
     rows, by_descriptor = config.tiles["BLOCK_Q"], takes_descriptors(q, arch)
     return {
         "q_tiles": tiles_of(q, rows, arch),
         "grad_out_tiles": tiles_of(saved.grad_out, rows, arch),
         "lse_tiles": _tiles_per_query(saved.lse, rows, by_descriptor),
         "delta_tiles": _tiles_per_query(saved.delta, rows, by_descriptor),
+        "docs_ptr": inputs.doc_ids_bt,
+        "num_queries": inputs.num_queries,
+        "scale": inputs.scale,
+        "scale_log2": inputs.scale * LOG2_E,
     }
 
 

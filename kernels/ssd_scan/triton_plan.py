@@ -29,10 +29,7 @@ FORWARD_CONFIGS: dict[str, tuple[Config, ...]] = {
 }
 BACKWARD_CONFIGS: dict[str, tuple[Config, ...]] = {
     "sm_80": (Config({**_NARROW, "BLOCK_N": 32}, num_warps=4, num_stages=2),),
-    "sm_90": (
-        Config({**_WIDE, "GROUP_N": 128}, num_warps=4, num_stages=2),
-        Config(_WIDE, num_warps=4, num_stages=3),
-    ),
+    "sm_90": (Config({**_WIDE, "GROUP_N": 128}, num_warps=4, num_stages=2),),
     "sm_100": (Config(_WIDE, num_warps=4, num_stages=2),),
     "gfx942": (Config(_NARROW, num_warps=4, num_stages=1),),
     INTERPRETER: _INTERPRETER,
