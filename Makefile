@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 .DEFAULT_GOAL := help
-.PHONY: needs-compiler help quickstart install test test-slow test-gpu test-faults transformers5 mutants lint format types bench kernel-report docs lock clean
+.PHONY: needs-compiler help quickstart install test test-slow test-gpu test-faults transformers5 neuron-checks test-neuron mutants lint format types bench kernel-report docs lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -41,6 +41,20 @@ $(TRANSFORMERS5)/.installed: $(STAMP) constraints-transformers5.txt
 		$$($(TRANSFORMERS5)/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/packages.pth
 	$(TRANSFORMERS5)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r constraints-transformers5.txt
 	@touch $@
+
+NEURON := .venv-neuron
+neuron-checks: $(NEURON)/.installed  ## The environment in which graphs for Neuron are lowered and run on a CPU
+
+# As transformers5's, it sees the packages of $(VENV).
+$(NEURON)/.installed: $(STAMP) constraints-neuron.txt
+	$(PYTHON) -m venv --clear $(NEURON)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])' > \
+		$$($(NEURON)/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/packages.pth
+	$(NEURON)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r constraints-neuron.txt
+	@touch $@
+
+test-neuron: install neuron-checks  ## Lower every block to StableHLO with torch-mlir, and run it on XLA's CPU (minutes)
+	$(BIN)/python -m pytest -m neuron
 
 test-slow: install needs-compiler transformers5  ## The tests that take longer: kills, resumes, whole pipelines
 	$(BIN)/python -m pytest -m slow
@@ -88,4 +102,4 @@ lock: install  ## Write the versions that are installed now to constraints.txt (
 	test ! -d $(DOCS) || $(DOCS)/bin/python -m pip freeze > constraints-docs.txt
 
 clean:  ## Remove the environments and the site (never touches runs/)
-	rm -rf $(VENV) $(TRANSFORMERS5) $(DOCS) site
+	rm -rf $(VENV) $(TRANSFORMERS5) $(NEURON) $(DOCS) site

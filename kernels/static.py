@@ -1,7 +1,7 @@
 """What the static paths of the operators are made of: views, shifts and masks, with gradients as plain as they are.
 
 A static path has fixed shapes, one graph, and only what a compiler for matrix hardware lowers well.
-docs/design/0061-static-path.md says which constructs it avoids, and what stands in for each.
+docs/design/0062-static-path.md says which constructs it avoids, and what stands in for each.
 """
 
 from __future__ import annotations

@@ -78,9 +78,9 @@ def _table(inputs: TableInputs) -> Table:
 
 def _frequencies(digits: list[tuple[float, ...]], device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
     """[p / 2] each: what a position's low digit is multiplied by, and its high one, without whole turns."""
-    of_low = [torch.tensor(digit, dtype=torch.float32, device=device) for digit in digits]
-    of_high = [torch.tensor([x * DIGIT % 1 for x in digit], dtype=torch.float32, device=device) for digit in digits]
-    return of_low, of_high
+    of_low = [torch.tensor(digit, dtype=torch.float32) for digit in digits]
+    of_high = [torch.tensor([x * DIGIT % 1 for x in digit], dtype=torch.float32) for digit in digits]
+    return [x.to(device) for x in of_low], [x.to(device) for x in of_high]
 
 
 def _digits(x: float, count: int = 4) -> list[float]:

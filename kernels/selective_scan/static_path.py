@@ -19,7 +19,8 @@ def _run(inputs: SelectiveInputs) -> SelectiveOutputs:
     if inputs.doc_ids_bt is not None:
         decay_bcqin = decay_bcqin * _by_chunk(_keeps(inputs.doc_ids_bt, dtype))[..., None]
     write_bcqin = _by_chunk(dt * x)[..., None] * _by_chunk(B)[..., None, :]
-    local, product = list[Tensor](), list[Tensor]()
+    local: list[Tensor] = []
+    product: list[Tensor] = []
     for decay, write in zip(unbound(decay_bcqin, 2), unbound(write_bcqin, 2), strict=True):
         local.append(write + decay * local[-1] if local else write)
         product.append(decay * product[-1] if product else decay)

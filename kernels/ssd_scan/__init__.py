@@ -17,6 +17,12 @@ def _triton() -> Path[ScanInputs, ScanOutputs]:
     return triton_path.ssd_scan
 
 
+def _nki() -> Path[ScanInputs, ScanOutputs]:
+    from kernels.ssd_scan import nki_path
+
+    return nki_path.ssd_scan
+
+
 def _triton_step() -> Path[StepInputs, Tensor]:
     from kernels.ssd_scan import triton_path
 
@@ -29,6 +35,7 @@ ssd_scan = Operator(
     reference=reference.ssd_scan,
     torch=torch_path.ssd_scan,
     static=static_path.ssd_scan,
+    nki=_nki,
     cpp=cpp_path.ssd_scan,
     triton=_triton,
     check=reference.check,

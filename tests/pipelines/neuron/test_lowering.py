@@ -1,0 +1,33 @@
+"""Graphs become StableHLO by torch-mlir, and XLA's CPU computes what torch does. Run by `make test-neuron`."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipelines.neuron.checks.lowering import LoweringError, lower
+from tests.bmojo.model_family import small_config
+
+
+@pytest.mark.neuron
+@pytest.mark.parametrize("mixers", ["bmojo", "mamba2,swa", "attention,bmojo_f", "mamba,gated_deltanet"])
+def test_every_graph_lowers_and_agrees(mixers):
+    config = small_config(pattern=mixers, window_size=128, chunk_size=64)
+    found = lower(config, seq_len=512, batch=1)
+    assert len(found) == 2 * 2 * (len(mixers.split(",")) + 1)
+    for graph in found:
+        assert graph.failure is None, graph
+        assert graph.bytes < 500_000, graph  # a gather of the whole memory is a hundredfold
+        assert graph.error is None or graph.error < 1e-5, graph
+    assert [graph.error is None for graph in found] == [graph.precision == "bfloat16" for graph in found]
+
+
+@pytest.mark.neuron
+def test_a_process_that_runs_out_of_memory_says_where():
+    config = small_config(pattern="swa", window_size=128)
+    with pytest.raises(LoweringError, match="ended with"):
+        lower(config, seq_len=512, batch=1, memory_bytes=1 << 30)
+
+
+def test_an_environment_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="make neuron-checks"):
+        lower(small_config(), seq_len=512, batch=1, python=tmp_path / "python")
