@@ -1,6 +1,7 @@
 """Every question about the device that training, evaluation and the command line compute on.
 
-No other module of pipelines/ asks `torch.cuda` (tested): another kind of accelerator is added here.
+No other module of pipelines/ asks `torch.cuda` (tested): another kind of accelerator is added here, as NeuronCores are
+by pipelines/neuron/runtime.py.
 """
 
 from __future__ import annotations
