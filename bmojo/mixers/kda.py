@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from bmojo.fields import ModelFields
 from bmojo.layers import Linear, parts
 from bmojo.mixers.base import MixerCounts
-from bmojo.mixers.delta import DeltaMixer, Gates, log_decay
+from bmojo.mixers.delta import DeltaMixer, Gates
 from kernels.channel_delta_rule import channel_delta_rule, channel_delta_step, flops_per_position
 
 
@@ -50,8 +51,10 @@ class KimiDeltaAttention(DeltaMixer):
     def gates(self, low: Tensor, rest: Tensor) -> Gates:
         a_low, b, _ = parts(rest, (self.head_dim, self.num_heads, 0))
         a = self.precise(self.decay_proj(a_low)) + self.dt_bias
-        by_head = a.unflatten(-1, (self.num_heads, self.d_state))
-        return Gates(log_decay(self.A_log[:, None], by_head), torch.sigmoid(self.precise(b)), self.gate_proj(low))
+        # softplus before the heads are parted: its compiled gradient is laid out otherwise than torch.compile expects.
+        by_head = F.softplus(a).unflatten(-1, (self.num_heads, self.d_state))
+        decay = -torch.exp(self.A_log[:, None]) * by_head
+        return Gates(decay, torch.sigmoid(self.precise(b)), self.gate_proj(low))
 
     def rule(
         self, qkv: tuple[Tensor, Tensor, Tensor], gates: Gates, initial: Tensor | None, doc_ids_bt: Tensor | None

@@ -195,10 +195,11 @@ def previous(x_bth: Tensor, before_bh: Tensor | None, docs_bt: Tensor | None) ->
 def summed(turn_btha: Tensor, start_bha: Tensor | None, docs_bt: Tensor | None) -> tuple[Tensor, Tensor]:
     """Sums of turns over each document so far, and the last one within a full turn: a scan without decay."""
     b, t, h, _ = turn_btha.shape
-    ones_bth, one_bt11 = turn_btha.new_ones(b, t, h), turn_btha.new_ones(b, t, 1, 1)
-    none_h = turn_btha.new_zeros(h)
+    # One tensor for each argument: torch.compile does not trace a function that is given one twice.
+    ones_bth, (B_bt11, C_bt11) = turn_btha.new_ones(b, t, h), turn_btha.new_ones(2, b, t, 1, 1).unbind(0)
+    A_h, D_h = turn_btha.new_zeros(2, h).unbind(0)
     initial = None if start_bha is None else start_bha[..., None]
-    angle, last = ssd_scan(turn_btha, ones_bth, none_h, one_bt11, one_bt11, none_h, initial, docs_bt)
+    angle, last = ssd_scan(turn_btha, ones_bth, A_h, B_bt11, C_bt11, D_h, initial, docs_bt)
     return angle, within_a_turn(last[..., 0])
 
 
