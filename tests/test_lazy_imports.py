@@ -14,6 +14,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("base", "kernels", "bmojo", "data", "pipelines")
 
 LATE = {
+    # In an environment of its own, which only `make test-neuron` makes.
+    "torch_mlir": "make test-neuron",
+    "jax": "make test-neuron",
     # Slow to import: about how long it takes on two cores, by `python -X importtime`.
     "torch": "seconds",
     "ray": "0.5 s; reads its environment when it is imported",

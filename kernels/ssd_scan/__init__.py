@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from kernels.operator import Operator, Path
-from kernels.ssd_scan import cpp_path, reference, static_path, torch_path
+from kernels.ssd_scan import cpp_path, nki_path, reference, static_path, torch_path
 from kernels.ssd_scan.reference import ScanInputs, ScanOutputs, StepInputs
 
 __all__ = ["ssd_scan", "ssd_step"]
@@ -18,8 +18,6 @@ def _triton() -> Path[ScanInputs, ScanOutputs]:
 
 
 def _nki() -> Path[ScanInputs, ScanOutputs]:
-    from kernels.ssd_scan import nki_path
-
     return nki_path.ssd_scan
 
 
