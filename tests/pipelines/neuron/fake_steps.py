@@ -27,11 +27,11 @@ FAULTS: dict[str, Callable[[Tensor], Tensor]] = {
 def planted(fault: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """A fault in every block's feed-forward network."""
     original = SwiGLU.forward
-    SwiGLU.forward = lambda self, x: original(self, fault(x))  # type: ignore[method-assign]
+    SwiGLU.forward = lambda self, x: original(self, fault(x))  # type: ignore[method-assign]  # planted, and taken back below
     try:
         yield
     finally:
-        SwiGLU.forward = original  # type: ignore[method-assign]
+        SwiGLU.forward = original  # type: ignore[method-assign]  # as it was
 
 
 def stopped_by(pattern: str) -> str:

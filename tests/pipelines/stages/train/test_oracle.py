@@ -65,7 +65,7 @@ def test_evaluation_tells_an_oracle_where_answers_are_read_off(tmp_path: Path) -
     class Recorder(NativeModel):
         marks: torch.Tensor
 
-        def logits_at(self, tokens_bt, rows_s, columns_s, doc_ids_bt=None, wanted_bt=None):  # type: ignore[no-untyped-def]
+        def logits_at(self, tokens_bt, rows_s, columns_s, doc_ids_bt=None, wanted_bt=None):  # type: ignore[no-untyped-def]  # a stand-in
             self.marks = wanted_bt
             return super().logits_at(tokens_bt, rows_s, columns_s, doc_ids_bt, wanted_bt)
 

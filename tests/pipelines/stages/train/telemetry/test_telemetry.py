@@ -124,7 +124,7 @@ def test_the_use_of_a_gpu_is_asked_of_torch_and_without_nvml_its_memory_is_told(
 
 def test_the_library_that_torch_asks_about_gpus_has_what_it_asks_for() -> None:
     """Where it is installed; its version is in constraints.txt."""
-    pynvml = pytest.importorskip("pynvml")
+    pynvml = pytest.importorskip("pynvml")  # of the extra gpu
     asked = ("nvmlInit", "nvmlDeviceGetUtilizationRates", "nvmlDeviceGetPowerUsage", "nvmlDeviceGetTemperature")
     assert all(callable(getattr(pynvml, name)) for name in asked)
 
