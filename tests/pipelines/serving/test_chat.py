@@ -111,6 +111,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(tmp_path: Path) -> None:
     os.close(slave)
     shown = read_until(master, b"\n> ")
     os.write(master, b"def\n")
+    shown += read_until(master, b"def\n")  # the terminal's echo, then the answer
     for _ in range(3):
         shown += os.read(master, 1000)
     process.send_signal(signal.SIGINT)

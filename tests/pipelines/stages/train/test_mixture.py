@@ -80,7 +80,7 @@ def test_it_trains_on_its_shares_with_curves_by_source_and_resumes_bitwise(
 class KnowsItsSources:
     """A trainer to which each sequence of the first source costs 1 nat per token, and each of the second 2."""
 
-    device = torch.device("cpu")
+    device = exact_device = torch.device("cpu")
 
     def __init__(self, sources: Sequence[Tokens]) -> None:
         self.costs = {

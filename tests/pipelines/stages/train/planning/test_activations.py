@@ -53,14 +53,17 @@ def test_what_is_saved_is_what_a_real_forward_saves(pattern: str) -> None:
     assert activations(real.config, ROWS, SEQ_LEN, "cpu", bf16=False).saved == pytest.approx(saved, rel=0.02)
 
 
-def test_in_float8_less_is_kept_of_what_projections_read() -> None:
-    """Gates and products of a layer whose MLP is large: half of the bytes, transposes included."""
-    config = model("swa*3").replace(d_ff=512)
+def test_what_float8_keeps_instead() -> None:
+    """By hand: weights in 8 bits, not 16; the MLP's product in 8 bits, not made again; two scales for each projection.
+
+    Four transposed inputs in 8 bits (q, kv, out, gate and up) take the place of two normed streams in 16.
+    """
+    d_ff, d_model, projections = 512, 64, 5
+    config = model("swa*3").replace(d_ff=d_ff)
     bf16, float8 = (activations(config, ROWS, SEQ_LEN, "gpu", True, float8=on) for on in (False, True))
-    read_by_down_proj = ROWS * SEQ_LEN * 512 * 3
-    weights = 3 * 2 * 64 * 512 * 3 // 2  # kept in 16 bits by autocast
-    assert bf16.saved - float8.saved > read_by_down_proj // 2
-    assert bf16.saved - float8.saved < 2 * (2 * read_by_down_proj + weights)
+    weights = d_model * (d_model + 2 * d_model + d_model + 2 * d_ff + d_ff)
+    product = ROWS * SEQ_LEN * d_ff
+    assert float8.saved - bf16.saved == 3 * (product - weights + 2 * 4 * projections)
 
 
 def test_checkpointing_lowers_what_is_saved() -> None:
