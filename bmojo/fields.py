@@ -89,6 +89,12 @@ class ModelFields(StrictConfig):
         description="Where the SSM's output y goes. memory: attention reads it beyond the window. memory_and_residual: "
         "also gain * y is added to the layer's output, with one learned gain per channel.",
     )
+    fading_gain: float = Field(
+        default=0.35,
+        ge=0,
+        description="That gain at initialisation; y has the scale of the layer's input.",
+        json_schema_extra=_ADDED_LATER,
+    )
     chunk_size: int = Field(
         default=128, gt=0, description="Tokens between updates of the eidetic set [C]; at most window_size."
     )

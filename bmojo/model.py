@@ -16,7 +16,7 @@ Initial values (L layers, std = init_std):
     A_log                               log uniform[a_min, a_max] (mamba2), log 1..n (mamba)
     dt_proj (mamba)                     uniform(+-1 / sqrt(rank))
     innovation predictor                exponential average
-    fading_gain                         0.35, not scaled by 1 / sqrt(2 L)     docs/design/0044
+    fading_gain                         fading_gain, no 1 / sqrt(2 L)          docs/design/0044
 """
 
 from __future__ import annotations

@@ -37,8 +37,6 @@ from kernels.memory_attention import (
 from kernels.memory_attention import KeysValues as FadingRows
 from kernels.memory_write import Rings, memory_write
 
-INITIAL_GAIN = 0.35  # of y in the layer's output; y has the scale of u
-
 
 @dataclass
 class BMojoState(LayerState):
@@ -152,7 +150,7 @@ class BMojo(Mixer[BMojoState]):
         self.ssm.init_weights(generator)
         self.projections.init_weights()
         if self.fading_gain is not None:
-            nn.init.constant_(self.fading_gain, INITIAL_GAIN)
+            nn.init.constant_(self.fading_gain, self.config.fading_gain)
         if self.innovation is not None:
             self.innovation.init_predictor()
 

@@ -122,7 +122,7 @@ def test_the_guide_has_the_groups_of_equal_state() -> None:
 
 def test_there_is_a_preset_of_every_kind_and_size():
     names = {path.stem for path in PRESETS}
-    for kind in ("bmojo", "bmojo_f", "mamba2", "swa", "attention", "hybrid"):
+    for kind in ("bmojo", "bmojo_f", "mamba2", "mamba2_bmojo", "swa", "attention", "hybrid"):
         assert {f"{kind}-{size}" for size in SIZES} <= names
 
 

@@ -12,6 +12,7 @@ from bmojo.fields import ModelFields
 from bmojo.layers import RotaryTable
 from bmojo.mixers.base import Sequence
 from bmojo.mixers.fading import FADING
+from pipelines.engine.fingerprint import config_that_matters
 
 
 def test_the_field_names_the_table() -> None:
@@ -36,3 +37,14 @@ def test_y_starts_with_the_scale_of_u(fading_ssm: str, d_model: int) -> None:
 def test_a_head_that_does_not_fit_is_refused_by_the_fields_name() -> None:
     with pytest.raises(ValueError, match=r"fading_expand \* d_model = 64 is not a multiple of ssm_head_dim=48"):
         ModelConfig(pattern="bmojo", d_model=64, num_heads=4, ssm_head_dim=48, fading_ssm="gated_deltanet")
+
+
+def test_the_gain_of_y_starts_as_the_field_says() -> None:
+    config = ModelConfig(pattern="bmojo*2", vocab_size=64, d_model=64, num_heads=2, fading_output="memory_and_residual")
+    for gain, model in [(0.35, BMojoLM(config)), (1.5, BMojoLM(config.replace(fading_gain=1.5)))]:
+        assert all((block.mixer.fading_gain == torch.tensor(gain)).all() for block in model.blocks)
+
+
+def test_the_usual_gain_has_the_fingerprint_of_before() -> None:
+    assert "fading_gain" not in config_that_matters(ModelFields())
+    assert "fading_gain" in config_that_matters(ModelFields(fading_gain=0.1))

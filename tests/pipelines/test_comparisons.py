@@ -1,0 +1,84 @@
+"""The recipes that compare models: parameters and decoding states are equal to 2 %, and what one trains others reuse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bmojo import ModelConfig
+from bmojo.counting import ModelCounts, count
+from pipelines.config import PipelineConfig
+from pipelines.loading import load_pipeline
+from pipelines.stages.tokenize.stage import TokenizeStageConfig
+from pipelines.stages.tokenizer.stage import TokenizerStageConfig
+from pipelines.stages.train.config import TrainStageConfig
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+def load(recipe: str) -> PipelineConfig:
+    return load_pipeline(CONFIGS / f"{recipe}.yaml")
+
+
+def trained(pipeline: PipelineConfig, template: str) -> dict[str, TrainStageConfig]:
+    """The train stages made of a template, by the values of its `foreach`."""
+    return {
+        name.removeprefix(f"{template}-"): stage
+        for name, stage in pipeline.stages.items()
+        if isinstance(stage, TrainStageConfig) and name.partition("-")[0] == template
+    }
+
+
+def models(pipeline: PipelineConfig, template: str) -> dict[str, ModelConfig]:
+    """Those of seed 0, by their names."""
+    return {name.removesuffix("-0"): one.model for name, one in trained(pipeline, template).items() if one.seed == 0}
+
+
+def counted(pipeline: PipelineConfig, template: str) -> dict[str, ModelCounts]:
+    tokenizer, tokens = pipeline.stages["tokenizer"], pipeline.stages["tokens"]
+    assert isinstance(tokenizer, TokenizerStageConfig)
+    assert isinstance(tokens, TokenizeStageConfig)
+    return {
+        name: count(model.replace(vocab_size=tokenizer.vocab_size), tokens.seq_len)
+        for name, model in models(pipeline, template).items()
+    }
+
+
+def spread(values: list[int]) -> float:
+    return max(values) / min(values)
+
+
+@pytest.mark.parametrize(("recipe", "template"), [("compare", "train"), ("compare-gpu", "train_29m")])
+def test_compared_models_have_equal_parameters_and_states(recipe: str, template: str) -> None:
+    counts = counted(load(recipe), template)
+    assert len(counts) == 9
+    assert spread([one.num_params for one in counts.values()]) <= 1.02
+    attention = counts.pop("attention")
+    assert spread([one.state_bytes for one in counts.values()]) <= 1.02
+    assert attention.state_bytes > 2 * counts["swa"].state_bytes, "it grows, and stands for what keeps everything"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "template"), [("ablate", "train"), ("ablate", "train_longer"), ("compare-gpu", "train_116m")]
+)
+def test_other_compared_models_have_equal_parameters(recipe: str, template: str) -> None:
+    assert spread([one.num_params for one in counted(load(recipe), template).values()]) <= 1.02
+
+
+def test_the_rates_are_those_of_the_sweep() -> None:
+    """Of each model three rates are tried, and the recipe trains at one of them."""
+    sweep = trained(load("compare-rates"), "train")
+    compared = {name: stage for name, stage in trained(load("compare"), "train").items() if stage.seed == 0}
+    for name, stage in compared.items():
+        same = [other for other in sweep.values() if other.model == stage.model]
+        assert len({other.lr for other in same}) == 3, name
+        assert stage in same, "so its training is reused"
+
+
+def test_an_ablation_shares_what_it_has_in_common_with_the_comparison() -> None:
+    ours, theirs = trained(load("ablate"), "train"), trained(load("compare"), "train")
+    common = ours.keys() & theirs.keys()
+    assert {name.rpartition("-")[0] for name in common} == {"bmojo", "mamba2", "mamba2_bmojo", "swa", "recommended"}
+    for name in common:
+        assert ours[name] == theirs[name]
