@@ -62,6 +62,8 @@ MUTANTS: tuple[Mutant, ...] = (
             Edit("bmojo/mixers/attention.py", "return self._rotated((proj or self.kv_proj)(y_btd), sequence.rotary)[0]",
                  "y = (proj or self.kv_proj)(y_btd)\n        y = y if self.kv_conv is None else self.kv_conv(y)\n"
                  "        return self._rotated(y, sequence.rotary)[0]")),
+    _mutant("the gain of y starts the same whatever the field says", "tests/bmojo/test_fading.py",
+            Edit(_BMOJO, "constant_(self.fading_gain, self.config.fading_gain)", "constant_(self.fading_gain, 0.35)")),
     _mutant("Gated DeltaNet's y starts smaller than u", "tests/bmojo/test_fading.py",
             Edit("bmojo/mixers/fading.py", "inner ** -0.5) / gate", "inner ** -0.5)")),
     # Planning
