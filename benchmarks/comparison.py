@@ -23,7 +23,9 @@ from pipelines.stages.uncertainty import replicates
 def main() -> None:
     """Print the table, and draw the plots."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.comparison", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.comparison",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", help="run id, the beginning of one, or a pipeline's name")
     parser.add_argument("--storage", default="runs", help="where it is")

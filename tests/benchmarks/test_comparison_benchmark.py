@@ -53,7 +53,10 @@ def test_curves_are_compared_seed_by_seed_in_nats() -> None:
         }  # fmt: skip
         return Variant({seed: 1.0 for seed in nats}, curves=curves)
 
-    variants = {"a": variant({0: (3.0, 2.0), 1: (4.0, 3.0), 2: (9.0, 9.0)}), "b": variant({0: (3.1, 2.4), 1: (4.3, 3.4)})}
+    variants = {
+        "a": variant({0: (3.0, 2.0), 1: (4.0, 3.0), 2: (9.0, 9.0)}),
+        "b": variant({0: (3.1, 2.4), 1: (4.3, 3.4)}),
+    }
     found = differences_by_position("b", variants, "a")
     assert found == [(64, pytest.approx(0.2)), (128, pytest.approx(0.4))]
     assert len(draw(variants, "a", "loss").axes) == 2

@@ -1,4 +1,4 @@
-"""The recipes that compare models: parameters and decoding states are equal to 2 %, and what one trains others reuse."""
+"""The recipes that compare models: parameters and states are equal to 2 %, and what one trains others reuse."""
 
 from __future__ import annotations
 
