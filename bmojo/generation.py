@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bmojo.decoding import Decoder
 from bmojo.model import BMojoLM
+from bmojo.state import DecodingState
 
 MAX_SEED = 2**63 - 1
 
@@ -46,12 +47,36 @@ def generate(
             f"the prompt is {tuple(prompt_bt.shape)} (rows, tokens); it must have a row, and a token in each. A new "
             "document begins with the end-of-document token."
         )
-    num_rows, prompt_length = prompt_bt.shape
     logits_bv, state = model.prefill(prompt_bt, valid_bt=valid_bt)
-    decoder = Decoder(model, state, max_tokens=prompt_length + max_new_tokens)
-    rngs = [torch.Generator(device=prompt_bt.device).manual_seed(seed + row) for row in range(num_rows)]
-    stops = torch.tensor(sorted(stop_tokens), dtype=torch.long, device=prompt_bt.device)
-    stopped_b = torch.zeros(num_rows, dtype=torch.bool, device=prompt_bt.device)
+    yield from continue_from(
+        model, logits_bv, state, max_new_tokens, temperature, top_k, top_p, seed, stop_tokens, num_token_ids,
+        max_tokens=prompt_bt.shape[1] + max_new_tokens,
+    )  # fmt: skip
+
+
+def continue_from(
+    model: BMojoLM,
+    logits_bv: Tensor,
+    state: DecodingState,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+    stop_tokens: Collection[int] = (),
+    num_token_ids: int | None = None,
+    max_tokens: int | None = None,
+) -> Iterator[Tensor]:
+    """As `generate`, after a prompt that was read into a state, which is updated in place.
+
+    Args: logits_bv: for the next token.  max_tokens: see Decoder.
+    """
+    _check(temperature, top_k, top_p, max_new_tokens, seed)
+    num_rows, device = state.batch_size, state.position_b.device
+    decoder = Decoder(model, state, max_tokens)
+    rngs = [torch.Generator(device=device).manual_seed(seed + row) for row in range(num_rows)]
+    stops = torch.tensor(sorted(stop_tokens), dtype=torch.long, device=device)
+    stopped_b = torch.zeros(num_rows, dtype=torch.bool, device=device)
     previous_b, ended = None, None
     for count in range(max_new_tokens):
         if num_token_ids is not None:

@@ -42,6 +42,7 @@ LAYERS = (
         "neuron_doctor",
         "neuron_probe",
         "inspection",
+        "memory",
         "serving",
     ),
     ("api",),

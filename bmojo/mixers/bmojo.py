@@ -22,6 +22,7 @@ from bmojo.mixers.base import LayerMemory, LengthRule, Mixer, MixerCounts, Mixer
 from bmojo.mixers.eidetic import Candidates, EideticState
 from bmojo.mixers.fading import FADING
 from bmojo.mixers.innovation import InnovationScore
+from bmojo.mixers.long_term import LongTermReader
 from bmojo.mixers.selection import RULES, Evidence, Innovation
 from bmojo.mixers.ssm import SSMState
 from bmojo.state import LayerState
@@ -30,6 +31,7 @@ from kernels.memory_attention import (
     AttentionInputs,
     Eidetic,
     Slots,
+    StepInputs,
     attention_mass,
     memory_attention,
     memory_attention_step,
@@ -70,6 +72,7 @@ class BMojo(Mixer[BMojoState]):
         self.innovation = InnovationScore(config) if self.num_slots else None
         self.out_proj = Linear(Projections.query_width(config), config.d_model, config.residual_std)
         self.fading_gain = nn.Parameter(torch.empty(config.d_model)) if config.adds_fading_output else None
+        self.long_term: LongTermReader | None = None  # documents that `step` reads too: see bmojo.long_term
 
     @classmethod
     def slots(cls, config: ModelFields) -> int:
@@ -155,6 +158,7 @@ class BMojo(Mixer[BMojoState]):
             self.innovation.init_predictor()
 
     def forward(self, u_btd: Tensor, sequence: Sequence, state: BMojoState | None = None) -> MixerOutput:
+        assert self.long_term is None, "documents are read by `step`, token by token"
         config, start, t = self.config, sequence.start, sequence.num_tokens
         readable = sequence.first(self._num_readable(sequence, state))  # later tokens stay in every query's window
         scanned = readable if self.fading_gain is None else sequence
@@ -250,7 +254,7 @@ class BMojo(Mixer[BMojoState]):
                 self.config.chunk_size, self.rule.tau(self.config),
             )  # fmt: skip
             slots = Slots(rotated_q[1], eidetic.slots.k, eidetic.slots.v, eidetic.slots.position)
-        out_bhp = memory_attention_step(
+        inputs = StepInputs(
             rotated_q[0],
             state.window.k,
             state.window.v,
@@ -259,6 +263,7 @@ class BMojo(Mixer[BMojoState]):
             slots,
             window_size=window_size,
         )
+        out_bhp = memory_attention_step(*inputs) if self.long_term is None else self.long_term.attend(inputs)
         return self._output(out_bhp, y_bd)
 
     @torch.no_grad()

@@ -138,6 +138,11 @@ class Mamba2(Mixer[SSMState]):
         y_bhp = ssd_step(x_bhp, dt_bh, self.dt_bias, self.A_log, B_bgn, C_bgn, self.D, state.ssm)
         return self._gated_out(y_bhp.to(projected.dtype).flatten(-2), z_bi), error_b
 
+    def log_decay(self, u_btd: Tensor) -> Tensor:
+        """log of what these tokens leave of the state before them: the sum over t of dt_t A, [b, h]."""
+        _, _, dt_bth = self._project(u_btd)
+        return -(dt_bth.sum(1) * torch.exp(self.A_log))
+
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> SSMState:
         width = self.config.conv_width
         precise = torch.promote_types(dtype, torch.float32)

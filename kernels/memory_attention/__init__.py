@@ -14,6 +14,7 @@ __all__ = [
     "Eidetic",
     "KeysValues",
     "Slots",
+    "StepInputs",
     "attention_mass",
     "memory_attention",
     "memory_attention_step",

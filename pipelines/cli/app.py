@@ -23,6 +23,7 @@ from pipelines.cli import (
     export,
     garbage,
     inspect,
+    memory,
     models,
     presets,
     reports,
@@ -72,6 +73,8 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "generate": models.generate,
         "chat": chat.chat,
         "serve": serve.serve,
+        "remember": memory.remember,
+        "ask": memory.ask,
         "inspect": inspect.inspect,
         "export": export.export,
     },
@@ -82,6 +85,7 @@ for panel, commands in COMMANDS.items():
     for name, command in commands.items():
         app.command(name=name, rich_help_panel=panel, cls=OverridableCommand)(command)
 app.add_typer(data.app, name="data", rich_help_panel="Look at data")
+app.add_typer(memory.app, name="store", rich_help_panel="Use a trained model")
 
 
 def _show_version(wanted: bool) -> None:

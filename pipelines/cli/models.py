@@ -93,15 +93,19 @@ def _load(artifact: ArtifactDir, path: str, step: int | None) -> BMojoLM:
 
 def load_for_decoding(storage: str, run: str | None, stage: str | None, step: int | None = None) -> TrainedModel:
     """As load_trained, on the GPU if there is one, in the precision that is used there."""
+    trained = load_trained(storage, run, stage, step)
+    placed_for_decoding(trained.model)
+    return trained
+
+
+def placed_for_decoding(model: BMojoLM) -> BMojoLM:
+    """The model, moved to the GPU if there is one, and cast to the precision that is used there."""
     from bmojo.model import to_bfloat16
     from pipelines.stages.train import device
 
-    trained = load_trained(storage, run, stage, step)
     on_gpu = device.num_gpus() > 0
-    trained.model.to(device.pick(on_gpu))
-    if used_precision("auto", on_gpu) == "bf16":
-        to_bfloat16(trained.model)
-    return trained
+    model.to(device.pick(on_gpu))
+    return to_bfloat16(model) if used_precision("auto", on_gpu) == "bf16" else model
 
 
 def _advice(run: Run) -> str:

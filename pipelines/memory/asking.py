@@ -1,0 +1,190 @@
+"""Questions to a store: the model reads its documents while it reads the question and draws the answer."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from base.errors import UserError
+from bmojo import BMojoLM
+from bmojo.generation import continue_from
+from bmojo.long_term import Composition, LongTermMemory, RememberedDocument, compose, read
+from bmojo.state import DecodingState
+from pipelines.memory.store import DocumentRecord, DocumentStore
+from pipelines.memory.tensors import eidetic_of_all, remembered
+from pipelines.stages.evaluate.language_model import Drawing, TextTokenizer, beginning
+
+
+class Source(NamedTuple):
+    """A document that was read.
+
+    Attributes:
+        attention: share of the attention of eidetic layers that its tokens got, mean over layers, heads and tokens.
+        in_state: share of the recurrent state that decoding began with, as far as states are composed by weights; 1: it
+            is the document's. 0: the state does not hold the document.
+    """
+
+    record: DocumentRecord
+    attention: float
+    in_state: float
+
+
+class StoredMemory:
+    """All documents of a store, loaded for a model: eidetic tokens now, decoding states when they are wanted."""
+
+    def __init__(self, store: DocumentStore, model: BMojoLM, num_read: int = 4, tau: float | None = None) -> None:
+        """Args: num_read, tau: see LongTermMemory; the age of a document is the tokens remembered after it.
+
+        Raises: UserError: the store is empty, or the model cannot read it. DamagedError: it names the document.
+        """
+        self.records = store.records()
+        if not self.records:
+            raise UserError(
+                f"The store {store.storage.url} holds no documents. Add some: bmojo remember {store.storage.url} FILES."
+            )
+        self._store, self._like = store, model.init_state(1)
+        ages, age = [], 0
+        for record in reversed(self.records):
+            ages.append(float(age))
+            age += record.num_tokens
+        try:
+            self.eidetic = eidetic_of_all(store, self.records)
+            self.tokens = LongTermMemory(model, self.eidetic, num_read, ages[::-1], tau)
+        except ValueError as error:
+            raise UserError(f"{store.storage.url}: {error}") from error
+
+    def document(self, number: int) -> RememberedDocument:
+        """The document of this number in `records`, from storage. Raises: DamagedError."""
+        return remembered(self._store, self.records[number], self._like)
+
+
+class Asked:
+    """Questions that were read, one per row; then `draw` once."""
+
+    def __init__(
+        self,
+        model: BMojoLM,
+        memory: StoredMemory,
+        queries: Sequence[Sequence[int]],
+        start_ids: Sequence[int],
+        begin: Composition = "fresh",
+        num_composed: int = 4,
+    ) -> None:
+        """Read the questions.
+
+        Args:
+            queries: token ids, at least one each.
+            start_ids: what stands before the first token of a document; read before a question that begins one.
+            begin: what decoding begins with.
+            num_composed: documents whose states are composed, at most.
+        Raises: UserError: the states of the model's layers cannot be composed so.
+        """
+        self._model, self._memory = model, memory
+        num_rows, num_documents = len(queries), len(memory.records)
+        device = model.embedding.weight.device
+        self._hidden_bn = torch.zeros(num_rows, num_documents, dtype=torch.bool, device=device)
+        self._in_state_bn = torch.zeros(num_rows, num_documents, device=device)
+        self._attention_bn = torch.zeros(num_rows, num_documents, device=device)
+        self._num_tokens_b = torch.zeros(num_rows, device=device)
+        parts = []
+        for row, query in enumerate(queries):
+            tokens = [*start_ids, *query]
+            logits_1v, state, attention_n = read(model, memory.tokens, tokens, None, self._hidden_bn[row])
+            if begin != "fresh":
+                start = self._compose(row, attention_n * memory.tokens.forgotten_n, begin, num_composed)
+                tokens = list(query)
+                logits_1v, state, attention_n = read(model, memory.tokens, tokens, start, self._hidden_bn[row])
+            self._attention_bn[row] = attention_n
+            self._num_tokens_b[row] = len(tokens)
+            parts.append((logits_1v, state))
+        self.logits_bv = torch.cat([logits for logits, _ in parts])
+        self._state = DecodingState.join([state for _, state in parts])
+
+    @torch.no_grad()
+    def draw(
+        self, drawing: Drawing, stop_tokens: Collection[int] = (), num_token_ids: int | None = None
+    ) -> Iterator[Tensor]:
+        """Yield tokens_b as bmojo.generation.generate does; each one reads the documents."""
+        with self._memory.tokens.read_by(self._hidden_bn) as reading:
+            before_bn, before_b = self._attention_bn, self._num_tokens_b
+            drawn = continue_from(
+                self._model, self.logits_bv, self._state, **drawing._asdict(), stop_tokens=stop_tokens,
+                num_token_ids=num_token_ids,
+            )  # fmt: skip
+            for count, tokens_b in enumerate(drawn):
+                self._attention_bn, self._num_tokens_b = before_bn + reading.attention(), before_b + count
+                yield tokens_b
+
+    def sources(self, row: int = 0) -> list[Source]:
+        """Documents that a row has read so far, those that got most first."""
+        attention = (self._attention_bn[row] / self._num_tokens_b[row].clamp_min(1)).tolist()
+        found = zip(self._memory.records, attention, self._in_state_bn[row].tolist(), strict=True)
+        read_ones = [Source(*one) for one in found if one[1] > 0 or one[2] > 0]
+        return sorted(read_ones, key=lambda one: (one.in_state, one.attention), reverse=True)
+
+    def _compose(self, row: int, near_n: Tensor, begin: Composition, num_composed: int) -> DecodingState:
+        """The state to begin with. The nearest document is in it whole, so the row does not read it once more."""
+        most = 1 if begin == "nearest" else num_composed
+        near_d, number_d = near_n.topk(min(most, len(near_n)))
+        numbers = [number for number, near in zip(number_d.tolist(), near_d.tolist(), strict=True) if near > 0]
+        numbers = (numbers or number_d[:1].tolist())[::-1]  # the nearest last
+        documents = [self._memory.document(number) for number in numbers]
+        weights = [float(near_n[number]) for number in numbers]
+        try:
+            state = compose(self._model, documents, weights if begin == "weighted" else None)
+        except ValueError as error:
+            raise UserError(f"--begin {begin}: {error}") from error
+        self._hidden_bn[row, numbers[-1]] = True
+        for number, weight in zip(numbers, weights, strict=True):
+            self._in_state_bn[row, number] = weight / sum(weights) if begin == "weighted" and sum(weights) else 1.0
+        return state
+
+
+@dataclass
+class Answer:
+    """The answer to one question, as text. `sources` is complete once `pieces` is exhausted."""
+
+    asked: Asked
+    tokenizer: TextTokenizer
+    drawing: Drawing
+
+    def pieces(self) -> Iterator[str]:
+        """Yield the text as it is drawn. Bytes that do not form UTF-8 appear as the replacement character."""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        for token_b in self.asked.draw(self.drawing, (self.tokenizer.eod_id,), self.tokenizer.vocab_size):
+            token = int(token_b[0])
+            if token == self.tokenizer.eod_id:
+                break
+            yield decoder.decode(self.tokenizer.decode([token]))
+        yield decoder.decode(b"", final=True)
+
+    def sources(self) -> list[Source]:
+        """Documents that were read so far."""
+        return self.asked.sources()
+
+
+def ask(
+    model: BMojoLM,
+    tokenizer: TextTokenizer,
+    memory: StoredMemory,
+    query: str,
+    drawing: Drawing,
+    begin: Composition = "fresh",
+    num_composed: int = 4,
+) -> Answer:
+    """Read a question; the answer is drawn as its pieces are taken.
+
+    Raises: UserError: the question is empty, or see Asked.
+    """
+    try:
+        ids: list[int] = tokenizer.encode_batch([query])[0].tolist()
+    except UnicodeEncodeError as error:
+        raise UserError("--query cannot be encoded in UTF-8.") from error
+    if not ids:
+        raise UserError("--query is empty. Give the beginning of a text that the answer goes on with.")
+    return Answer(Asked(model, memory, [ids], beginning(tokenizer), begin, num_composed), tokenizer, drawing)
