@@ -20,7 +20,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from base.errors import DamagedError, UserError
-from base.names import suggest
+from base.names import close_names, did_you_mean
 from pipelines.storage.storage import Storage, encode_json
 
 FORMAT = 1
@@ -251,10 +251,8 @@ class DocumentStore:
             if candidates:
                 ids = ", ".join(one.id[:12] for one in candidates)
                 raise UserError(f"{name!r} fits several documents: {ids}. Give one of these ids.")
-        raise UserError(
-            f"There is no document {name!r} in {self.storage.url}.{suggest(name, [one.name for one in records[-50:]])} "
-            f"bmojo store list {self.storage.url} shows them."
-        )
+        near, url = did_you_mean(close_names(name, [one.name for one in records])), self.storage.url
+        raise UserError(f"There is no document {name!r} in {url}.{near} bmojo store list {url} shows them.")
 
     def _record(self, document_id: str) -> DocumentRecord:
         path = _path(document_id, RECORD)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 from base.errors import UserError
 from pipelines.cli.app import app
+from pipelines.cli.console import console
 from pipelines.memory.asking import StoredMemory, ask
 from pipelines.memory.store import DocumentStore
 from pipelines.stages.evaluate.language_model import Drawing
@@ -23,24 +25,32 @@ BEGINS = ("fresh", "nearest", "weighted", "decayed")
 
 
 def run(*arguments: str, code: int = 0) -> str:
+    console.file = None  # type: ignore[assignment]  # where --json leaves it for the rest of a process
     result = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"}, catch_exceptions=False)
     assert result.exit_code == code, result.output
     return result.output
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> str:
-    """A store of four files, by an exported model."""
-    place = str(tmp_path / "notes.store")
-    text_files(tmp_path / "texts", 4)
-    model = exported(tmp_path / "export")
-    said = run("remember", place, str(tmp_path / "texts"), "--model", str(model))
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a store of four files, by an exported model."""
+    folder = tmp_path_factory.mktemp("made")
+    text_files(folder / "texts", 4)
+    model = exported(folder / "export")
+    said = run("remember", str(folder / "notes.store"), str(folder / "texts"), "--model", str(model))
     assert re.search(r"Remembered 4 documents \([\d,]+ tokens\) in [\d.]+ MB. Ask: bmojo ask", said)
-    return place
+    return folder
 
 
-def test_remember_skips_what_is_there_and_ask_finds_the_model_itself(store: str, tmp_path: Path) -> None:
-    again = run("remember", store, str(tmp_path / "texts"), "--model", str(tmp_path / "export" / "model"))
+@pytest.fixture
+def store(made: Path, tmp_path: Path) -> str:
+    """A store of one's own."""
+    shutil.copytree(made / "notes.store", tmp_path / "notes.store")
+    return str(tmp_path / "notes.store")
+
+
+def test_remember_skips_what_is_there_and_ask_finds_the_model_itself(store: str, made: Path) -> None:
+    again = run("remember", store, str(made / "texts"), "--model", str(made / "export" / "model"))
     assert "Remembered 0 documents" in again
     assert "4 were there already" in again
     said = run("ask", store, "--query", "def function", "--tokens", "5", "--show-sources")
@@ -68,11 +78,11 @@ def test_every_beginning_answers(store: str, begin: str) -> None:
 
 
 @pytest.mark.parametrize("begin", BEGINS[1:])
-def test_a_store_of_one_document_answers_as_its_saved_state(tmp_path: Path, begin: str) -> None:
+def test_a_store_of_one_document_answers_as_its_saved_state(made: Path, tmp_path: Path, begin: str) -> None:
     model = tiny_model()
     (file,) = text_files(tmp_path / "texts", 1)
     place = str(tmp_path / "one.store")
-    run("remember", place, str(file), "--model", str(exported(tmp_path / "export")))
+    run("remember", place, str(file), "--model", str(made / "export" / "model"))
     memory = StoredMemory(DocumentStore.open(open_storage(place)), model)
     answer = ask(model, TOKENIZER, memory, " x", Drawing(9, temperature=0.0), begin)  # type: ignore[arg-type]
     document, query = TOKENIZER.encode_batch([file.read_text(), " x"])
@@ -100,7 +110,7 @@ def test_a_run_is_a_model_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert run("ask", place, "--query", "def", "--tokens", "1").startswith("def")
 
 
-def test_documents_are_listed_verified_and_forgotten(store: str, tmp_path: Path) -> None:
+def test_documents_are_listed_verified_and_forgotten(store: str) -> None:
     listed = run("store", "list", store)
     assert "4 documents" in listed
     assert all(f"{n}.txt" in listed for n in range(4))
@@ -125,7 +135,9 @@ def test_documents_are_listed_verified_and_forgotten(store: str, tmp_path: Path)
         (("remember", "PLAIN.store", "TEXTS", "--model", "PLAIN"), "no layer with an eidetic memory"),
     ],
 )
-def test_what_cannot_be_is_said(store: str, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+def test_what_cannot_be_is_said(
+    store: str, made: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
     if "OTHER" in arguments:
         other = tiny_model()
         with torch.no_grad():
@@ -133,7 +145,7 @@ def test_what_cannot_be_is_said(store: str, tmp_path: Path, arguments: tuple[str
         exported(tmp_path / "other", other)
     if "PLAIN" in arguments:
         exported(tmp_path / "plain", tiny_model("mamba2*2"))
-    places = {"STORE": store, "TEXTS": str(tmp_path / "texts"), "OTHER": str(tmp_path / "other" / "model"),
+    places = {"STORE": store, "TEXTS": str(made / "texts"), "OTHER": str(tmp_path / "other" / "model"),
               "PLAIN": str(tmp_path / "plain" / "model"), "nowhere": str(tmp_path / "nowhere"),
               "PLAIN.store": str(tmp_path / "plain.store")}  # fmt: skip
     with pytest.raises(UserError, match=message):

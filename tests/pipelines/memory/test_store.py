@@ -66,8 +66,10 @@ def test_forgotten_documents_are_gone(storage: Storage) -> None:
     assert [record.name for record in store.records()] == ["first.txt", "third.txt"]
     assert store.find(second.id) is None
     assert not storage.exists(f"documents/{second.id}")
-    with pytest.raises(UserError, match=r"no document 'second.txt' .* Did you mean"):
+    with pytest.raises(UserError, match=r"no document 'second.txt' in .*\. bmojo store list"):
         store.named(["second.txt"])
+    with pytest.raises(UserError, match=r"Did you mean 'first.txt'\?"):
+        store.named(["frst.txt"])
     (third,) = store.named([store.id_of([9])[:10]])
     assert third.name == "third.txt"
 
