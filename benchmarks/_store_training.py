@@ -14,7 +14,7 @@ from bmojo import BMojoLM, ModelConfig
 from bmojo.checkpoint_io import load_pretrained, save_pretrained
 from data.tasks.recall_batches import recall_batch, recall_batches
 
-PATTERNS = {"bmojo": "bmojo*2", "hybrid": "(mamba2,bmojo)*1"}
+PATTERNS = {"bmojo": "bmojo*2", "hybrid": "(mamba2,bmojo)*2"}
 TEST_SEED = 1_000_003
 CHECK_EVERY_STEPS = 100
 

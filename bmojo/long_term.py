@@ -10,17 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from bmojo.mixers.attention import Attention
+from bmojo.mixers.base import Mixer
 from bmojo.mixers.bmojo import BMojo, BMojoState
 from bmojo.mixers.long_term import EideticTokens, ExactIndex, LongTermReader
 from bmojo.mixers.mamba2 import Mamba2
 from bmojo.mixers.ssm import SSMState
-from bmojo.model import BMojoLM
+from bmojo.model import Block, BMojoLM
 from bmojo.prefill import PIECE_TOKENS, pieces
 from bmojo.state import DecodingState, LayerState
 from kernels.innovation_select.reference import ranks
@@ -47,8 +48,7 @@ class RememberedDocument:
 
 def eidetic_layers(model: BMojoLM) -> dict[int, BMojo]:
     """The layers that read long-term memory, by number. Raises: ValueError: there is none."""
-    mixers = {i: block.mixer for i, block in enumerate(model.blocks)}
-    found = {i: mixer for i, mixer in mixers.items() if isinstance(mixer, BMojo) and mixer.num_slots}
+    found = {i: mixer for i, mixer in enumerate(_mixers(model)) if isinstance(mixer, BMojo) and mixer.num_slots}
     if not found:
         raise ValueError(
             f"the model {model.config.pattern} has no layer with an eidetic memory, so it has nothing to read "
@@ -111,10 +111,8 @@ def _log_decays(model: BMojoLM) -> Iterator[dict[int, Tensor]]:
 
         return add
 
-    recurrent = {i: _recurrence(block.mixer) for i, block in enumerate(model.blocks)}
-    hooks = [
-        module.register_forward_pre_hook(watch(i)) for i, module in recurrent.items() if isinstance(module, Mamba2)
-    ]
+    recurrent = map(_recurrence, _mixers(model))
+    hooks = [module.register_forward_pre_hook(watch(i)) for i, module in enumerate(recurrent) if _has_decay(module)]
     try:
         yield found
     finally:
@@ -226,12 +224,11 @@ def compose(
     Raises: ValueError: a layer's states cannot be composed so.
     """
     state = documents[-1].state.clone()
-    for layer, block in enumerate(model.blocks):
-        mixer = _recurrence(block.mixer)
+    for layer, mixer in enumerate(map(_recurrence, _mixers(model))):
         if mixer is None or len(documents) == 1:
             continue
         states = [_ssm_state(document.state.layers[layer]) for document in documents]
-        if None in states or (weights is None and not isinstance(mixer, Mamba2)):
+        if None in states or (weights is None and not _has_decay(mixer)):
             raise ValueError(
                 f"layer {layer} is {type(mixer).__name__}, whose states are not composed "
                 f"{'by decay' if weights is None else 'by weights'}. Begin with the nearest document's state, or with "
@@ -256,11 +253,20 @@ def _shares(
     return of_later_nh.flip(0).cumsum(0).flip(0).exp()[..., None, None]
 
 
-def _recurrence(mixer: nn.Module) -> nn.Module | None:
+def _mixers(model: BMojoLM) -> list[Mixer[Any]]:
+    return [block.mixer for block in model.blocks if isinstance(block, Block)]
+
+
+def _recurrence(mixer: Mixer[Any]) -> Mixer[Any] | None:
     """The recurrent layer of a mixer, or the mixer if it is one; None: it has no recurrent state."""
     if isinstance(mixer, BMojo):
         return mixer.ssm
     return None if isinstance(mixer, Attention) else mixer
+
+
+def _has_decay(mixer: Mixer[Any] | None) -> TypeGuard[Mamba2]:
+    """Whether all that a layer forgets is one factor per head."""
+    return isinstance(mixer, Mamba2)
 
 
 def _ssm_state(state: LayerState) -> SSMState | None:

@@ -140,8 +140,9 @@ class Asked:
         except ValueError as error:
             raise UserError(f"--begin {begin}: {error}") from error
         self._hidden_bn[row, numbers[-1]] = True
+        total = sum(weights) if begin == "weighted" else 0.0
         for number, weight in zip(numbers, weights, strict=True):
-            self._in_state_bn[row, number] = weight / sum(weights) if begin == "weighted" and sum(weights) else 1.0
+            self._in_state_bn[row, number] = weight / total if total else 1.0
         return state
 
 
