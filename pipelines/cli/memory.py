@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 
 from base.errors import UserError
+from data.errors import DataError
 from pipelines.cli.console import (
     JsonOption,
     OverridableCommand,
@@ -20,8 +21,9 @@ from pipelines.cli.console import (
     only_json_on_stdout,
     print_json,
 )
-from pipelines.cli.models import StageOption, StepOption, above_zero, finite, load_for_decoding
+from pipelines.cli.models import StageOption, StepOption, above_zero, finite, load_for_decoding, placed_for_decoding
 from pipelines.cli.progress import delivery_progress
+from pipelines.cli.serve import model_name
 from pipelines.memory.store import DocumentStore, ModelIdentity, ModelSource
 from pipelines.storage import open_storage
 
@@ -251,8 +253,6 @@ def _load(
 
 
 def _of_run(source: ModelSource, storage: str) -> Loaded:
-    from pipelines.cli.serve import model_name
-
     trained = load_for_decoding(storage, source.model, source.stage, source.step)
     exact = source.model_copy(update={"model": trained.run.run_id, "stage": trained.stage})
     return _loaded(trained.model, trained.tokenizer, model_name(trained), exact)
@@ -260,9 +260,7 @@ def _of_run(source: ModelSource, storage: str) -> Loaded:
 
 def _of_export(source: ModelSource) -> Loaded:
     from bmojo.hf import import_from_hf
-    from data.errors import DataError
     from data.tokenizer import load_tokenizer
-    from pipelines.cli.models import placed_for_decoding
 
     try:
         model, tokenizer = import_from_hf(source.model).eval(), load_tokenizer(source.model)
