@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 .DEFAULT_GOAL := help
-.PHONY: needs-compiler help quickstart install test test-slow test-gpu test-faults transformers5 neuron-checks test-neuron mutants lint format types bench kernel-report docs lock clean
+.PHONY: needs-compiler help quickstart install test test-slow test-gpu test-faults transformers5 neuron-checks test-neuron mutants lint format types bench reproduce kernel-report docs lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -83,6 +83,9 @@ types: install  ## mypy
 
 bench: install  ## List the benchmarks; each runs as `python -m benchmarks.NAME`
 	@$(BIN)/python -m benchmarks
+
+reproduce: install  ## Test the papers' claims at small scale (hours on 2 cores, resumes); GPU=1, CORPUS="FILES"
+	$(BIN)/python -m benchmarks.reproduce $(if $(GPU),--gpu) $(if $(CORPUS),--corpus $(CORPUS))
 
 kernel-report: install  ## Compile every GPU kernel without a GPU: registers, spills, occupancy, rooflines
 	$(BIN)/python -m benchmarks.kernel_report

@@ -4,7 +4,7 @@
     python -m benchmarks.comparison compare --baseline swa --plot compare.png
 
 Works for any run whose train stages come from `foreach` with a `seed`, such as configs/ablate.yaml and
-configs/selection.yaml, also before all of them are finished. Prints Markdown.
+configs/reproduce/selection.yaml, also before all of them are finished. Prints Markdown.
 """
 
 from __future__ import annotations

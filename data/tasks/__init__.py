@@ -9,6 +9,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from data.tasks.drifting import DriftingRecall
 from data.tasks.mad import Compression, FuzzyRecall, InContextRecall, Memorization, NoisyRecall, SelectiveCopying
 from data.tasks.mqar import Mqar
 from data.tasks.retrieval import Needle, Phonebook
@@ -16,6 +17,7 @@ from data.tasks.state_tracking import S5, Parity
 
 AnyTask = Annotated[
     Mqar
+    | DriftingRecall
     | InContextRecall
     | NoisyRecall
     | FuzzyRecall

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.tasks.drifting import DriftingRecall
 from data.tasks.mad import Compression, FuzzyRecall, InContextRecall, Memorization, NoisyRecall, SelectiveCopying
 from data.tasks.mqar import Mqar
 from data.tasks.retrieval import Needle, Phonebook
@@ -97,6 +98,8 @@ def phonebook(task: Phonebook, past: list[int]) -> int:
 TASKS: list[tuple[Task, Solver, int]] = [
     (Mqar(kind="mqar"), recall, 8),
     (Mqar(kind="mqar", noise=False, num_pairs=4, num_queries=2, min_distance=20), recall, 2),
+    (DriftingRecall(kind="drifting_recall", min_distance=16), recall, 16),
+    (DriftingRecall(kind="drifting_recall", num_pairs=3, num_queries=2, num_phases=1), recall, 2),
     (InContextRecall(kind="in_context_recall"), recall, 56),
     (InContextRecall(kind="in_context_recall", num_keys=1, num_values=1, num_pairs=2), recall, 1),
     (NoisyRecall(kind="noisy_recall"), recall, 30),
@@ -174,7 +177,7 @@ def test_an_answer_is_written_where_its_source_says_and_nowhere_later_behind_the
             assert (source[at] < at).all()
             assert (source[at] >= 0).all()
             assert np.array_equal(tokens[source[at]], tokens[at])
-        if isinstance(task, Mqar | InContextRecall):  # keys are read one before values
+        if isinstance(task, Mqar | DriftingRecall | InContextRecall):  # keys are read one before values
             for answer in at.tolist():
                 before = [i for i in range(answer - 1) if tokens[i] == tokens[answer - 1]]
                 assert source[answer] == before[0 if isinstance(task, Mqar) else -1] + 1
@@ -206,7 +209,30 @@ def test_noise_never_takes_the_place_of_the_pair_that_is_asked_for(
     assert recall(task, past) == answer
 
 
+def test_every_phase_replaces_all_facts() -> None:
+    """Each key has a pair per phase; what is asked for is the pair of this phase, min_distance or more back."""
+    task = DriftingRecall(
+        kind="drifting_recall", num_pairs=3, num_queries=2, num_phases=4, phase_len=30, min_distance=8
+    )
+    tokens, is_answer, source = task.draw(np.random.default_rng(0))
+    phase_tokens = task.phase_len + task.num_queries
+    assert len(tokens) == 4 * phase_tokens
+    facts = []
+    for first in range(0, len(tokens), phase_tokens):
+        pairs_end = first + 2 * task.num_pairs
+        pairs = tokens[first:pairs_end].reshape(-1, 2).tolist()
+        facts.append(dict(pairs))
+        asked = np.flatnonzero(is_answer[first : first + phase_tokens]) + first
+        assert len(asked) == task.num_queries == len({tokens[at - 1] for at in asked})
+        assert all(first <= source[at] < pairs_end for at in asked)
+        assert all(at - 1 - (pairs_end - 1) >= task.min_distance for at in asked)
+    assert len({frozenset(of) for of in facts}) == 1  # the same keys
+    assert len({tuple(of[key] for key in sorted(of)) for of in facts}) == 4  # other values
+
+
 def test_tasks_that_do_not_fit_are_errors() -> None:
+    with pytest.raises(ValueError, match=r"phase_len=15 has no room .* at least 16"):
+        DriftingRecall(kind="drifting_recall", num_pairs=4, num_queries=4, phase_len=15, min_distance=5)
     with pytest.raises(ValueError, match="num_keys=4 is more than the 3 keys of at most 1 tokens"):
         FuzzyRecall(kind="fuzzy_recall", num_keys=4, num_key_ids=3, max_key_tokens=1)
     with pytest.raises(ValueError, match="max_value_tokens=4 is more than num_value_ids=3"):

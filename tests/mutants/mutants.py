@@ -50,6 +50,9 @@ _MAMBA2 = "bmojo/mixers/mamba2.py"
 _REFERENCE = "tests/bmojo/test_reference.py"
 
 MUTANTS: tuple[Mutant, ...] = (
+    # Claims
+    _mutant("a mean on the right side decides a statement", "tests/benchmarks/test_reproduce.py",
+            Edit("benchmarks/reproduce/statements.py", "if difference.low > above:", "if difference.value > above:")),
     # Baselines
     _mutant("channels of a key fade over one interval too few", "tests/kernels/channel_delta_rule",
             Edit("kernels/channel_delta_rule/torch_path.py", "[..., 0, :, :] * torch.exp(first_after)",

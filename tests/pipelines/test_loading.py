@@ -54,7 +54,9 @@ def pipeline_file(tmp_path: Path) -> Path:
     return file
 
 
-@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.name)
+@pytest.mark.parametrize(
+    "file", sorted([*CONFIGS.glob("*.yaml"), *CONFIGS.glob("reproduce/*.yaml")]), ids=lambda file: file.name
+)
 def test_every_recipe_loads(file: Path) -> None:
     assert load_pipeline(file).stages
 

@@ -355,7 +355,9 @@ def test_whatever_is_written_is_accepted_or_explained(field: str, train: Any, re
             load_pipeline(file)
 
 
-@pytest.mark.parametrize("file", [*sorted(CONFIGS.glob("*.yaml")), None], ids=str)
+@pytest.mark.parametrize(
+    "file", [*sorted(CONFIGS.glob("*.yaml")), *sorted(CONFIGS.glob("reproduce/*.yaml")), None], ids=str
+)
 def test_the_schema_accepts_what_is_valid(file: Path | None) -> None:
     jsonschema.validate(yaml.safe_load(file.read_text() if file else PIPELINE), pipeline_schema())
 

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from data.config import SyntheticSource
 from data.tasks import AnyTask
+from data.tasks.drifting import DriftingRecall
 from data.tasks.mad import Compression, FuzzyRecall, InContextRecall, Memorization, NoisyRecall, SelectiveCopying
 from data.tasks.mqar import Mqar
 from data.tasks.retrieval import Needle, Phonebook
@@ -33,6 +34,7 @@ _MIN_PROMPT_TOKENS = 512  # of the default suites: RULER's words alone take a hu
 
 AnySuite = Annotated[
     Mqar
+    | DriftingRecall
     | InContextRecall
     | NoisyRecall
     | FuzzyRecall
