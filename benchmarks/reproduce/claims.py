@@ -246,8 +246,8 @@ def _drift() -> Claim:
         letter="f",
         name="drift",
         title="Drifting data and the forgetting time",
-        sentence="With a forgetting time tau old surprises give way to new ones: where facts are replaced, a memory "
-        "that forgets answers better, and where they stay, it answers worse.",
+        sentence="With a forgetting time tau old surprises give way to new ones. Where facts are replaced, a memory "
+        "that forgets answers better; where they stay, it answers worse.",
         source="[the model's definition](../../docs/model.md), in our words",
         recipe="drift",
         how="Drifting: four phases of 40 tokens, each of which gives the same four keys other values; asked for are "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import re
 import shlex
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -44,8 +45,10 @@ def write(recipes: Mapping[str, Sequence[Trial]], setting: Setting, folder: Path
         overview.append((f"({claim.letter})", f"[{claim.title}](#{_anchor(claim)})", *_outcome(trials, readings)))
     parts = [
         "# The papers' claims at small scale",
-        f"Written by `{_command(setting)}`, which runs what is missing and can be killed at any time. "
-        f"{_where(setting)}",
+        _prose(
+            f"Written by `{_command(setting)}`, which runs what is missing and can be killed at any time. "
+            f"{_where(setting)}"
+        ),
         _table(("", "claim", "outcome", "trials finished"), overview),
         _RULE,
         "## Time",
@@ -106,9 +109,9 @@ def _section(claim: Claim, trials: Trials, readings: Sequence[Reading], has_plot
     note = NOTES / f"{claim.name}.md"
     parts = [
         f"## {_heading(claim)}",
-        f"> {claim.sentence}\n\n({claim.source})",
-        f"{claim.how} Recipe: [{claim.recipe}.yaml](../../configs/reproduce/{claim.recipe}.yaml).",
-        f"Outcome: {outcome}; {finished} trials are finished.{_commits(trials)}",
+        f"{_prose(claim.sentence, '> ')}\n\n{_prose(f'({claim.source})')}",
+        _prose(f"{claim.how} Recipe: [{claim.recipe}.yaml](../../configs/reproduce/{claim.recipe}.yaml)."),
+        _prose(f"Outcome: {outcome}; {finished} trials are finished.{_commits(trials)}"),
         _table(("statement", "difference, 95 % interval", "seeds", ""), map(_statement_row, readings)),
         f"![{claim.title}]({claim.name}.png)" if has_plot else "",
         _figures(claim, trials),
@@ -152,7 +155,7 @@ def _equality(claim: Claim) -> str:
             within = "in each group" if len(groups) > 1 else "in all rows"
             within = within if sum(map(len, groups)) == len(claim.rows) or len(groups) > 1 else "where compared"
             texts.append(f"{what} are equal to 2 % {within}; this is checked.")
-    return " ".join(texts)
+    return _prose(" ".join(texts)) if texts else ""
 
 
 def _commits(trials: Trials) -> str:
@@ -169,10 +172,10 @@ def _commits(trials: Trials) -> str:
 def _time(recipes: Mapping[str, Sequence[Trial]], setting: Setting) -> str:
     rows = list(_time_rows(recipes, setting))
     floor = f"Floor: the FLOPs of training at {CORE_FLOPS / 1e9:.0f} GFLOP/s per core on {CORES} cores, which large "
-    floor += "products of matrices reach. Core time is what finished trials took, each on one core with its start and "
-    floor += "its evaluation; to do is what the others take if they take as long."
+    floor += "products of matrices reach. Core time is what finished trials took on one core, start and evaluation "
+    floor += "included. To do is what the others take if they take as long."
     head = ("recipe", "trials", "tokens each", "FLOPs", "floor, min", "core time, min", "to do, min on 2 cores")
-    return f"{floor}\n\n{_table(head, rows)}"
+    return f"{_prose(floor)}\n\n{_table(head, rows)}"
 
 
 def _time_rows(recipes: Mapping[str, Sequence[Trial]], setting: Setting) -> Iterator[tuple[str, ...]]:
@@ -186,6 +189,12 @@ def _time_rows(recipes: Mapping[str, Sequence[Trial]], setting: Setting) -> Iter
             recipe, f"{len(durations)} of {len(trials)}", f"{trials[0].num_tokens / 1e6:.1f} M", f"{flops:.1e}", floor,
             f"{sum(durations) / 60:.0f}", to_do,
         )  # fmt: skip
+
+
+def _prose(text: str, prefix: str = "") -> str:
+    return textwrap.fill(
+        text, 118, initial_indent=prefix, subsequent_indent=prefix, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
