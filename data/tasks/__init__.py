@@ -17,7 +17,6 @@ from data.tasks.state_tracking import S5, Parity
 
 AnyTask = Annotated[
     Mqar
-    | DriftingRecall
     | InContextRecall
     | NoisyRecall
     | FuzzyRecall
@@ -27,6 +26,7 @@ AnyTask = Annotated[
     | S5
     | Parity
     | Needle
-    | Phonebook,
+    | Phonebook
+    | DriftingRecall,
     Field(discriminator="kind"),
 ]

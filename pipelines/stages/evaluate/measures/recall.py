@@ -34,7 +34,6 @@ _MIN_PROMPT_TOKENS = 512  # of the default suites: RULER's words alone take a hu
 
 AnySuite = Annotated[
     Mqar
-    | DriftingRecall
     | InContextRecall
     | NoisyRecall
     | FuzzyRecall
@@ -45,6 +44,7 @@ AnySuite = Annotated[
     | Parity
     | Needle
     | Phonebook
+    | DriftingRecall
     | TextNeedle
     | TextPhonebook
     | Extraction,
