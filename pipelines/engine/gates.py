@@ -11,6 +11,7 @@ from pipelines.engine.own_history import OwnHistory
 from pipelines.engine.plan import PlannedStage
 from pipelines.engine.records import FinishedStage
 from pipelines.engine.stage import ClosedGate, StageResult
+from pipelines.engine.verdict import Verdict
 from pipelines.tracking.run_tracking import RunTracking
 
 
@@ -49,12 +50,12 @@ class Gates:
         """Stages that succeeded, and from which nothing may go on."""
         return self._closed
 
-    def verdict(self) -> tuple[str | None, Failure | None]:
+    def verdict(self) -> Verdict:
         """Why a run without failures did not do all its stages, and the first stage that it is of."""
         if not self._closed:
-            return None, None
+            return Verdict(None, None)
         text = "; ".join(f"gate of {name}: {reason}" for name, reason in self._closed.items())
-        return next(iter(self._closed)), Failure(Status.STOPPED, text, None, EXIT_STOPPED)
+        return Verdict(next(iter(self._closed)), Failure(Status.STOPPED, text, None, EXIT_STOPPED))
 
 
 def _gate_of(planned: PlannedStage, result: StageResult[Any]) -> ClosedGate | None:

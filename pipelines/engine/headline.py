@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipelines.engine.fingerprint import flatten
+from pipelines.engine.pipeline import Pipeline
 from pipelines.engine.placement import ClusterNode, described
 from pipelines.engine.plan import PlannedStage
 from pipelines.engine.process import submitted_job
@@ -53,12 +54,27 @@ def costs_of(plan: Sequence[PlannedStage], stage: PlannedStage, duration_s: floa
     }
 
 
-def change_tags(plan: Sequence[PlannedStage]) -> dict[str, str]:
+def run_tags(pipeline: Pipeline, plan: Sequence[PlannedStage], run: Run, is_resumed: bool) -> dict[str, str]:
+    """What tells a run from others, as tags."""
+    places = _place_tags(run)
+    tags = {
+        "bmojo.pipeline": pipeline.name,
+        "mlflow.source.name": pipeline.config_path or pipeline.name,
+        **places,
+        **_change_tags(plan),
+        **_identity_tags(pipeline.overrides),
+    }
+    if not is_resumed:  # later it may be the user's own text
+        tags["mlflow.note.content"] = _description(places)
+    return tags
+
+
+def _change_tags(plan: Sequence[PlannedStage]) -> dict[str, str]:
     """What differs from the last runs of these stages: a tag for each that differs, so that a resume keeps them."""
     return {f"bmojo.changed.{stage.name}": "; ".join(stage.changes) for stage in plan if stage.changes}
 
 
-def place_tags(run: Run) -> dict[str, str]:
+def _place_tags(run: Run) -> dict[str, str]:
     """Where the run is: its folder and, in a submitted job, the job and its page ($BMOJO_DASHBOARD)."""
     job, dashboard = submitted_job(), os.environ.get("BMOJO_DASHBOARD")
     tags = {"bmojo.storage": run.storage.url, "bmojo.run_dir": run.url, "bmojo.ray_job": job or "none"}
@@ -67,7 +83,7 @@ def place_tags(run: Run) -> dict[str, str]:
     return tags
 
 
-def description(places: Mapping[str, str]) -> str:
+def _description(places: Mapping[str, str]) -> str:
     """The description of a new run in MLflow, in Markdown: its links, which no column of a table can have."""
     url = places.get("bmojo.ray_job_url")
     job = f"[{places['bmojo.ray_job']}]({url})" if url else places["bmojo.ray_job"]
@@ -82,7 +98,7 @@ def hardware_of(nodes: Sequence[ClusterNode]) -> str:
     return ", ".join(f"{count} x ({machine})" for machine, count in machines.items())
 
 
-def identity_tags(overrides: Sequence[str] | None) -> dict[str, str]:
+def _identity_tags(overrides: Sequence[str] | None) -> dict[str, str]:
     """User, machine, code version and overrides (None: not known) of a run, as tags."""
     commit = git_commit() or "unknown"
     tags = {

@@ -92,13 +92,18 @@ def is_ending() -> bool:
 
 def exit_after_signal() -> None:
     """Where a signal ended the work: stop Ray and leave, without what libraries do (and may abort in) at exit."""
-    if not _ending:
-        return
-    ray = sys.modules.get("ray")
-    if ray is not None:
-        with suppress(BaseException):
-            ray.shutdown()
-    _leave(_ending[0].code)
+    if _ending:
+        stop_ray_and_leave(_ending[0].code)
+
+
+def stop_ray_and_leave(code: int) -> NoReturn:
+    """End without what libraries do at exit, which may hang or abort; but let Ray end this process's work."""
+    _flush()  # before what may hang until somebody kills this process
+    shutdown: Callable[[], None] | None = getattr(sys.modules.get("ray"), "shutdown", None)
+    if shutdown is not None:
+        with suppress(BaseException):  # what a signal raises too: this process ends all the same
+            shutdown()
+    _leave(code)
 
 
 def _on_terminate(*_: Any) -> None:
@@ -125,10 +130,15 @@ def _is_first(code: int) -> bool:
 
 
 def _leave(code: int) -> NoReturn:
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(Exception):
-            stream.flush()
+    _flush()
     os._exit(code)
+
+
+def _flush() -> None:
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None: it was closed before Python started
+        # Nobody reads it or the disk is full; it is closed; or the signal came in the middle of a write to it.
+        with suppress(OSError, ValueError, RuntimeError):
+            stream.flush()
 
 
 def _raise_interrupt(*_: Any) -> NoReturn:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from pipelines.engine.events import Budget, Status
+from pipelines.engine.events import Budget
 from pipelines.engine.failures import Failure
 from pipelines.engine.stage import StageConfig
 
@@ -52,9 +52,3 @@ def next_attempt(config: StageConfig, tally: Tally, failure: Failure, mark: int)
     attempts = tally.retries + tally.lost_retries
     pause_s = min(config.backoff_s * 2.0 ** min(attempts - 1, 30), LONGEST_PAUSE_S)
     return Retry(tally, budget, allowed - used, pause_s)
-
-
-def worst(statuses: set[Status]) -> Status:
-    """Status of a run whose stages ended so, by what its user should know first."""
-    order = (Status.FAILED, Status.CANCELLED, Status.RESUMABLE, Status.SUCCEEDED)
-    return next((status for status in order if status in statuses), Status.RESUMABLE)

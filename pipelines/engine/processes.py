@@ -284,3 +284,15 @@ def lost_process(pid: int, code: int) -> Failure:
         may_pass=True,
         is_loss=code < 0,
     )
+
+
+def lost_cluster() -> Failure:
+    """The failure of an attempt whose cluster has ended."""
+    text = "the Ray cluster of this run has ended; the same command resumes"
+    return Failure(Status.RESUMABLE, text, None, EXIT_RESUMABLE, may_pass=True, is_loss=True)
+
+
+def lost_record(planned: PlannedStage) -> Failure:
+    """The failure of an attempt that said that it is done, and left no record."""
+    text = f"{planned.artifact.url}: its process said that it is done, and there is no record. Was it deleted?"
+    return Failure(Status.RESUMABLE, text, None, EXIT_RESUMABLE, may_pass=True)

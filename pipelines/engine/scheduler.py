@@ -17,49 +17,33 @@ from typing import Any
 
 from base.errors import UserError
 from pipelines.engine.attempt import note_reuse
+from pipelines.engine.dispatch import AttemptEnded, Dispatcher
 from pipelines.engine.events import (
     AttemptLost,
-    Ended,
-    EndStatus,
     Failed,
     Finished,
     Noted,
     Progress,
     Queued,
-    Started,
     Status,
 )
 from pipelines.engine.failures import EXIT_CANCELLED, EXIT_RESUMABLE, Failure, classify
 from pipelines.engine.gates import Gates
 from pipelines.engine.graph import inputs_of, with_results
-from pipelines.engine.headline import (
-    change_tags,
-    costs_of,
-    description,
-    figures_of,
-    hardware_of,
-    identity_tags,
-    place_tags,
-    settings_of,
-)
-from pipelines.engine.lease import (
-    DEFAULT_RENEW_S,
-    DEFAULT_TTL_S,
-    Lease,
-    lease_holder,
-)
+from pipelines.engine.headline import costs_of, figures_of, run_tags, settings_of
+from pipelines.engine.lease import DEFAULT_RENEW_S, DEFAULT_TTL_S, Lease, lease_holder
 from pipelines.engine.observer import Observer
 from pipelines.engine.own_history import OwnHistory
 from pipelines.engine.pipeline import Pipeline, lease_of, require_same_run, watch_notice
-from pipelines.engine.placement import Demand, why_no_room
 from pipelines.engine.plan import Action, PlannedStage
-from pipelines.engine.policy import next_attempt, worst
-from pipelines.engine.processes import Cluster, Launcher, Outcome, ProcessLauncher, StageJob
+from pipelines.engine.policy import next_attempt
+from pipelines.engine.processes import Cluster, Launcher, Outcome, ProcessLauncher, lost_cluster, lost_record
 from pipelines.engine.records import Artifacts, FinishedStage
 from pipelines.engine.results import RunResult
 from pipelines.engine.runs import Run
 from pipelines.engine.stage import AnyNode, StageNode, StageResult
 from pipelines.engine.under_way import StageRun
+from pipelines.engine.verdict import Verdict, gravest
 from pipelines.errors import InfrastructureError
 from pipelines.redact import redact
 from pipelines.tracking.replay import Backlog
@@ -116,13 +100,6 @@ def run_pipeline(
 
 
 @dataclass(frozen=True)
-class _AttemptEnded:
-    stage: str
-    attempt: int
-    outcome: Outcome
-
-
-@dataclass(frozen=True)
 class _Noticed:
     stage: str
     text: str
@@ -155,20 +132,21 @@ class _Scheduler:
         launcher: Launcher | None,
     ) -> None:
         self._pipeline, self._planned, self._run, self._lease = pipeline, planned, run, lease
-        self._cluster, self._observer, self._ttl_s, self._renew_s = cluster, observer, ttl_s, renew_s
+        self._cluster, self._observer = cluster, observer
         self._tracking = RunTracking(
             pipeline.storage, run.relpath, run.run_id, tracking, observer.on_notice, lease.number
         )
         self._launcher = launcher or ProcessLauncher(
             cluster.environment, self._tracking.log_dir, ("ray",) if _any_on_cluster(planned) else ()
         )
+        self._dispatcher = Dispatcher(run.run_id, lease, self._tracking, cluster, self._launcher, ttl_s, renew_s)
         self._history: OwnHistory
         self._gates: Gates
         self._stages = {stage.name: StageRun(stage) for stage in planned}
         self._finished: dict[str, AnyNode] = {}
         self._failures: dict[str, Failure] = {}
         self._stopping: Failure | None = None  # why nothing is started any more
-        self._messages: queue.SimpleQueue[_AttemptEnded | _LeaseLost | _CancelAsked] = queue.SimpleQueue()
+        self._messages: queue.SimpleQueue[AttemptEnded | _LeaseLost | _CancelAsked] = queue.SimpleQueue()
         self._notices: queue.SimpleQueue[_Noticed] = queue.SimpleQueue()
 
     # ---- the drive
@@ -200,16 +178,7 @@ class _Scheduler:
         self._lease.on_beat(self._heartbeat)
         self._lease.on_lost(lambda: self._messages.put(_LeaseLost()))
         self._observer.on_run_start(self._run, self._planned)
-        places = place_tags(self._run)
-        tags = {
-            "bmojo.pipeline": self._pipeline.name,
-            "mlflow.source.name": self._pipeline.config_path or self._pipeline.name,
-            **places,
-            **change_tags(self._planned),
-            **identity_tags(self._pipeline.overrides),
-        }
-        if not self._history.is_resumed:  # later it may be the user's own text
-            tags["mlflow.note.content"] = description(places)
+        tags = run_tags(self._pipeline, self._planned, self._run, is_resumed=self._history.is_resumed)
         self._tracking.start(redact(tags), redact(dict(self._pipeline.config)), not self._has_news())
         self._tracking.log_settings(settings_of(self._planned))
 
@@ -242,9 +211,9 @@ class _Scheduler:
         pauses = [stage.not_before - time.monotonic() for stage in self._ready()]
         return max(0.01, min([_POLL_S, *pauses]))
 
-    def _handle(self, message: _AttemptEnded | _LeaseLost | _CancelAsked) -> None:
+    def _handle(self, message: AttemptEnded | _LeaseLost | _CancelAsked) -> None:
         match message:
-            case _AttemptEnded():
+            case AttemptEnded():
                 self._attempt_ended(message)
             case _LeaseLost():
                 self._lease.require()
@@ -325,65 +294,23 @@ class _Scheduler:
             stage.may_be_finished = True
             self._queue(stage, f"waits for {holder.owner}, who is making the same artifact", 2 * _POLL_S)
             return
-        demand = Demand.of(planned.node)
-        connect = None
-        if demand is not None:
-            held = {
-                other.name: found
-                for other in self._stages.values()
-                if other.is_running and (found := Demand.of(other.planned.node)) is not None
-            }
-            reason = why_no_room(demand, held, self._cluster.nodes())
-            if reason is not None:
-                self._queue(stage, reason, _POLL_S)
-                return
-        stage.attempt += 1
-        attempt = stage.attempt
-        if demand is not None:
-            try:
-                connect = self._cluster.start()
-            except (UserError, InfrastructureError) as error:
-                self._attempt_failed(stage, classify(error))
-                return
-            self._tracking.log_tags({"bmojo.cluster": hardware_of(self._cluster.nodes())})
-        log_name = f"{planned.name}.{self._lease.number:06d}-{attempt}.log"
-        journal = self._tracking.journal_path(planned.name)
-        job = StageJob(
-            run_id=self._run.run_id,
-            planned=planned,
-            inputs=with_results(planned.node, self._finished),
-            attempt=attempt,
-            journal=journal,
-            log=self._tracking.log_dir / log_name,
-            system_metrics=self._tracking.options.system_metrics,
-            lease_ttl_s=self._ttl_s,
-            lease_renew_s=self._renew_s,
-            connect=connect,
-        )
+        running = [other.planned for other in self._stages.values() if other.is_running]
+        reason = self._dispatcher.why_no_room(planned, running)
+        if reason is not None:
+            self._queue(stage, reason, _POLL_S)
+            return
         try:
-            process = self._launcher.start(
-                job, lambda outcome: self._messages.put(_AttemptEnded(planned.name, attempt, outcome))
+            started = self._dispatcher.start(
+                stage,
+                with_results(planned.node, self._finished),
+                on_end=self._messages.put,
+                on_metrics=lambda step, values: self._observer.on_metrics(planned, step, values),
+                on_notice=lambda text: self._notices.put(_Noticed(planned.name, text)),
             )
-        except UserError as error:
+        except (UserError, InfrastructureError) as error:
             self._attempt_failed(stage, classify(error))
             return
-        stage.begin(
-            process,
-            journal,
-            on_metrics=lambda step, values: self._observer.on_metrics(planned, step, values),
-            on_notice=lambda text: self._notices.put(_Noticed(planned.name, text)),
-        )
-        self._history.append(
-            Started(
-                stage=planned.name,
-                attempt=attempt,
-                resumed=planned.action is Action.RESUME or attempt > 1,
-                artifact=planned.artifact.relpath,
-                log=f"logs/{log_name}",
-                pid=process.pid,
-                host=self._lease.owner.host,
-            )
-        )
+        self._history.append(started)
         self._observer.on_stage_start(planned)
         if any(not other.is_settled and not other.is_running for other in self._stages.values()):
             self._launcher.prepare()
@@ -397,7 +324,7 @@ class _Scheduler:
 
     # ---- ending
 
-    def _attempt_ended(self, message: _AttemptEnded) -> None:
+    def _attempt_ended(self, message: AttemptEnded) -> None:
         stage = self._stages[message.stage]
         if not stage.is_running or message.attempt != stage.attempt:
             return
@@ -413,7 +340,7 @@ class _Scheduler:
                 self._history.append(Finished(stage=stage.name, artifact=finished.artifact.relpath))
                 self._settle(stage, finished, result)
                 return
-            outcome = Outcome(failure=_record_is_gone(stage.planned))
+            outcome = Outcome(failure=lost_record(stage.planned))
         if outcome.held_by is not None:
             stage.not_before, stage.may_be_finished = 0.0, True  # it says so itself, as its owner is alive
             return
@@ -484,7 +411,7 @@ class _Scheduler:
         lost = self._cluster.is_lost()
         for stage in running:
             if lost and stage.planned.node.stage.uses_cluster:
-                stage.kill_for(_cluster_is_gone())
+                stage.kill_for(lost_cluster())
             stage.stop_if_late()
 
     def _stop(self, reason: Failure, grace_s: float) -> None:
@@ -501,7 +428,7 @@ class _Scheduler:
         while any(stage.is_running for stage in self._stages.values()) and time.monotonic() < deadline:
             try:
                 message = self._messages.get(timeout=0.2)
-                if isinstance(message, _AttemptEnded):
+                if isinstance(message, AttemptEnded):
                     self._attempt_ended(message)
             except queue.Empty:
                 pass
@@ -513,51 +440,37 @@ class _Scheduler:
             stage.kill()
 
     def _end(self, failure: Failure | None) -> RunResult:
-        failed_stage, failure = self._verdict(failure)
-        status: EndStatus = failure.status if failure else Status.SUCCEEDED
+        verdict = self._verdict(failure)
         undelivered: tuple[Backlog, ...] = ()
         try:
             self._launcher.close()
-            self._note_end(status, failed_stage, failure)
+            self._history.append(verdict.event(self._run))
         except Exception as error:
-            log.warning("Could not save that the run ended as %s: %s", status, error)
+            log.warning("Could not save that the run ended as %s: %s", verdict.status, error)
         try:
-            undelivered = self._tracking.stop(status, {"bmojo.error": failure.text} if failure else {})
+            tags = {"bmojo.error": verdict.failure.text} if verdict.failure else {}
+            undelivered = self._tracking.stop(verdict.status, tags)
         except Exception as error:
             log.warning("Tracking did not end in order: %s", error)
         self._cluster.close()
         result = RunResult(
             run=self._run,
-            status=status,
+            status=verdict.status,
             stages=self._finished,
             failures=self._failures,
-            failed_stage=failed_stage,
-            failure=failure,
+            failed_stage=verdict.stage,
+            failure=verdict.failure,
             undelivered=undelivered,
         )
         self._observer.on_run_end(result)
         return result
 
-    def _verdict(self, failure: Failure | None) -> tuple[str | None, Failure | None]:
-        """The failure of the run, and the stage that it is of."""
+    def _verdict(self, failure: Failure | None) -> Verdict:
+        """Judge the run. Args: failure: an error in this thread, not in a stage."""
         failure = failure or (self._stopping if self._stopping and not self._failures else None)
         if failure is not None:
-            return next(iter(self._failures), None), failure
-        if not self._failures:
-            return self._gates.verdict()
-        status = worst({found.status for found in self._failures.values()})
-        return next((name, found) for name, found in self._failures.items() if found.status is status)
-
-    def _note_end(self, status: EndStatus, failed_stage: str | None, failure: Failure | None) -> None:
-        text = None
-        if failure is not None:
-            text = failure.text
-            if failure.details and failed_stage is None:
-                text += f" (traceback: {self._run.write_text('errors/start.txt', failure.details)})"
-        if status is Status.CANCELLED:
-            self._history.append(Ended(event="cancelled", status=status, error=text, exit_code=EXIT_CANCELLED))
-        else:
-            self._history.append(Ended(status=status, error=text, exit_code=failure.exit_code if failure else 0))
+            return Verdict(next(iter(self._failures), None), failure)
+        return gravest(self._failures) if self._failures else self._gates.verdict()
 
     # ---- beside the stages
 
@@ -583,13 +496,3 @@ class _Scheduler:
 
 def _any_on_cluster(planned: Sequence[PlannedStage]) -> bool:
     return any(stage.action is not Action.REUSE and stage.node.stage.uses_cluster for stage in planned)
-
-
-def _cluster_is_gone() -> Failure:
-    text = "the Ray cluster of this run has ended; the same command resumes"
-    return Failure(Status.RESUMABLE, text, None, EXIT_RESUMABLE, may_pass=True, is_loss=True)
-
-
-def _record_is_gone(planned: PlannedStage) -> Failure:
-    text = f"{planned.artifact.url}: its process said that it is done, and there is no record. Was it deleted?"
-    return Failure(Status.RESUMABLE, text, None, EXIT_RESUMABLE, may_pass=True)

@@ -14,14 +14,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, BinaryIO
 
 from pipelines.engine.attempt import make
 from pipelines.engine.failures import classify
-from pipelines.engine.interrupts import EXIT_TERMINATED, SAME_S, Terminated, interruptible
+from pipelines.engine.interrupts import EXIT_TERMINATED, SAME_S, Terminated, interruptible, stop_ray_and_leave
 from pipelines.engine.processes import Outcome, StageJob, unknown_kind
 from pipelines.faults import explained_disk
 from pipelines.tracking.environment import quiet_environment
@@ -42,7 +41,7 @@ def main() -> None:
     outcome = _do(data)
     with suppress(BrokenPipeError), os.fdopen(answers, "wb") as pipe:  # broken if the scheduler is gone
         pipe.write(outcome.model_dump_json().encode())
-    _leave()
+    stop_ray_and_leave(0)
 
 
 def _receive(pipe: BinaryIO) -> bytes:
@@ -97,19 +96,6 @@ def _watch_parent(stop: threading.Event) -> None:
     timer = threading.Timer(_LEAVES_S, os._exit, (EXIT_TERMINATED,))
     timer.daemon = True
     timer.start()
-
-
-def _leave() -> None:
-    """End without what libraries do at exit, which may hang or abort; but let Ray end this process's work."""
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(Exception):
-            stream.flush()
-    ray = sys.modules.get("ray")
-    shutdown: Callable[[], None] | None = getattr(ray, "shutdown", None)
-    if shutdown is not None:
-        with suppress(BaseException):
-            shutdown()
-    os._exit(0)
 
 
 if __name__ == "__main__":

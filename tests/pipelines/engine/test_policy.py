@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.engine.events import Budget, Status
 from pipelines.engine.failures import EXIT_RESUMABLE, EXIT_USER, Failure
-from pipelines.engine.policy import LONGEST_PAUSE_S, Tally, next_attempt, worst
+from pipelines.engine.policy import LONGEST_PAUSE_S, Tally, next_attempt
 from tests.pipelines.engine.counting_pipeline import CountConfig
 
 ERROR = Failure(Status.FAILED, "a bug", None, 70, may_pass=True)
@@ -89,17 +88,3 @@ def test_errors_and_losses_use_up_budgets_of_their_own() -> None:
     renewed = next_attempt(config, second.tally, ERROR, 1)
     assert renewed is not None
     assert renewed.tally == Tally(retries=1, lost_retries=0, mark=1)
-
-
-@pytest.mark.parametrize(
-    ("statuses", "expected"),
-    [
-        ({Status.SUCCEEDED}, Status.SUCCEEDED),
-        ({Status.SUCCEEDED, Status.RESUMABLE}, Status.RESUMABLE),
-        ({Status.CANCELLED, Status.RESUMABLE}, Status.CANCELLED),
-        ({Status.FAILED, Status.CANCELLED, Status.RESUMABLE}, Status.FAILED),
-        (set(), Status.RESUMABLE),
-    ],
-)
-def test_the_gravest_status_is_the_runs(statuses: set[Status], expected: Status) -> None:
-    assert worst(statuses) is expected
