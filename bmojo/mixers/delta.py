@@ -9,20 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bmojo.fields import ModelFields
-from bmojo.layers import Linear, RMSNorm, RotaryTable, parts
-from bmojo.mixers.base import Mixer, MixerOutput, Sequence
-from bmojo.mixers.ssm import SSMState, corrected, delta_error, held, init_dt_bias
+from bmojo.layers import Linear, RMSNorm, parts
+from bmojo.mixers.base import MixerCounts, MixerOutput, Sequence
+from bmojo.mixers.recurrent import RecurrentMixer
+from bmojo.mixers.ssm import SSMState, corrected, delta_error, held
 from kernels.causal_conv1d import causal_conv1d, causal_conv1d_step
 
 UNIT_EPS = 1e-6  # added to the squared length of queries and keys
-
-
-class Widths(NamedTuple):
-    """Sizes of a layer that follow from the config."""
-
-    inner: int  # values of all heads
-    num_heads: int
-    conv_channels: int  # q, k and v
 
 
 class Gates(NamedTuple):
@@ -38,7 +31,7 @@ class Gates(NamedTuple):
         return k * (decay if decay.dim() == k.dim() else decay[..., None])
 
 
-class DeltaMixer(Mixer[SSMState]):
+class DeltaMixer(RecurrentMixer):
     """u -> (low, qkv, rest); conv + SiLU on q, k, v; |q| = |k| = 1; a delta rule; a norm and a gate; out-projection.
 
     Its fields are Mamba-2's. A head has d_state channels for queries and keys, and ssm_head_dim for values. A subclass
@@ -49,8 +42,6 @@ class DeltaMixer(Mixer[SSMState]):
 
     def __init__(self, config: ModelFields) -> None:
         super().__init__(config)
-        self.d_inner, self.num_heads, self.conv_channels = self.widths(config)
-        self.head_dim, self.d_state = config.ssm_head_dim, config.d_state
         self.in_proj = Linear(config.d_model, sum(self.in_widths(config)), config.init_std)
         self.conv_weight = nn.Parameter(torch.empty(self.conv_channels, config.conv_width))
         self.dt_bias = nn.Parameter(torch.empty(self.num_decays(config)))
@@ -68,6 +59,11 @@ class DeltaMixer(Mixer[SSMState]):
     @classmethod
     def num_decays(cls, config: ModelFields) -> int:
         """Step sizes per position."""
+        raise NotImplementedError
+
+    @classmethod
+    def rule_flops(cls, config: ModelFields) -> float:
+        """Of one head and position, forward."""
         raise NotImplementedError
 
     def gates(self, low: Tensor, rest: Tensor) -> Gates:
@@ -90,30 +86,21 @@ class DeltaMixer(Mixer[SSMState]):
 
     # What follows
 
-    @staticmethod
-    def expand(config: ModelFields) -> tuple[str, int]:
-        """Inner width in units of d_model: the field that sets it, and its value."""
-        return "ssm_expand", config.ssm_expand
+    @classmethod
+    def num_maps(cls, config: ModelFields, num_heads: int) -> int:
+        return num_heads
 
     @classmethod
-    def out_std(cls, config: ModelFields) -> float:
-        """Standard deviation of the out-projection at initialisation."""
-        return config.residual_std
-
-    @classmethod
-    def widths(cls, config: ModelFields) -> Widths:
-        inner = cls.expand(config)[1] * config.d_model
-        num_heads = inner // config.ssm_head_dim
-        return Widths(inner, num_heads, 2 * num_heads * config.d_state + inner)
-
-    @classmethod
-    def check(cls, config: ModelFields) -> None:
-        inner = cls.widths(config).inner
-        if inner % config.ssm_head_dim:
-            raise ValueError(
-                f"{cls.expand(config)[0]} * d_model = {inner} is not a multiple of "
-                f"ssm_head_dim={config.ssm_head_dim}; change one."
-            )
+    def counts(cls, config: ModelFields, seq_len: int) -> MixerCounts:
+        """The rule counts what its chunked form needs."""
+        return MixerCounts(
+            params={"delta": cls.num_params(config)},
+            flops={
+                "delta_projections": 2.0 * cls.num_projections(config),
+                "delta_rule": cls.widths(config).num_heads * cls.rule_flops(config),
+            },
+            state_bytes=cls.num_state_bytes(config),
+        )
 
     @classmethod
     def num_projections(cls, config: ModelFields) -> int:
@@ -125,21 +112,6 @@ class DeltaMixer(Mixer[SSMState]):
         _, num_heads, conv_channels = cls.widths(config)
         gates = cls.num_decays(config) + num_heads
         return cls.num_projections(config) + conv_channels * config.conv_width + gates + config.ssm_head_dim
-
-    @classmethod
-    def num_state_bytes(cls, config: ModelFields) -> int:
-        inner, _, conv_channels = cls.widths(config)
-        return 4 * ((config.conv_width - 1) * conv_channels + inner * config.d_state)
-
-    def init_weights(self, generator: torch.Generator) -> None:
-        """As Mamba-2; see the table in bmojo.model."""
-        config = self.config
-        bound = config.conv_width**-0.5
-        nn.init.uniform_(self.conv_weight, -bound, bound, generator=generator)
-        init_dt_bias(self.dt_bias, config, generator)
-        nn.init.uniform_(self.A_log, config.a_min, config.a_max, generator=generator)
-        with torch.no_grad():
-            self.A_log.log_()
 
     def forward(self, u_btd: Tensor, sequence: Sequence, state: SSMState | None = None) -> MixerOutput:
         low, conv_in_btc, rest = self.in_proj.parts(u_btd, self.in_widths(self.config))
@@ -162,13 +134,9 @@ class DeltaMixer(Mixer[SSMState]):
             state.ssm.copy_(final)
         return MixerOutput(self.gated_out(y_bthp, gates.out), delta_error_bt=error_bt)
 
-    def step(self, u_bd: Tensor, position_b: Tensor, rotary: RotaryTable, state: SSMState) -> Tensor:
-        return self.step_of_projected(self.in_proj(u_bd), state)[0]
-
     def step_of_projected(
         self, projected: Tensor, state: SSMState, delta_error: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """The step of what in_proj gives; and, if asked, each row's ssm.delta_error."""
         low, conv_in_bc, rest = parts(projected, self.in_widths(self.config))
         gates = self.gates(low, rest)
         conv_out_bc = causal_conv1d_step(conv_in_bc, self.conv_weight, state.conv)
@@ -176,15 +144,6 @@ class DeltaMixer(Mixer[SSMState]):
         error_b = corrected(v_bhp, held(state.ssm, gates.fade(k_bhn)), None, gates.beta) if delta_error else None
         y_bhp = self.rule_step((q_bhn, k_bhn, v_bhp), gates, state.ssm)
         return self.gated_out(y_bhp.to(projected.dtype), gates.out), error_b
-
-    def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> SSMState:
-        width = self.config.conv_width
-        precise = torch.promote_types(dtype, torch.float32)
-        heads = (self.num_heads, self.head_dim, self.d_state)
-        return SSMState(
-            conv=torch.zeros(batch_size, width - 1, self.conv_channels, dtype=dtype, device=device),
-            ssm=torch.zeros(batch_size, *heads, dtype=precise, device=device),
-        )
 
     def precise(self, gate: Tensor) -> Tensor:
         """A gate in the precision of A_log at least."""

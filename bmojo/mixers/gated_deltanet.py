@@ -7,7 +7,6 @@ from torch import Tensor
 
 from bmojo.fields import ModelFields
 from bmojo.layers import halves
-from bmojo.mixers.base import MixerCounts
 from bmojo.mixers.delta import DeltaMixer, Gates, log_decay
 from kernels.gated_delta_rule import flops_per_position, gated_delta_rule, gated_delta_step
 from kernels.pointwise import gated
@@ -26,14 +25,8 @@ class GatedDeltaNet(DeltaMixer):
         return cls.widths(config).num_heads
 
     @classmethod
-    def counts(cls, config: ModelFields, seq_len: int) -> MixerCounts:
-        """The rule counts what its chunked form needs."""
-        rule = cls.widths(config).num_heads * flops_per_position(config.d_state, config.ssm_head_dim)
-        return MixerCounts(
-            params={"delta": cls.num_params(config)},
-            flops={"delta_projections": 2.0 * cls.num_projections(config), "delta_rule": rule},
-            state_bytes=cls.num_state_bytes(config),
-        )
+    def rule_flops(cls, config: ModelFields) -> float:
+        return flops_per_position(config.d_state, config.ssm_head_dim)
 
     def gates(self, low: Tensor, rest: Tensor) -> Gates:
         a, b = halves(self.precise(rest))

@@ -8,7 +8,6 @@ from torch.nn import functional as F
 
 from bmojo.fields import ModelFields
 from bmojo.layers import Linear, parts
-from bmojo.mixers.base import MixerCounts
 from bmojo.mixers.delta import DeltaMixer, Gates
 from kernels.channel_delta_rule import channel_delta_rule, channel_delta_step, flops_per_position
 
@@ -39,14 +38,8 @@ class KimiDeltaAttention(DeltaMixer):
         return super().num_projections(config) + from_rank
 
     @classmethod
-    def counts(cls, config: ModelFields, seq_len: int) -> MixerCounts:
-        """The rule counts what its chunked form needs."""
-        rule = cls.widths(config).num_heads * flops_per_position(config.d_state, config.ssm_head_dim)
-        return MixerCounts(
-            params={"delta": cls.num_params(config)},
-            flops={"delta_projections": 2.0 * cls.num_projections(config), "delta_rule": rule},
-            state_bytes=cls.num_state_bytes(config),
-        )
+    def rule_flops(cls, config: ModelFields) -> float:
+        return flops_per_position(config.d_state, config.ssm_head_dim)
 
     def gates(self, low: Tensor, rest: Tensor) -> Gates:
         a_low, b, _ = parts(rest, (self.head_dim, self.num_heads, 0))

@@ -2,38 +2,28 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bmojo.fields import ModelFields
-from bmojo.layers import Linear, RMSNorm, RotaryTable, parts
-from bmojo.mixers.base import Mixer, MixerCounts, MixerOutput, Sequence
-from bmojo.mixers.ssm import SSMState, corrected, delta_error, held, init_dt_bias
+from bmojo.layers import Linear, RMSNorm, parts
+from bmojo.mixers.base import MixerCounts, MixerOutput, Sequence
+from bmojo.mixers.recurrent import RecurrentMixer
+from bmojo.mixers.ssm import SSMState, corrected, delta_error, held
 from kernels.causal_conv1d import causal_conv1d, causal_conv1d_step
 from kernels.cpp.constants import SSD_CHUNK
 from kernels.ssd_scan import ssd_scan, ssd_step
 
 
-class Widths(NamedTuple):
-    """Sizes of a layer that follow from the config."""
-
-    inner: int
-    num_heads: int
-    conv_channels: int  # x, B and C
-
-
-class Mamba2(Mixer[SSMState]):
+class Mamba2(RecurrentMixer):
     """u -> (z, x, B, C, dt); conv + SiLU on x, B, C; the scan; RMSNorm(y * SiLU(z)); out-projection."""
 
     FLOAT32 = ("A_log", "D", "dt_bias")
 
     def __init__(self, config: ModelFields) -> None:
         super().__init__(config)
-        self.head_dim, self.d_state, self.num_groups = config.ssm_head_dim, config.d_state, config.ssm_num_groups
-        self.d_inner, self.num_heads, self.conv_channels = self.widths(config)
+        self.num_groups = config.ssm_num_groups
         in_features = self.d_inner + self.conv_channels + self.num_heads
         self.in_proj = Linear(config.d_model, in_features, config.init_std)
         self.conv_weight = nn.Parameter(torch.empty(self.conv_channels, config.conv_width))
@@ -43,32 +33,17 @@ class Mamba2(Mixer[SSMState]):
         self.norm = RMSNorm(self.d_inner, config.norm_eps)
         self.out_proj = Linear(self.d_inner, config.d_model, self.out_std(config))
 
-    @staticmethod
-    def expand(config: ModelFields) -> tuple[str, int]:
-        """Inner width in units of d_model: the field that sets it, and its value."""
-        return "ssm_expand", config.ssm_expand
-
     @classmethod
-    def out_std(cls, config: ModelFields) -> float:
-        """Standard deviation of the out-projection at initialisation."""
-        return config.residual_std
-
-    @classmethod
-    def widths(cls, config: ModelFields) -> Widths:
-        inner = cls.expand(config)[1] * config.d_model
-        return Widths(inner, inner // config.ssm_head_dim, inner + 2 * config.ssm_num_groups * config.d_state)
+    def num_maps(cls, config: ModelFields, num_heads: int) -> int:
+        return config.ssm_num_groups
 
     @classmethod
     def check(cls, config: ModelFields) -> None:
-        name = cls.expand(config)[0]
-        inner, num_heads, _ = cls.widths(config)
-        if inner % config.ssm_head_dim:
-            raise ValueError(
-                f"{name} * d_model = {inner} is not a multiple of ssm_head_dim={config.ssm_head_dim}; change one."
-            )
+        super().check(config)
+        num_heads = cls.widths(config).num_heads
         if num_heads % config.ssm_num_groups:
             raise ValueError(
-                f"{num_heads} SSM heads ({name} * d_model / ssm_head_dim) are not a multiple of "
+                f"{num_heads} SSM heads ({cls.expand(config)[0]} * d_model / ssm_head_dim) are not a multiple of "
                 f"ssm_num_groups={config.ssm_num_groups}; change one."
             )
 
@@ -84,18 +59,12 @@ class Mamba2(Mixer[SSMState]):
         return MixerCounts(
             params={"ssm": projections + conv_channels * config.conv_width + 3 * num_heads + inner},
             flops={"ssm_projections": 2.0 * projections, "ssm_scan": 2.0 * (within + across + intervals)},
-            state_bytes=4 * ((config.conv_width - 1) * conv_channels + inner * n),
+            state_bytes=cls.num_state_bytes(config),
         )
 
     def init_weights(self, generator: torch.Generator) -> None:
         """See the table in bmojo.model."""
-        config = self.config
-        bound = config.conv_width**-0.5
-        nn.init.uniform_(self.conv_weight, -bound, bound, generator=generator)
-        init_dt_bias(self.dt_bias, config, generator)
-        nn.init.uniform_(self.A_log, config.a_min, config.a_max, generator=generator)
-        with torch.no_grad():
-            self.A_log.log_()
+        super().init_weights(generator)
         nn.init.ones_(self.D)
 
     def forward(self, u_btd: Tensor, sequence: Sequence, state: SSMState | None = None) -> MixerOutput:
@@ -120,13 +89,9 @@ class Mamba2(Mixer[SSMState]):
             state.ssm.copy_(final)
         return MixerOutput(self._gated_out(y_bthp.flatten(-2), z_bti), delta_error_bt=error_bt)
 
-    def step(self, u_bd: Tensor, position_b: Tensor, rotary: RotaryTable, state: SSMState) -> Tensor:
-        return self.step_of_projected(self.in_proj(u_bd), state)[0]
-
     def step_of_projected(
         self, projected: Tensor, state: SSMState, delta_error: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """The step of what in_proj gives; and, if asked, each row's ssm.delta_error."""
         z_bi, conv_in_bc, dt_bh = parts(projected, self._in_widths)
         conv_out_bc = causal_conv1d_step(conv_in_bc, self.conv_weight, state.conv)
         x_bhp, B_bgn, C_bgn = self._conv_parts(conv_out_bc)
@@ -142,15 +107,6 @@ class Mamba2(Mixer[SSMState]):
         """log of what these tokens leave of the state before them: the sum over t of dt_t A, [b, h]."""
         _, _, dt_bth = self._project(u_btd)
         return -(dt_bth.sum(1) * torch.exp(self.A_log))
-
-    def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> SSMState:
-        width = self.config.conv_width
-        precise = torch.promote_types(dtype, torch.float32)
-        heads = (self.num_heads, self.head_dim, self.d_state)
-        return SSMState(
-            conv=torch.zeros(batch_size, width - 1, self.conv_channels, dtype=dtype, device=device),
-            ssm=torch.zeros(batch_size, *heads, dtype=precise, device=device),
-        )
 
     @property
     def _in_widths(self) -> tuple[int, int, int]:
