@@ -6,11 +6,10 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from base.config import StrictConfig
+from base.config import ADDED_LATER, StrictConfig
 from data.tasks import AnyTask
 
 MIB = 1 << 20
-_ADDED_LATER: dict[str, Any] = {"affects_result": "unless default"}  # as pipelines.engine.stage reads it
 
 
 class Vocabulary(NamedTuple):
@@ -119,7 +118,7 @@ class SyntheticSource(SourceConfig):
     mark_sources: bool = Field(
         False,
         description="Note down where each answer is read off. Training with model.selection=oracle needs it.",
-        json_schema_extra=_ADDED_LATER,
+        json_schema_extra=ADDED_LATER,
     )
 
     @property

@@ -18,8 +18,8 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -29,6 +29,8 @@ DOC_STARTS_DTYPE = np.dtype("<i4")  # stored as bytes: MDS has no empty arrays, 
 _SAMPLES_AT_ONCE = 64
 _WINDOW_SAMPLES = 256  # of best_fit: what it chooses from holds at least this many, and
 _WINDOW_TOKENS = 1 << 22
+
+Item = TypeVar("Item")
 
 
 class Encoded(NamedTuple):
@@ -98,7 +100,8 @@ def pack_best_fit(documents: Iterator[Encoded], seq_len: int, eod: np.ndarray) -
     Chosen from windows of documents: the largest first, each into the fullest sample that has room for it.
     """
     position = 0
-    for window in _windows(documents, max(_WINDOW_TOKENS, _WINDOW_SAMPLES * seq_len)):
+    least = max(_WINDOW_TOKENS, _WINDOW_SAMPLES * seq_len)
+    for window in groups_of(documents, least, lambda document: document.num_targets):
         for group in _best_fit([document.num_targets for document in window], seq_len):
             stream = _Stream(eod)
             placed = []
@@ -174,17 +177,18 @@ class _Stream:
         return np.concatenate([np.zeros(len(piece), np.uint8) if mask is None else mask for piece, mask in pieces])
 
 
-def _windows(documents: Iterator[Encoded], num_targets: int) -> Iterator[list[Encoded]]:
-    window: list[Encoded] = []
+def groups_of(items: Iterable[Item], least: int, size_of: Callable[[Item], int]) -> Iterator[list[Item]]:
+    """Items in turn, in groups whose sizes sum to `least` or more; the last group has what is left."""
+    group: list[Item] = []
     held = 0
-    for document in documents:
-        window.append(document)
-        held += document.num_targets
-        if held >= num_targets:
-            yield window
-            window, held = [], 0
-    if window:
-        yield window
+    for item in items:
+        group.append(item)
+        held += size_of(item)
+        if held >= least:
+            yield group
+            group, held = [], 0
+    if group:
+        yield group
 
 
 def _best_fit(sizes: Sequence[int], room: int) -> list[list[int]]:

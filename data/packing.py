@@ -25,7 +25,7 @@ from data.id_sources import Vocabulary
 from data.index import folder_name
 from data.lineage import DocumentsWriter
 from data.mds import BYTES, MdsWriter, array_of
-from data.packers import PACKERS, Encoded
+from data.packers import PACKERS, Encoded, groups_of
 from data.records import HeldOut, Packed, PackingFormat, Reason, SliceRecord, SliceRecords, SplitCounts
 from data.sources import AnyDocument, Document, Slice, read_slice
 from data.tokenizer import Tokenizer
@@ -192,7 +192,7 @@ def _format(own: Vocabulary | None, tokenizer: Tokenizer | None, fields: Packing
 
 def _encoded(documents: Iterable[AnyDocument], tokenizer: Tokenizer | None) -> Iterator[tuple[Encoded, float]]:
     """Documents with their own ids or those of their text, each with its position_of."""
-    for batch in _batches(documents):
+    for batch in groups_of(documents, _ENCODE_CHARS, lambda document: document.size):
         texts = [document.text for document in batch if isinstance(document, Document)]
         ids_of = iter(tokenizer.encode_batch(texts) if tokenizer is not None and texts else [])
         del texts
@@ -254,16 +254,3 @@ def _replacing(*paths: Path) -> Iterator[None]:
     except BaseException:
         remove()
         raise
-
-
-def _batches(documents: Iterable[AnyDocument]) -> Iterator[list[AnyDocument]]:
-    batch: list[AnyDocument] = []
-    num_chars = 0
-    for document in documents:
-        batch.append(document)
-        num_chars += document.size
-        if num_chars >= _ENCODE_CHARS:
-            yield batch
-            batch, num_chars = [], 0
-    if batch:
-        yield batch

@@ -8,44 +8,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from pydantic import Field, ValidationInfo, model_validator
+from pydantic import Field
 
+from base.own_code import FUNCTION, OwnCode
 from data.errors import DataError
 from data.filters.filter import Filter, Judge, Rejection
 
-_MODULE = r"[^\W\d]\w*(\.[^\W\d]\w*)*"
 _SHOWN_CHARACTERS = 60
-_NOT_IN_FINGERPRINT: dict[str, Any] = {"affects_result": False}  # as pipelines.engine.stage reads it
 
 
-class Python(Filter):
+class Python(OwnCode, Filter):
     """Ask a function of yours about each text: true keeps it, false or a text that says why leaves it out."""
 
     kind: Literal["python"]
-    call: str = Field(
-        pattern=rf"^{_MODULE}:{_MODULE}$", description="The function as `module:function`. It gets the text."
-    )
-    modules: tuple[str, ...] = Field(
-        (),
-        description="Modules whose source counts and travels besides that of `call` and what this imports from the "
-        "same folders: those that are imported by a name computed at run time.",
-        json_schema_extra=_NOT_IN_FINGERPRINT,  # their source counts
-    )
-    folder: str | None = Field(
-        None,
-        min_length=1,
-        description="Folder in which modules are looked up, before the current one and installed packages; left out: "
-        "that of the pipeline file.",
-        json_schema_extra=_NOT_IN_FINGERPRINT,
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _beside_the_pipeline_file(cls, fields: Any, info: ValidationInfo) -> Any:
-        known = info.context or {}
-        if isinstance(fields, dict) and fields.get("folder") is None and "pipeline_folder" in known:
-            return {**fields, "folder": known["pipeline_folder"]}
-        return fields
+    call: str = Field(pattern=FUNCTION, description="The function as `module:function`. It gets the text.")
 
     def judge(self) -> Judge:
         """Import the function. Raises DataError: it is not there; and when it judges: it raised, or returned else."""

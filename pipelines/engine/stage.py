@@ -24,14 +24,9 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar, ge
 from pydantic import BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 from pydantic_core import PydanticCustomError
 
-from base.config import StrictConfig
+from base.config import NOT_IN_FINGERPRINT, StrictConfig
 from pipelines.storage.artifact import ArtifactDir
 from pipelines.tracking.journal import Journal
-
-NOT_IN_FINGERPRINT: dict[str, Any] = {"affects_result": False}
-"""Pass as `json_schema_extra` to mark a field that cannot change a stage's result (resources, logging, ...)."""
-ADDED_LATER: dict[str, Any] = {"affects_result": "unless default"}
-"""Pass it to mark a field whose default means what was done before there was the field, so that results are reused."""
 
 
 class Resources(StrictConfig):

@@ -6,7 +6,8 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipelines.engine.stage import NOT_IN_FINGERPRINT, StageConfig
+from base.config import NOT_IN_FINGERPRINT
+from pipelines.engine.stage import StageConfig
 from pipelines.stages.evaluate.external import ExternalModelConfig
 from pipelines.stages.evaluate.gate import GateConfig
 from pipelines.stages.evaluate.measures import DEFAULT, AnyMeasureConfig

@@ -6,12 +6,12 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from base.config import StrictConfig
+from base.config import ADDED_LATER, NOT_IN_FINGERPRINT, StrictConfig
 from bmojo import ModelConfig
 from bmojo.fields import ActivationCheckpointing
 from data.batches import Batches, BatchPhase
 from pipelines.engine.fingerprint import config_that_matters
-from pipelines.engine.stage import ADDED_LATER, NOT_IN_FINGERPRINT, StageConfig
+from pipelines.engine.stage import StageConfig
 from pipelines.errors import FieldError
 from pipelines.stages.precision import used_precision
 from pipelines.stages.train.backends.config import AnyBackendConfig, DeepSpeedConfig

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from pydantic import Field, PositiveInt, model_validator
 
-from base.config import StrictConfig
+from base.config import NOT_IN_FINGERPRINT, StrictConfig
 from base.errors import UserError
-from pipelines.engine.stage import NOT_IN_FINGERPRINT
 from pipelines.errors import FieldError
 from pipelines.storage.artifact import ArtifactDir
 

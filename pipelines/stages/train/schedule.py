@@ -7,8 +7,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
-from base.config import StrictConfig
-from pipelines.engine.stage import ADDED_LATER
+from base.config import ADDED_LATER, StrictConfig
 
 
 class Position(NamedTuple):

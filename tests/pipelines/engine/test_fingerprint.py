@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from pydantic import Field
 
-from base.config import StrictConfig
+from base.config import ADDED_LATER, NOT_IN_FINGERPRINT, StrictConfig
 from pipelines.engine.fingerprint import InputIdentity, differences, fingerprint_stage
-from pipelines.engine.stage import ADDED_LATER, NOT_IN_FINGERPRINT, Content, Resources, StageConfig
+from pipelines.engine.stage import Content, Resources, StageConfig
 
 
 class Model(StrictConfig):

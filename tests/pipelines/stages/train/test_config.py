@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from base.config import NOT_IN_FINGERPRINT
 from pipelines.engine.fingerprint import config_that_matters
-from pipelines.engine.stage import NOT_IN_FINGERPRINT
 from pipelines.errors import ConfigError
 from pipelines.stages.train.config import TrainStageConfig, check_seq_len
 
