@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, model_validator
 
-from base.config import StrictConfig
+from base.config import ADDED_LATER, StrictConfig
 from bmojo.pattern import expand_pattern
-
-_ADDED_LATER: dict[str, Any] = {"affects_result": "unless default"}  # as pipelines.engine.stage reads it
 
 ActivationCheckpointing = Literal["none", "pointwise", "attention", "block"]
 """What the backward pass computes again instead of keeping it: next to nothing; on a GPU also norms, rotations,
@@ -58,7 +56,7 @@ class ModelFields(StrictConfig):
     attention_conv_width: Literal[0, 2, 3, 4] = Field(
         default=0,
         description="Taps of a causal convolution whose SiLU is added to queries, keys and values; 0: none.",
-        json_schema_extra=_ADDED_LATER,
+        json_schema_extra=ADDED_LATER,
     )
 
     # Recurrent mixers; bmojo_f and bmojo contain one
@@ -110,7 +108,7 @@ class ModelFields(StrictConfig):
     selection_threshold: Annotated[float, Field(ge=0)] | None = Field(
         default=None,
         description="Innovation score above which selection=threshold keeps a token; 1: predicted no better than by 0.",
-        json_schema_extra=_ADDED_LATER,
+        json_schema_extra=ADDED_LATER,
     )
     innovation_predictor: Literal["fixed", "learned"] = Field(
         default="fixed", description="Weights of the predictor: an exponential average, or learned per channel."

@@ -14,9 +14,9 @@ from typing import Literal
 from pydantic import Field
 
 import pipelines.stages
+from base.config import NOT_IN_FINGERPRINT
 from base.errors import UserError
 from pipelines.engine.stage import (
-    NOT_IN_FINGERPRINT,
     ProgressMetrics,
     Stage,
     StageConfig,

@@ -25,6 +25,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from base.config import NOT_IN_FINGERPRINT
 from base.errors import UserError
 from pipelines.engine.attempt import make
 from pipelines.engine.failures import classify
@@ -39,7 +40,6 @@ from pipelines.engine.processes import Attempt, Launcher, Outcome, StageJob
 from pipelines.engine.results import RunResult
 from pipelines.engine.scheduler import run_pipeline
 from pipelines.engine.stage import (
-    NOT_IN_FINGERPRINT,
     AnyStage,
     Stage,
     StageConfig,

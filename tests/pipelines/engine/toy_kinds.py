@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from base.config import NOT_IN_FINGERPRINT
 from base.errors import UserError
 from pipelines.engine.event_log import read_events
 from pipelines.engine.events import Event
@@ -26,7 +27,6 @@ from pipelines.engine.results import RunResult
 from pipelines.engine.runs import Run
 from pipelines.engine.scheduler import run_pipeline
 from pipelines.engine.stage import (
-    NOT_IN_FINGERPRINT,
     ClosedGate,
     NamedInputs,
     Stage,

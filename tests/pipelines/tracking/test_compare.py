@@ -14,6 +14,7 @@ from typing import Any, Literal
 import pytest
 from pydantic import Field
 
+from base.config import NOT_IN_FINGERPRINT
 from base.errors import UserError
 from pipelines.cli.running import ConsoleObserver
 from pipelines.engine.graph import stage_graph
@@ -25,7 +26,6 @@ from pipelines.engine.results import RunResult
 from pipelines.engine.runs import Status
 from pipelines.engine.scheduler import run_pipeline
 from pipelines.engine.stage import (
-    NOT_IN_FINGERPRINT,
     Stage,
     StageConfig,
     StageContext,
