@@ -17,29 +17,58 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
-_ONE_PER_MACHINE = (
-    "tests/pipelines/end_to_end/",
-    "tests/pipelines/stages/evaluate/",
-    "tests/pipelines/stages/test_actors.py",
-    "tests/pipelines/stages/train/",
-    "tests/pipelines/stages/tokenize/",
-    "tests/pipelines/submit/",
-)
-"""Tests that use what a machine has once: Ray's ports. They run one after the other."""
+_TOGETHER = {
+    # What a machine has once: Ray's ports.
+    "ray": (
+        "tests/pipelines/end_to_end/",
+        "tests/pipelines/stages/evaluate/",
+        "tests/pipelines/stages/python/test_run.py",
+        "tests/pipelines/stages/test_actors.py",
+        "tests/pipelines/stages/tokenize/",
+        "tests/pipelines/stages/train/guards/test_watchdog.py",
+        "tests/pipelines/stages/train/test_run.py",
+        "tests/pipelines/stages/train/test_start.py",
+        "tests/pipelines/submit/",
+        "tests/pipelines/tracking/test_notices.py",
+        "tests/pipelines/tracking/test_remote.py",
+    ),
+    # Two processes that train are started once for all of these.
+    "trainers": (
+        "tests/pipelines/stages/train/backends/",
+        "tests/pipelines/stages/train/guards/test_replicas.py",
+        "tests/pipelines/stages/train/optimizers/test_muon.py",
+        "tests/pipelines/stages/train/test_bare_loop.py",
+        "tests/pipelines/stages/train/test_trainer.py",
+    ),
+}
+"""Tests that run one after the other in one process, by the name of their part. The longest part comes first."""
+
+
+def _part_of(nodeid: str) -> str:
+    """One of the above, else the file."""
+    named = (name for name, places in _TOGETHER.items() if nodeid.startswith(places))
+    return next(named, nodeid.partition("::")[0])
 
 
 class _Parts(LoadScopeScheduling):
-    """Divides the tests among the processes of `pytest -n 2`: all of the above are one part, else a file is one.
+    """Divides the tests among the processes of `pytest -n 2`: one part after another, in the order of the tests.
 
     Not xdist's own groups: those of 3.8 have no effect with pytest 9.2, whose node ids it cannot change.
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        return "machine" if nodeid.startswith(_ONE_PER_MACHINE) else nodeid.partition("::")[0]
+        return _part_of(nodeid)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    config.option.loadscopereorder = False  # by the number of tests, which says little about their time
     return _Parts(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long parts first, so that no process is left with one at the end."""
+    order = list(_TOGETHER)
+    items.sort(key=lambda item: order.index(part) if (part := _part_of(item.nodeid)) in _TOGETHER else len(order))
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from benchmarks.elastic_matrix import NUM_STEPS, SAVED_AT, Matrix, Setting, Trai
 ONE, TWO = Setting(1, 0), Setting(2, 3)
 
 
+@pytest.mark.slow
 def test_another_number_of_workers_and_zero_stage_goes_on_exactly(tmp_path: Path) -> None:
     matrix = run_matrix([ONE, TWO], tmp_path)
     assert matrix.faults() == []

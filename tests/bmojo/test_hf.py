@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ pytest.importorskip("transformers")
 pytestmark = pytest.mark.usefixtures("hf_modules_cache")
 
 PATTERN = "(bmojo,mamba2,bmojo_f,swa)"
+OTHERS = [f"{name}*2" for name in MIXERS if name not in ("bmojo", "bmojo_f", "swa")]
 NUM_TOKEN_IDS = 293  # of the tokenizer below; the model's vocabulary is padded
 TEXTS = ["def f(x):\n    return x + 1\n", "import os\n\nclass A:\n    pass\n" * 3, "x = 1\n"]
 
@@ -181,8 +183,7 @@ def test_ssm_parameters_stay_float32_in_bfloat16(exported, tokens):
     assert model.generate(tokens, max_new_tokens=3, do_sample=False, eos_token_id=None).shape[1] == 40
 
 
-@pytest.mark.parametrize("pattern", [f"{name}*2" for name in MIXERS if name not in ("bmojo", "bmojo_f", "swa")])
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(("pattern", "tied"), zip(OTHERS, cycle([True, False])))
 def test_other_members_of_the_family_survive_the_round_trip(tmp_path, tokenizer_json, tokens, pattern, tied):
     check_round_trip(make_model(pattern, tie_embeddings=tied), tokenizer_json, tmp_path / "out", tokens)
 
@@ -351,6 +352,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_everything_transformers_users_do_works_on_this_version(exported, tmp_path):
     assert "ok on transformers 4." in parity(Path(sys.executable), exported, tmp_path)
 

@@ -19,12 +19,20 @@ from bmojo.reference import reference_forward
 from tests.bmojo.model_family import build, random_tokens, small_config
 
 DECODING = sorted(set(RULES) - {"oracle"})
+NUM_IDS = 64
 THRESHOLD = 1.2  # about half of the scores of random models exceed it
 
 
 def of_rule(rule: str, **fields: Any) -> ModelConfig:
     threshold = THRESHOLD if rule == "threshold" else None
-    return small_config(selection=rule, selection_threshold=threshold, **({"pattern": "bmojo"} | fields))
+    return small_config(
+        selection=rule, selection_threshold=threshold, **({"pattern": "bmojo", "vocab_size": NUM_IDS} | fields)
+    )
+
+
+def distinct_tokens(num_tokens: int, seed: int) -> Tensor:
+    """No two alike: values of equal tokens have norms that rounding tells apart, each form in its own way."""
+    return torch.randperm(NUM_IDS, generator=torch.Generator().manual_seed(seed))[None, :num_tokens]
 
 
 def marks(num_tokens: int, seed: int) -> Tensor:
@@ -51,7 +59,7 @@ def test_a_whole_sequence_is_what_the_loop_gives(
     rule: str, seed: int, num_tokens: int, slots: int, documents: bool
 ) -> None:
     model = build(of_rule(rule, num_eidetic=slots), seed)
-    tokens_bt, wanted_bt = random_tokens(1, num_tokens, seed), marks(num_tokens, seed)
+    tokens_bt, wanted_bt = distinct_tokens(num_tokens, seed), marks(num_tokens, seed)
     docs_bt = (torch.rand(1, num_tokens, generator=torch.Generator().manual_seed(seed)) < 0.05).long().cumsum(1)
     expected = reference_forward(model, tokens_bt[0], docs_bt[0] if documents else None, wanted_bt[0])
     with torch.no_grad():
@@ -63,11 +71,11 @@ def test_a_whole_sequence_is_what_the_loop_gives(
 
 
 @pytest.mark.parametrize("rule", DECODING)
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(seed=st.integers(0, 1000), num_read=st.integers(1, 44))
 def test_decoding_keeps_what_a_whole_sequence_keeps(rule: str, seed: int, num_read: int) -> None:
     """Slots hold the same positions after prefill in pieces and after steps, and the logits are the loop's."""
-    model, tokens_bt = build(of_rule(rule), seed), random_tokens(1, 45, seed)
+    model, tokens_bt = build(of_rule(rule), seed), distinct_tokens(45, seed)
     kept = kept_sets(model, tokens_bt, None)
     expected_tv = reference_forward(model, tokens_bt[0]).logits_tv
     _, state = model.prefill(tokens_bt[:, :num_read])

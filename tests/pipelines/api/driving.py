@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 
 from pipelines.engine.runs import Run, list_runs
 from pipelines.storage import open_storage
+from tests.pipelines import forked
 from tests.pipelines.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[3]
-COMMAND = (sys.executable, "-m", "tests.pipelines.api.steps_kind")
+KIND = "tests.pipelines.api.steps_kind"
+COMMAND = (sys.executable, "-m", KIND)
 PIPELINE = """\
 name: {name}
 storage: {storage}
@@ -53,11 +55,8 @@ class World:
     def bmojo(self, *arguments: str | Path, answer: str = "", **environment: str) -> Said:
         """A command to its end. `--storage` is this one, unless it is a command that has none."""
         at = () if arguments[0] in ("run", "plan") else ("--storage", str(self.storage))
-        done = subprocess.run(
-            [*COMMAND, *map(str, arguments), *at],
-            capture_output=True, text=True, timeout=120, input=answer, env=self._environ(environment), cwd=self.folder,
-        )  # fmt: skip
-        return Said(done.returncode, done.stdout, done.stderr)
+        given = [*map(str, arguments), *at]
+        return Said(*forked.bmojo(given, self._environ(environment), self.folder, answer, kinds=KIND))
 
     def run(self, *overrides: str, name: str = "steps") -> Said:
         return self.bmojo("run", self.folder / f"{name}.yaml", *overrides)

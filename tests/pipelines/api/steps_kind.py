@@ -79,12 +79,17 @@ class StepsStage(Stage[StepsConfig, StepsInputs, StepsOutput]):
         return StepsOutput(steps=config.upto, value=config.scale * config.upto)
 
 
-if __name__ == "__main__":
+def register() -> None:
+    """Add this kind, before anything reads which there are."""
     from tests.pipelines.api import steps_kind as itself
 
     pipelines.stages.STAGES = (*pipelines.stages.STAGES, itself.StepsStage())
     Replay.deliver = lambda self: False  # type: ignore[method-assign]  # MLflow has tests of its own
     Replayer.drain = lambda self, deadline_s: None  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    register()
     from pipelines.cli.app import main
 
     main()

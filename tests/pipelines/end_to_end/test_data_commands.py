@@ -108,14 +108,14 @@ def test_verify_names_each_damaged_file(tokens: ArtifactDir, tmp_path: Path) -> 
 def test_the_commands_say_the_same(finished_pipeline: Pipeline, run: Run, tokens: ArtifactDir) -> None:
     pipeline, _ = finished_pipeline
     storage = ("--storage", str(pipeline.storage))
-    found = json.loads(pipeline.bmojo("lineage", "--step", "3", "--json", *storage).output)
+    found = json.loads(pipeline.ask("lineage", "--step", "3", "--json", *storage).output)
     assert found == lineage(run, "train", 3).model_dump(mode="json")
-    shown = pipeline.bmojo("data", "show", "tokens", "--sample", "2", *storage).output
+    shown = pipeline.ask("data", "show", "tokens", "--sample", "2", *storage).output
     first = next(show_samples(tokens, "train", [2]))
     assert first.shard in shown
     assert "".join(first.pieces[0].tokens).splitlines()[0] in shown
-    assert "are as they were written" in pipeline.bmojo("data", "verify", "tokens", *storage).output
-    assert "tokens per document: min: " in pipeline.bmojo("data", "stats", "tokens", *storage).output
+    assert "are as they were written" in pipeline.ask("data", "verify", "tokens", *storage).output
+    assert "tokens per document: min: " in pipeline.ask("data", "stats", "tokens", *storage).output
 
 
 def test_filters_say_why(tmp_path: Path) -> None:

@@ -32,10 +32,10 @@ def test_a_closed_gate_stops_the_pipeline_and_says_why_everywhere(pipeline: Tiny
     assert "STOPPED in" in stopped.output
     assert f"error: gate of evaluate: {REASON}" in stopped.output
     assert "above its max of 0.5" in stopped.output.replace("\n", " ")
-    status = pipeline.bmojo("status", "tiny", "--storage", str(pipeline.storage)).output
+    status = pipeline.ask("status", "tiny", "--storage", str(pipeline.storage)).output
     assert f"evaluate: gate closed: {REASON}" in status
     assert "STOPPED" in status
-    why = pipeline.bmojo("why", "tiny", "report", "--storage", str(pipeline.storage)).output
+    why = pipeline.ask("why", "tiny", "report", "--storage", str(pipeline.storage)).output
     assert "It is not run, because the gate of evaluate is closed." in why
     client = mlflow.MlflowClient(f"sqlite:///{pipeline.storage}/mlflow/mlflow.db")
     (experiment,) = client.search_experiments(filter_string="name = 'bmojo'")
@@ -56,7 +56,7 @@ def test_a_closed_gate_stops_the_pipeline_and_says_why_everywhere(pipeline: Tiny
 
 
 def test_figures_that_no_measure_finds_are_refused_by_plan(pipeline: TinyPipeline) -> None:
-    planned = pipeline.bmojo("plan", str(pipeline.file), "evaluate.gate={figures: {text/los: {max: 1}}}")
+    planned = pipeline.ask("plan", str(pipeline.file), "evaluate.gate={figures: {text/los: {max: 1}}}")
     assert planned.code == 1
     assert "Did you mean 'text/loss'?" in planned.output
 

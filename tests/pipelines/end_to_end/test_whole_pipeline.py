@@ -31,7 +31,7 @@ def test_the_run_ends_with_its_figures_and_the_report(finished_pipeline: Pipelin
     assert html.count("<svg") == 1 + 3 * 6  # by position; six plots of metrics over steps, tokens and time
     assert f"<dt>run</dt><dd>{next((pipeline.storage / 'runs').iterdir()).name}</dd>" in html
     assert f"<dt>command</dt><dd>bmojo run {pipeline.file}</dd>" in html
-    opened = pipeline.bmojo("open", "tiny", "--storage", str(pipeline.storage))
+    opened = pipeline.ask("open", "tiny", "--storage", str(pipeline.storage))
     assert opened.output == f"{report}\n"
 
 
@@ -64,7 +64,7 @@ def test_the_same_command_again_reuses_every_stage(finished_pipeline: Pipeline) 
 
 def test_a_change_of_evaluation_runs_evaluation_and_report_only(finished_pipeline: Pipeline) -> None:
     pipeline, _ = finished_pipeline
-    planned = pipeline.bmojo("plan", str(pipeline.file), "evaluate.measures.2.seed=1")
+    planned = pipeline.ask("plan", str(pipeline.file), "evaluate.measures.2.seed=1")
     table = [line.split() for line in planned.output.splitlines()[1:6]]
     assert [row[0] for row in table if row[2:3] == ["reuse"]] == ["tokenizer", "tokens", "train"]
     assert "evaluate   evaluate   run" in planned.output
@@ -74,13 +74,13 @@ def test_a_change_of_evaluation_runs_evaluation_and_report_only(finished_pipelin
 
 def test_logging_and_resources_can_change_without_running_anything_again(finished_pipeline: Pipeline) -> None:
     pipeline, _ = finished_pipeline
-    planned = pipeline.bmojo("plan", str(pipeline.file), "train.log_every_steps=7", "tokens.resources.num_workers=1")
+    planned = pipeline.ask("plan", str(pipeline.file), "train.log_every_steps=7", "tokens.resources.num_workers=1")
     assert planned.output.count(" reuse ") == 5
 
 
 def test_status_and_list_know_the_run(finished_pipeline: Pipeline) -> None:
     pipeline, _ = finished_pipeline
-    status = pipeline.bmojo("status", "--storage", str(pipeline.storage))
+    status = pipeline.ask("status", "--storage", str(pipeline.storage))
     assert status.code == 0
     assert "SUCCEEDED" in status.output
     assert re.search(
@@ -91,7 +91,7 @@ def test_status_and_list_know_the_run(finished_pipeline: Pipeline) -> None:
     )
     (page,) = pipeline.storage.glob("artifacts/report/report-*/report.md")
     assert re.search(r"## Data\n\n### tokens\n\n\| split \| documents .*\n.*\n\| training \| \d+ \|", page.read_text())
-    listed = pipeline.bmojo("list", "--storage", str(pipeline.storage))
+    listed = pipeline.ask("list", "--storage", str(pipeline.storage))
     assert "tiny-" in listed.output
     assert "5/5" in listed.output
 
@@ -222,7 +222,7 @@ def test_a_storage_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 
 def test_the_schema_is_valid_json(finished_pipeline: Pipeline, tmp_path: Path) -> None:
     pipeline, _ = finished_pipeline
-    assert pipeline.bmojo("schema", "-o", str(tmp_path / "schema.json")).code == 0
+    assert pipeline.ask("schema", "-o", str(tmp_path / "schema.json")).code == 0
     assert "stages" in json.loads((tmp_path / "schema.json").read_text())["properties"]
 
 
@@ -273,7 +273,7 @@ def test_plan_and_generate_say_who_is_at_work(finished_pipeline: Pipeline) -> No
     stage = next(stage for stage in planned.plan() if stage.name == "train")
     relpath = f"leases/train-train-{stage.fingerprint.short}"
     with Lease.acquire(planned.storage, relpath, "x"):
-        shown = pipeline.bmojo("plan", str(pipeline.file), override)
+        shown = pipeline.ask("plan", str(pipeline.file), override)
     assert shown.code == 0
     assert f"running now, by process {os.getpid()}" in shown.output
-    assert "running now" not in pipeline.bmojo("plan", str(pipeline.file), override).output
+    assert "running now" not in pipeline.ask("plan", str(pipeline.file), override).output

@@ -16,6 +16,8 @@ from typing import Any
 
 import psutil
 
+from tests.pipelines import forked
+
 PIPELINE = """\
 name: tiny
 storage: {storage}
@@ -80,11 +82,10 @@ class TinyPipeline:
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """`bmojo ARGUMENTS` as the leader of a process group of its own."""
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-        environment["COLUMNS"] = "200"
         return subprocess.Popen(
             [sys.executable, "-m", "pipelines", *arguments],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+            env=self._environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            start_new_session=True,
         )  # fmt: skip
 
     def bmojo(self, *arguments: str) -> Finished:
@@ -97,9 +98,18 @@ class TinyPipeline:
             raise
         return Finished(process.returncode, output)
 
+    def ask(self, *arguments: str) -> Finished:
+        """A command that only reads."""
+        ended = forked.bmojo(arguments, self._environment())
+        return Finished(ended.code, ended.out + ended.err)
+
     def run(self, *overrides: str) -> Finished:
         """`bmojo run` on this pipeline."""
         return self.bmojo("run", str(self.file), *overrides)
+
+    def _environment(self) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+        return kept | {"COLUMNS": "200"}
 
     def artifact(self, kind: str) -> Path:
         """The one artifact of a kind."""

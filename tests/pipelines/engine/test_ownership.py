@@ -8,7 +8,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from pipelines.engine.runs import Run, list_runs
 from pipelines.engine.scheduler import run_pipeline
 from pipelines.storage import Storage, open_storage
 from pipelines.tracking.journal import journals_of, read_events
+from tests.pipelines import forked
 from tests.pipelines.engine.counting_pipeline import SCRIPT, NoCluster, counting_pipeline, nowhere, run_here
 from tests.pipelines.waiting import wait_until
 
@@ -48,11 +48,8 @@ def finish(process: subprocess.Popen[str], timeout_s: float = 60) -> tuple[int, 
 
 
 def bmojo(*arguments: str, cwd: Path | None = None, answer: str = "") -> tuple[int, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "pipelines", *arguments], cwd=cwd, input=answer, capture_output=True, text=True,
-        timeout=120, env=os.environ | {"COLUMNS": "200"},
-    )  # fmt: skip
-    return done.returncode, done.stdout + done.stderr
+    done = forked.bmojo(arguments, os.environ | {"COLUMNS": "200"}, cwd, answer)
+    return done.code, done.out + done.err
 
 
 def steps_told(run: Run) -> list[int]:
