@@ -91,7 +91,7 @@ class ModelFields(StrictConfig):
         default=0.35,
         ge=0,
         description="That gain at initialisation; y has the scale of the layer's input.",
-        json_schema_extra=_ADDED_LATER,
+        json_schema_extra=ADDED_LATER,
     )
     chunk_size: int = Field(
         default=128, gt=0, description="Tokens between updates of the eidetic set [C]; at most window_size."
