@@ -99,6 +99,14 @@ def test_claims_are_about_trials_that_their_recipe_has(claim: Claim, recipes: di
     page.check_equal(claim, found)
 
 
+def test_larger_models_of_text_are_equal_too(tmp_path: Path) -> None:
+    found = by_name(trials_of("text", Setting(Scale.GPU, str(tmp_path))))
+    assert {trial.counts.num_params > 10_000_000 for same in found.values() for trial in same} == {True}
+    for claim in CLAIMS:
+        if claim.recipe == "text":
+            page.check_equal(claim, found)
+
+
 def test_every_recipe_is_run_and_every_trial_is_in_a_table(recipes: dict[str, list[Trial]]) -> None:
     assert {file.stem for file in FOLDER.glob("*.yaml")} == set(RECIPES)
     for recipe, of in recipes.items():

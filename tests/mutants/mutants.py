@@ -51,7 +51,8 @@ _REFERENCE = "tests/bmojo/test_reference.py"
 
 MUTANTS: tuple[Mutant, ...] = (
     # Claims
-    _mutant("a mean on the right side decides a statement", "tests/benchmarks/test_reproduce.py",
+    _mutant("a mean on the right side decides a statement",
+            "tests/benchmarks/test_reproduce.py::test_a_mean_on_the_right_side_is_not_enough",
             Edit("benchmarks/reproduce/statements.py", "if difference.low > above:", "if difference.value > above:")),
     # Baselines
     _mutant("channels of a key fade over one interval too few", "tests/kernels/channel_delta_rule",
