@@ -7,7 +7,9 @@ import re
 import shlex
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import isfinite, nan
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -169,26 +171,52 @@ def _commits(trials: Trials) -> str:
     return f" Commits: {', '.join(sorted(found))}." if found else ""
 
 
+class Pace(NamedTuple):
+    """How fast trainings were."""
+
+    flops_per_s: float
+    start_s: float  # of a start and an evaluation
+
+
+def pace_of(trials: Iterable[Trial]) -> Pace | None:
+    """The mean over finished trials; None: there is none."""
+    known = [(trial.flops, trial.finished) for trial in trials if trial.finished is not None]
+    if not known:
+        return None
+    train_s = sum(finished.train_time_s for _, finished in known)
+    whole_s = sum(finished.duration_s for _, finished in known)
+    return Pace(sum(flops for flops, _ in known) / train_s, (whole_s - train_s) / len(known))
+
+
 def _time(recipes: Mapping[str, Sequence[Trial]], setting: Setting) -> str:
     rows = list(_time_rows(recipes, setting))
     floor = f"Floor: the FLOPs of training at {CORE_FLOPS / 1e9:.0f} GFLOP/s per core on {CORES} cores, which large "
     floor += "products of matrices reach. Core time is what finished trials took on one core, start and evaluation "
-    floor += "included. To do is what the others take if they take as long."
+    floor += (
+        "included. To do is the estimate of what is missing, by the mean FLOP/s of the finished steps and what starts "
+    )
+    floor += "and evaluations took."
     head = ("recipe", "trials", "tokens each", "FLOPs", "floor, min", "core time, min", "to do, min on 2 cores")
     return f"{_prose(floor)}\n\n{_table(head, rows)}"
 
 
 def _time_rows(recipes: Mapping[str, Sequence[Trial]], setting: Setting) -> Iterator[tuple[str, ...]]:
-    for recipe, trials in recipes.items():
+    pace = pace_of([trial for trials in recipes.values() for trial in trials])
+    rows = []
+    for trials in recipes.values():
+        durations_s = [trial.finished.duration_s for trial in trials if trial.finished is not None]
+        to_do = [trial for trial in trials if trial.finished is None]
         flops = sum(trial.flops for trial in trials)
-        durations = [trial.finished.duration_s for trial in trials if trial.finished is not None]
-        mean_s = sum(durations) / len(durations) if durations else None
-        to_do = "" if mean_s is None else f"{mean_s * (len(trials) - len(durations)) / 60 / CORES:.0f}"
+        to_do_s = sum(trial.flops / pace.flops_per_s + pace.start_s for trial in to_do) if pace is not None else nan
+        rows.append([len(durations_s), len(trials), flops, sum(durations_s), to_do_s])
+    for recipe, row in zip(
+        (*recipes, "all"), [*rows, [sum(column) for column in zip(*rows, strict=True)]], strict=True
+    ):
+        num_finished, num_trials, flops, taken_s, to_do_s = row
+        tokens = f"{recipes[recipe][0].num_tokens / 1e6:.1f} M" if recipe in recipes else ""
         floor = f"{flops / CORE_FLOPS / CORES / 60:.0f}" if setting.scale is not Scale.GPU else ""
-        yield (
-            recipe, f"{len(durations)} of {len(trials)}", f"{trials[0].num_tokens / 1e6:.1f} M", f"{flops:.1e}", floor,
-            f"{sum(durations) / 60:.0f}", to_do,
-        )  # fmt: skip
+        left = f"{to_do_s / 60 / CORES:.0f}" if isfinite(to_do_s) else ""
+        yield recipe, f"{num_finished} of {num_trials}", tokens, f"{flops:.1e}", floor, f"{taken_s / 60:.0f}", left
 
 
 def _prose(text: str, prefix: str = "") -> str:

@@ -17,7 +17,7 @@ from pipelines.stages.evaluate.results import Curve
 from pipelines.stages.evaluate.stage import EvaluateOutput
 from pipelines.stages.tokenize.stage import planned_vocab_size
 from pipelines.stages.train.config import TrainStageConfig
-from pipelines.stages.train.stage import padded_vocab_size
+from pipelines.stages.train.stage import TrainOutput, padded_vocab_size
 
 Name = tuple[str, ...]
 """What tells trials apart, the seed excepted: the values of `foreach`, such as ("drifting", "tau_40")."""
@@ -28,7 +28,8 @@ class Finished(NamedTuple):
 
     figures: Mapping[str, float]
     curves: Mapping[str, Curve]
-    duration_s: float
+    train_time_s: float  # of the steps alone
+    duration_s: float  # of both stages, with starts and evaluation
     commits: frozenset[str]
 
 
@@ -86,12 +87,14 @@ def _finished(train: PlannedStage, evaluate: PlannedStage) -> Finished | None:
     found = [record for record in records if record is not None]
     if len(found) < 2:
         return None
-    output = output_of(found[1])
-    assert isinstance(output, EvaluateOutput)
-    results = output.results
+    trained, evaluated = map(output_of, found)
+    assert isinstance(trained, TrainOutput)
+    assert isinstance(evaluated, EvaluateOutput)
+    results = evaluated.results
     return Finished(
         figures={f"{result.name}/{figure.name}": figure.value for result in results for figure in result.figures},
         curves={f"{result.name}/{curve.name}": curve for result in results for curve in result.curves},
+        train_time_s=trained.train_time_s,
         duration_s=sum(record.duration_s for record in found),
         commits=frozenset(_commits(found)),
     )

@@ -31,7 +31,7 @@ COUNTS = ModelCounts(1000, 500, 1e3, 4000)
 
 
 def trial(name: str, seed: int, value: float | None, counts: ModelCounts = COUNTS, figure: str = RECALL) -> Trial:
-    finished = None if value is None else Finished({figure: value}, {}, 60.0, frozenset({"abcdef0"}))
+    finished = None if value is None else Finished({figure: value}, {}, 40.0, 60.0, frozenset({"abcdef0"}))
     return Trial(tuple(name.split("/")), str(seed), counts, 1000, finished)
 
 
@@ -169,6 +169,13 @@ def test_the_page_decides_a_finished_claim_and_no_other(recipes: dict[str, list[
     assert re.search(r"Which tokens are worth keeping.* \| open \| 49 of 50 \|", text)
     assert re.search(r"\| 16 slots recall more than 8 \| \+0\.40* .*\| 3 \| held \|", text)
     assert {file.stem for file in tmp_path.glob("*.png")} == {"memory", "selection", "hola"}
+
+
+def test_what_is_missing_is_estimated_from_what_is_finished() -> None:
+    """40 s of steps and 20 s beside them each; FLOPs are 3e3 per token, of 1000 tokens."""
+    found = page.pace_of([trial("a", 0, 0.5), trial("b", 0, 0.5), trial("c", 0, None)])
+    assert found == page.Pace(2 * 3e6 / 80, 20.0)
+    assert page.pace_of([trial("a", 0, None)]) is None
 
 
 def test_unequal_models_make_no_page(recipes: dict[str, list[Trial]], tmp_path: Path) -> None:
