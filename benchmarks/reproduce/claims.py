@@ -43,14 +43,15 @@ class Plot:
     """What is drawn.
 
     Attributes:
-        kind: lines: a line per row over the columns; dots: the same without lines, where columns have no order; rows: a
-            line per column over the rows; curve: the curve of this figure of each row, a mean over seeds.
-        curve: its name, of kind curve.
+        over: what the x axis shows: columns (a series per row), rows (a series per column), or the x of a curve.
+        is_ordered: lines join the places.
+        curve: name of the curve, of which each row's mean over seeds is drawn.
     """
 
-    kind: Literal["lines", "dots", "rows", "curve"]
+    over: Literal["columns", "rows", "curve"]
     x_label: str
     y_label: str
+    is_ordered: bool = False
     curve: str = ""
 
 
@@ -119,7 +120,7 @@ def _recall() -> Claim:
             Column("all", RECALL),
             *(Column(f"{number} pairs", f"recall/pairs{number}_accuracy") for number in (4, 8, 16)),
         ),
-        plot=Plot("lines", "pairs of key and value", "share of answers right"),
+        plot=Plot("columns", "pairs of key and value", "share of answers right", is_ordered=True),
         statements=tuple(
             _larger(f"B'MOJO recalls more than {model}, {size} states", f"bmojo_{size}", f"{row}_{size}")
             for size in _SIZES
@@ -142,7 +143,7 @@ def _memory() -> Claim:
         "Nothing but the number of eidetic slots differs.",
         rows=("0", "2", "4", "8", "16", "32", "64"),
         columns=(Column("accuracy", RECALL),),
-        plot=Plot("rows", "eidetic slots", "share of answers right"),
+        plot=Plot("rows", "eidetic slots", "share of answers right", is_ordered=True),
         statements=(
             _larger("8 slots recall more than none", "8", "0"),
             _larger("16 slots recall more than 8", "16", "8"),
@@ -170,7 +171,7 @@ def _mad() -> Claim:
         "compression ask for everything that was read, memorization for what only weights can know.",
         rows=rows,
         columns=tuple(Column(task.replace("_", "-"), RECALL, (task,)) for task in _TASKS),
-        plot=Plot("dots", "", "share of answers right"),
+        plot=Plot("columns", "", "share of answers right"),
         statements=(
             Statement("In the mean over tasks B'MOJO is better than Mamba-2", mean("bmojo"), mean("mamba2")),
             Statement("In the mean over tasks B'MOJO is better than the hybrid", mean("bmojo"), mean("hybrid")),
@@ -194,8 +195,8 @@ def _perplexity() -> Claim:
         "`bmojo_residual` adds the state-space model's output to the layer's. Comparable means: perplexity at most "
         "5 % higher.",
         rows=_TEXT_ROWS,
-        columns=(Column("loss, nats per token", LOSS),),
-        plot=Plot("rows", "", "loss, nats per token"),
+        columns=(Column("perplexity", "text/perplexity"),),
+        plot=Plot("rows", "", "perplexity"),
         statements=tuple(
             _lower_loss(f"{title} is comparable to {other}", row, base, _COMPARABLE)
             for row, title in (("bmojo", "B'MOJO"), ("bmojo_residual", "B'MOJO with y in the residual stream"))
@@ -218,7 +219,7 @@ def _length() -> Claim:
         "Each document begins with an empty memory.",
         rows=_TEXT_ROWS,
         columns=(Column("within the training length", WITHIN), Column("beyond it", BEYOND)),
-        plot=Plot("curve", "position (tokens)", "perplexity", "position/perplexity_by_position"),
+        plot=Plot("curve", "position (tokens)", "perplexity", curve="position/perplexity_by_position"),
         statements=(
             Statement(
                 "B'MOJO's loss is not higher beyond the training length than within it",
@@ -255,7 +256,7 @@ def _drift() -> Claim:
         "slots; keys in them have no position.",
         rows=("never", "tau_160", "tau_40", "tau_10"),
         columns=(Column("drifting", RECALL, ("drifting",)), Column("steady", RECALL, ("steady",))),
-        plot=Plot("rows", "forgetting time", "share of answers right"),
+        plot=Plot("rows", "forgetting time", "share of answers right", is_ordered=True),
         statements=(
             better("Drifting: tau = 40 is better than never forgetting", "drifting", "tau_40", "never"),
             better("Drifting: tau = 40 is better than tau = 10", "drifting", "tau_40", "tau_10"),

@@ -8,13 +8,14 @@ from statistics import fmean
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
 from benchmarks.reproduce.claims import Claim
 from benchmarks.reproduce.trials import Name, Trial
 from pipelines.stages.report.drawing import COLOURS, INK, MUTED, SMALL, new_figure
 from pipelines.stages.uncertainty import Estimate, replicates
 
-_HEIGHT = 3.4  # inches
+_WIDTH, _HEIGHT = 6.4, 3.4  # inches
 _SPREAD = 0.6  # of the distance between places, over which rows are set apart
 _WORDS = 24  # letters of all places together, beyond which their names are slanted
 _MARKERS = "osDv^<>PX*"
@@ -36,14 +37,15 @@ def estimate(trials: Iterable[Trial], figure: str) -> Estimate | None:
 def draw(claim: Claim, trials: Trials, path: Path) -> bool:
     """Write the plot of a claim. Returns False if there is nothing to draw yet."""
     with new_figure(_HEIGHT) as (figure, axes):
-        drawn = _draw_curves(axes, claim, trials) if claim.plot.kind == "curve" else _draw_series(axes, claim, trials)
+        figure.set_size_inches(_WIDTH, _HEIGHT)
+        drawn = _draw_curves(axes, claim, trials) if claim.plot.over == "curve" else _draw_series(axes, claim, trials)
         if not drawn:
             return False
         axes.set_xlabel(claim.plot.x_label, fontsize=SMALL)
         axes.set_ylabel(claim.plot.y_label, fontsize=SMALL)
         axes.grid(axis="y")
         if drawn > 1:
-            axes.legend(fontsize=SMALL - 1, frameon=False, ncols=2 if drawn > 4 else 1)
+            figure.legend(fontsize=SMALL - 1, frameon=False, loc="outside right upper")
         figure.savefig(path, format="png", dpi=150, metadata={"Software": None})
     return True
 
@@ -51,17 +53,17 @@ def draw(claim: Claim, trials: Trials, path: Path) -> bool:
 def _draw_series(axes: Axes, claim: Claim, trials: Trials) -> int:
     columns, rows = claim.columns, claim.rows
     table = [[estimate(trials.get((*column.first, row), ()), column.figure) for column in columns] for row in rows]
-    if claim.plot.kind == "rows":
+    if claim.plot.over == "rows":
         places = list(rows)
         series = [_Series(column.title, [row[number] for row in table]) for number, column in enumerate(columns)]
     else:
-        first = 1 if claim.plot.kind == "lines" else 0  # lines leave out the mean of all
+        first = 1 if claim.plot.is_ordered else 0  # the mean of all has no place among them
         places = [column.title for column in columns[first:]]
         series = [_Series(row, found[first:]) for row, found in zip(rows, table, strict=True)]
     series = [one for one in series if any(estimate is not None for estimate in one.estimates)]
     for number, one in enumerate(series):
         shift = 0.0 if len(series) == 1 else _SPREAD * (number / (len(series) - 1) - 0.5)
-        _draw_one(axes, one, number, shift if claim.plot.kind == "dots" else shift / 4, claim.plot.kind != "dots")
+        _draw_one(axes, one, number, shift / 4 if claim.plot.is_ordered else shift, claim.plot.is_ordered)
     slanted = len(" ".join(places)) > _WORDS
     axes.set_xticks(range(len(places)), places, rotation=35 if slanted else 0, ha="right" if slanted else "center")
     return len(series)
@@ -98,4 +100,9 @@ def _draw_curves(axes: Axes, claim: Claim, trials: Trials) -> int:
     if drawn:
         axes.set_xscale("log")
         axes.set_yscale("log")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(ScalarFormatter())
+            axis.set_minor_formatter(ScalarFormatter())
+        axes.xaxis.set_major_locator(LogLocator(2))
+        axes.xaxis.set_minor_locator(NullLocator())
     return drawn
