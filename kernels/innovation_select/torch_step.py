@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -13,12 +11,12 @@ from kernels.innovation_select.torch_path import NEG_INF, TOLERANCE, innovation_
 from kernels.operator import Path
 
 
-def step(inputs: StepInputs, scores: Callable[[ScoreInputs], Tensor]) -> Tensor:
-    """See StepInputs; scores: what computes e_i. No look at positions on a GPU: the host would wait for it."""
+def _run(inputs: StepInputs) -> Tensor:
+    """No look at positions on a GPU: the host would wait for it."""
     y_bd, position_b, weight_kd, past_bkd, log_e_br = inputs[:5]
     score_b = inputs.given_b
     if score_b is None:
-        score_b = scores(ScoreInputs(y_bd[:, None], weight_kd, past_bkd))[:, 0].clamp_min(LOWEST).log()
+        score_b = innovation_scores.run(ScoreInputs(y_bd[:, None], weight_kd, past_bkd))[:, 0].clamp_min(LOWEST).log()
     past_bkd.copy_(torch.cat([past_bkd[:, 1:], y_bd[:, None].to(past_bkd.dtype)], 1))
     batch = torch.arange(position_b.shape[0], device=position_b.device)
     log_e_br[batch, position_b % log_e_br.shape[1]] = score_b.to(log_e_br.dtype)
@@ -45,4 +43,4 @@ def _merge(inputs: StepInputs, begins_b: Tensor) -> None:
     slot_position.copy_(position_bc.gather(1, best_bm).clamp_min(-1))
 
 
-innovation_step = Path[StepInputs, Tensor](lambda inputs: step(inputs, innovation_scores.run), tolerance=TOLERANCE)
+innovation_step = Path(_run, tolerance=TOLERANCE)

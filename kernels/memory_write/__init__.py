@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kernels.memory_write import reference, torch_path
+from kernels.memory_write import cpp_path, reference, torch_path
 from kernels.memory_write.reference import Rings, WriteInputs
 from kernels.operator import Operator, Path
 
@@ -21,6 +21,7 @@ memory_write = Operator(
     "memory_write",
     WriteInputs,
     torch=torch_path.memory_write,
+    cpp=cpp_path.memory_write,
     triton=_triton,
     example=reference.example,
     autocast="follow",

@@ -1,4 +1,4 @@
-"""One decoding step of the eidetic memory in plain torch and with C++ scores, against the definition."""
+"""One decoding step of the eidetic memory in plain torch and in C++, against the definition."""
 
 from __future__ import annotations
 
