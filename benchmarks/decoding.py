@@ -11,6 +11,7 @@ import torch
 
 from benchmarks._peers import base_config, build, num_params
 from bmojo import BMojoLM
+from bmojo.decoding import Decoder
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -23,6 +24,7 @@ def main(arguments: list[str] | None = None) -> None:
     print("| position | bmojo ms/token | bmojo state bytes | llama ms/token | llama cache bytes | tokens/s ratio |")
     print("| --- | --- | --- | --- | --- | --- |")
     states = {position: _at(model, position, options.vocab_size) for position in options.positions}
+    decoders = {position: Decoder(model, state) for position, state in states.items()}
     caches = {p: _llama_at(llama, p, options.vocab_size) if llama is not None else None for p in options.positions}
     ours: dict[int, list[float]] = {position: [] for position in options.positions}
     theirs: dict[int, list[float]] = {position: [] for position in options.positions}
@@ -32,7 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
                 token_b = torch.randint(options.vocab_size, (1,))
                 start = time.perf_counter()
                 for _ in range(options.tokens):
-                    model.step(token_b, states[position])
+                    decoders[position].step(token_b)
                 if repeat:
                     ours[position].append((time.perf_counter() - start) / options.tokens)
                 if llama is not None:

@@ -1,4 +1,7 @@
-"""Reading tokens into a decoding state one after another: on a GPU, each token is one replay of a CUDA graph."""
+"""Reading tokens into a decoding state one after another: each token is one replay of a recording.
+
+On a GPU it is a CUDA graph, on a CPU the calls of a step without what decides about them (kernels.cpp.recording).
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bmojo.state import DecodingState
+from kernels.cpp.recording import record as record_on_cpu
 
 if TYPE_CHECKING:
     from bmojo.model import BMojoLM
@@ -24,14 +28,14 @@ Record = Callable[[Callable[[], Tensor]], Replay]
 class Decoder:
     """A model, and a state into which it reads a token per row and call.
 
-    On a GPU the first call runs as usual, which compiles what is not compiled. The second is recorded, and from then on
-    a call launches the recording: the shapes are constant, and the host waits for nothing. Elsewhere every call runs as
-    usual. Weights may change between calls, in place.
+    The first call runs as usual, which compiles what is not compiled. The second is recorded, and from then on a call
+    launches the recording: the shapes are constant, and the host waits for nothing. What cannot be recorded runs as
+    usual in every call. Weights may change between calls, in place.
 
     Args:
-        state: updated in place. Caches of full attention get room for max_tokens per row, or for twice the tokens
-            whenever they are full, and a new recording then.
-        record: for tests; None: `capture` if the state is on a GPU.
+        state: updated in place. Caches of full attention get room for twice the tokens whenever they are full, but
+            for no more than max_tokens per row, and a new recording then.
+        record: for tests; None: that of the device.
     """
 
     def __init__(
@@ -39,7 +43,7 @@ class Decoder:
     ) -> None:
         self.state = state
         self._model, self._max_tokens = model, max_tokens
-        self._record = record if record is not None or not state.position_b.is_cuda else capture
+        self._record: Record | None = record or (capture if state.position_b.is_cuda else record_on_cpu)
         self._tokens_b = torch.zeros_like(state.position_b)
         self._replay: Replay | None = None
         self._is_warm = False
@@ -54,15 +58,17 @@ class Decoder:
         if not self._is_warm:
             self._is_warm = True
             return self._read(tokens_b)
+        self._tokens_b.copy_(tokens_b)
         if self._replay is None:
             try:
                 with torch.cuda.device_of(self._tokens_b):
                     self._replay = self._record(lambda: self._read(self._tokens_b))
             except RuntimeError as error:
+                if self._record is record_on_cpu:  # which ran the step: it is the step's own error
+                    raise
                 logger.warning("decoding runs without a CUDA graph, which takes many times as long: %s", error)
                 self._record = None
                 return self._read(tokens_b)
-        self._tokens_b.copy_(tokens_b)
         return self._replay()
 
     def hold(self, state: DecodingState) -> None:
@@ -85,8 +91,9 @@ class Decoder:
         if self._num_left == 0:
             num_tokens, room = int(self.state.position_b.max()), self.state.room or 0
             if num_tokens >= room:
+                more = max(2 * num_tokens, MIN_ROOM)
                 expected = self._max_tokens or 0
-                self.state.reserve(expected if expected > num_tokens else max(2 * num_tokens, MIN_ROOM))
+                self.state.reserve(min(expected, more) if expected > num_tokens else more)
                 self._replay = None
                 room = self.state.room or 0
             self._num_left = room - num_tokens

@@ -6,6 +6,9 @@ import ctypes
 import functools
 import logging
 import struct
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -30,6 +33,7 @@ _PACK = [
     for dims in range(MAX_DIMS + 1)
 ]
 _NONE = bytes(8 + 16 * MAX_DIMS)
+_recorders = threading.local()
 
 
 def refuses(x: Tensor) -> str | None:
@@ -48,7 +52,7 @@ def refuses(x: Tensor) -> str | None:
         return f"the tensor is a {type(x).__name__}"
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return "a compiler is tracing"
-    if _get_current_dispatch_mode() is not None:
+    if _get_current_dispatch_mode() is not None and _recorder() is None:
         return "a dispatch mode is active"
     if forward_ad._current_level >= 0:
         return "forward-mode derivatives are taken"
@@ -87,11 +91,28 @@ def call(kernel: str, dtype: torch.dtype, *arguments: Tensor | int | float | Non
         return
     run = _function(kernel, DTYPES[dtype])
     converted = [_converted(argument, dtype) for argument in (*arguments, torch.get_num_threads())]
+    add = _recorder()
+    if add is not None:
+        add(functools.partial(run, *converted))
     if torch.autograd._profiler_enabled():  # asked first, because a range costs more than some of the kernels
         with torch.profiler.record_function(f"cpp::{kernel}"):
             run(*converted)
     else:
         run(*converted)
+
+
+@contextmanager
+def recorded_by(add: Callable[[Callable[[], object]], None]) -> Iterator[None]:
+    """Within it, `add` is told each kernel that this thread runs: a function that runs it again on the same memory."""
+    before, _recorders.add = _recorder(), add
+    try:
+        yield
+    finally:
+        _recorders.add = before
+
+
+def _recorder() -> Callable[[Callable[[], object]], None] | None:
+    return getattr(_recorders, "add", None)
 
 
 def rows_contiguous(x: Tensor) -> Tensor:

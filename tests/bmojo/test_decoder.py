@@ -1,5 +1,5 @@
-"""The decoder records a step once and replays it; what it yields is what eager steps yield. No GPU: a recording here is
-a function that is called again."""
+"""The decoder records a step once and replays it; what it yields is what eager steps yield. That is shown of recordings
+on the CPU, and, for what is about GPUs, of a function that is called again."""
 
 from __future__ import annotations
 
@@ -64,6 +64,33 @@ def test_replays_go_on_as_eager_steps_do(pattern):
     record, want = Recorder(), eager_steps(model, state, 2)
     assert_same(steps(Decoder(model, state, max_tokens=13 + 12, record=record).step, 2), want)
     assert (record.num_recordings, record.num_replays) == (1, 11)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_recordings_on_the_cpu_go_on_as_eager_steps_do(pattern, dtype):
+    """Also in memory that others have used meanwhile, and with weights that were changed in place."""
+    model = build(small_config(pattern=pattern), dtype=dtype)
+    _, state = model.prefill(random_tokens(2, 13))
+    decoder, want = Decoder(model, state), eager_steps(model, state, 2)
+    got = []
+    for tokens_b in random_tokens(12, 2, seed=3):
+        got.append(decoder.step(tokens_b).clone())
+        _ = [torch.full((size,), torch.nan) for size in (8, 32, 64, 128, 256, 512)]
+    assert_same(got, want)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.01)
+    want = eager_steps(model, decoder.state, 2)
+    assert_same(steps(decoder.step, 2), want)
+
+
+def test_a_long_answer_is_not_given_all_its_room_at_once():
+    model = build(small_config(pattern=GROWS))
+    _, state = model.prefill(random_tokens(1, 13))
+    decoder = Decoder(model, state, max_tokens=10**9)
+    steps(decoder.step, 1)
+    assert decoder.state.room == MIN_ROOM
 
 
 def test_a_cache_that_is_full_gets_twice_the_room_and_a_new_recording():
