@@ -415,6 +415,6 @@ MUTANTS: tuple[Mutant, ...] = (
                  'name = f"process-memory-{checkpointing}"', 'name = "process-memory-none"')),
     _mutant("what an attempt notes at its end is told too late", "tests/pipelines/engine/test_stage_processes.py",
             Edit("pipelines/engine/scheduler.py", "stage.end()\n        self._tell_notices()", "stage.end()")),
-    _mutant("a recording's memory is given to others", "tests/bmojo/test_decoder.py",
-            Edit("kernels/cpp/recording.py", "        self._kept.append((args, result))\n", "")),
+    _mutant("a step that looks at a value is repeated without looking", "tests/kernels/cpp/test_recording.py",
+            Edit("kernels/cpp/recording.py", "self.refusal = self.refusal or str(func)", "pass")),
 )  # fmt: skip
