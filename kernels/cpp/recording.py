@@ -19,7 +19,10 @@ from kernels.cpp import library
 
 aten = torch.ops.aten
 _UNDEFINED = {aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default, aten.empty_strided.default}
-_INTO = {aten.mm.default: torch.mm, aten.addcmul.default: torch.addcmul}  # what can write to a tensor that is there
+_INTO: dict[Any, Callable[..., Tensor]] = {
+    aten.mm.default: torch.mm,
+    aten.addcmul.default: torch.addcmul,
+}  # what can write to a tensor that is there
 
 
 class Recording(TorchDispatchMode):
