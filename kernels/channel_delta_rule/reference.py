@@ -50,22 +50,7 @@ class StepInputs(NamedTuple):
 
 
 def _run(inputs: DeltaInputs) -> DeltaOutputs:
-    initial_bhpn, doc_ids_bt = inputs.initial_bhpn, inputs.doc_ids_bt
-    b, t, h, p = inputs.v_bthp.shape
-    dtype = torch.promote_types(inputs.v_bthp.dtype, torch.float32)
-    q, k, v, log_decay, beta = (m.to(dtype) for m in inputs[:5])
-    identity_nn = torch.eye(q.shape[-1], dtype=dtype, device=q.device)
-    state = v.new_zeros(b, h, p, q.shape[-1]) if initial_bhpn is None else initial_bhpn.to(dtype)
-    outputs = []
-    for i in range(t):
-        if doc_ids_bt is not None and i > 0:
-            state = state * (doc_ids_bt[:, i] == doc_ids_bt[:, i - 1]).to(dtype)[:, None, None, None]
-        beta_bh11 = beta[:, i, :, None, None]
-        faded_bhpn = state * torch.exp(log_decay[:, i, :, None, :])
-        erase_bhnn = identity_nn - beta_bh11 * k[:, i, :, :, None] * k[:, i, :, None, :]
-        state = faded_bhpn @ erase_bhnn + beta_bh11 * v[:, i, :, :, None] * k[:, i, :, None, :]
-        outputs.append(torch.einsum("bhpn,bhn->bhp", state, q[:, i]))
-    return DeltaOutputs(torch.stack(outputs, 1).to(inputs.v_bthp.dtype), state)
+    return gated.recurrence(*inputs)
 
 
 channel_delta_rule = Path(_run)

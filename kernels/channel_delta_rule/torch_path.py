@@ -22,7 +22,7 @@ from torch import Tensor
 
 from kernels.channel_delta_rule.reference import DeltaInputs, StepInputs
 from kernels.gated_delta_rule.reference import DeltaOutputs
-from kernels.gated_delta_rule.torch_path import Solve, by_chunk, chunks_of_documents, inverse_flops
+from kernels.gated_delta_rule.torch_path import Solve, by_chunk, chunks_of_documents, inverse_flops, step
 from kernels.operator import Path
 
 CHUNK = 64
@@ -111,12 +111,7 @@ def _run(inputs: DeltaInputs) -> DeltaOutputs:
 
 
 def _run_step(inputs: StepInputs) -> Tensor:
-    state_bhpn = inputs.state_bhpn
-    q, k, v, log_decay, beta = (m.to(state_bhpn.dtype) for m in inputs[:5])
-    state_bhpn.mul_(torch.exp(log_decay)[..., None, :])
-    written_bhp = beta[..., None] * (v - (state_bhpn @ k[..., None])[..., 0])
-    state_bhpn.add_(written_bhp[..., None] * k[..., None, :])
-    return (state_bhpn @ q[..., None])[..., 0].to(inputs.v_bhp.dtype)
+    return step(*inputs)
 
 
 channel_delta_rule = Path(_run, tolerance=TOLERANCE)

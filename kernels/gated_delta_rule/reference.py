@@ -51,11 +51,19 @@ class StepInputs(NamedTuple):
     state_bhpn: Tensor
 
 
-def _run(inputs: DeltaInputs) -> DeltaOutputs:
-    initial_bhpn, doc_ids_bt = inputs.initial_bhpn, inputs.doc_ids_bt
-    b, t, h, p = inputs.v_bthp.shape
-    dtype = torch.promote_types(inputs.v_bthp.dtype, torch.float32)
-    q, k, v, log_decay, beta = (m.to(dtype) for m in inputs[:5])
+def recurrence(
+    q_bthn: Tensor,
+    k_bthn: Tensor,
+    v_bthp: Tensor,
+    log_decay_bthn: Tensor,
+    beta_bth: Tensor,
+    initial_bhpn: Tensor | None,
+    doc_ids_bt: Tensor | None,
+) -> DeltaOutputs:
+    """The rule, position by position. Args: as in DeltaInputs.  log_decay_bthn: of each channel of the keys, or one."""
+    b, t, h, p = v_bthp.shape
+    dtype = torch.promote_types(v_bthp.dtype, torch.float32)
+    q, k, v, log_decay, beta = (m.to(dtype) for m in (q_bthn, k_bthn, v_bthp, log_decay_bthn, beta_bth))
     identity_nn = torch.eye(q.shape[-1], dtype=dtype, device=q.device)
     state = v.new_zeros(b, h, p, q.shape[-1]) if initial_bhpn is None else initial_bhpn.to(dtype)
     outputs = []
@@ -63,11 +71,15 @@ def _run(inputs: DeltaInputs) -> DeltaOutputs:
         if doc_ids_bt is not None and i > 0:
             state = state * (doc_ids_bt[:, i] == doc_ids_bt[:, i - 1]).to(dtype)[:, None, None, None]
         beta_bh11 = beta[:, i, :, None, None]
+        faded_bhpn = state * torch.exp(log_decay[:, i, :, None, :])
         erase_bhnn = identity_nn - beta_bh11 * k[:, i, :, :, None] * k[:, i, :, None, :]
-        write_bhpn = beta_bh11 * v[:, i, :, :, None] * k[:, i, :, None, :]
-        state = torch.exp(log_decay[:, i])[..., None, None] * state @ erase_bhnn + write_bhpn
+        state = faded_bhpn @ erase_bhnn + beta_bh11 * v[:, i, :, :, None] * k[:, i, :, None, :]
         outputs.append(torch.einsum("bhpn,bhn->bhp", state, q[:, i]))
-    return DeltaOutputs(torch.stack(outputs, 1).to(inputs.v_bthp.dtype), state)
+    return DeltaOutputs(torch.stack(outputs, 1).to(v_bthp.dtype), state)
+
+
+def _run(inputs: DeltaInputs) -> DeltaOutputs:
+    return recurrence(*inputs[:3], inputs.log_decay_bth[..., None], *inputs[4:])
 
 
 gated_delta_rule = Path(_run)

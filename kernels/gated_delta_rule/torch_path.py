@@ -129,12 +129,17 @@ def _run(inputs: DeltaInputs) -> DeltaOutputs:
 
 
 def _run_step(inputs: StepInputs) -> Tensor:
-    state_bhpn = inputs.state_bhpn
-    q, k, v, log_decay, beta = (m.to(state_bhpn.dtype) for m in inputs[:5])
-    state_bhpn.mul_(torch.exp(log_decay)[..., None, None])
+    return step(*inputs[:3], inputs.log_decay_bh[..., None], *inputs[4:])
+
+
+def step(q: Tensor, k: Tensor, v: Tensor, log_decay_bhn: Tensor, beta: Tensor, state_bhpn: Tensor) -> Tensor:
+    """y_bhp of the next position; the state is updated. log_decay_bhn: of each channel of the keys, or one."""
+    output_dtype = v.dtype
+    q, k, v, log_decay, beta = (m.to(state_bhpn.dtype) for m in (q, k, v, log_decay_bhn, beta))
+    state_bhpn.mul_(torch.exp(log_decay)[..., None, :])
     written_bhp = beta[..., None] * (v - (state_bhpn @ k[..., None])[..., 0])
     state_bhpn.add_(written_bhp[..., None] * k[..., None, :])
-    return (state_bhpn @ q[..., None])[..., 0].to(inputs.v_bhp.dtype)
+    return (state_bhpn @ q[..., None])[..., 0].to(output_dtype)
 
 
 gated_delta_rule = Path(_run, tolerance=TOLERANCE)

@@ -61,6 +61,7 @@ def test_figures_that_no_measure_finds_are_refused_by_plan(pipeline: TinyPipelin
     assert "Did you mean 'text/loss'?" in planned.output
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_evaluated_beside_the_final_model(pipeline: TinyPipeline) -> None:
     refused = pipeline.run("evaluate.step=4")
     assert refused.code == 1

@@ -26,6 +26,8 @@ from pipelines.engine.runs import Run, find_run
 from pipelines.storage import open_storage
 from tests.pipelines.waiting import wait_until
 
+pytestmark = pytest.mark.slow  # what is sent, and what is made of the answers: tests/pipelines/submit/
+
 ROOT = Path(__file__).resolve().parents[3]
 SECRET = "a-value-that-nobody-may-see"
 
@@ -228,7 +230,6 @@ def test_an_error_at_the_start_of_the_job_is_shown_with_its_exit_code(project: P
     assert "FAILED: Job entrypoint command failed with exit code 1" in output
 
 
-@pytest.mark.slow
 def test_it_outlives_its_terminal_and_a_killed_scheduler(project: Project) -> None:
     terminal = project.start("submit", "../project/counting.yaml", "--address", project.cluster.url, "--follow")
     run = project.wait_for_the_middle()
@@ -248,7 +249,6 @@ def test_it_outlives_its_terminal_and_a_killed_scheduler(project: Project) -> No
     assert "The scheduler was killed by SIGKILL. It starts again in 1 s (restart 1 of 10)." in said
 
 
-@pytest.mark.slow
 def test_cancelling_the_run_ends_the_job_for_good(project: Project) -> None:
     found = project.submitted()
     run = project.wait_for_the_middle()
@@ -259,7 +259,6 @@ def test_cancelling_the_run_ends_the_job_for_good(project: Project) -> None:
     assert run.state().status == "CANCELLED"
 
 
-@pytest.mark.slow
 def test_ctrl_c_ends_following_and_ray_job_stop_ends_the_job_in_order(project: Project) -> None:
     terminal = project.start("submit", "../project/counting.yaml", "--address", project.cluster.url, "--follow")
     assert terminal.stdout is not None

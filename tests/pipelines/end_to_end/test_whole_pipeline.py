@@ -167,15 +167,12 @@ def write_lines(pipeline: TinyPipeline, lines: list[str]) -> None:
     (pipeline.folder / "corpus.jsonl").write_text("".join(line + "\n" for line in lines))
 
 
-@pytest.mark.parametrize(
-    ("lines", "expected"), [([], "empty corpus"), (['{"text": "a"}', "{nonsense"], r"corpus\.jsonl.*line 2")]
-)
-def test_a_bad_corpus_is_one_clear_screen(tmp_path: Path, lines: list[str], expected: str) -> None:
+def test_a_bad_corpus_is_one_clear_screen(tmp_path: Path) -> None:
     pipeline = write_pipeline(tmp_path)
-    write_lines(pipeline, lines)
+    write_lines(pipeline, ['{"text": "a"}', "{nonsense"])
     finished = pipeline.run()
     assert finished.code == 1, finished.output
-    assert re.search(expected, finished.output, re.DOTALL)
+    assert re.search(r"corpus\.jsonl.*line 2", finished.output, re.DOTALL)
     assert "Traceback" not in finished.output
     assert not list(pipeline.storage.glob("artifacts/*/*/record.json"))
 
@@ -183,6 +180,7 @@ def test_a_bad_corpus_is_one_clear_screen(tmp_path: Path, lines: list[str], expe
 @pytest.mark.parametrize(
     ("lines", "expected"),
     [
+        ([], "empty corpus"),
         (['{"text": "a"}', '{"body": "b"}'], r"corpus\.jsonl.*'text'"),
         (['{"text": 3}'], r"corpus\.jsonl.*text"),
     ],

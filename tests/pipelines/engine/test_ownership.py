@@ -373,8 +373,15 @@ def test_a_driver_with_a_wrong_clock_is_shown_as_what_it_is(store: Path, offset_
     assert "far-away, last seen at 20" in state.error
 
 
-@pytest.mark.parametrize("event", ["000001-000001.json", "000001-000003.json"])
-@pytest.mark.parametrize("content", ["{", "[]", '{"status": "RUNNING"}', "\x00\x01"])
+@pytest.mark.parametrize(
+    ("event", "content"),
+    [
+        ("000001-000001.json", "{"),
+        ("000001-000003.json", "[]"),
+        ("000001-000001.json", '{"status": "RUNNING"}'),
+        ("000001-000003.json", "\x00\x01"),
+    ],
+)
 def test_one_damaged_file_hides_no_other_run(store: Path, event: str, content: str) -> None:
     storage = open_storage(store)
     bad, good = run_here(storage).run, run_here(storage, scale=2.0).run

@@ -181,10 +181,11 @@ def test_ui_interrupted_while_it_starts_prints_no_traceback(ui: subprocess.Popen
             {socket.gethostname(): 200, "localhost": 200, "10.1.2.3": 200, "evil.example.org": 403},
             signal.SIGTERM,
         ),
-        (
+        pytest.param(
             ("--host", "0.0.0.0", "--allowed-hosts", "gpu01.example.org*"),
             {"gpu01.example.org": 200, "localhost": 403},
             signal.SIGKILL,
+            marks=pytest.mark.slow,
         ),
     ],
     indirect=["ui"],

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -27,6 +26,7 @@ from pipelines.stages.train.guards.replicas import differing_replicas
 from pipelines.stages.train.optimizers.config import MuonConfig
 from pipelines.stages.train.optimizers.exchange import Exchange, Extent
 from pipelines.stages.train.trainer import Trainer
+from tests.pipelines.stages.train import forked
 from tests.pipelines.stages.train.trainer_contract import (
     HALFWAY,
     LR,
@@ -99,7 +99,7 @@ def run_workers(config: TrainStageConfig, folder: Path) -> Result:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(_worker, (port, config.model_dump_json(), folder), nprocs=NUM_WORKERS)
+    forked.run(_worker, (port, config.model_dump_json(), folder), NUM_WORKERS)
     return Result(folder)
 
 

@@ -1,9 +1,8 @@
-"""Processes that save checkpoints together, until one of them meets with a fault. In a module quick to import."""
+"""Processes that save checkpoints together, until one of them meets with a fault."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import resource
 import signal
@@ -21,6 +20,7 @@ from pipelines.stages.train.checkpoint import Kept, TrainingState
 from pipelines.stages.train.pieces import Piece, even_shares
 from pipelines.stages.train.saving import Saver
 from pipelines.storage.artifact import ArtifactDir
+from tests.pipelines.stages.train import forked
 
 NUM_RANKS = 2
 NUMEL = 100_001
@@ -46,7 +46,7 @@ def save_together(folder: Path, faults: Sequence[str]) -> tuple[list[Any], list[
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    start = multiprocessing.get_context("spawn").Process
+    start = forked.context().Process
     ranks = [start(target=_rank, args=(rank, port, folder, faults)) for rank in range(NUM_RANKS)]
     for process in ranks:
         process.start()

@@ -1,4 +1,4 @@
-"""Two processes that step together until they agree to stop. In a module that is quick to import."""
+"""Two processes that step together until they agree to stop."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from pipelines.stages.train.agreement import Agreement
 from pipelines.tracking.request import Request
+from tests.pipelines.stages.train import forked
 
 NUM_RANKS = 2
 ASKED_AT_STEP = 7  # whoever asks from then on hears that it should stop
@@ -33,7 +33,7 @@ def stop_together(paces_s: Sequence[float], folder: Path) -> list[list[Stopped]]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(_rank, (port, paces_s, folder), nprocs=NUM_RANKS)
+    forked.run(_rank, (port, paces_s, folder), NUM_RANKS)
     ranks = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(NUM_RANKS)]
     return [[Stopped(*rank[index]) for rank in ranks] for index in range(len(paces_s))]
 

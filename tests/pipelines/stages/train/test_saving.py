@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import multiprocessing
 import os
 import signal
 import threading
@@ -29,6 +28,7 @@ from pipelines.stages.train.pieces import Piece
 from pipelines.stages.train.saving import Saver
 from pipelines.stages.train.stage import TrainInputs, make_job
 from pipelines.storage.artifact import ArtifactDir
+from tests.pipelines.stages.train import forked
 from tests.pipelines.stages.train.plain_trainer import train_plainly
 from tests.pipelines.stages.train.saving_ranks import NUMEL, save_together, state_at, values_at
 from tests.pipelines.stages.train.training import FileSink, Tokens, context_of, weights
@@ -194,9 +194,7 @@ def test_a_run_killed_while_it_writes_resumes_from_the_checkpoint_before_to_the_
     straight: Mapping[str, torch.Tensor], config: TrainStageConfig, tokens: Tokens, tmp_path: Path, single_process: None
 ) -> None:
     folder = tmp_path / "train-0"
-    process = multiprocessing.get_context("spawn").Process(
-        target=_train_until_killed, args=(config.model_dump_json(), tokens, folder)
-    )
+    process = forked.context().Process(target=_train_until_killed, args=(config.model_dump_json(), tokens, folder))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL

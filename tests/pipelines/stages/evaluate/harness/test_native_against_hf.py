@@ -23,7 +23,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 
 
 @pytest.mark.usefixtures("hf_modules_cache")
-@pytest.mark.parametrize("num_fewshot", [0, 1])
+@pytest.mark.parametrize("num_fewshot", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_native_equals_hf_on_every_task(exported: Exported, num_fewshot: int) -> None:
     rows = compare(exported.pair, exported.data, list(EXAMPLES), limit=None, num_fewshot=num_fewshot)
     assert {(row.task, row.metric) for row in rows} >= {

@@ -1,4 +1,4 @@
-"""Two processes that step together, of which one can be stopped. In a module that is quick to import."""
+"""Two processes that step together, of which one can be stopped."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from multiprocessing.synchronize import Event
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from pipelines.stages.train.guards.hang import Heard
 from pipelines.stages.train.guards.pulse import Sign, beat, signs_of_life
+from tests.pipelines.stages.train import forked
 
 NUM_RANKS = 2
 EVERY_S = 0.1
@@ -37,7 +37,7 @@ class Ranks:
     """The processes, and what they told."""
 
     def __init__(self) -> None:
-        context = mp.get_context("spawn")
+        context = forked.context()
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
