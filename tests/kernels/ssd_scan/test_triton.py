@@ -40,16 +40,29 @@ def test_outputs_and_gradients_match_the_reference(size, with_initial, with_docu
     assert_agrees(inputs, documents(2, size.t) if with_documents else None)
 
 
-@pytest.mark.parametrize("heads", ["in turn", "in parallel"])
-@pytest.mark.parametrize("d_state", [8, 24])
+@pytest.mark.parametrize(
+    ("d_state", "heads"),
+    [
+        (8, "in turn"),
+        (24, "in parallel"),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((8, "in parallel"), (24, "in turn"))),
+    ],
+)
 def test_several_tiles_of_channels_and_states_and_heads_of_a_group(d_state, heads, monkeypatch):
     """d_state 8 is one tile, so that B and C serve the heads that a program takes in turn; 24 is two."""
     monkeypatch.setattr(triton_plan, "MIN_PROGRAMS", 0 if heads == "in turn" else 10**6)
     assert_agrees(scan_inputs(ScanSize(21, 4, 2, 20, d_state), b=1), documents(1, 21))
 
 
-@pytest.mark.parametrize("num_segments", [1, 3, 5])
-@pytest.mark.parametrize("with_initial", [False, True])
+@pytest.mark.parametrize(
+    ("num_segments", "with_initial"),
+    [
+        (1, True),
+        (3, True),
+        (5, False),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((1, False), (3, False), (5, True))),
+    ],
+)
 def test_walks_over_segments(with_initial, num_segments, monkeypatch):
     """Five chunks: one walk, segments of 2, 2 and 1 chunks, and of one each."""
     config = Config({**triton_plan.FORWARD_CONFIGS[INTERPRETER][0].tiles, "WALKS": num_segments})
