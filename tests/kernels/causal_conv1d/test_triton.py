@@ -16,7 +16,10 @@ TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}  
 
 
 @pytest.mark.parametrize("kind", PASTS)
-@pytest.mark.parametrize(("t", "width"), [(1, 4), (2, 4), (3, 2), (8, 3), (21, 4), (16, 2)])
+@pytest.mark.parametrize(
+    ("t", "width"),
+    [(1, 4), (2, 3), (3, 2), (21, 4), *(pytest.param(*size, marks=pytest.mark.slow) for size in ((8, 3), (16, 2)))],
+)
 def test_outputs_and_gradients_match_the_reference(t, width, kind):
     assert_matches_reference(t, 40, width, kind, torch.float32)
 
