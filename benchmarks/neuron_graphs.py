@@ -2,7 +2,8 @@
 
     python -m benchmarks.neuron_graphs [--models bmojo mamba2] [--lower] [--out PAGE.md]
 
-Nothing here runs on a device. --lower also asks torch-mlir and XLA (`make neuron-checks`).
+Nothing here runs on a device. --lower also asks torch-mlir and XLA (`make neuron-checks`). What is printed is the whole
+page, benchmarks/neuron_graphs_2026-11-28.md.
 """
 
 from __future__ import annotations
@@ -22,9 +23,13 @@ from pipelines.neuron.checks.lowering import Lowered, lower
 from pipelines.neuron.checks.op_table import op_table
 from pipelines.neuron.checks.sharded import sharded_graphs_of
 
-MODELS = ("bmojo", "bmojo_f", "mamba2", "swa", "attention")
+MODELS = (
+    "bmojo", "bmojo_f", "mamba2", "swa", "attention",
+    "bmojo_gated_deltanet", "gated_deltanet", "kda", "mamba3", "samba",
+)  # fmt: skip
 VOCABULARY, SEQ_LEN, BATCH = 50304, 2048, 1
-CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "models"
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = ROOT / "configs" / "models"
 
 
 def model(name: str) -> ModelConfig:
@@ -54,6 +59,22 @@ def verdict(name: str, graphs: Sequence[Graph], sharded: Sequence[Graph]) -> str
     return f"- {name}: {checked}. Their graphs have {'the same' if same else 'different'} operators."
 
 
+def command(arguments: argparse.Namespace) -> str:
+    """As it was given."""
+    chosen = [] if tuple(arguments.models) == MODELS else ["--models", *arguments.models]
+    return " ".join(["python -m benchmarks.neuron_graphs", *chosen, *(["--lower"] if arguments.lower else [])])
+
+
+def lowering_words() -> list[str]:
+    """Which versions lowered and ran the graphs, and what the last two columns are."""
+    pinned = (ROOT / "constraints-neuron.txt").read_text(encoding="utf-8").splitlines()
+    versions = [line.replace("==", " ") for line in pinned if line.startswith(("torch-mlir==", "jax=="))]
+    return [
+        f"{', '.join(reversed(versions))}. StableHLO is that of the bf16 graph, as text. The largest error of XLA's",
+        "outputs in float32 is relative to the largest number of each output.",
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
@@ -70,7 +91,13 @@ def main() -> None:
         for graph in graphs:
             ops += graph.ops
     page = [
+        "# Graphs for a NeuronCore (28 November 2026)",
+        "",
+        "Nothing here ran on Trainium. What a compiler would be given of each model at 130M, read and lowered on a",
+        f"CPU; `{command(arguments)}` writes this page.",
+        "",
         f"torch {torch.__version__}, one layer per mixer, {BATCH} x {SEQ_LEN} tokens in two documents, bf16 autocast.",
+        *(lowering_words() if arguments.lower else ()),
         "",
         "| model | graph | nodes | largest tensor | StableHLO | XLA:CPU against torch, float32 |",
         "| --- | --- | ---: | ---: | ---: | ---: |",
@@ -78,7 +105,7 @@ def main() -> None:
         "",
         *verdicts,
         "",
-        "Operators:",
+        "Operators of all graphs:",
         "",
         "```text",
         *textwrap.wrap(" ".join(sorted(ops)), 110, break_long_words=False, break_on_hyphens=False),

@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 
 from kernels.again import keep
 from kernels.cpp import library
-from kernels.shapes_only import counts_as_gpu, is_shapes_only
+from kernels.shapes_only import counts_as_cpu, counts_as_gpu, is_shapes_only, stands_for_neuron
 
 logger = logging.getLogger(__name__)
 PATHS = ("reference", "torch", "cpp", "triton", "static", "nki")
@@ -145,7 +145,7 @@ class Operator(Generic[P, In, Out]):
         """The path, its name and the reason."""
         x: Tensor = inputs[0]
         asked = None if _asked is None else check_request(x)
-        name = asked or ("triton" if counts_as_gpu(x) else "cpp" if x.is_cpu else _of_device(x))
+        name = asked or ("triton" if counts_as_gpu(x) else "cpp" if counts_as_cpu(x) else _of_device(x))
         path = self.path(name)
         if path is None:
             reason = _ABSENT[name]
@@ -163,7 +163,7 @@ class Operator(Generic[P, In, Out]):
 
 def _of_device(x: Tensor) -> str:
     """The path of a tensor that is neither on the CPU nor on a GPU. Where there is none, `cpp` says why."""
-    return "static" if x.device.type == NEURON else "cpp"
+    return "static" if x.device.type == NEURON or stands_for_neuron() else "cpp"
 
 
 _ASKED = "asked for by BMOJO_KERNELS or use(...)"

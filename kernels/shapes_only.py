@@ -12,7 +12,7 @@ from typing import Literal
 
 from torch import Tensor
 
-Device = Literal["cpu", "gpu"]
+Device = Literal["cpu", "gpu", "neuron"]
 
 _device: Device | None = None
 
@@ -39,3 +39,13 @@ def is_shapes_only() -> bool:
 def counts_as_gpu(x: Tensor) -> bool:
     """Whether x is on a GPU, or stands for a tensor that would be."""
     return x.is_cuda if _device is None else _device == "gpu"
+
+
+def counts_as_cpu(x: Tensor) -> bool:
+    """Whether x is on the CPU, and stands for no tensor elsewhere."""
+    return x.is_cpu if _device is None else _device == "cpu"
+
+
+def stands_for_neuron() -> bool:
+    """Whether tensors stand for those of a NeuronCore."""
+    return _device == "neuron"

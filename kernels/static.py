@@ -1,7 +1,7 @@
 """What the static paths of the operators are made of: views, shifts and masks, with gradients as plain as they are.
 
 A static path has fixed shapes, one graph, and only what a compiler for matrix hardware lowers well.
-docs/design/0062-static-path.md says which constructs it avoids, and what stands in for each.
+docs/design/0071-static-path.md says which constructs it avoids, and what stands in for each.
 """
 
 from __future__ import annotations
@@ -74,6 +74,12 @@ def same_document(doc_ids_bt: Tensor, lag: int, dtype: torch.dtype) -> Tensor:
 def lower_triangle(size: int, like: Tensor, diagonal: int = 0) -> Tensor:
     """Ones on and below a diagonal, [size, size]."""
     return like.new_ones(size, size).tril(diagonal)
+
+
+def identity(size: int, like: Tensor) -> Tensor:
+    """Ones on the diagonal, [size, size]."""
+    row = torch.arange(size, device=like.device)
+    return (row[:, None] == row).to(like.dtype)
 
 
 def intervals(x: Tensor) -> Tensor:

@@ -37,10 +37,10 @@ _MAX_TEMP_DIR = 107 - len("/session_2026-01-01_00-00-00_000000_0000000/sockets/p
 log = logging.getLogger(__name__)
 
 
-def ensure_cluster(config: ClusterConfig, num_cpus: int) -> None:
+def ensure_cluster(config: ClusterConfig, num_cpus: int, num_neuron_cores: int = 0) -> None:
     """Start or join the Ray cluster, once per process. Inside a Ray job, `local` means the cluster that runs the job.
 
-    Args: num_cpus: slots of a cluster that is started.
+    Args: num_cpus: slots of a cluster that is started. num_neuron_cores: its NeuronCores; 0: those that Ray finds.
 
     Raises:
         UserError: the address, a setting or the token is wrong.
@@ -57,7 +57,7 @@ def ensure_cluster(config: ClusterConfig, num_cpus: int) -> None:
     logging.getLogger("ray").setLevel(logging.WARNING)
     with kept_handlers():
         if address == "local":
-            _start_local(num_cpus)
+            _start_local(num_cpus, num_neuron_cores)
         else:
             join(address)
 
@@ -85,15 +85,24 @@ def cpus_for(stages: Iterable[StageConfig]) -> int:
     return max([os.cpu_count() or 1, *(math.ceil(cpus) for cpus in asked)])
 
 
-def _start_local(num_cpus: int) -> None:
+def neuron_cores_for(stages: Iterable[StageConfig]) -> int:
+    """This machine's logical NeuronCores, if a stage asks for some: Ray looks for neuron-ls in one folder alone."""
+    if not any(stage.resources.neuron_cores_per_worker for stage in stages):
+        return 0
+    from pipelines.neuron import runtime  # imports torch
+
+    return runtime.num_cores()
+
+
+def _start_local(num_cpus: int, num_neuron_cores: int) -> None:
     try:
-        _init_local(num_cpus)
+        _init_local(num_cpus, num_neuron_cores)
     except (UserError, InfrastructureError):
         raise
     except Exception as error:
         log.warning("Ray did not start (%s); trying once more.", _brief(error))
         try:
-            _init_local(num_cpus)
+            _init_local(num_cpus, num_neuron_cores)
         except (UserError, InfrastructureError):
             raise
         except Exception as second:
@@ -104,7 +113,7 @@ def _start_local(num_cpus: int) -> None:
             ) from second
 
 
-def _init_local(num_cpus: int) -> None:
+def _init_local(num_cpus: int, num_neuron_cores: int) -> None:
     import ray
 
     children = set(psutil.Process().children(recursive=True))
@@ -112,6 +121,7 @@ def _init_local(num_cpus: int) -> None:
         ray.init(
             address="local",
             num_cpus=num_cpus,
+            resources={"neuron_cores": num_neuron_cores} if num_neuron_cores else None,
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
             logging_level=logging.ERROR,

@@ -31,6 +31,7 @@ class ClusterRequest(StrictConfig):
 
     cluster: ClusterConfig
     num_cpus: int  # of a local cluster
+    num_neuron_cores: int  # of a local cluster; 0: those that Ray finds
     storage: str  # that all its machines must see
 
 
@@ -56,7 +57,7 @@ def main() -> None:
     quiet_environment()
     request = ClusterRequest.model_validate_json(sys.stdin.readline())
     try:
-        ensure_cluster(request.cluster, request.num_cpus)
+        ensure_cluster(request.cluster, request.num_cpus, request.num_neuron_cores)
         check_shared_storage(request.storage)
         _keep(request.cluster, answers)
     except BaseException as error:

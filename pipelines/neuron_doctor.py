@@ -1,7 +1,7 @@
 """The first hour on a Trainium instance, as `bmojo doctor --neuron` walks through it: one step after the other.
 
-A core belongs to one process until that process ends, so each step is a process or two of its own
-(pipelines/neuron_probe.py). A step says what was found; one that fails says what it may be and what to do.
+First the graphs, which need no hardware. A core belongs to one process until that process ends, so each further step is
+a process or two of its own (pipelines/neuron_probe.py). One that fails says what it may be and what to do.
 """
 
 from __future__ import annotations
@@ -18,12 +18,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bmojo.config import ModelConfig
 from pipelines.doctor import Check
 
 _TIMEOUT_S = 3600.0  # the first compilation of a block has taken many minutes elsewhere
 _FP32_ERROR, _BF16_ERROR = 1e-3, 5e-2
 """Largest relative errors of a gradient against the CPU's in float32."""
 _WORDS = 400  # of what a process that failed printed last
+GRAPHS = "graphs of one block"
+_NOT_ONE_GRAPH = "The versions of torch differ from those that were tested (constraints.txt): send this line and both."
+_DENIED = "Nothing here asks the device. See pipelines/neuron/checks/op_table.toml, and send this line."
+_NOT_LOWERED = "Optional, needs no hardware: `make neuron-checks` builds an environment with torch-mlir and XLA."
 
 
 @dataclass(frozen=True)
@@ -107,9 +112,10 @@ STEPS: tuple[Step, ...] = (
 
 
 def run_first_hour(spec: ProbeSpec | None = None) -> Iterator[Check]:
-    """The package, then every step; after a step that cannot run, the others are tried all the same."""
+    """The graphs, the package, then every step; after one that cannot run, the others are tried all the same."""
     from pipelines.neuron import runtime
 
+    yield _graphs(spec or ProbeSpec())
     try:
         runtime.require()
     except runtime.NeuronUnavailableError as error:
@@ -124,6 +130,19 @@ def run_first_hour(spec: ProbeSpec | None = None) -> Iterator[Check]:
     )
     for step in STEPS:
         yield _check(step, spec or ProbeSpec())
+
+
+def _graphs(spec: ProbeSpec) -> Check:
+    """What the compiler will be given of the block, as far as a CPU can tell."""
+    from pipelines.neuron.checks.report import report_graphs
+
+    try:
+        report = report_graphs(ModelConfig.model_validate(spec.model()), spec.seq_len, spec.rows)
+    except Exception as error:  # of torch.compile, for whoever reads the table
+        return Check(GRAPHS, "error", f"{type(error).__name__}: {_last_words(str(error))}", _NOT_ONE_GRAPH)
+    if report.problems:
+        return Check(GRAPHS, "error", f"{report}; {'; '.join(report.problems)}"[:_WORDS], _DENIED)
+    return Check(GRAPHS, "ok", str(report), "" if report.lowered else _NOT_LOWERED)
 
 
 def _check(step: Step, spec: ProbeSpec) -> Check:

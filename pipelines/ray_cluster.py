@@ -12,7 +12,7 @@ from contextlib import suppress
 from functools import partial
 
 from base.errors import UserError
-from pipelines.cluster import LOOPBACK_ONLY, cluster_address, cpus_for, join, join_local
+from pipelines.cluster import LOOPBACK_ONLY, cluster_address, cpus_for, join, join_local, neuron_cores_for
 from pipelines.cluster_process import ClusterReport, ClusterRequest
 from pipelines.config import ClusterConfig
 from pipelines.engine.events import Status
@@ -32,8 +32,10 @@ class RayCluster:
     def __init__(self, config: ClusterConfig, stages: Iterable[StageConfig], storage: str) -> None:
         self._config = config
         self._storage = storage
+        stages = list(stages)
         self._num_cpus = config.num_cpus or cpus_for(stages)
         self._address = cluster_address(config)
+        self._num_neuron_cores = neuron_cores_for(stages) if self._address == "local" else 0
         self._process: subprocess.Popen[str] | None = None
         self._report = ClusterReport()
         self._was_there = False
@@ -64,7 +66,12 @@ class RayCluster:
         with self._heard:
             self._process, self._report = process, ClusterReport()
         assert process.stdin is not None
-        request = ClusterRequest(cluster=self._config, num_cpus=self._num_cpus, storage=self._storage)
+        request = ClusterRequest(
+            cluster=self._config,
+            num_cpus=self._num_cpus,
+            num_neuron_cores=self._num_neuron_cores,
+            storage=self._storage,
+        )
         with suppress(BrokenPipeError):
             print(request.model_dump_json(), file=process.stdin, flush=True)
         threading.Thread(target=self._listen, args=(process,), name="cluster", daemon=True).start()

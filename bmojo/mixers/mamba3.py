@@ -196,8 +196,8 @@ def summed(turn_btha: Tensor, start_bha: Tensor | None, docs_bt: Tensor | None) 
     """Sums of turns over each document so far, and the last one within a full turn: a scan without decay."""
     b, t, h, _ = turn_btha.shape
     # One tensor for each argument: torch.compile does not trace a function that is given one twice.
-    ones_bth, (B_bt11, C_bt11) = turn_btha.new_ones(b, t, h), turn_btha.new_ones(2, b, t, 1, 1).unbind(0)
-    A_h, D_h = turn_btha.new_zeros(2, h).unbind(0)
+    ones_bth, B_bt11, C_bt11 = (turn_btha.new_ones(shape) for shape in ((b, t, h), (b, t, 1, 1), (b, t, 1, 1)))
+    A_h, D_h = turn_btha.new_zeros(h), turn_btha.new_zeros(h)
     initial = None if start_bha is None else start_bha[..., None]
     angle, last = ssd_scan(turn_btha, ones_bth, A_h, B_bt11, C_bt11, D_h, initial, docs_bt)
     return angle, within_a_turn(last[..., 0])
@@ -210,10 +210,11 @@ def within_a_turn(angle: Tensor) -> Tensor:
 def turned(x_n: Tensor, angle_a: Tensor) -> Tensor:
     """x with its first pairs of neighbours turned by the angles."""
     turning, still, _ = parts(x_n, (2 * angle_a.shape[-1], x_n.shape[-1] - 2 * angle_a.shape[-1], 0))
-    first, second = turning.unflatten(-1, (-1, 2)).unbind(-1)
+    pairs = turning.unflatten(-1, (-1, 2))
+    first, second = pairs[..., 0], pairs[..., 1]
     cos, sin = torch.cos(angle_a), torch.sin(angle_a)
-    pairs = torch.stack([first * cos - second * sin, first * sin + second * cos], -1)
-    return torch.cat([pairs.flatten(-2), still], -1)
+    turned_pairs = torch.stack([first * cos - second * sin, first * sin + second * cos], -1)
+    return torch.cat([turned_pairs.flatten(-2), still], -1)
 
 
 def outer(v_bhp: Tensor, k_bhn: Tensor) -> Tensor:

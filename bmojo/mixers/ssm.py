@@ -55,8 +55,8 @@ def delta_error(
     if initial_bhpn is not None:
         held_bthp[:, 0] = held(initial_bhpn, k_bthn[:, 0])
     if doc_ids_bt is not None:
-        begins_bt = doc_ids_bt[:, 1:] != doc_ids_bt[:, :-1]
-        held_bthp[:, 1:].masked_fill_(begins_bt[..., None, None], 0)
+        begins_bt = F.pad(doc_ids_bt[:, 1:] != doc_ids_bt[:, :-1], (1, 0))
+        held_bthp = held_bthp.masked_fill(begins_bt[..., None, None], 0)
     return corrected(v_bthp.to(dtype), held_bthp, decay_bth, share_bth)
 
 

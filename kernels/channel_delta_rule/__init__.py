@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kernels.channel_delta_rule import reference, torch_path
+from kernels.channel_delta_rule import reference, static_path, torch_path
 from kernels.channel_delta_rule.reference import DeltaInputs, StepInputs
 from kernels.channel_delta_rule.torch_path import flops_per_position
 from kernels.operator import Operator
@@ -14,6 +14,7 @@ channel_delta_rule = Operator(
     DeltaInputs,
     reference=reference.channel_delta_rule,
     torch=torch_path.channel_delta_rule,
+    static=static_path.channel_delta_rule,
     example=reference.example,
 )
 channel_delta_step = Operator(

@@ -6,6 +6,8 @@ chunks, so the places in all sets are one product of 0/1 matrices: candidates of
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -105,10 +107,15 @@ def _product(x: Tensor, factor: float) -> tuple[Tensor, Tensor]:
     cut = x * SPLIT
     high = cut - (cut - x)
     low = x - high
-    cut_factor = torch.tensor(factor, dtype=torch.float32) * SPLIT
-    factor_high = float(cut_factor - (cut_factor - factor))
+    factor_high = _rounded(factor, 12)
     factor_low = factor - factor_high
     return product, low * factor_low - (((product - high * factor_high) - low * factor_high) - high * factor_low)
+
+
+def _rounded(x: float, num_bits: int) -> float:
+    """x with so many bits. Without a tensor, whose value a compiler would wait for."""
+    mantissa, exponent = math.frexp(x)
+    return math.ldexp(round(math.ldexp(mantissa, num_bits)), exponent - num_bits)
 
 
 def _refuses(inputs: SelectInputs) -> str | None:
@@ -117,7 +124,7 @@ def _refuses(inputs: SelectInputs) -> str | None:
         return None
     if inputs.log_innovation_bs.dtype != torch.float32:
         return f"the static innovation_select with forgetting takes float32, not {inputs.log_innovation_bs.dtype}"
-    if torch.tensor(inputs.tau, dtype=torch.float32).item() != inputs.tau:
+    if _rounded(inputs.tau, 24) != inputs.tau:
         return f"the static innovation_select takes a tau that is a float32, not {inputs.tau}"
     return None
 

@@ -106,6 +106,17 @@ def too_small(demand: Demand, nodes: Sequence[ClusterNode]) -> str:
         f"resources: {whom} for {asked(resources)}{' each' if demand.fewest > 1 else ''}, and the cluster has room for "
         f"{f'{places} of them' if places else 'none'} (nodes: {described(nodes)}). Lower resources.num_workers, "
         "cpus_per_worker or gpus_per_worker, raise cluster.num_cpus for a local cluster, or add nodes."
+        f"{_cores_by_hand(demand, nodes)}"
+    )
+
+
+def _cores_by_hand(demand: Demand, nodes: Sequence[ClusterNode]) -> str:
+    """What to do about NeuronCores that Ray did not find; it counts them where neuron-ls is."""
+    if not demand.resources.neuron_cores_per_worker or any(_neuron(node.resources) for node in nodes):
+        return ""
+    return (
+        " No node has neuron_cores: start Ray on each with their number, ray start ... "
+        "--resources='{\"neuron_cores\": 64}' (docs/neuron.md)."
     )
 
 
@@ -128,7 +139,8 @@ def amounts(bundle: Mapping[str, float]) -> str:
 
 
 def _neuron(node: Mapping[str, float]) -> str:
-    return f", {node['neuron_cores']:g} neuron_cores" if node["neuron_cores"] else ""
+    cores = node.get("neuron_cores", 0.0)
+    return f", {cores:g} neuron_cores" if cores else ""
 
 
 def _places(resources: Resources, node: ClusterNode) -> int:

@@ -51,3 +51,13 @@ def test_dead_links_are_found() -> None:
         "README.md: nowhere.md: no such file",
         "README.md: #other: no such heading",
     ]
+
+
+def test_every_design_page_has_a_number_of_its_own_and_is_listed() -> None:
+    names = [page.name for page in (ROOT / "docs" / "design").glob("0*.md")]
+    assert len({name[:4] for name in names}) == len(names)
+    listed = read("docs/design/README.md")
+    for name in names:
+        assert f"[{name[:4]} " in listed, name
+        assert f"({name})" in listed, name
+        assert read(f"docs/design/{name}").startswith(f"# {name[:4]}"), name

@@ -17,7 +17,9 @@ from data.errors import DataError
 from pipelines import cluster
 from pipelines.config import ClusterConfig
 from pipelines.engine.process import ProcessIdentity
+from pipelines.engine.stage import Resources, StageConfig
 from pipelines.errors import InfrastructureError, LostError
+from pipelines.neuron import runtime
 from pipelines.ray_errors import explained_ray, is_lost_process
 from pipelines.stages.tasks import user_errors
 
@@ -83,6 +85,19 @@ def test_a_start_that_timed_out_is_tried_once_more(monkeypatch: pytest.MonkeyPat
     calls = failing_starts(monkeypatch, TIMED_OUT)
     cluster.ensure_cluster(ClusterConfig(num_cpus=2), 2)
     assert len(calls) == 2
+
+
+def test_neuron_cores_that_ray_would_not_find_are_told_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "num_cores", lambda: 4)
+    on_cpus, on_cores = (
+        StageConfig(kind="none", resources=Resources(neuron_cores_per_worker=cores)) for cores in (0, 1)
+    )
+    assert cluster.neuron_cores_for([on_cpus]) == 0
+    assert cluster.neuron_cores_for([on_cpus, on_cores]) == 4
+    calls = failing_starts(monkeypatch)
+    cluster.ensure_cluster(ClusterConfig(), 2)
+    cluster.ensure_cluster(ClusterConfig(), 2, 4)
+    assert [call["resources"] for call in calls] == [None, {"neuron_cores": 4}]
 
 
 @pytest.mark.parametrize("error", [TIMED_OUT, RuntimeError("GCS is gone"), ConnectionError("no GCS"), TimeoutError()])

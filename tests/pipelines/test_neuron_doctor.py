@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipelines import neuron_doctor
 from pipelines.doctor import Check
-from pipelines.neuron_doctor import STEPS, ProbeSpec, run_first_hour
+from pipelines.neuron.checks import report
+from pipelines.neuron.checks.lowering import Lowered, LoweringError
+from pipelines.neuron_doctor import GRAPHS, STEPS, ProbeSpec, run_first_hour
+from tests.pipelines.neuron.planted import FAULTS, planted
 from tests.pipelines.stages.train.neuron_workers import ROOT, SIMULATED
 
 TINY = ProbeSpec(
@@ -18,10 +23,59 @@ TINY = ProbeSpec(
 )  # fmt: skip
 
 
-def test_without_the_package_it_says_what_to_install() -> None:
-    (check,) = run_first_hour()
-    assert (check.name, check.verdict) == ("TorchNeuron", "error")
-    assert "pip install -r requirements/neuron.txt" in check.advice
+@pytest.fixture
+def no_torch_mlir(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(report, "PYTHON", tmp_path / "python")
+
+
+def test_without_the_package_graphs_are_read_and_it_says_what_to_install(no_torch_mlir: None) -> None:
+    graphs, package = run_first_hour(TINY)
+    assert (graphs.name, graphs.verdict) == ("graphs of one block", "ok")
+    assert graphs.found.startswith("4 graphs of ")
+    assert graphs.found.endswith("not lowered")
+    assert "make neuron-checks" in graphs.advice
+    assert (package.name, package.verdict) == ("TorchNeuron", "error")
+    assert "pip install -r requirements/neuron.txt" in package.advice
+
+
+def test_a_graph_that_a_compiler_refuses_is_named(no_torch_mlir: None) -> None:
+    with planted(FAULTS["deny list"]):
+        check = next(run_first_hour(TINY))
+    assert check.verdict == "error"
+    assert "aten.cumprod.default" in check.found
+    assert "op_table.toml" in check.advice
+
+
+def test_a_part_that_is_not_one_graph_is_named(no_torch_mlir: None) -> None:
+    with planted(FAULTS["graph break"]):
+        check = next(run_first_hour(TINY))
+    assert check.verdict == "error"
+    assert "Unsupported" in check.found
+    assert "constraints.txt" in check.advice
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        (Lowered("bmojo forward", "float32", 9, 0.1, 5000, 1e-6), None),
+        (Lowered("bmojo forward", "float32", 9, 0.1, 5000, 0.5), "bmojo forward in float32: XLA's CPU is 5.0e-01 away"),
+        (Lowered("bmojo forward", "bfloat16", 9, 0.1, failure="no"), "bmojo forward in bfloat16 does not lower: no"),
+        (LoweringError("the process ended with -11"), "the process ended with -11"),
+    ],
+)
+def test_what_torch_mlir_and_xla_say_is_told(
+    answer: Lowered | LoweringError, problem: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lower(*given: Any, **settings: Any) -> list[Lowered]:
+        if isinstance(answer, LoweringError):
+            raise answer
+        return [answer]
+
+    monkeypatch.setattr(report, "lower", lower)
+    monkeypatch.setattr(report, "PYTHON", Path(sys.executable))
+    check = next(run_first_hour(TINY))
+    assert check.verdict == ("ok" if problem is None else "error")
+    assert (problem or "StableHLO 5 kB, XLA's CPU within 1e-06 of torch") in check.found
 
 
 def step(name: str, found: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Check:
@@ -64,5 +118,5 @@ def test_every_step_runs_on_the_simulated_device(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(runtime, "require", lambda: None)
     monkeypatch.setattr(runtime, "version", lambda: "2.14.3.0")
     checks = list(run_first_hour(TINY))
-    assert [check.name for check in checks] == ["TorchNeuron", *(step.name for step in STEPS)]
+    assert [check.name for check in checks] == [GRAPHS, "TorchNeuron", *(step.name for step in STEPS)]
     assert {check.name: check.found for check in checks if check.verdict != "ok"} == {}

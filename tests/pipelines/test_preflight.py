@@ -9,6 +9,7 @@ import pytest
 from base.errors import UserError
 from pipelines.errors import ConfigError
 from pipelines.loading import load_pipeline
+from pipelines.neuron import runtime
 from pipelines.session import open_pipeline
 from tests.pipelines.test_loading import PIPELINE
 
@@ -53,6 +54,63 @@ def test_unknown_kernels_are_refused(pipeline_file: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("BMOJO_KERNELS", "garbage")
     with pytest.raises(ConfigError, match="'garbage': there are no such kernels"):
         open_pipeline(load_pipeline(pipeline_file))
+
+
+ON_CORES = ["tokens.seq_len=128", "train.backend={kind: neuron}", "train.resources.neuron_cores_per_worker=1"]
+
+
+def refused(file: Path, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as error:
+        open_pipeline(load_pipeline(file, [*ON_CORES, *overrides]))
+    assert not (file.parent / "runs").exists()
+    return str(error.value)
+
+
+def test_neuron_cores_need_the_package_of_aws(pipeline_file: Path) -> None:
+    message = refused(pipeline_file)
+    assert message.startswith("stages.train.resources.neuron_cores_per_worker: backend.kind=neuron needs torch-neuronx")
+    assert "pip install -r requirements/neuron.txt" in message
+    assert "backend.device: cpu" in message
+
+
+@pytest.fixture
+def with_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "require", lambda: None)
+
+
+@pytest.mark.parametrize("num_cores", [0, 1])
+def test_more_neuron_cores_than_neuron_ls_lists_are_refused(
+    pipeline_file: Path, with_package: None, monkeypatch: pytest.MonkeyPatch, num_cores: int
+) -> None:
+    monkeypatch.setattr(runtime, "num_cores", lambda: num_cores)
+    message = refused(pipeline_file)
+    assert f"found 1 for each of 2 workers, but neuron-ls counts {num_cores} logical NeuronCores" in message
+    assert "Lower num_workers, look at neuron-ls, or set cluster.address" in message
+
+
+def test_as_many_as_it_lists_are_accepted_and_a_cluster_elsewhere_is_not_asked(
+    pipeline_file: Path, with_package: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "num_cores", lambda: 2)
+    open_pipeline(load_pipeline(pipeline_file, ON_CORES))
+    monkeypatch.undo()
+    open_pipeline(load_pipeline(pipeline_file, [*ON_CORES, "cluster.address=head:6379"]))
+
+
+def test_a_rehearsal_asks_for_nothing(pipeline_file: Path) -> None:
+    open_pipeline(load_pipeline(pipeline_file, ["tokens.seq_len=128", "train.backend={kind: neuron, device: cpu}"]))
+
+
+@pytest.mark.parametrize("kernels", ["triton", "cpp"])
+def test_kernels_of_other_devices_are_refused_on_neuron_cores(
+    pipeline_file: Path, monkeypatch: pytest.MonkeyPatch, kernels: str
+) -> None:
+    monkeypatch.setenv("BMOJO_KERNELS", kernels)
+    assert f"BMOJO_KERNELS={kernels}: these kernels do not run on NeuronCores. Unset it" in refused(pipeline_file)
+
+
+def test_sequences_that_tiles_do_not_divide_are_refused(pipeline_file: Path) -> None:
+    assert "tokens.seq_len: train: seq_len=96 is not a multiple of 128" in refused(pipeline_file, "tokens.seq_len=96")
 
 
 @pytest.mark.parametrize("name", ["the", "EOD", "###", "a"])

@@ -127,8 +127,9 @@ def graphs_of(config: ModelConfig, seq_len: int, batch: int, *, documents: bool,
 
 
 def one_layer_per_mixer(config: ModelConfig) -> ModelConfig:
-    """The same model with as few layers as have all its graphs."""
-    return config.replace(pattern=",".join(dict.fromkeys(config.mixers)))
+    """The same model with as few layers as have all its graphs; of layers with several numbers of slots the largest."""
+    slots = config.num_eidetic if isinstance(config.num_eidetic, int) else max(config.num_eidetic)
+    return config.replace(pattern=",".join(dict.fromkeys(config.mixers)), num_eidetic=slots)
 
 
 def graphs_with_values(config: ModelConfig, seq_len: int, batch: int, *, documents: bool) -> Recorder:
@@ -147,8 +148,9 @@ def step(model: BMojoLM, tokens_bt: Tensor, documents: bool, bf16: bool) -> None
     """Forward and backward on the static path."""
     with use("static"):
         docs_bt = two_documents(tokens_bt) if documents else None
+        wanted_bt = torch.ones_like(tokens_bt, dtype=torch.bool) if model.config.selection == "oracle" else None
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
-            loss = model(tokens_bt, tokens_bt, docs_bt).loss
+            loss = model(tokens_bt, tokens_bt, docs_bt, wanted_bt=wanted_bt).loss
         assert loss is not None
         loss.backward()
 

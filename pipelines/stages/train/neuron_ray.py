@@ -1,7 +1,7 @@
 """Ray Train's process group over NeuronCores: cores are assigned and TorchNeuron is imported before it is made.
 
 Ray's own TorchXLAConfig is for an older runtime. Ray sets NEURON_RT_VISIBLE_CORES to ids in no order of ranks, and its
-get_device knows no NeuronCore (docs/design/0060).
+get_device knows no NeuronCore (docs/design/0070).
 """
 
 from __future__ import annotations

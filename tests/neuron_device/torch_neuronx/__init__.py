@@ -7,6 +7,7 @@ pipelines/neuron/runtime.py uses. It is not used by anything but tests.
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from types import ModuleType
 from typing import Any
@@ -49,6 +50,15 @@ def max_memory_allocated(device: object = None) -> int:
 
 class _Device(ModuleType):
     """torch.neuron."""
+
+    # Work is done when it is asked for, so streams and events have nothing to order: those of torch.cpu.
+    Stream, Event = torch.cpu.Stream, torch.cpu.Event
+
+    def current_stream(self, device: object = None) -> torch.cpu.Stream:
+        return torch.cpu.current_stream()
+
+    def stream(self, stream: torch.cpu.Stream) -> AbstractContextManager[None]:
+        return torch.cpu.stream(stream)
 
     def is_available(self) -> bool:
         return self.device_count() > 0

@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from base.errors import UserError
-from pipelines.engine.placement import ClusterNode, Demand, num_places, remaining, wait_for_room, why_no_room
+from pipelines.engine.placement import (
+    ClusterNode,
+    Demand,
+    num_places,
+    remaining,
+    too_small,
+    wait_for_room,
+    why_no_room,
+)
 from pipelines.engine.stage import Resources
 
 
@@ -86,6 +94,16 @@ def test_labels_and_other_resources_count() -> None:
     assert num_places(Resources(node_labels={"market": "fixed"}), nodes) == 8
     assert num_places(Resources(custom_per_worker={"disk": 1.0}), nodes) == 2
     assert num_places(Resources(neuron_cores_per_worker=1), nodes) == 0
+
+
+def test_neuron_cores_that_ray_was_not_told_of_are_named_with_the_command() -> None:
+    cores, cpus = Demand(Resources(num_workers=2, neuron_cores_per_worker=1), 2), Demand(Resources(num_workers=99), 99)
+    without, too_few = ClusterNode({"CPU": 8.0}), ClusterNode({"CPU": 8.0, "neuron_cores": 1.0})
+    said = too_small(cores, [without])
+    assert "2 training workers ask for 1 CPU and 1 neuron_cores each, and the cluster has room for none" in said
+    assert """start Ray on each with their number, ray start ... --resources='{"neuron_cores": 64}'""" in said
+    assert "room for 1 of them (nodes: 8 CPU, 0 GPU, 1 neuron_cores)" in (said := too_small(cores, [too_few]))
+    assert "ray start" not in said + too_small(cpus, [without])
 
 
 def test_a_stage_starts_only_if_it_fits_beside_the_others_or_is_alone() -> None:

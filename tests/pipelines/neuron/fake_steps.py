@@ -5,33 +5,11 @@ It prints a line per step: its name, and what stopped it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-
-import torch
-from torch import Tensor
-
-from bmojo.layers import SwiGLU
+from bmojo.mixers import MIXERS
 from pipelines.neuron.checks.fake_step import CAUGHT, fake_step
 from pipelines.neuron.checks.registration import register
 from tests.bmojo.model_family import small_config
-
-FAULTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "item": lambda x: x * x.sum().item(),
-    "boolean index": lambda x: x[x > 0].sum() * x,
-    "cpu tensor": lambda x: x + torch.ones(x.shape[-1]),
-}
-
-
-@contextmanager
-def planted(fault: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """A fault in every block's feed-forward network."""
-    original = SwiGLU.forward
-    SwiGLU.forward = lambda self, x: original(self, fault(x))  # type: ignore[method-assign]  # planted, and taken back below
-    try:
-        yield
-    finally:
-        SwiGLU.forward = original  # type: ignore[method-assign]  # as it was
+from tests.pipelines.neuron.planted import FAULTS, planted
 
 
 def stopped_by(pattern: str) -> str:
@@ -44,9 +22,9 @@ def stopped_by(pattern: str) -> str:
 
 def main() -> None:
     register()
-    print("all mixers:", stopped_by("attention,swa,mamba,mamba2,gated_deltanet,bmojo_f,bmojo"))
-    for name, fault in FAULTS.items():
-        with planted(fault):
+    print("all mixers:", stopped_by(",".join(MIXERS)))
+    for name in ("item", "boolean index", "cpu tensor"):
+        with planted(FAULTS[name]):
             print(f"{name}:", stopped_by("swa"))
 
 

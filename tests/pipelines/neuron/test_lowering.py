@@ -6,14 +6,14 @@ import pytest
 
 from pipelines.neuron.checks.lowering import LoweringError, lower
 from tests.bmojo.model_family import small_config
+from tests.pipelines.neuron.checked_models import CHECKED, SEQ_LEN, checked_config
 
 
 @pytest.mark.neuron
-@pytest.mark.parametrize("mixers", ["bmojo", "mamba2,swa", "attention,bmojo_f", "mamba,gated_deltanet"])
-def test_every_graph_lowers_and_agrees(mixers):
-    config = small_config(pattern=mixers, window_size=128, chunk_size=64)
-    found = lower(config, seq_len=512, batch=1)
-    assert len(found) == 2 * 2 * (len(mixers.split(",")) + 1)
+@pytest.mark.parametrize("fields", CHECKED.values(), ids=CHECKED)
+def test_every_graph_lowers_and_agrees(fields):
+    found = lower(checked_config(**fields), SEQ_LEN, batch=1)
+    assert len(found) == 2 * 2 * 2, "of a block and the loss, forward and backward, in two precisions"
     for graph in found:
         assert graph.failure is None, graph
         assert graph.bytes < 500_000, graph  # a gather of the whole memory is a hundredfold

@@ -1,4 +1,4 @@
-"""The trainer on TorchNeuron, in plain torch: zero1 or fsdp2 around compiled blocks (docs/design/0060).
+"""The trainer on TorchNeuron, in plain torch: zero1 or fsdp2 around compiled blocks (docs/design/0070).
 
 The loss is never scaled before its backward: compiled graphs of the beta gave other gradients then, unless the factor
 was a power of two. Gradients are weighted and divided afterwards. The device sees float32 and int32 only; numbers of 64

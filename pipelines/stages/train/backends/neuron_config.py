@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
 LENGTH_MULTIPLE = 128
 """Of tokens in a sequence: partitions of a NeuronCore's memory, and what AWS's kernels and compiler expect."""
+
+
+REFUSED_RULES = {"random": "needs 64-bit hashes, which NeuronCores do not have"}
+"""Selection rules that have no static path, and why."""
 
 
 class NeuronConfig(BackendConfig):
@@ -89,9 +94,14 @@ class NeuronConfig(BackendConfig):
                 f"activation_checkpointing={train.activation_checkpointing} lies inside a block, which is one graph "
                 "with backend.kind=neuron. Use block or none."
             )
-        if train.model.selection == "random":
+        rule = train.model.selection
+        if rule in REFUSED_RULES:
+            raise ValueError(f"model.selection={rule} {REFUSED_RULES[rule]}. Use another selection.")
+        tau = train.model.innovation_tau
+        if tau is not None and tau != (near := _float32(tau)):
             raise ValueError(
-                "model.selection=random needs 64-bit hashes, which NeuronCores do not have. Use another selection."
+                f"model.innovation_tau={tau} is not a float32, in which NeuronCores rank tokens exactly. Set it to "
+                f"{near}."
             )
         if train.profile is not None and self.device == "neuron":
             raise ValueError(
@@ -175,3 +185,9 @@ class NeuronConfig(BackendConfig):
         from pipelines.stages.train.backends.neuron import NeuronTrainer
 
         return NeuronTrainer(model, config, self, device)
+
+
+def _float32(x: float) -> float:
+    """The nearest number in 32 bits."""
+    near: float = struct.unpack("f", struct.pack("f", x))[0]
+    return near

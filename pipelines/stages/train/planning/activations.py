@@ -65,14 +65,16 @@ def activations(
 
 
 def _with_layers(model: ModelConfig, layers: Counter[str]) -> ModelConfig:
-    """The model with the last so many layers of each kind, in their order: memory peaks at the last ones."""
+    """The model with the last so many layers of each kind, in their order: memory peaks at the last ones. If layers
+    have different numbers of slots, all have the most."""
     left = Counter(layers)
     kept = []
     for kind in reversed(model.mixers):
         if left[kind] > 0:
             left[kind] -= 1
             kept.append(kind)
-    return ModelConfig.model_validate(model.model_dump() | {"pattern": ",".join(reversed(kept))})
+    slots = model.num_eidetic if isinstance(model.num_eidetic, int) else max(model.num_eidetic)
+    return model.replace(pattern=",".join(reversed(kept)), num_eidetic=slots)
 
 
 class WholeRun(NamedTuple):

@@ -165,7 +165,10 @@ def _memory(plans: Sequence[TrainPlan]) -> Estimate:
     if "GPU" in kinds:
         notes[0] += f" On a GPU along the kernels' paths there ({path})."
     if any(plan.train.on_neuron for plan in plans):
-        notes.append("Nothing was measured on NeuronCores: their memory and times are arithmetic (docs/neuron.md).")
+        notes.append(
+            "Nothing was measured on NeuronCores: their memory, along the static path, and times are arithmetic "
+            "(docs/neuron.md)."
+        )
     return Estimate(columns=columns, rows=rows, notes=notes)
 
 

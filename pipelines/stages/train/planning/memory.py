@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kernels.shapes_only import Device
 from pipelines.stages.train.config import TrainStageConfig
 from pipelines.stages.train.planning.activations import activations
 from pipelines.stages.train.planning.calibration import ProcessMemory
@@ -57,9 +58,8 @@ def plan_memory(train: TrainStageConfig, seq_len: int, process: ProcessMemory | 
     num_workers = train.resources.num_workers
     accumulates = train.accumulation_steps > 1
     states = train.backend.states(model, num_workers, train.on_gpu, accumulates)
-    device = "gpu" if train.on_gpu else "cpu"
     acts = activations(
-        train.model, train.worker_micro_batch_size, seq_len, device, train.autocast_bf16,
+        train.model, train.worker_micro_batch_size, seq_len, _device(train), train.autocast_bf16,
         train.activation_checkpointing, train.trains_in_float8,
     )  # fmt: skip
     beside = states.beside(acts)
@@ -76,6 +76,11 @@ def plan_memory(train: TrainStageConfig, seq_len: int, process: ProcessMemory | 
         offloaded=states.host,
         on_accelerator=train.on_accelerator,
     )
+
+
+def _device(train: TrainStageConfig) -> Device:
+    """Along whose operators' paths activations are counted."""
+    return "gpu" if train.on_gpu else "neuron" if train.on_neuron else "cpu"
 
 
 def largest_micro_batch(train: TrainStageConfig, seq_len: int, process: ProcessMemory | None, room: int) -> int | None:

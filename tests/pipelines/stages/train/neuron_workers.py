@@ -15,6 +15,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from bmojo import BMojoLM
+from data.shards import TokenBatch
 from pipelines.stages.train.backends.neuron_config import NeuronConfig
 from pipelines.stages.train.config import TrainStageConfig
 from pipelines.stages.train.device import CPU
@@ -34,18 +35,19 @@ from tests.pipelines.stages.train.trainer_contract import (
 NUM_WORKERS = 2
 ROOT = Path(__file__).resolve().parents[4]
 SIMULATED = ROOT / "tests" / "neuron_device"
-CASES = {"cpu": ("zero1", "fsdp2"), "neuron": ("zero1",)}
-"""What is sharded how, by device. torch's fully_shard asks a device for streams, which the simulated one has not."""
+DEVICES = ("cpu", "neuron")
+WAYS = ("zero1", "fsdp2")
+"""What is sharded how, on each device."""
 
 
 class Result:
     """What both workers saw, by `parallel`, and the named tensors at the end."""
 
-    def __init__(self, folder: Path, device: str) -> None:
+    def __init__(self, folder: Path) -> None:
         ranks = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(NUM_WORKERS)]
-        self.found: dict[str, list[dict[str, Any]]] = {name: [rank[name] for rank in ranks] for name in CASES[device]}
-        self.observed = {name: [Observed(**rank[name]["observed"]) for rank in ranks] for name in CASES[device]}
-        self.tensors: dict[str, Tensors] = {name: load_file(folder / f"{name}.safetensors") for name in CASES[device]}
+        self.found: dict[str, list[dict[str, Any]]] = {name: [rank[name] for rank in ranks] for name in WAYS}
+        self.observed = {name: [Observed(**rank[name]["observed"]) for rank in ranks] for name in WAYS}
+        self.tensors: dict[str, Tensors] = {name: load_file(folder / f"{name}.safetensors") for name in WAYS}
 
 
 def run_workers(config: TrainStageConfig, folder: Path, device: str) -> Result:
@@ -64,7 +66,7 @@ def run_workers(config: TrainStageConfig, folder: Path, device: str) -> Result:
         processes.append(subprocess.Popen(command, env=environment, cwd=ROOT))
     codes = [process.wait() for process in processes]
     assert codes == [0] * NUM_WORKERS
-    return Result(folder, device)
+    return Result(folder)
 
 
 def _observe(folder: Path, device_type: str) -> None:
@@ -87,7 +89,7 @@ def _observe(folder: Path, device_type: str) -> None:
         started.append(config.backend.start(model, config, device))
         return started[-1]
 
-    for parallel in CASES[device_type]:
+    for parallel in WAYS:
         backend = NeuronConfig(kind="neuron", device="cpu", parallel=parallel, compile="none")
         settings = config.model_copy(update={"backend": backend})
         started.clear()
@@ -100,6 +102,7 @@ def _observe(folder: Path, device_type: str) -> None:
             "replicas": [list(each[:2]) for each in differing_replicas(started[0])],
             "averages": _averages(start, settings),
             "bf16": _bf16(start, settings),
+            "marked": _marked(start, settings),
         }
         if device_type == runtime.TYPE:
             found[parallel]["operators"] = _operators(started[0], settings)
@@ -143,6 +146,19 @@ def _bf16(start: Any, config: TrainStageConfig) -> dict[str, Any]:
     trainer = start(initial_model(settings), settings)
     losses = [float(trainer.step(micro_batches(settings, number), LR).loss) for number in range(NUM_STEPS)]
     return {"losses": losses, "dtypes": sorted({str(trainer.tensor(key).dtype) for key in trainer.shapes})}
+
+
+def _marked(start: Any, config: TrainStageConfig) -> list[float]:
+    """Losses of a model that keeps the tokens that are marked: the optional part of a batch."""
+    oracle = config.model_copy(update={"model": config.model.replace(selection="oracle")})
+    trainer = start(initial_model(oracle), oracle)
+    batches = [marked(batch) for batch in micro_batches(oracle, 0)]
+    return [float(trainer.step(batches, LR).loss) for _ in range(2)]
+
+
+def marked(batch: TokenBatch) -> TokenBatch:
+    """Every fifth token is one that answers are read off."""
+    return batch._replace(wanted_bt=torch.arange(batch.tokens_bt.shape[1]).expand_as(batch.tokens_bt) % 5 == 0)
 
 
 def _operators(trainer: Trainer, config: TrainStageConfig) -> dict[str, int]:

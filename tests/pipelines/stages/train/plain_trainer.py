@@ -61,7 +61,7 @@ class PlainTrainer:
         loss_sum = torch.zeros((), dtype=torch.float64)
         for batch, num_targets in zip(micro_batches, targets.of_micro_batches, strict=True):
             with self.times.part(Part.FORWARD):
-                loss = self.model(*batch).loss
+                loss = self.model(*batch[:3], wanted_bt=batch.wanted_bt).loss
             (loss * (num_targets / targets.total.double()).to(loss.dtype)).backward()
             loss_sum += loss.detach().double() * num_targets
         loss = mean_loss(loss_sum, targets.total)
@@ -81,7 +81,7 @@ class PlainTrainer:
 
     @torch.no_grad()
     def token_losses(self, batch: TokenBatch) -> torch.Tensor:
-        nll_bt: torch.Tensor = self.model(*batch, token_losses=True).nll_bt
+        nll_bt: torch.Tensor = self.model(*batch[:3], token_losses=True, wanted_bt=batch.wanted_bt).nll_bt
         return nll_bt
 
     def tensor(self, key: str) -> torch.Tensor:

@@ -21,7 +21,7 @@ from tests.pipelines.stages.train.trainer_contract import Observed, Tensors, obs
 BACKENDS = [
     "plain",
     *(f"deepspeed, ZeRO {stage}" for stage in ZERO_STAGES),
-    *(f"neuron on {device}, {parallel}" for device, cases in neuron_workers.CASES.items() for parallel in cases),
+    *(f"neuron on {device}, {parallel}" for device in neuron_workers.DEVICES for parallel in neuron_workers.WAYS),
 ]
 
 
@@ -45,7 +45,7 @@ def by_backend(
     for stage in ZERO_STAGES:
         found[f"deepspeed, ZeRO {stage}"] = Found(deepspeed_result.observed[stage], deepspeed_result.tensors[stage])
     for device, result in {"cpu": rehearsed_neuron, "neuron": simulated_neuron}.items():
-        for parallel in neuron_workers.CASES[device]:
+        for parallel in neuron_workers.WAYS:
             found[f"neuron on {device}, {parallel}"] = Found(result.observed[parallel], result.tensors[parallel])
     return found
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -12,12 +14,15 @@ from pydantic import ValidationError
 
 from base.errors import UserError
 from data.shards import TokenBatch
+from kernels.operator import use
 from pipelines.errors import FieldError
 from pipelines.stages.train.backends.neuron import NeuronTrainer
 from pipelines.stages.train.backends.neuron_config import NeuronConfig
 from pipelines.stages.train.config import TrainStageConfig, check_seq_len
 from pipelines.stages.train.device import CPU
 from tests.pipelines.stages.train import neuron_workers
+from tests.pipelines.stages.train.neuron_workers import marked
+from tests.pipelines.stages.train.plain_trainer import PlainTrainer
 from tests.pipelines.stages.train.trainer_contract import LR, initial_model, micro_batches
 
 MakeConfig = Callable[..., TrainStageConfig]
@@ -26,40 +31,56 @@ ON_CORES: dict[str, Any] = {"num_workers": 2, "neuron_cores_per_worker": 1}
 
 
 @pytest.mark.parametrize(("parallel", "share"), [("zero1", 1.0), ("fsdp2", 0.5)])
-def test_each_worker_holds_its_share(rehearsed_neuron: neuron_workers.Result, parallel: str, share: float) -> None:
-    for found in rehearsed_neuron.found[parallel]:
+def test_each_worker_holds_its_share(
+    rehearsed_neuron: neuron_workers.Result, simulated_neuron: neuron_workers.Result, parallel: str, share: float
+) -> None:
+    for found in (*rehearsed_neuron.found[parallel], *simulated_neuron.found[parallel]):
         assert found["state_share"] == pytest.approx(0.5, abs=0.02)
         assert found["parameter_share"] == pytest.approx(share, abs=0.02)
         assert found["replicas"] == []
 
 
-@pytest.mark.parametrize("parallel", ["zero1", "fsdp2"])
+@pytest.mark.parametrize("parallel", neuron_workers.WAYS)
 def test_averages_take_the_place_of_the_weights_and_go_again(
-    rehearsed_neuron: neuron_workers.Result, parallel: str
+    rehearsed_neuron: neuron_workers.Result, simulated_neuron: neuron_workers.Result, parallel: str
 ) -> None:
-    assert all(found["averages"] == {"counts": True, "goes": True} for found in rehearsed_neuron.found[parallel])
+    for found in (*rehearsed_neuron.found[parallel], *simulated_neuron.found[parallel]):
+        assert found["averages"] == {"counts": True, "goes": True}
 
 
 def test_bf16_leaves_parameters_and_moments_in_float32(
     rehearsed_neuron: neuron_workers.Result, simulated_neuron: neuron_workers.Result
 ) -> None:
     in_float32 = rehearsed_neuron.observed["zero1"][0].losses
-    for found in (*rehearsed_neuron.found["zero1"], *rehearsed_neuron.found["fsdp2"], *simulated_neuron.found["zero1"]):
+    results = [
+        each.found[parallel] for each in (rehearsed_neuron, simulated_neuron) for parallel in neuron_workers.WAYS
+    ]
+    for found in chain.from_iterable(results):
         assert found["bf16"]["dtypes"] == ["torch.float32"]
         assert found["bf16"]["losses"][2:] == pytest.approx(in_float32, rel=1e-3)
         assert found["bf16"]["losses"][2:] != in_float32
 
 
-def test_a_step_waits_for_the_device_once(simulated_neuron: neuron_workers.Result) -> None:
-    for found in simulated_neuron.found["zero1"]:
+def test_marked_tokens_reach_the_device(
+    rehearsed_neuron: neuron_workers.Result, simulated_neuron: neuron_workers.Result
+) -> None:
+    for parallel in neuron_workers.WAYS:
+        for found, expected in zip(simulated_neuron.found[parallel], rehearsed_neuron.found[parallel], strict=True):
+            assert found["marked"] == pytest.approx(expected["marked"], rel=1e-5)
+
+
+@pytest.mark.parametrize("parallel", neuron_workers.WAYS)
+def test_a_step_waits_for_the_device_once(simulated_neuron: neuron_workers.Result, parallel: str) -> None:
+    for found in simulated_neuron.found[parallel]:
         assert found["operators"]["neuron::copy_to_host"] == 1
         assert "aten::_local_scalar_dense" not in found["operators"]
         assert found["operators"]["neuron::collective"] > 0
         assert found["operators_with_item"]["aten::_local_scalar_dense"] == 4, "a planted .item() per micro batch"
 
 
-def test_faults_of_a_layer_end_the_step(simulated_neuron: neuron_workers.Result) -> None:
-    for found in simulated_neuron.found["zero1"]:
+@pytest.mark.parametrize("parallel", neuron_workers.WAYS)
+def test_faults_of_a_layer_end_the_step(simulated_neuron: neuron_workers.Result, parallel: str) -> None:
+    for found in simulated_neuron.found[parallel]:
         assert "Expected all tensors to be on the same device" in found["faults"]["tensor of the CPU"]
         assert "no float64" in found["faults"]["float64"]
 
@@ -91,10 +112,16 @@ def trainer_of(config: TrainStageConfig, compile: Callable[..., Any] | None = No
     return NeuronTrainer(initial_model(config), config, NeuronConfig.model_validate(REHEARSED), CPU, compile)
 
 
+@pytest.fixture
+def static_path() -> Iterator[None]:
+    """Operators as on a NeuronCore."""
+    with use("static"):
+        yield
+
+
 def test_no_graph_is_made_after_the_first_step_and_the_first_validation(
-    config: TrainStageConfig, single_process: None, monkeypatch: pytest.MonkeyPatch
+    config: TrainStageConfig, single_process: None, static_path: None
 ) -> None:
-    monkeypatch.setenv("BMOJO_KERNELS", "static")
     graphs = Graphs()
     trainer = trainer_of(config, graphs)
     batches = micro_batches(config, 0)
@@ -121,6 +148,24 @@ def test_a_changing_shape_is_refused_before_it_compiles(config: TrainStageConfig
     shorter = [batch.map(lambda tensor: tensor[:, :32]) for batch in batches]
     with pytest.raises(UserError, match=r"one graph for each shape: a batch has 2 rows of 32 tokens, expected 2 of 64"):
         trainer.step(shorter, LR)
+
+
+def test_marked_tokens_of_synthetic_tasks_come_along(
+    config: TrainStageConfig, single_process: None, static_path: None
+) -> None:
+    """The fourth part of a batch, which is there for tasks alone."""
+    oracle = config.model_copy(update={"model": config.model.replace(selection="oracle")})
+    trainer, plain = trainer_of(oracle), PlainTrainer(initial_model(oracle), oracle)
+    batches = [marked(batch) for batch in micro_batches(oracle, 0)]
+    for each in (trainer.step(batches, LR), plain.step(batches, LR)):
+        assert math.isfinite(float(each.grad_norm))
+    found, expected = trainer.step(batches, LR), plain.step(batches, LR)
+    assert float(found.loss) == pytest.approx(float(expected.loss), rel=1e-6)
+    assert float(found.grad_norm) == pytest.approx(float(expected.grad_norm), rel=1e-5)
+    one_row = batches[0].map(lambda tensor: tensor[:1])
+    assert torch.equal(trainer.token_losses(one_row), trainer.token_losses(batches[0])[:1])
+    with pytest.raises(ValueError, match="nothing marks any here"):
+        trainer.step(micro_batches(oracle, 0), LR)
 
 
 def test_gradients_are_weighted_after_the_backward_alone(
@@ -158,6 +203,14 @@ def test_settings_that_cannot_run_there_are_refused(
 ) -> None:
     with pytest.raises(ValidationError, match=expected):
         train_config(**changes)
+
+
+def test_a_forgetting_time_that_float32_has_not_is_refused(
+    train_config: MakeConfig, tiny_model: dict[str, Any]
+) -> None:
+    train_config(backend=REHEARSED, model=tiny_model | {"innovation_tau": 512.0})
+    with pytest.raises(ValidationError, match=r"innovation_tau=0\.1 is not a float32.*Set it to 0\.10000000149"):
+        train_config(backend=REHEARSED, model=tiny_model | {"innovation_tau": 0.1})
 
 
 def test_a_random_selection_is_refused(train_config: MakeConfig, tiny_model: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from bmojo import BMojoLM, ModelConfig
 from bmojo.fields import ActivationCheckpointing
-from kernels.operator import ran
+from kernels.operator import ran, use
 from pipelines.stages.train.planning.activations import activations, run_whole
 
 SMALL: dict[str, Any] = {
@@ -23,20 +23,21 @@ def model(pattern: str) -> ModelConfig:
     return ModelConfig(pattern=pattern, **SMALL)
 
 
-@pytest.mark.parametrize("device", ["cpu", "gpu"])
+@pytest.mark.parametrize("device", ["cpu", "gpu", "neuron"])
 @pytest.mark.parametrize("pattern", ["bmojo*5", "(mamba2,attention)*3,swa"])
 @pytest.mark.parametrize("part", ["none", "block"])
 def test_deep_models_are_worked_out_as_if_they_were_run_whole(
     device: Any, pattern: str, part: ActivationCheckpointing
 ) -> None:
-    planned = activations(model(pattern), ROWS, SEQ_LEN, device, device == "gpu", part)
-    whole = run_whole(model(pattern), ROWS, SEQ_LEN, device, device == "gpu", part)
+    planned = activations(model(pattern), ROWS, SEQ_LEN, device, device != "cpu", part)
+    whole = run_whole(model(pattern), ROWS, SEQ_LEN, device, device != "cpu", part)
     assert planned.saved == pytest.approx(whole.saved, rel=0.01)
     assert planned.peak == pytest.approx(whole.peak, rel=0.01)
 
 
+@pytest.mark.parametrize(("device", "path"), [("cpu", "cpp"), ("neuron", "static")])
 @pytest.mark.parametrize("pattern", ["bmojo*3", "mamba2*3", "attention*3", "(bmojo,swa)*2"])
-def test_what_is_saved_is_what_a_real_forward_saves(pattern: str) -> None:
+def test_what_is_saved_is_what_a_real_forward_saves(pattern: str, device: Any, path: str) -> None:
     real = BMojoLM(model(pattern))
     tokens_bt = torch.randint(0, 512, (ROWS, SEQ_LEN), generator=torch.Generator().manual_seed(0))
     own = {parameter.untyped_storage().data_ptr() for parameter in real.parameters()}
@@ -47,10 +48,16 @@ def test_what_is_saved_is_what_a_real_forward_saves(pattern: str) -> None:
             kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with use(path), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         real(tokens_bt, tokens_bt.roll(-1, 1), torch.zeros_like(tokens_bt))
     saved = sum(storage.nbytes() for storage in kept.values())
-    assert activations(real.config, ROWS, SEQ_LEN, "cpu", bf16=False).saved == pytest.approx(saved, rel=0.02)
+    assert activations(real.config, ROWS, SEQ_LEN, device, bf16=False).saved == pytest.approx(saved, rel=0.02)
+
+
+def test_layers_with_slots_of_their_own_are_planned_with_the_most() -> None:
+    of_their_own, most = (model("bmojo*3").replace(num_eidetic=slots) for slots in ((4, 16, 8), 16))
+    planned, expected = (activations(config, ROWS, SEQ_LEN, "cpu", bf16=False) for config in (of_their_own, most))
+    assert planned == expected
 
 
 def test_what_float8_keeps_instead() -> None:

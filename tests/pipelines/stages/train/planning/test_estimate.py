@@ -8,13 +8,16 @@ from typing import Any
 
 import pytest
 
+from base.errors import UserError
 from pipelines.engine.stage import Machines
 from pipelines.errors import FieldError
 from pipelines.loading import load_pipeline
 from pipelines.stages.train.planning import estimate, fitting
 from pipelines.stages.train.planning.calibration import ProcessMemory
 from pipelines.stages.train.planning.hardware import HARDWARE, known_peak, named, of_device
+from pipelines.stages.train.planning.probe import measure
 from pipelines.stages.train.planning.speed import known_steps, plan_speed, remember
+from pipelines.stages.train.planning.states import model_size
 from pipelines.stages.train.planning.steps import Steps
 from pipelines.stages.train.planning.words import in_words, size
 from tests.pipelines.test_loading import PIPELINE
@@ -30,7 +33,7 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
     """The train stage of a small pipeline with overrides."""
     monkeypatch.setenv("BMOJO_CACHE_DIR", str(tmp_path / "cache"))
     file = tmp_path / "tiny.yaml"
-    file.write_text(PIPELINE)
+    file.write_text(PIPELINE.replace("seq_len: 64", "seq_len: 128"))
 
     def make(*overrides: str) -> Any:
         graph = load_pipeline(file, [f"train.{override}" for override in overrides]).graph()
@@ -101,6 +104,56 @@ def test_what_cannot_fit_is_refused_with_what_would_help(node: Node) -> None:
         fitting.check_fits(large, Machines(2.0, hardware="l4"))
     assert "train" in str(refused.value)
     fitting.check_fits(node(), Machines(2.0, hardware="l4"))
+
+
+ON_CORES = ("backend={kind: neuron}", "resources.neuron_cores_per_worker=1")
+
+
+def test_a_plan_for_neuron_cores_says_that_it_is_arithmetic(node: Node) -> None:
+    costs, memory, fits = estimate.estimate_all([node(*ON_CORES)], Machines(2.0))
+    said = " ".join([*costs.notes, *memory.notes])
+    assert "the share that GPUs reach: no NeuronCore was measured" in said
+    assert "Nothing was measured on NeuronCores: their memory, along the static path, and times are arithmetic" in said
+    assert all("22.4 GiB" in row[2] for row in fits.rows), "of one logical core, whatever this machine has"
+
+
+def test_activations_on_neuron_cores_are_those_of_the_static_path(node: Node) -> None:
+    """It holds scores of all chunks at once, so it needs more than the kernels of other devices."""
+    for_gpus, for_cores = (
+        estimate.plan_training(node(*asked, "precision=bf16"), Machines(2.0, hardware=hardware), None).memory
+        for asked, hardware in (((), "h100"), (ON_CORES, None))
+    )
+    assert for_cores.activations > for_gpus.activations
+    assert (for_cores.process, for_cores.on_accelerator) == (0, True)
+
+
+def test_fsdp2_shares_parameters_and_gradients_between_cores_and_sends_more(node: Node) -> None:
+    zero1, fsdp2 = (
+        fitting.sized_training(node(f"backend={{kind: neuron, parallel: {way}}}", ON_CORES[1]))[0]
+        for way in ("zero1", "fsdp2")
+    )
+    (whole, shared) = (
+        train.backend.states(model_size(train), 2, on_gpu=False, accumulates=True) for train in (zero1, fsdp2)
+    )
+    assert shared.parameters == pytest.approx(whole.parameters / 2, abs=4)
+    assert shared.gradients == pytest.approx(whole.gradients / 2, abs=4)
+    assert shared.optimizer == whole.optimizer
+    assert zero1.backend.traffic(1000, 2, num_micro_batches=4) == 3 * 4 * 1000 / 2
+    assert fsdp2.backend.traffic(1000, 2, num_micro_batches=4) == 4 * 3 * 4 * 1000 / 2
+
+
+def test_what_does_not_fit_a_core_is_refused_with_what_would_help(node: Node) -> None:
+    large = node(*ON_CORES, "model.d_model=4096", "model.num_heads=64", "model.pattern=bmojo*32")
+    with pytest.raises(FieldError, match=r"A worker on trn2 has 22\.4 GiB.*train\.backend\.parallel: fsdp2"):
+        fitting.check_fits(large, Machines(2.0))
+
+
+def test_other_hardware_and_measured_steps_are_refused_for_neuron_cores(node: Node) -> None:
+    with pytest.raises(UserError, match=r"--hardware h100: this training runs on NeuronCores.*or name trn2"):
+        fitting.check_fits(node(*ON_CORES), Machines(2.0, hardware="h100"))
+    fitting.check_fits(node(*ON_CORES), Machines(2.0, hardware="trn2"))
+    with pytest.raises(UserError, match=r"Measuring steps starts no NeuronCores\. Plan without --measure"):
+        measure(*fitting.sized_training(node(*ON_CORES)))
 
 
 def test_this_machine_is_looked_at_too(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
