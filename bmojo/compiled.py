@@ -9,7 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch._dynamo
+
 from bmojo.model import Block, BMojoLM, Compiled
+
+GRAPHS_OF_A_BLOCK = 64
+"""The most that are compiled: of each kind of layer, with gradients and without."""
 
 
 def compile_parts(model: BMojoLM, compile: Callable[[Callable[..., Any]], Compiled]) -> None:
@@ -20,6 +25,8 @@ def compile_parts(model: BMojoLM, compile: Callable[[Callable[..., Any]], Compil
 
     Args: compile: such as functools.partial(torch.compile, fullgraph=True, dynamic=False).
     """
+    dynamo = torch._dynamo.config  # its limit is per function, and all blocks are of one
+    dynamo.recompile_limit = max(dynamo.recompile_limit, GRAPHS_OF_A_BLOCK)
     for block in model.blocks:
         assert isinstance(block, Block)
         block.compiled = compile(block.of_tensors)
