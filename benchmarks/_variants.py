@@ -46,9 +46,10 @@ class _Trained(NamedTuple):
 
 
 def variants_of(run_name: str, storage: str, figure: str, templates: Iterable[str] = ("train",)) -> dict[str, Variant]:
-    """By the values of `foreach` but the seed, in the order of the run; those without a finished evaluation are absent.
+    """By the values of `foreach` but the seed, in the order of the run; those without the figure are absent.
 
-    Args: figure: such as text/loss. templates: train stages as they are written in the pipeline file.
+    Args: figure: of evaluations, such as text/loss, or of training, such as valid/loss. templates: train stages as
+        they are written in the pipeline file.
     Raises: UserError: there is no such run, or a record is damaged.
     """
     run = find_run(open_storage(storage), run_name)
@@ -67,6 +68,8 @@ def variants_of(run_name: str, storage: str, figure: str, templates: Iterable[st
         variants[found.variant] = variants.get(found.variant) or Variant(
             state_bytes=counts.state_bytes, num_params=counts.num_params, lr=config.lr
         )
+        if figure in output.figures():
+            variants[found.variant].figures[config.seed] = output.figures()[figure]
     for record in records.values():
         output = output_of(record)
         of = next((trained[one] for one in record.inputs.values() if one in trained), None)

@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("run", help="run id, the beginning of one, or a pipeline's name")
     parser.add_argument("--storage", default="runs", help="where it is")
     parser.add_argument("--baseline", required=True, help="the model that the others are compared with")
-    parser.add_argument("--figure", default="text/loss", help="a measure of `evaluate` and its figure")
+    parser.add_argument("--figure", default="text/loss", help="a measure and its figure; valid/loss: of training")
     parser.add_argument("--templates", nargs="+", default=["train"], help="train stages as the pipeline file has them")
     parser.add_argument("--plot", help="PNG file: differences to the baseline, and the same by position if measured")
     options = parser.parse_args()
