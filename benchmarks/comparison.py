@@ -60,7 +60,8 @@ def draw(variants: Mapping[str, Variant], baseline: str, title: str) -> Figure:
         for name, points in by_position.items():
             axes.plot(*zip(*points, strict=True), label=name, linewidth=1.4)
         axes.axhline(0, color="black", linewidth=0.8)
-        axes.set_title(f"Loss by position in the document, minus {baseline}", fontsize=10, loc="left")
+        axes.set_title(f"Loss by position in the document, minus {baseline} (nats)", fontsize=10, loc="left")
+        axes.set_xlabel("position (tokens, ends of bins)")
         axes.legend(fontsize=7, frameon=False)
     for axes in (left, *right):
         axes.grid(alpha=0.25)
