@@ -221,15 +221,18 @@ def test_a_tokenizer_that_loses_or_invents_bytes_is_refused(spec: Spec, name: st
         changed(spec, change)
 
 
-@pytest.mark.parametrize("name", ACCEPTED)
+@pytest.fixture(scope="module", params=ACCEPTED)
+def accepted(request: pytest.FixtureRequest, spec: Spec) -> Tokenizer:
+    return changed(spec, ACCEPTED[request.param])
+
+
 @settings(max_examples=25, deadline=None)
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=60) | st.just(TEXT))
-def test_a_tokenizer_that_is_accepted_gives_every_text_back(spec: Spec, name: str, text: str) -> None:
-    tokenizer = changed(spec, ACCEPTED[name])
-    (ids,) = tokenizer.encode_batch([text])
-    assert tokenizer.decode(ids) == text.encode()
-    assert tokenizer.token_num_bytes[ids].sum() == len(text.encode())
-    assert tokenizer.eod_id not in ids
+def test_a_tokenizer_that_is_accepted_gives_every_text_back(accepted: Tokenizer, text: str) -> None:
+    (ids,) = accepted.encode_batch([text])
+    assert accepted.decode(ids) == text.encode()
+    assert accepted.token_num_bytes[ids].sum() == len(text.encode())
+    assert accepted.eod_id not in ids
 
 
 def test_a_regular_expression_that_tries_too_many_ways_is_refused(spec: Spec) -> None:
