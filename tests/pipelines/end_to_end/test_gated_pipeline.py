@@ -46,6 +46,9 @@ def test_a_closed_gate_stops_the_pipeline_and_says_why_everywhere(pipeline: Tiny
     assert runs["all"].data.tags["bmojo.error"].startswith(f"gate of evaluate: {REASON}")
     assert (runs["all"].info.status, runs["all"].data.tags["bmojo.status"]) == ("KILLED", "STOPPED")
 
+
+@pytest.mark.slow
+def test_a_gate_may_fail_its_stage_and_another_gate_opens(pipeline: TinyPipeline) -> None:
     failed = pipeline.run(GATE, NEW_REPORT, "evaluate.gate.action=fail")
     assert failed.code == 1, failed.output
     assert f"error: stage evaluate: gate: {REASON}" in failed.output
