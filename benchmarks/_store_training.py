@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,7 +15,10 @@ from bmojo import BMojoLM, ModelConfig
 from bmojo.checkpoint_io import load_pretrained, save_pretrained
 from data.tasks.recall_batches import recall_batch, recall_batches
 
-PATTERNS = {"bmojo": "bmojo*2", "hybrid": "(mamba2,bmojo)*2"}
+MODELS: dict[str, dict[str, Any]] = {
+    "bmojo": {"pattern": "bmojo*2"},
+    "hybrid": {"pattern": "mamba2,bmojo", "attention_conv_width": 4},
+}
 TEST_SEED = 1_000_003
 CHECK_EVERY_STEPS = 100
 
@@ -33,7 +37,7 @@ class Training:
 
     def model(self) -> ModelConfig:
         """The architecture."""
-        return self.recall.model("bmojo").replace(pattern=PATTERNS[self.pattern])
+        return self.recall.model("bmojo").replace(**MODELS[self.pattern])
 
 
 def trained(training: Training, folder: Path) -> BMojoLM:

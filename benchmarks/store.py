@@ -5,27 +5,26 @@
 Documents are those of associative recall: pairs of a key and a value, then random values. Facts stand in some of them;
 the others, read later, have other keys. A question is random values and a key, and the answer is its value.
 
-A small model is trained once per pattern and seed (minutes), and kept under --out with the results: what is there is
-not done again. The report is written from whatever is there.
+A small model is trained once per pattern and seed (minutes), and kept under --out with its store and the results: what
+is there is not done again. The report is written from whatever is there.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
-import tempfile
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks import _store_report as store_report
-from benchmarks._store_training import PATTERNS, TASK, Training, trained
+from benchmarks._store_training import MODELS, TASK, Training, trained
 from bmojo import BMojoLM
 from bmojo.long_term import Composition, LongTermMemory, compose, read
 from bmojo.mixers.long_term import EideticTokens
@@ -46,7 +45,7 @@ class Setting:
     document_tokens: int = 64
     num_fact_documents: int = 32
     question_tokens: int = 24  # before the key
-    num_composed: int = 16  # fact documents asked with each way to begin: they are asked one by one
+    num_composed: int = 8  # fact documents asked with each way to begin: they are asked one by one
 
 
 class Library:
@@ -90,6 +89,7 @@ class Bench:
         self.num_facts = len(self.library.facts)
         assert [one.name.partition(" ")[0] for one in records[: self.num_facts]] == ["fact"] * self.num_facts
         self._answers = torch.tensor(self.library.answers)  # [f, q]
+        self.num_questions = self._answers.numel()
 
     def num_later(self, distance: int) -> int:
         return distance // self.setting.document_tokens
@@ -144,7 +144,8 @@ class Bench:
             hidden_n[fact] = False
             for question, answer in zip(self.library.questions[fact], self.library.answers[fact], strict=True):
                 _, _, near_n = read(self.model, memory, question, None, hidden_n)
-                numbers = near_n.topk(1 if begin == "nearest" else 4).indices.flip(0).tolist()
+                num_composed = 1 if begin == "nearest" else min(4, num_documents)
+                numbers = near_n.topk(num_composed).indices.flip(0).tolist()
                 documents = [self._stored.document(number) for number in numbers]
                 weights = near_n[numbers].tolist() if begin == "weighted" else None
                 state = compose(self.model, documents, weights)
@@ -163,34 +164,58 @@ class Bench:
         return (logits_bv.argmax(-1) == self._answers.flatten()).tolist()
 
 
-def measure(training: Training, setting: Setting, folder: Path) -> dict[str, object]:
-    """Train if need be, remember, ask. Returns the record of a run."""
-    model, pattern, seed = trained(training, folder / "models"), training.pattern, training.seed
-    started = time.process_time()
-    rows: list[dict[str, object]] = []
+class Record:
+    """Results of one model in a file, row by row: what is there is not measured again."""
 
-    def add(distance: int, how: str, right: Sequence[bool], **more: float) -> None:
-        rows.append({"distance": distance, "how": how, "right": sum(right), "asked": len(right), **more})
-        print(f"{pattern} seed {seed}, {distance:,} tokens, {how}: {sum(right) / len(right):.3f} {more}", flush=True)
+    def __init__(self, file: Path, training: Training, setting: Setting) -> None:
+        self._file = file
+        self.content: dict[str, Any] = {"pattern": training.pattern, "seed": training.seed, "setting": asdict(setting)}
+        self.content = json.loads(json.dumps({**self.content, "rows": []}))
+        if file.exists():
+            there = json.loads(file.read_text())
+            if there["setting"] != self.content["setting"]:
+                raise SystemExit(f"{file} was measured with {there['setting']}. Give another --out.")
+            self.content = there
 
-    with tempfile.TemporaryDirectory() as scratch:
-        bench = Bench(model, setting, 1_000_003 + seed, Path(scratch) / "store")
-        for distance in setting.distances:
-            for num_read in (1, 4):
-                right, nearest = bench.with_store(distance, num_read)
-                found = sum(near == 0 for near in nearest) / len(nearest)
-                add(distance, f"store, {num_read} read", right, found=found)
-            add(distance, "found text in front", bench.prepended(nearest))
-            add(distance, "no store", bench.without_store(distance))
-        for begin in BEGINNINGS:
-            add(setting.distances[0], f"store, begin {begin}", bench.begun(setting.distances[0], begin))
-        add(0, "right text in front", bench.prepended([0] * len(nearest)))
-    return {
-        "pattern": pattern, "seed": seed, "setting": asdict(setting), "rows": rows,
-        "bytes_per_document": bench.bytes_per_document, "eidetic_bytes": bench.eidetic_bytes,
-        "num_params": sum(parameter.numel() for parameter in model.parameters()),
-        "cpu_s": time.process_time() - started, "torch": torch.__version__, "python": platform.python_version(),
-    }  # fmt: skip
+    def note(self, **facts: object) -> None:
+        """Write facts about all rows."""
+        self.content |= facts
+        scratch = self._file.with_suffix(".tmp")
+        scratch.write_text(json.dumps(self.content))
+        scratch.replace(self._file)
+
+    def row(self, how: str, distance: int, ask: Callable[[], tuple[list[bool], list[int]]]) -> list[int]:
+        """Ask unless the row is there. `ask` gives what is right, and the nearest documents, which are returned."""
+        for row in self.content["rows"]:
+            if (row["how"], row["distance"]) == (how, distance):
+                return list(row["nearest"])
+        right, nearest = ask()
+        row = {"how": how, "distance": distance, "right": sum(right), "asked": len(right), "nearest": nearest}
+        self.content["rows"].append(row)
+        self.note()
+        print(f"{self._file.stem}, {distance:,} tokens, {how}: {sum(right) / len(right):.3f}", flush=True)
+        return nearest
+
+
+def measure(training: Training, setting: Setting, folder: Path) -> dict[str, Any]:
+    """Train if need be, remember, ask. Returns the content of the record."""
+    record = Record(folder / f"{training.pattern}-{training.seed}.json", training, setting)
+    model = trained(training, folder / "models")
+    bench = Bench(model, setting, 1_000_003 + training.seed, folder / "stores" / f"{training.pattern}-{training.seed}")
+    record.note(
+        bytes_per_document=bench.bytes_per_document, eidetic_bytes=bench.eidetic_bytes,
+        num_params=sum(parameter.numel() for parameter in model.parameters()), torch=torch.__version__,
+    )  # fmt: skip
+    record.row("right text in front", 0, lambda: (bench.prepended([0] * bench.num_questions), []))
+    for at in setting.distances:
+        record.row("store, 1 document per token", at, partial(bench.with_store, at, 1))
+        nearest = record.row("store, 4 documents per token", at, partial(bench.with_store, at, 4))
+        record.row("found text in front", at, lambda nearest=nearest: (bench.prepended(nearest), []))
+        record.row("no store", at, lambda at=at: (bench.without_store(at), []))
+    at = setting.distances[0]
+    for begin in BEGINNINGS:
+        record.row(f"store, 4 documents, begin {begin}", at, lambda begin=begin: (bench.begun(at, begin), []))
+    return record.content
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -200,12 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     for seed in range(options.seeds):
         for pattern in options.patterns:
-            file = options.out / f"{pattern}-{seed}.json"
-            if not file.exists():
-                record = measure(Training(pattern, seed), Setting(), options.out)
-                scratch = file.with_suffix(".tmp")
-                scratch.write_text(json.dumps(record))
-                scratch.replace(file)
+            measure(Training(pattern, seed), Setting(), options.out)
     records = [json.loads(file.read_text()) for file in sorted(options.out.glob("*-*.json"))]
     print(store_report.table(records))
 
@@ -214,7 +234,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.store", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--patterns", nargs="+", choices=list(PATTERNS), default=list(PATTERNS), help="models")
+    parser.add_argument("--patterns", nargs="+", choices=list(MODELS), default=list(MODELS), help="models")
     parser.add_argument("--seeds", type=int, default=3, help="models of each pattern (default: 3)")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/store"), help="folder of models and results")
     return parser.parse_args(arguments)

@@ -47,13 +47,12 @@ class ExactIndex:
         Args: q_bhp: queries, rotated for the distance of slots.
         """
         b, h, p = q_bhp.shape
-        n, m = self._is_token_nm.shape
         q_bgrp = (q_bhp * p**-0.5).view(b, -1, h // self._k_gpl.shape[0], p)
-        score_bhl = (q_bgrp @ self._k_gpl.to(q_bhp.dtype)).view(b, h, n * m)
-        is_read_bl = (self._is_token_nm & ~hidden_bn[..., None]).flatten(1)
+        score_bhl = (q_bgrp @ self._k_gpl.to(q_bhp.dtype)).view(b, h, -1)
         score_bhl = score_bhl.to(torch.promote_types(q_bhp.dtype, torch.float32))
-        share_bhl = score_bhl.masked_fill(~is_read_bl[:, None], NEVER).softmax(-1).nan_to_num(0.0)
-        return share_bhl.unflatten(-1, (n, m)).sum(-1).mean(1)
+        score_bhl.masked_fill_(~self._is_token_nm.flatten(), NEVER)
+        log_sum_bhn = score_bhl.unflatten(-1, self._is_token_nm.shape).logsumexp(-1)
+        return log_sum_bhn.masked_fill(hidden_bn[:, None], NEVER).softmax(-1).nan_to_num(0.0).mean(1)
 
 
 class LongTermReader:

@@ -28,17 +28,18 @@ def test_keys_of_facts_stand_in_no_later_document() -> None:
             assert min(question[:-1]) >= TASK.vocab_size // 2 > key
 
 
-def test_everything_is_asked_and_counted(tmp_path: Path) -> None:
+def test_everything_is_asked_counted_and_not_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     training = Training("hybrid", recall=replace(TASK, steps=1))
     record = store.measure(training, SETTING, tmp_path)
-    rows = {(row["how"], row["distance"]): row for row in record["rows"]}  # type: ignore[attr-defined]
-    hows = ("store, 1 read", "store, 4 read", "found text in front", "no store")
+    rows = {(row["how"], row["distance"]): row for row in record["rows"]}
+    hows = ("store, 1 document per token", "store, 4 documents per token", "found text in front", "no store")
     assert {key for key in rows if key[0] in hows} == {(how, at) for how in hows for at in (64, 192)}
     assert all(row["asked"] == (8 if "begin" in how else 16) for (how, _), row in rows.items())
-    assert record["bytes_per_document"] > record["eidetic_bytes"] > 0  # type: ignore[operator]
-    models = list((tmp_path / "models").iterdir())
-    assert store.measure(training, SETTING, tmp_path)["rows"] == record["rows"]
-    assert list((tmp_path / "models").iterdir()) == models
+    assert record["bytes_per_document"] > record["eidetic_bytes"] > 0
+    monkeypatch.setattr(store.Bench, "with_store", lambda *_: pytest.fail("a row was measured again"))
+    assert store.measure(training, SETTING, tmp_path) == record
+    with pytest.raises(SystemExit, match="Give another --out"):
+        store.measure(training, replace(SETTING, num_composed=2), tmp_path)
     page = store_report.table([record, {**record, "seed": 1}])
     assert "### hybrid (seeds 0, 1)" in page
     assert "| no store |" in page

@@ -71,8 +71,7 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant("Gated DeltaNet's y starts smaller than u", "tests/bmojo/test_fading.py",
             Edit("bmojo/mixers/fading.py", "inner ** -0.5) / gate", "inner ** -0.5)")),
     _mutant("documents that the state holds are read once more", "tests/bmojo/test_long_term.py",
-            Edit("bmojo/mixers/long_term.py", "(self._is_token_nm & ~hidden_bn[..., None])",
-                 "(self._is_token_nm & (hidden_bn[..., None] | True))")),
+            Edit("bmojo/mixers/long_term.py", ".masked_fill(hidden_bn[:, None], NEVER)", "")),
     # Planning
     _mutant("deep models are planned as shallow ones", "tests/pipelines/stages/train/planning/test_activations.py",
             Edit("pipelines/stages/train/planning/activations.py", "run(few_layers + Counter([kind]))",
