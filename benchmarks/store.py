@@ -34,7 +34,7 @@ from pipelines.memory.store import DocumentStore, ModelIdentity
 from pipelines.storage import open_storage
 
 BEGINNINGS: tuple[Composition, ...] = ("nearest", "weighted", "decayed")
-STREAMED_TOGETHER = 16  # rows that read long streams side by side
+ASKED_TOGETHER = 64  # questions side by side
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Setting:
     num_fact_documents: int = 32
     question_tokens: int = 24  # before the key
     num_composed: int = 8  # fact documents asked with each way to begin: they are asked one by one
+    num_streamed: int = 8  # fact documents asked without a store: all later tokens are read after each
 
 
 class Library:
@@ -100,30 +101,28 @@ class Bench:
         memory, num_documents = self._memory(distance, num_read)
         questions = torch.tensor(self.library.questions).flatten(0, 1)  # [f q, t]
         facts = torch.arange(self.num_facts).repeat_interleave(TASK.num_pairs)
-        hidden_bn = torch.zeros(len(questions), num_documents, dtype=torch.bool)
-        hidden_bn[:, : self.num_facts] = facts[:, None] != torch.arange(self.num_facts)
-        state = self.model.init_state(len(questions))
-        before_bn = torch.zeros_like(hidden_bn, dtype=torch.float32)
-        with torch.no_grad(), memory.read_by(hidden_bn) as reading:
-            for tokens_b in questions.T:
-                before_bn = reading.attention()
-                logits_bv, state = self.model.step(tokens_b, state)
-            most_b = (reading.attention() - before_bn).argmax(1)
-        nearest_b = torch.where(most_b == facts, 0, most_b - self.num_facts + 1)
-        return self._right(logits_bv), nearest_b.tolist()
+        logits, most = [], []
+        for questions_bt, fact_b in zip(questions.split(ASKED_TOGETHER), facts.split(ASKED_TOGETHER), strict=True):
+            hidden_bn = torch.zeros(len(questions_bt), num_documents, dtype=torch.bool)
+            hidden_bn[:, : self.num_facts] = fact_b[:, None] != torch.arange(self.num_facts)
+            state, before_bn = self.model.init_state(len(questions_bt)), torch.zeros(hidden_bn.shape)
+            with torch.no_grad(), memory.read_by(hidden_bn) as reading:
+                for tokens_b in questions_bt.T:
+                    before_bn = reading.attention()
+                    logits_bv, state = self.model.step(tokens_b, state)
+                most.append((reading.attention() - before_bn).argmax(1))
+            logits.append(logits_bv)
+        nearest_b = torch.where(torch.cat(most) == facts, 0, torch.cat(most) - self.num_facts + 1)
+        return self._right(torch.cat(logits)), nearest_b.tolist()
 
     def without_store(self, distance: int) -> list[bool]:
         """The same stream of documents in one decoding state, then each question."""
-        logits = []
         later = [token for document in self.library.later[: self.num_later(distance)] for token in document]
-        for first in range(0, self.num_facts, STREAMED_TOGETHER):
-            rows = range(first, min(first + STREAMED_TOGETHER, self.num_facts))
-            stream = torch.tensor([self.library.facts[row] + later for row in rows])
-            _, state = self.model.prefill(stream)
-            of_question = torch.arange(len(rows)).repeat_interleave(TASK.num_pairs)
-            questions = torch.tensor([self.library.questions[row] for row in rows]).flatten(0, 1)
-            logits.append(self.model.prefill(questions, state.select(of_question))[0])
-        return self._right(torch.cat(logits))
+        stream = torch.tensor([fact + later for fact in self.library.facts[: self.setting.num_streamed]])
+        _, state = self.model.prefill(stream)
+        of_question = torch.arange(len(stream)).repeat_interleave(TASK.num_pairs)
+        questions = torch.tensor(self.library.questions[: len(stream)]).flatten(0, 1)
+        return self._right(self.model.prefill(questions, state.select(of_question))[0])
 
     def prepended(self, nearest: Sequence[int]) -> list[bool]:
         """The text of the document that the index found, in front of the question."""
@@ -161,7 +160,7 @@ class Bench:
         return LongTermMemory(self.model, documents, num_read), num_documents
 
     def _right(self, logits_bv: Tensor) -> list[bool]:
-        return (logits_bv.argmax(-1) == self._answers.flatten()).tolist()
+        return (logits_bv.argmax(-1) == self._answers.flatten()[: len(logits_bv)]).tolist()
 
 
 class Record:
@@ -207,14 +206,14 @@ def measure(training: Training, setting: Setting, folder: Path) -> dict[str, Any
         num_params=sum(parameter.numel() for parameter in model.parameters()), torch=torch.__version__,
     )  # fmt: skip
     record.row("right text in front", 0, lambda: (bench.prepended([0] * bench.num_questions), []))
+    at = setting.distances[0]
+    for begin in BEGINNINGS:
+        record.row(f"store, 4 documents, begin {begin}", at, lambda begin=begin: (bench.begun(at, begin), []))
     for at in setting.distances:
         record.row("store, 1 document per token", at, partial(bench.with_store, at, 1))
         nearest = record.row("store, 4 documents per token", at, partial(bench.with_store, at, 4))
         record.row("found text in front", at, lambda nearest=nearest: (bench.prepended(nearest), []))
         record.row("no store", at, lambda at=at: (bench.without_store(at), []))
-    at = setting.distances[0]
-    for begin in BEGINNINGS:
-        record.row(f"store, 4 documents, begin {begin}", at, lambda begin=begin: (bench.begun(at, begin), []))
     return record.content
 
 
