@@ -35,7 +35,8 @@ def estimate(trials: Iterable[Trial], figure: str) -> Estimate | None:
 
 
 def draw(claim: Claim, trials: Trials, path: Path) -> bool:
-    """Write the plot of a claim. Returns False if there is nothing to draw yet."""
+    """Write the plot of a claim. Returns False if there is nothing to draw: an earlier one is deleted then."""
+    path.unlink(missing_ok=True)
     with new_figure(_HEIGHT) as (figure, axes):
         figure.set_size_inches(_WIDTH, _HEIGHT)
         drawn = _draw_curves(axes, claim, trials) if claim.plot.over == "curve" else _draw_series(axes, claim, trials)
