@@ -50,7 +50,8 @@ def _slice_backward(grad: Tensor, sizes: list[int], dim: int, start: int, end: i
     if step != 1:
         raise NotImplementedError(f"a slice with a step of {step} has a backward that is a scatter")
     dim %= len(sizes)
-    return F.pad(grad, [0, 0] * (len(sizes) - 1 - dim) + [start, sizes[dim] - min(end, sizes[dim])])
+    first, last, _ = slice(start, end).indices(sizes[dim])  # negative ones count from the end
+    return F.pad(grad, [0, 0] * (len(sizes) - 1 - dim) + [first, sizes[dim] - last])
 
 
 def _select_backward(grad: Tensor, sizes: list[int], dim: int, index: int) -> Tensor:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from pipelines.neuron.checks.lowering import LoweringError, lower
+from pipelines.neuron.checks.lowering_child import PADS
 from tests.bmojo.model_family import small_config
 from tests.pipelines.neuron.checked_models import CHECKED, SEQ_LEN, checked_config
 
@@ -26,6 +28,15 @@ def test_a_process_that_runs_out_of_memory_says_where():
     config = small_config(pattern="swa", window_size=128)
     with pytest.raises(LoweringError, match="ended with"):
         lower(config, seq_len=512, batch=1, memory_bytes=1 << 30)
+
+
+@pytest.mark.parametrize(("start", "end"), [(0, 3), (2, 5), (1, 2**63 - 1), (0, -1), (-2, 2**63 - 1)])
+@pytest.mark.parametrize("dim", [0, -1])
+def test_the_gradient_of_a_slice_is_a_pad(dim, start, end):
+    sizes = [5, 5]
+    grad = torch.randn(torch.ops.aten.slice(torch.zeros(sizes), dim, start, end).shape)
+    expected = torch.ops.aten.slice_backward(grad, sizes, dim, start, end, 1)
+    assert torch.equal(PADS[torch.ops.aten.slice_backward.default](grad, sizes, dim, start, end, 1), expected)
 
 
 def test_an_environment_that_is_not_there_is_named(tmp_path):
