@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipelines.engine.event_log import read_events
@@ -55,8 +58,11 @@ def test_a_lost_machine_shrinks_the_group_and_a_new_one_grows_it(tmp_path: Path)
         try:
             wait_until(lambda: len(pipeline.points("train/loss", "train")) > 12, run)  # behind the first checkpoint
             tell(cluster, "kill")
-            wait_until(lambda: bool(notes(pipeline)), run)
-            tell(cluster, "add")
+            wait_until(lambda: bool(changes_of_group(pipeline)), run)
+            seen = len(pipeline.points("train/loss", "train"))
+            wait_until(lambda: len(pipeline.points("train/loss", "train")) > seen, run)
+            with stopped(training_workers(cluster)):  # so that the machine is there before the last step, however slow
+                tell(cluster, "add")
             output = run.communicate(timeout=900)[0]
         finally:
             if run.poll() is None:
@@ -69,7 +75,7 @@ def test_a_lost_machine_shrinks_the_group_and_a_new_one_grows_it(tmp_path: Path)
     assert [size for size, before in zip(sizes, [0, *sizes], strict=False) if size != before] == [3, 2, 3]
     lost = [event for event in events_of(pipeline) if isinstance(event, AttemptLost)]
     assert [event.budget for event in lost] == [Budget.LOST_RETRIES], "growing uses up no retry"
-    shrunk, grown = notes(pipeline)
+    shrunk, grown = changes_of_group(pipeline)
     assert "on 2 workers instead of 3: the cluster has room for no more" in shrunk
     assert "on 3 workers instead of 2: there is room for more" in grown
     assert grown in " ".join(output.split())
@@ -92,9 +98,30 @@ def events_of(pipeline: TinyPipeline) -> list[Event]:
     return [event for _, event in read_events(found.storage, found.events_relpath)]
 
 
-def notes(pipeline: TinyPipeline) -> list[str]:
-    """What was told while stages ran."""
-    return [event.text for event in events_of(pipeline) if isinstance(event, Noted)]
+def changes_of_group(pipeline: TinyPipeline) -> list[str]:
+    """What was told of them while stages ran; other notes are told, too."""
+    told = [event.text for event in events_of(pipeline) if isinstance(event, Noted)]
+    return [text for text in told if "workers instead of" in text]
+
+
+def training_workers(cluster: subprocess.Popen[str]) -> list[psutil.Process]:
+    """Those of Ray Train on the cluster's machines."""
+    found = psutil.Process(cluster.pid).children(recursive=True)
+    workers = [process for process in found if "RayTrainWorker" in " ".join(process.cmdline())]
+    assert len(workers) == 2, [process.cmdline() for process in found]
+    return workers
+
+
+@contextmanager
+def stopped(processes: list[psutil.Process]) -> Iterator[None]:
+    """Within it they do nothing."""
+    for process in processes:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.resume()
 
 
 def tell(cluster: subprocess.Popen[str], what: str) -> None:
