@@ -167,12 +167,19 @@ def write_lines(pipeline: TinyPipeline, lines: list[str]) -> None:
     (pipeline.folder / "corpus.jsonl").write_text("".join(line + "\n" for line in lines))
 
 
-def test_a_bad_corpus_is_one_clear_screen(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (['{"text": "a"}', "{nonsense"], r"corpus\.jsonl.*line 2"),
+        pytest.param([], "empty corpus", marks=pytest.mark.slow),
+    ],
+)
+def test_a_bad_corpus_is_one_clear_screen(tmp_path: Path, lines: list[str], expected: str) -> None:
     pipeline = write_pipeline(tmp_path)
-    write_lines(pipeline, ['{"text": "a"}', "{nonsense"])
+    write_lines(pipeline, lines)
     finished = pipeline.run()
     assert finished.code == 1, finished.output
-    assert re.search(r"corpus\.jsonl.*line 2", finished.output, re.DOTALL)
+    assert re.search(expected, finished.output, re.DOTALL)
     assert "Traceback" not in finished.output
     assert not list(pipeline.storage.glob("artifacts/*/*/record.json"))
 
@@ -180,7 +187,6 @@ def test_a_bad_corpus_is_one_clear_screen(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "expected"),
     [
-        ([], "empty corpus"),
         (['{"text": "a"}', '{"body": "b"}'], r"corpus\.jsonl.*'text'"),
         (['{"text": 3}'], r"corpus\.jsonl.*text"),
     ],
