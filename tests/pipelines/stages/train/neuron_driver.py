@@ -31,10 +31,9 @@ MODEL: dict[str, Any] = {
     "ssm_head_dim": 32,
 }
 BY_DEEPSPEED: dict[str, Any] = {"resources": {"num_workers": 2}}
-BY_NEURON: dict[str, Any] = {
-    "backend": {"kind": "neuron", "parallel": "zero1"},
-    "resources": {"num_workers": 2, "neuron_cores_per_worker": 1},
-}
+ON_CORES: dict[str, Any] = {"resources": {"num_workers": 2, "neuron_cores_per_worker": 1}}
+BY_NEURON: dict[str, Any] = {"backend": {"kind": "neuron", "parallel": "zero1"}, **ON_CORES}
+BY_FSDP2: dict[str, Any] = {"backend": {"kind": "neuron", "parallel": "fsdp2"}, **ON_CORES}
 
 
 def config_of(by: dict[str, Any]) -> TrainStageConfig:
@@ -89,6 +88,7 @@ def main(folder: Path) -> None:
     )  # fmt: skip
     found = {"deepspeed": train(BY_DEEPSPEED, tokens, folder / "deepspeed")}
     found["neuron"] = train(BY_NEURON, tokens, folder / "neuron", kill_at_step=8)
+    found["neuron by fsdp2"] = train(BY_FSDP2, tokens, folder / "fsdp2")
     found["neuron after deepspeed"] = on_from_halfway(BY_NEURON, tokens, folder / "deepspeed", folder / "there")
     found["deepspeed after neuron"] = on_from_halfway(BY_DEEPSPEED, tokens, folder / "neuron", folder / "back")
     (folder / "found.json").write_text(json.dumps(found))

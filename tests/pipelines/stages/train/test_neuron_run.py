@@ -34,7 +34,7 @@ def losses(run: dict[str, Any]) -> dict[int, float]:
 def test_losses_are_those_of_deepspeed(found: dict[str, Any]) -> None:
     expected = losses(found["deepspeed"])
     assert list(expected) == list(range(1, 13))
-    for run in ("neuron", "neuron after deepspeed", "deepspeed after neuron"):
+    for run in ("neuron", "neuron by fsdp2", "neuron after deepspeed", "deepspeed after neuron"):
         assert losses(found[run]) == pytest.approx({step: expected[step] for step in losses(found[run])}, abs=1e-5)
         assert found[run]["valid"][-1][1] == pytest.approx(found["deepspeed"]["valid"][-1][1], abs=1e-5)
 
