@@ -14,7 +14,7 @@ import typer
 from base.errors import DamagedError, UserError
 from base.names import suggest
 from pipelines.cli.console import RunArgument, StorageOption, console, error_console
-from pipelines.cli.models import StageOption, StepOption, above_zero, finite, load_for_decoding
+from pipelines.cli.models import StageOption, StepOption, TemperatureOption, TopKOption, TopPOption, load_for_decoding
 from pipelines.cli.serve import ContextOption, StatesOption, state_store
 from pipelines.engine.interrupts import kept_handlers
 
@@ -40,14 +40,9 @@ def chat(
     ] = "plain",
     system: Annotated[str, typer.Option(help="With --mode chat: text before the first line.")] = "",
     tokens: Annotated[int, typer.Option(min=1, help="Tokens of one answer, at most.")] = 200,
-    temperature: Annotated[
-        float, typer.Option(min=0, callback=finite, help="0 always takes the likeliest token.")
-    ] = 0.8,
-    top_k: Annotated[int | None, typer.Option(min=1, help="Sample from the k likeliest tokens only.")] = 50,
-    top_p: Annotated[
-        float | None,
-        typer.Option(min=0, max=1, callback=above_zero, help="Sample from the likeliest with this total probability."),
-    ] = None,
+    temperature: TemperatureOption = 0.8,
+    top_k: TopKOption = 50,
+    top_p: TopPOption = None,
     seed: Annotated[
         int | None, typer.Option(min=0, max=2**62, help="Seed of the sampling; left out: another one each time.")
     ] = None,

@@ -21,7 +21,16 @@ from pipelines.cli.console import (
     only_json_on_stdout,
     print_json,
 )
-from pipelines.cli.models import StageOption, StepOption, above_zero, finite, load_for_decoding, placed_for_decoding
+from pipelines.cli.models import (
+    StageOption,
+    StepOption,
+    TemperatureOption,
+    TopKOption,
+    TopPOption,
+    above_zero,
+    load_for_decoding,
+    placed_for_decoding,
+)
 from pipelines.cli.progress import delivery_progress
 from pipelines.cli.serve import model_name
 from pipelines.memory.store import DocumentStore, ModelIdentity, ModelSource
@@ -124,14 +133,9 @@ def ask(
     tokens: Annotated[
         int, typer.Option(min=1, help="Tokens to generate at most; the model may end the document before.")
     ] = 200,
-    temperature: Annotated[
-        float, typer.Option(min=0, callback=finite, help="0 always takes the likeliest token.")
-    ] = 0.8,
-    top_k: Annotated[int | None, typer.Option(min=1, help="Sample from the k likeliest tokens only.")] = 50,
-    top_p: Annotated[
-        float | None,
-        typer.Option(min=0, max=1, callback=above_zero, help="Sample from the likeliest with this total probability."),
-    ] = None,
+    temperature: TemperatureOption = 0.8,
+    top_k: TopKOption = 50,
+    top_p: TopPOption = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the sampling.")] = 0,
     model: ModelOption = None,
     stage: StageOption = None,

@@ -128,22 +128,23 @@ def finite(value: float) -> float:
     return value
 
 
+TemperatureOption = Annotated[float, typer.Option(min=0, callback=finite, help="0 always takes the likeliest token.")]
+TopKOption = Annotated[int | None, typer.Option(min=1, help="Sample from the k likeliest tokens only.")]
+TopPOption = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, callback=above_zero, help="Sample from the likeliest with this total probability."),
+]
+
+
 def generate(
     run: RunArgument = None,
     prompt: Annotated[str, typer.Option(help="Text to continue; empty: a new document.")] = "",
     tokens: Annotated[
         int, typer.Option(min=1, help="Tokens to generate at most; the model may end the document before.")
     ] = 200,
-    temperature: Annotated[
-        float, typer.Option(min=0, callback=finite, help="0 always takes the likeliest token.")
-    ] = 0.8,
-    top_k: Annotated[int | None, typer.Option(min=1, help="Sample from the k likeliest tokens only.")] = 50,
-    top_p: Annotated[
-        float | None,
-        typer.Option(
-            min=0, max=1, callback=above_zero, help="Sample from the likeliest tokens with this total probability."
-        ),
-    ] = None,
+    temperature: TemperatureOption = 0.8,
+    top_k: TopKOption = 50,
+    top_p: TopPOption = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the sampling.")] = 0,
     stage: StageOption = None,
     step: StepOption = None,
