@@ -39,12 +39,11 @@ def test_killed_in_the_middle_of_tokenize(tmp_path: Path, finished_pipeline: tup
 def test_killed_in_the_middle_of_train(tmp_path: Path, finished_pipeline: tuple[TinyPipeline, Finished]) -> None:
     unbroken, _ = finished_pipeline
     pipeline = write_pipeline(tmp_path)
-    checkpoints = lambda: list(pipeline.storage.glob("artifacts/train/*/checkpoints/step-*/manifest.json"))  # noqa: E731
     process = pipeline.start("run", str(pipeline.file))
-    wait_until(lambda: len(checkpoints()) >= 2, process)
+    wait_until(lambda: len(pipeline.checkpoints()) >= 2, process)
     kill_tree(process)
     assert not list(pipeline.storage.glob("artifacts/train/*/record.json")), "it was killed too late"
-    newest = max(int(file.parent.name.removeprefix("step-")) for file in checkpoints())
+    newest = max(int(file.parent.name.removeprefix("step-")) for file in pipeline.checkpoints())
     again = pipeline.run()
     assert again.code == 0, again.output
     assert pipeline.points("train/resumed_from_step", "train") == [(newest, newest)]

@@ -70,12 +70,11 @@ def test_killed_on_simulated_cores_and_resumed_it_is_deepspeeds_run(
     tmp_path: Path, by_deepspeed: TinyPipeline, two_simulated_cores: None
 ) -> None:
     pipeline = with_export(tmp_path / "pipeline")
-    checkpoints = lambda: list(pipeline.storage.glob("artifacts/train/*/checkpoints/step-*/manifest.json"))  # noqa: E731
     process = pipeline.start("run", str(pipeline.file), *COMMON, *ON_CORES)
-    wait_until(lambda: len(checkpoints()) >= 2, process)
+    wait_until(lambda: len(pipeline.checkpoints()) >= 2, process)
     kill_tree(process)
     assert not list(pipeline.storage.glob("artifacts/train/*/record.json")), "it was killed too late"
-    newest = max(int(file.parent.name.removeprefix("step-")) for file in checkpoints())
+    newest = max(int(file.parent.name.removeprefix("step-")) for file in pipeline.checkpoints())
     again = pipeline.run(*COMMON, *ON_CORES)
     assert again.code == 0, again.output
     assert pipeline.points("train/resumed_from_step", "train") == [(newest, newest)]

@@ -116,6 +116,10 @@ class TinyPipeline:
         (folder,) = (self.storage / "artifacts" / kind).iterdir()
         return folder
 
+    def checkpoints(self) -> list[Path]:
+        """Manifests of the finished checkpoints of training."""
+        return list(self.storage.glob("artifacts/train/*/checkpoints/step-*/manifest.json"))
+
     def record(self, kind: str) -> Any:
         """Its record."""
         return json.loads((self.artifact(kind) / "record.json").read_text())

@@ -84,7 +84,8 @@ def test_a_store_of_one_document_answers_as_its_saved_state(made: Path, tmp_path
     place = str(tmp_path / "one.store")
     run("remember", place, str(file), "--model", str(made / "export" / "model"))
     memory = StoredMemory(DocumentStore.open(open_storage(place)), model)
-    answer = ask(model, TOKENIZER, memory, " x", Drawing(9, temperature=0.0), begin)  # type: ignore[arg-type]
+    drawing = Drawing(9, temperature=0.0)
+    answer = ask(model, TOKENIZER, memory, " x", drawing, begin)  # type: ignore[arg-type]  # begin: a Literal, as a str
     document, query = TOKENIZER.encode_batch([file.read_text(), " x"])
     logits, state = model.prefill(torch.tensor([[TOKENIZER.eod_id, *document.tolist()]]))
     for token in query.tolist():
