@@ -48,8 +48,7 @@ class Dispatcher:
         demand = Demand.of(planned.node)
         if demand is None:
             return None
-        demands = {other.name: Demand.of(other.node) for other in running}
-        held = {name: found for name, found in demands.items() if found is not None}
+        held = [found for other in running if (found := Demand.of(other.node)) is not None]
         return why_no_room(demand, held, self._cluster.nodes())
 
     def start(

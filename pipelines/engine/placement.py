@@ -59,16 +59,17 @@ def remaining(nodes: Sequence[ClusterNode], held: Iterable[Demand]) -> list[Clus
     return left
 
 
-def why_no_room(demand: Demand, held: Mapping[str, Demand], nodes: Sequence[ClusterNode]) -> str | None:
-    """Why the stage should not start beside the running stages (`held`, by name); None: it should.
+def why_no_room(demand: Demand, held: Sequence[Demand], nodes: Sequence[ClusterNode]) -> str | None:
+    """Why the stage should not start beside the running stages (`held`); None: it should.
 
-    One that holds nothing beside it starts in any case: it may wait for room that others hold, or that will come.
+    One that holds nothing beside it starts in any case: it may wait for room that others hold, or that will come. The
+    reason does not name them: it stays the same, and is told once, while they come and go.
     """
-    if not held or num_places(demand.resources, remaining(nodes, held.values())) >= demand.fewest:
+    if not held or num_places(demand.resources, remaining(nodes, held)) >= demand.fewest:
         return None
     return (
-        f"waits for room: asks for {demand.fewest} x {amounts(demand.resources.bundle())}; the cluster has "
-        f"{described(nodes)}, of which {', '.join(held)} hold{'s' if len(held) == 1 else ''} a part"
+        f"waits for room beside the running stages: asks for {demand.fewest} x "
+        f"{amounts(demand.resources.bundle())}; the cluster has {described(nodes)}"
     )
 
 

@@ -115,7 +115,8 @@ def test_two_stages_that_do_not_fit_run_one_after_the_other(storage: Storage) ->
     assert result.stages["b"].output.began_at >= result.stages["a"].output.ended_at
     queued, *rest = events_of(result.run, "b")
     assert isinstance(queued, Queued)
-    assert queued.reason == "waits for room: asks for 1 x 2 CPU; the cluster has 3 CPU, 0 GPU, of which a holds a part"
+    asked = "asks for 1 x 2 CPU; the cluster has 3 CPU, 0 GPU"
+    assert queued.reason == f"waits for room beside the running stages: {asked}"
     assert [event.event for event in rest] == ["started", "finished"], "told once, not at every look"
 
 
