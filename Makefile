@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 .DEFAULT_GOAL := help
-.PHONY: needs-compiler help quickstart install test test-slow test-gpu test-faults transformers5 neuron-checks test-neuron mutants lint format types bench reproduce kernel-report docs lock clean
+.PHONY: needs-compiler help quickstart install test test-ci test-slow test-gpu test-faults transformers5 neuron-checks test-neuron mutants lint format types bench reproduce kernel-report docs lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -28,8 +28,11 @@ quickstart: install  ## Install, then train and evaluate a small B'MOJO on the P
 needs-compiler:
 	@command -v $${CXX:-g++} >/dev/null || { echo "error: the tests compile the C++ kernels, and there is no g++. Debian: apt install g++"; exit 1; }
 
-test: install needs-compiler  ## Quick tests, in two processes (about 20 minutes on 2 cores)
-	$(BIN)/python -m pytest -n 2
+test: install needs-compiler  ## Quick tests, in three processes (under 10 minutes on 2 cores)
+	$(BIN)/python -m pytest -n 3
+
+test-ci: install needs-compiler  ## What CI runs beside them: more processes, more values (about 12 minutes)
+	$(BIN)/python -m pytest -n 3 -m "ci and not slow"
 
 TRANSFORMERS5 := .venv-transformers5
 transformers5: $(TRANSFORMERS5)/.installed  ## The environment in which exported models meet transformers 5

@@ -51,7 +51,7 @@ def _part_of(nodeid: str) -> str:
 
 
 class _Parts(LoadScopeScheduling):
-    """Divides the tests among the processes of `pytest -n 2`: one part after another, in the order of the tests.
+    """Divides the tests among the processes of `pytest -n 3`: one part after another, in the order of the tests.
 
     Not xdist's own groups: those of 3.8 have no effect with pytest 9.2, whose node ids it cannot change.
     """

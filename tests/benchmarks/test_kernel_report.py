@@ -100,6 +100,7 @@ def report(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
     return run("-m", "benchmarks.kernel_report", *arguments, **environment)
 
 
+@pytest.mark.ci
 def test_the_kernels_of_an_operator_compile_for_sm_90_without_spills_and_on_tensor_cores():
     done = report("--check", "--arch", "sm_90", "--operator", "ssd_scan")
     assert done.returncode == 0, done.stderr

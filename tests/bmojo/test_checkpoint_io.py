@@ -42,6 +42,7 @@ def test_weights_of_another_config_are_refused(tmp_path):
         load_pretrained(tmp_path / "a")
 
 
+@pytest.mark.ci
 def test_a_disk_that_does_not_take_the_weights_is_said_with_number_and_file(tmp_path):
     """A limit on the size of files stands for the disk."""
     code = (

@@ -18,6 +18,8 @@ from bmojo.mixers import MIXERS
 from kernels.operator import use
 from tests.bmojo.model_family import build, random_tokens, small_config
 
+pytestmark = pytest.mark.ci
+
 
 def loss_and_gradients(call: nn.Module, model: nn.Module, tokens: Tensor, docs: Tensor) -> dict[str, Tensor]:
     model.zero_grad()

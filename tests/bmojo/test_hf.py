@@ -268,6 +268,7 @@ def test_a_folder_holds_only_what_its_pattern_needs_and_loads(pattern, absent, t
     torch.testing.assert_close(loaded(tokens).logits, model(tokens).logits_btv, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.ci
 def test_bundle_imports_nothing_of_ours_by_its_package():
     sources = bundled_sources(MIXERS)
     assert {"modeling_bmojo.py", "configuration_bmojo.py", "bmojo_model.py", "kernels_ssd_scan.py"} <= set(sources)
@@ -276,6 +277,7 @@ def test_bundle_imports_nothing_of_ours_by_its_package():
             assert not line.strip().startswith(("from bmojo", "import bmojo", "from kernels", "import kernels")), name
 
 
+@pytest.mark.ci
 def test_exported_directory_works_without_our_package(exported, tmp_path, tokens):
     """A fresh process, another working directory, our packages not importable."""
     script = """

@@ -39,6 +39,7 @@ def training_losses(path: str, pattern: str) -> list[float]:
     return losses
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "pattern", ["bmojo", *(pytest.param(p, marks=pytest.mark.slow) for p in ("bmojo_f", "swa", "attention", "mamba2"))]
 )
@@ -62,6 +63,7 @@ def test_a_sequence_longer_than_any_tile(pattern):
         torch.testing.assert_close(grads["triton"][name], grad, rtol=0, atol=1e-4 * grad.abs().max().item(), msg=name)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "pattern", ["mamba2,swa", *(pytest.param(p, marks=pytest.mark.slow) for p in ("bmojo,mamba2", "bmojo_f,swa"))]
 )

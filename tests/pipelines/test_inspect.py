@@ -128,6 +128,7 @@ def test_strip_wraps_and_keeps_every_character():
     assert joined == "".join(pieces).replace("\t", "    ").replace("\n", "↵")
 
 
+@pytest.mark.ci
 def test_command_writes_page_and_picture_and_logs_them_to_mlflow(trained, tmp_path):
     import mlflow
 

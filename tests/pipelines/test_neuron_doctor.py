@@ -17,6 +17,8 @@ from pipelines.neuron_doctor import GRAPHS, STEPS, ProbeSpec, run_first_hour
 from tests.pipelines.neuron.planted import FAULTS, planted
 from tests.pipelines.stages.train.neuron_workers import ROOT, SIMULATED
 
+pytestmark = pytest.mark.ci
+
 TINY = ProbeSpec(
     d_model=32, num_heads=2, window_size=32, chunk_size=16, num_eidetic=8, d_state=16, ssm_head_dim=16, vocab_size=64,
     seq_len=64, num_steps=4,

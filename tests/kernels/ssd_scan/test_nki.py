@@ -44,6 +44,7 @@ def test_the_kernels_layouts_and_our_backward_are_the_reference(installed, with_
     assert_close(run_scan("nki", inputs), run_scan("reference", inputs, None, torch.float64), TOLERANCE)
 
 
+@pytest.mark.ci
 def test_it_is_one_node_of_a_compiled_graph_and_so_differentiable(installed):
     inputs = scan_inputs(ScanSize(64, 2, 1, 4, 5), with_initial=False)[:6]
     leaves = [x.requires_grad_() for x in inputs]

@@ -40,6 +40,7 @@ def test_outputs_and_gradients_match_the_reference(size, with_initial, with_docu
     assert_agrees(inputs, documents(2, size.t) if with_documents else None)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("d_state", "heads"),
     [
@@ -54,6 +55,7 @@ def test_several_tiles_of_channels_and_states_and_heads_of_a_group(d_state, head
     assert_agrees(scan_inputs(ScanSize(21, 4, 2, 20, d_state), b=1), documents(1, 21))
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("num_segments", "with_initial"),
     [
@@ -75,6 +77,7 @@ def test_walks_over_segments(with_initial, num_segments, monkeypatch):
     assert_agrees(inputs, torch.tensor([0] * 20 + [1] * 40 + [0] * 10)[None])  # numbers may return
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(dtype):
     inputs = scan_inputs(ScanSize(33, 2, 1, 16, 16), b=1, dtype=dtype, precise=torch.float32)
@@ -128,6 +131,7 @@ def test_a_loss_of_the_final_state_alone_and_of_y_alone():
             torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("with_documents", [False, True])
 def test_operators_pass_opcheck(with_documents):
     docs = documents(2, 3) if with_documents else None

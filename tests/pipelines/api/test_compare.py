@@ -63,6 +63,7 @@ def test_runs_are_compared_by_the_names_of_their_pipelines(pair: Pair) -> None:
     assert "Only 31 documents for validation" in page
 
 
+@pytest.mark.ci
 def test_runs_with_other_validation_splits_are_shown_but_not_paired(pair: Pair) -> None:
     other = evaluated_run(pair.storage, "other-00000003", 3.2, split="another", lr=3e-3)
     report = api.compare([pair.one, other])

@@ -170,6 +170,7 @@ def test_what_killed_processes_left_in_a_storage(world: World) -> None:
     assert list((held / "steps").iterdir()), "what it had done is there"
 
 
+@pytest.mark.ci
 def test_garbage_in_an_object_store(s3_storage: Storage) -> None:
     artifact = ArtifactDir(s3_storage, "artifacts/steps/first-12345678")
     artifact.write_json("steps/1.json", {"value": 1})

@@ -61,6 +61,7 @@ def test_metadata_of_a_stage_and_of_a_run(finished: World) -> None:
     assert "second (steps) SUCCEEDED: 1 attempt" in said
 
 
+@pytest.mark.ci
 def test_metadata_counts_the_attempts_of_every_drive(world: World) -> None:
     assert world.run("first.die_at=3", "first.backoff_s=0.1", "second.fail=user").code == 1
     assert world.run().code == 0
@@ -91,6 +92,7 @@ def test_the_difference_of_two_runs(finished: World) -> None:
     assert "+200.00%" in said
 
 
+@pytest.mark.ci
 def test_the_difference_to_a_run_with_other_stages(world: World) -> None:
     assert world.run("second.fail=user").code == 1
     shorter = "name: {name}\nstorage: {storage}\nstages:\n  first: {{kind: steps, upto: 2}}\n"

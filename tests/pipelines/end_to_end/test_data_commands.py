@@ -19,6 +19,8 @@ from pipelines.storage.artifact import ArtifactDir
 from tests.pipelines.end_to_end.tiny_pipeline import Finished, TinyPipeline
 from tests.pipelines.made_runs import made_run
 
+pytestmark = pytest.mark.ci
+
 Pipeline = tuple[TinyPipeline, Finished]
 GLOBAL_BATCH, SEQ_LEN = 8, 64
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import typer
 from typer.testing import CliRunner
 
@@ -32,6 +33,7 @@ def test_the_trained_model_can_be_exported(finished_pipeline: tuple[TinyPipeline
     assert isinstance(CliRunner().invoke(app, arguments).exception, UserError)  # nothing is overwritten
 
 
+@pytest.mark.ci
 def test_the_trained_model_can_be_inspected(finished_pipeline: tuple[TinyPipeline, Finished], tmp_path: Path):
     pipeline, _ = finished_pipeline
     text = tmp_path / "document.txt"

@@ -26,6 +26,7 @@ def pipeline(finished_pipeline: tuple[TinyPipeline, Finished], tmp_path: Path) -
     return own
 
 
+@pytest.mark.ci
 def test_a_closed_gate_stops_the_pipeline_and_says_why_everywhere(pipeline: TinyPipeline) -> None:
     stopped = pipeline.run(GATE, NEW_REPORT)
     assert stopped.code == 3, stopped.output

@@ -167,6 +167,7 @@ def write_lines(pipeline: TinyPipeline, lines: list[str]) -> None:
     (pipeline.folder / "corpus.jsonl").write_text("".join(line + "\n" for line in lines))
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("lines", "expected"),
     [
@@ -184,6 +185,7 @@ def test_a_bad_corpus_is_one_clear_screen(tmp_path: Path, lines: list[str], expe
     assert not list(pipeline.storage.glob("artifacts/*/*/record.json"))
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("lines", "expected"),
     [
@@ -206,6 +208,7 @@ def test_a_bad_corpus_ends_the_run_and_leaves_nothing(
     assert not list(pipeline.storage.glob("artifacts/*/*/record.json"))
 
 
+@pytest.mark.ci
 def test_a_missing_corpus_writes_nothing(tmp_path: Path) -> None:
     pipeline = write_pipeline(tmp_path)
     (tmp_path / "corpus.jsonl").unlink()
@@ -215,6 +218,7 @@ def test_a_missing_corpus_writes_nothing(tmp_path: Path) -> None:
     assert not pipeline.storage.exists()
 
 
+@pytest.mark.ci
 def test_a_storage_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     pipeline = write_pipeline(tmp_path)
     (tmp_path / "file").write_text("not a directory")
@@ -230,6 +234,7 @@ def test_the_schema_is_valid_json(finished_pipeline: Pipeline, tmp_path: Path) -
     assert "stages" in json.loads((tmp_path / "schema.json").read_text())["properties"]
 
 
+@pytest.mark.ci
 def test_resume_works_from_any_directory_and_refuses_another_run(
     finished_pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,6 +262,7 @@ def test_resume_works_from_any_directory_and_refuses_another_run(
     assert pipeline.bmojo("resume", "--storage", str(pipeline.storage)).code == 0
 
 
+@pytest.mark.ci
 def test_a_storage_that_was_moved_still_generates(finished_pipeline: Pipeline, tmp_path: Path) -> None:
     pipeline, _ = finished_pipeline
     moved = tmp_path / "elsewhere"
@@ -269,6 +275,7 @@ def test_a_storage_that_was_moved_still_generates(finished_pipeline: Pipeline, t
     assert finished.code == 0, finished.output
 
 
+@pytest.mark.ci
 def test_plan_and_generate_say_who_is_at_work(finished_pipeline: Pipeline) -> None:
     """While another process makes a stage, it is running, not interrupted."""
     pipeline, _ = finished_pipeline

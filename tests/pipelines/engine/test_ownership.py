@@ -70,6 +70,7 @@ def store(tmp_path: Path) -> Path:
     return tmp_path / "store"
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("wakes", ["while its successor works", "after its successor is done"])
 def test_a_stopped_driver_is_replaced_and_its_heir_alone_succeeds(store: Path, wakes: str) -> None:
     arguments = ("--step-s", "0.25", "--upto", "16", *SHORT)
@@ -112,6 +113,7 @@ def test_a_stopped_driver_is_replaced_and_its_heir_alone_succeeds(store: Path, w
     assert run_here(open_storage(store), upto=16).status is Status.SUCCEEDED
 
 
+@pytest.mark.ci
 def test_what_the_stage_of_a_stopped_scheduler_finishes_is_used(store: Path) -> None:
     """The scheduler is stopped, the process of its stage works on: its successor waits for that, and wakes nobody."""
     arguments = ("--step-s", "0.4", "--upto", "16", *SHORT)
@@ -220,6 +222,7 @@ def gate(s3_storage: Storage, s3_endpoint: str) -> Iterator[Gate]:
     gate.close()
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(("outage_s", "ttl_s"), [(1.5, 20), pytest.param(8.0, 4, marks=pytest.mark.slow)])
 def test_an_s3_outage_ends_with_one_owner(
     s3_storage: Storage, gate: Gate, tmp_path: Path, outage_s: float, ttl_s: float
@@ -305,6 +308,7 @@ def test_the_commands_on_a_live_driver(store: Path) -> None:
     assert not list((store / "artifacts" / "count").iterdir())
 
 
+@pytest.mark.ci
 def test_a_dead_driver_of_another_machine_is_unlocked_by_hand(store: Path) -> None:
     driver = start(store, "--step-s", "0.2", "--upto", "100", "--renew-s", "0.5", "--elsewhere", "far-away")
     at = ("--storage", str(store))

@@ -94,6 +94,7 @@ def test_a_renamed_stage_is_reused(storage: Storage) -> None:
     assert run_pipeline(renamed, nowhere(), NoCluster()).status is Status.SUCCEEDED
 
 
+@pytest.mark.ci
 def test_killed_before_any_change_of_any_file_the_same_command_goes_on(tmp_path: Path) -> None:
     """SIGKILL before every single write, rename, link and deletion of a run; no step is told twice, none is missing."""
     process = start(tmp_path, "--die-everywhere", "--upto", "2")

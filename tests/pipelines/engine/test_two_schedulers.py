@@ -51,6 +51,7 @@ def test_two_schedulers_start_at_once_many_times(tmp_path: Path) -> None:
     check(open_storage(tmp_path), TIMES)
 
 
+@pytest.mark.ci
 def test_two_schedulers_start_at_once_on_s3(s3_storage: Storage) -> None:
     check(s3_storage, 2)
 

@@ -119,6 +119,7 @@ def test_a_run_stores_what_it_resumes_from(pipeline_file: Path) -> None:
     assert validate_pipeline(redact(config.model_dump(mode="json")), "run.json") == config
 
 
+@pytest.mark.ci
 def test_plan_shows_the_copies(pipeline_file: Path) -> None:
     command = [sys.executable, "-m", "pipelines", "plan", str(pipeline_file), f"storage={pipeline_file.parent}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -41,6 +41,7 @@ remember_files(store, tiny_model(), TOKENIZER, text_files(folder / "texts", 3))
 """
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(("last", "num_complete"), [(5, 1), (6, 1)])
 def test_a_kill_leaves_whole_documents_and_the_same_command_resumes(
     tmp_path: Path, last: int, num_complete: int

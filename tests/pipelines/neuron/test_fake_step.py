@@ -5,7 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 
+
+@pytest.mark.ci
 def test_a_step_of_all_mixers_passes_and_planted_faults_stop_it():
     """In one process of its own: torch's name for a new device can be given once."""
     ended = subprocess.run(

@@ -28,6 +28,7 @@ def require_clean(config: ModelConfig) -> None:
     assert findings(graphs, op_table()) == []
 
 
+@pytest.mark.ci
 def test_the_graphs_of_every_mixer_are_clean():
     """All in one model, which costs less than one of each."""
     require_clean(checked_config(pattern=",".join(MIXERS)))

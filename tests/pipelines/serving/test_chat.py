@@ -86,6 +86,7 @@ def talk_in_a_process(folder: Path, lines: str, *options: str) -> subprocess.Com
     )  # fmt: skip
 
 
+@pytest.mark.ci
 def test_without_a_terminal_answers_alone_are_printed(tmp_path: Path) -> None:
     lines = "def\n/save a\nx\\\ny\n/load a\n/nope\n/save a\n//slash\n/states\n/fork\nz\n/back\n/exit\nnever\n"
     done = talk_in_a_process(tmp_path, lines, "--temperature", "0")
@@ -102,6 +103,7 @@ def test_without_a_terminal_answers_alone_are_printed(tmp_path: Path) -> None:
     assert "never" not in done.stdout
 
 
+@pytest.mark.ci
 def test_ctrl_c_stops_the_answer_and_not_the_program(tmp_path: Path) -> None:
     master, slave = pty.openpty()
     process = subprocess.Popen(

@@ -20,6 +20,8 @@ from tests.pipelines.serving.served import Served, start
 from tests.pipelines.stages.trained_run import TEXT
 from tests.pipelines.waiting import wait_until
 
+pytestmark = pytest.mark.ci
+
 SHORT = {"prompt": TEXT[:30], "max_tokens": 8, "seed": 5, "ignore_eos": True, "return_token_ids": True}
 KEY = "a-key-of-thirty-two-characters--"
 ENDLESS = {**SHORT, "max_tokens": 1_000_000}

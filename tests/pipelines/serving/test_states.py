@@ -140,6 +140,7 @@ for n in range(100000):
 """
 
 
+@pytest.mark.ci
 def test_a_killed_writer_leaves_whole_states_only(tmp_path: Path) -> None:
     writer = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)])
     wait_until(lambda: len(list(tmp_path.glob("*.safetensors"))) > 20)

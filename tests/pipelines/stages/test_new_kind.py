@@ -73,6 +73,7 @@ def test_its_settings_and_roles_are_checked(pipeline: Path, override: str, expec
     assert expected in output
 
 
+@pytest.mark.ci
 def test_it_runs_and_is_shown_on_the_console_by_status_and_in_mlflow(pipeline: Path) -> None:
     code, output = bmojo("run", pipeline)
     assert code == 0, output

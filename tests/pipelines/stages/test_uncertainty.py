@@ -47,6 +47,7 @@ def coverage(make: Callable[[np.ndarray], Estimate], size: int, num_units: int, 
     return hits / NUM_RESAMPLED
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("transform", ["identity", "exp"])
 @pytest.mark.parametrize("num_units", [10, 30, 100, 500])
 def test_intervals_contain_the_figure_of_all_documents_as_often_as_they_say(
@@ -59,6 +60,7 @@ def test_intervals_contain_the_figure_of_all_documents_as_often_as_they_say(
     assert LEAST <= share <= MOST
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("num_units", [10, 30, 100, 500])
 def test_so_do_the_intervals_of_differences(num_units: int) -> None:
     one = documents(seed=1, depends_on_length=True)

@@ -60,6 +60,7 @@ def hand_set(monkeypatch: pytest.MonkeyPatch) -> HandSetTime:
 FAULTS = ["503 SlowDown", "500 InternalError", "400 RequestTimeout", "429 TooManyRequests"]
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("fault", [*FAULTS, "reset", "lost"])
 def test_a_spell_of_a_fault_is_survived_by_every_call(
     s3_storage: Storage, proxy: FaultyProxy, tmp_path: Path, fault: str

@@ -63,6 +63,7 @@ def bmojo(*arguments: str, tracking_uri: str | None = None) -> subprocess.Comple
     )
 
 
+@pytest.mark.ci
 def test_sync_says_what_it_did_and_exits_accordingly(storage: Path) -> None:
     away = bmojo("sync", "--storage", str(storage), tracking_uri="http://127.0.0.1:9")
     assert away.returncode == 75
@@ -143,6 +144,7 @@ def ui(storage: Path, port: int, request: pytest.FixtureRequest) -> Iterator[sub
     process.communicate()
 
 
+@pytest.mark.ci
 def test_ui_answers_where_it_says_and_leaves_nothing_behind(
     storage: Path, port: int, ui: subprocess.Popen[str]
 ) -> None:
@@ -173,6 +175,7 @@ def test_ui_interrupted_while_it_starts_prints_no_traceback(ui: subprocess.Popen
     assert not [process for process in family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("ui", "answers", "number"),
     [

@@ -129,6 +129,7 @@ def storage(tmp_path: Path) -> Storage:
     return open_storage(tmp_path / "store")
 
 
+@pytest.mark.ci
 def test_the_table_of_runs_holds_settings_and_figures_side_by_side(storage: Storage, own: MlflowTarget) -> None:
     run_fits(storage, own, {"first": FitConfig(lr=0.2, workers=7)})
     run_fits(storage, own, {"second": FitConfig(lr=0.1)})
@@ -145,6 +146,7 @@ def test_the_table_of_runs_holds_settings_and_figures_side_by_side(storage: Stor
     assert len(client(own).search_runs(best.info.experiment_id, "params.`fit.lr` = '0.2'")) == 1
 
 
+@pytest.mark.ci
 def test_the_table_of_runs_holds_what_stages_took_and_what_changed(storage: Storage, own: MlflowTarget) -> None:
     first = run_fits(storage, own, {"first": FitConfig(lr=0.2)}).run
     run_fits(storage, own, {"first": FitConfig(lr=0.1)}, fail=True)
@@ -247,6 +249,7 @@ def test_runs_say_whose_they_are_and_children_are_named_after_their_run(storage:
     assert {child.data.tags["mlflow.user"] for child in children} == {user_name()}
 
 
+@pytest.mark.ci
 def test_a_resume_keeps_the_overrides_and_a_run_without_any_says_so(storage: Storage, own: MlflowTarget) -> None:
     run_fits(storage, own, {"fit": FitConfig()}, fail=True, overrides=("fit.lr=0.1",))
     run_fits(storage, own, {"fit": FitConfig()}, fail=True, overrides=None)
@@ -255,6 +258,7 @@ def test_a_resume_keeps_the_overrides_and_a_run_without_any_says_so(storage: Sto
     assert parents(own)[0].data.tags["bmojo.overrides"] == "none"
 
 
+@pytest.mark.ci
 def test_figures_of_a_run_that_failed_later_are_there_once_and_those_made_again_are_the_latest(
     storage: Storage, own: MlflowTarget
 ) -> None:
@@ -273,6 +277,7 @@ def test_figures_of_a_run_that_failed_later_are_there_once_and_those_made_again_
     assert len(client(own).get_metric_history(parent.info.run_id, "fit/loss")) == 1
 
 
+@pytest.mark.ci
 def test_a_server_that_is_away_is_told_all_of_it_later_and_the_console_says_how(
     tmp_path: Path, own: MlflowTarget, capsys: pytest.CaptureFixture[str]
 ) -> None:

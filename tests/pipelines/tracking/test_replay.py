@@ -224,6 +224,7 @@ def test_a_model_is_registered_once(tmp_path: Path, target: MlflowTarget) -> Non
     assert version.source.endswith("/model")
 
 
+@pytest.mark.ci
 def test_a_server_killed_while_training_logs_loses_and_doubles_nothing(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,8 @@ import pytest
 from pipelines.stages.evaluate.stage import EvaluateOutput
 from tests.pipelines.stages.evaluate.evaluations import NUM_KEPT, PROMPTS, Result, artifact_of, read
 
+pytestmark = pytest.mark.ci
+
 ON_GPU = ("ScoreBatches", "ScoreWindows", "ContinueTexts")
 
 

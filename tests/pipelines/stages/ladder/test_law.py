@@ -28,6 +28,7 @@ def test_an_exact_law_is_recovered(num: int) -> None:
     assert law.predict(FIRST * 1e4).value == pytest.approx(loss_at(FIRST * 1e4), rel=1e-3)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(("num", "noise"), [(4, 0.003), (5, 0.01), (8, 0.003)])
 def test_intervals_contain_the_truth_in_95_percent(num: int, noise: float) -> None:
     """Of 200 trials 95 % is 190; fewer than 181 happen once in 300 if the intervals are right."""

@@ -78,6 +78,7 @@ def cached_bytes(tmp_path: Path) -> int:
         return sum(room.values())
 
 
+@pytest.mark.ci
 def test_shards_come_when_they_are_needed_and_the_cache_keeps_its_limit(
     s3_storage: Storage, proxy: FaultyProxy, tmp_path: Path
 ) -> None:

@@ -12,6 +12,8 @@ from data.sources import content_identity, plan_slices, stamp
 from pipelines.storage import Storage
 from tests.data.corpora import TEXTS, files, jsonl, texts_of, write
 
+pytestmark = pytest.mark.ci
+
 
 def test_text_in_s3_is_that_of_the_same_files_on_a_disk(tmp_path: Path, s3_storage: Storage) -> None:
     names = [f"c.{suffix}" for suffix in ("jsonl", "jsonl.gz", "jsonl.zst", "txt", "parquet")]

@@ -12,6 +12,8 @@ from pipelines.stages.train.config import TrainStageConfig
 from tests.pipelines.stages.train.deepspeed_workers import BF16_STAGES, ZERO_STAGES, Result
 from tests.pipelines.stages.train.trainer_contract import HALFWAY, LR, NUM_STEPS, global_batch, initial_model
 
+pytestmark = pytest.mark.ci
+
 
 @pytest.fixture(scope="module")
 def bare_losses(contract_config: Callable[[int], TrainStageConfig]) -> Callable[[bool], list[float]]:

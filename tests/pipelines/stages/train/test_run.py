@@ -35,6 +35,8 @@ from pipelines.tracking.journal import read_events
 from tests.pipelines.stages.train.plain_trainer import PlainTrainer, train_plainly
 from tests.pipelines.stages.train.training import SEQ_LEN, FileSink, Tokens, context_of, weights
 
+pytestmark = pytest.mark.ci
+
 MakeConfig = Callable[..., TrainStageConfig]
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test module
 

@@ -190,6 +190,7 @@ def _train_until_killed(config_json: str, tokens: Tokens, folder: Path) -> None:
     train_plainly(make_job(config, TrainInputs((tokens,)), context_of(folder), FileSink(folder.with_suffix(".jsonl"))))
 
 
+@pytest.mark.ci
 def test_a_run_killed_while_it_writes_resumes_from_the_checkpoint_before_to_the_last_bit(
     straight: Mapping[str, torch.Tensor], config: TrainStageConfig, tokens: Tokens, tmp_path: Path, single_process: None
 ) -> None:

@@ -110,6 +110,7 @@ def test_a_stopped_run_saves_the_step_it_is_at_and_ends_as_the_unbroken_one(
     }
 
 
+@pytest.mark.ci
 @pytest.mark.usefixtures("single_process")
 def test_a_checkpoint_by_the_clock_changes_no_bit(
     train_config: Callable[..., TrainStageConfig], tokens: Tokens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

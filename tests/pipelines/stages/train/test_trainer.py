@@ -18,6 +18,8 @@ from tests.pipelines.stages.train.deepspeed_workers import ZERO_STAGES, Result
 from tests.pipelines.stages.train.plain_trainer import PlainTrainer
 from tests.pipelines.stages.train.trainer_contract import Observed, Tensors, observe
 
+pytestmark = pytest.mark.ci
+
 BACKENDS = [
     "plain",
     *(f"deepspeed, ZeRO {stage}" for stage in ZERO_STAGES),

@@ -22,6 +22,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     return Exported(small_pair(folder / "model"), write_examples(folder / "data"))
 
 
+@pytest.mark.ci
 @pytest.mark.usefixtures("hf_modules_cache")
 @pytest.mark.parametrize("num_fewshot", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_native_equals_hf_on_every_task(exported: Exported, num_fewshot: int) -> None:

@@ -17,6 +17,8 @@ from pipelines.stages.train.device import CPU
 from pipelines.stages.train.planning.states import model_size
 from tests.pipelines.stages.train.deepspeed_workers import BF16_STAGES, NUM_WORKERS, ZERO_STAGES, Result
 
+pytestmark = pytest.mark.ci
+
 
 @pytest.mark.parametrize("stage", ZERO_STAGES)
 def test_each_worker_holds_its_share_of_the_optimizer_state(deepspeed_result: Result, stage: int) -> None:

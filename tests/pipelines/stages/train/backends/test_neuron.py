@@ -25,6 +25,8 @@ from tests.pipelines.stages.train.neuron_workers import marked
 from tests.pipelines.stages.train.plain_trainer import PlainTrainer
 from tests.pipelines.stages.train.trainer_contract import LR, initial_model, micro_batches
 
+pytestmark = pytest.mark.ci
+
 MakeConfig = Callable[..., TrainStageConfig]
 REHEARSED: dict[str, Any] = {"kind": "neuron", "device": "cpu"}
 ON_CORES: dict[str, Any] = {"num_workers": 2, "neuron_cores_per_worker": 1}

@@ -12,6 +12,8 @@ from pipelines.stages.train.guards import replicas
 from pipelines.stages.train.guards.replicas import Difference, refuse_differing_replicas
 from tests.pipelines.stages.train.deepspeed_workers import Result
 
+pytestmark = pytest.mark.ci
+
 BOTH = [0, 1]  # of two ranks none is in the majority
 
 

@@ -137,6 +137,7 @@ def test_a_spike_is_told_at_its_step_with_the_samples_of_its_batch(
         assert len({sample["sample"] for sample in each["samples"]}) == train_config().global_batch_size
 
 
+@pytest.mark.ci
 def test_reporting_changes_no_bit(train: Train, tokens: Tokens) -> None:
     reporting, silent = train(), train(spikes={"window": 64})
     assert not (silent[0] / INCIDENTS).exists()
@@ -171,6 +172,7 @@ def same(one: Path, other: Path) -> bool:
     return all(torch.equal(value, expected[name]) for name, value in weights(other).items())
 
 
+@pytest.mark.ci
 def test_going_back_and_leaving_out_the_spike_alone_is_skipping_it(train: Train) -> None:
     skipped = train(spikes={"action": "skip"}, max_skipped_steps=2)
     rewound = train(spikes={"action": "rewind", "rewind_before": 0}, max_skipped_steps=2)
@@ -180,6 +182,7 @@ def test_going_back_and_leaving_out_the_spike_alone_is_skipping_it(train: Train)
     assert same(rewound[0], skipped[0])
 
 
+@pytest.mark.ci
 def test_going_back_leaves_out_the_batch_before_too_as_if_it_had_never_been_taken(train: Train) -> None:
     rewound = train(spikes={"action": "rewind"}, max_skipped_steps=4)
     never_taken = train(spikes={"action": "skip"}, nan_steps=(13, 14, 16, 17), max_skipped_steps=4)
@@ -189,6 +192,7 @@ def test_going_back_leaves_out_the_batch_before_too_as_if_it_had_never_been_take
     assert same(rewound[0], never_taken[0])
 
 
+@pytest.mark.ci
 def test_a_spike_that_is_noticed_late_is_gone_back_before_with_the_same_result(train: Train) -> None:
     at_once = train(spikes={"action": "rewind"}, max_skipped_steps=4)
     late = train(spikes={"action": "rewind"}, max_skipped_steps=4, trainer=LaggingTrainer, log_every_steps=100)

@@ -34,6 +34,7 @@ def by_hand(contract_config: Callable[[int], TrainStageConfig]) -> tuple[Tensors
     return steps_by_hand(muon_config(contract_config(1)), NUM_STEPS, LR)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("stage", ZERO_STAGES)
 def test_every_zero_stage_takes_the_steps_of_the_reference(
     deepspeed_result: Result, by_hand: tuple[Tensors, list[float]], stage: int
@@ -49,16 +50,19 @@ def test_every_zero_stage_takes_the_steps_of_the_reference(
             assert error < 5e-3, key
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("stage", ZERO_STAGES)
 def test_training_by_muon_resumes_bitwise(deepspeed_result: Result, stage: int) -> None:
     assert deepspeed_result.muon[stage].resumes_bitwise
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("stage", ZERO_STAGES)
 def test_a_step_that_is_left_out_leaves_momentum_and_averages_alone(deepspeed_result: Result, stage: int) -> None:
     assert deepspeed_result.muon[stage].skips_without_a_trace
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("stage", ZERO_STAGES)
 def test_averages_are_means_of_the_weights_after_each_step(deepspeed_result: Result, stage: int) -> None:
     found = deepspeed_result.muon[stage]
@@ -70,5 +74,6 @@ def test_averages_are_means_of_the_weights_after_each_step(deepspeed_result: Res
     assert found.averages_change_places
 
 
+@pytest.mark.ci
 def test_pieces_of_any_size_become_whole_and_come_back(deepspeed_result: Result) -> None:
     assert deepspeed_result.exchange_is_exact

@@ -23,6 +23,7 @@ def model(pattern: str) -> ModelConfig:
     return ModelConfig(pattern=pattern, **SMALL)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("device", ["cpu", "gpu", "neuron"])
 @pytest.mark.parametrize("pattern", ["bmojo*5", "(mamba2,attention)*3,swa"])
 @pytest.mark.parametrize("part", ["none", "block"])

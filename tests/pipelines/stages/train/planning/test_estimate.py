@@ -109,6 +109,7 @@ def test_what_cannot_fit_is_refused_with_what_would_help(node: Node) -> None:
 ON_CORES = ("backend={kind: neuron}", "resources.neuron_cores_per_worker=1")
 
 
+@pytest.mark.ci
 def test_a_plan_for_neuron_cores_says_that_it_is_arithmetic(node: Node) -> None:
     costs, memory, fits = estimate.estimate_all([node(*ON_CORES)], Machines(2.0))
     said = " ".join([*costs.notes, *memory.notes])
