@@ -14,6 +14,7 @@ import math
 import statistics
 from collections.abc import Mapping
 
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from benchmarks._variants import Variant, paired, ranked, table, variants_of
@@ -44,7 +45,7 @@ def draw(variants: Mapping[str, Variant], baseline: str, title: str) -> Figure:
     """Differences to the baseline with their intervals and, of perplexity by position, in nats."""
     names = [name for name in ranked(variants) if paired(name, variants, baseline)]
     by_position = {name: found for name in names if (found := differences_by_position(name, variants, baseline))}
-    figure = Figure(figsize=(11 if by_position else 6, 1 + 0.28 * max(len(names), 8)), dpi=120, layout="constrained")
+    figure = Figure(figsize=(12.5 if by_position else 6, 1 + 0.28 * max(len(names), 8)), dpi=120, layout="constrained")
     left, *right = figure.subplots(1, 2 if by_position else 1, squeeze=False)[0]
     for row, name in enumerate(reversed(names)):
         differences = paired(name, variants, baseline)
@@ -57,12 +58,13 @@ def draw(variants: Mapping[str, Variant], baseline: str, title: str) -> Figure:
     left.set_yticks(range(len(names)), list(reversed(names)), fontsize=8)
     left.set_title(f"{title}, minus {baseline}", fontsize=10, loc="left")
     for axes in right:
-        for name, points in by_position.items():
+        axes.set_prop_cycle(color=colormaps["tab20"].colors)
+        for name, points in reversed(by_position.items()):  # the worst is above all others, and first in the legend
             axes.plot(*zip(*points, strict=True), label=name, linewidth=1.4)
         axes.axhline(0, color="black", linewidth=0.8)
         axes.set_title(f"Loss by position in the document, minus {baseline} (nats)", fontsize=10, loc="left")
         axes.set_xlabel("position (tokens, ends of bins)")
-        axes.legend(fontsize=7, frameon=False)
+        axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     for axes in (left, *right):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)

@@ -76,8 +76,15 @@ def ray_cluster() -> Iterator[None]:
     """One small Ray cluster for the whole test session."""
     import ray
 
-    # "local": never join a cluster that the developer happens to have running.
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    def start() -> None:
+        # "local": never join a cluster that the developer happens to have running.
+        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False)
+
+    try:
+        start()
+    except Exception:  # on a busy machine a part may take longer than Ray waits: as pipelines/cluster.py, once more
+        ray.shutdown()
+        start()
     yield
     ray.shutdown()
 
