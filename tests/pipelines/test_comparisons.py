@@ -67,12 +67,12 @@ def test_other_compared_models_have_equal_parameters(recipe: str, template: str)
 
 
 def test_the_rates_are_those_of_the_sweep() -> None:
-    """Of each model three rates are tried, and the recipe trains at one of them."""
+    """Of each model five rates are tried, and the recipe trains at one of them."""
     sweep = trained(load("compare-rates"), "train")
     compared = {name: stage for name, stage in trained(load("compare"), "train").items() if stage.seed == 0}
     for name, stage in compared.items():
         same = [other for other in sweep.values() if other.model == stage.model]
-        assert len({other.lr for other in same}) == 3, name
+        assert len({other.lr for other in same}) == 5, name
         assert stage in same, "so its training is reused"
 
 
