@@ -183,6 +183,7 @@ def test_ssm_parameters_stay_float32_in_bfloat16(exported, tokens):
     assert model.generate(tokens, max_new_tokens=3, do_sample=False, eos_token_id=None).shape[1] == 40
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(("pattern", "tied"), zip(OTHERS, cycle([True, False])))
 def test_other_members_of_the_family_survive_the_round_trip(tmp_path, tokenizer_json, tokens, pattern, tied):
     check_round_trip(make_model(pattern, tie_embeddings=tied), tokenizer_json, tmp_path / "out", tokens)

@@ -54,6 +54,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[BMojoLM, Tokeniz
     return model, tokenizer, folder
 
 
+@pytest.mark.ci
 @pytest.mark.usefixtures("hf_modules_cache")
 def test_lm_eval_scores_and_generates_as_our_model_does(exported, monkeypatch):
     import lm_eval

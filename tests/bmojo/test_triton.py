@@ -84,6 +84,7 @@ def decoded(path: str, model: BMojoLM, tokens: Tensor, num_prefilled: int) -> li
     return seen
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("pattern", "num_tokens"),
     [
@@ -113,6 +114,7 @@ def test_decoding_continues_a_prefix_that_ends_within_a_chunk():
         torch.testing.assert_close(logits, whole[:, 22], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "pattern", ["bmojo", *(pytest.param(p, marks=pytest.mark.slow) for p in ("mamba2,swa", "bmojo_f,attention"))]
 )

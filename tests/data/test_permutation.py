@@ -37,6 +37,7 @@ FIRST = [6, 5, 1, 0, 2, 3, 8, 4, 7, 9]
 LARGE = [302519845, 855319319, 274639531, 938294869]
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("size", [7, 64, 100, 1000])
 def test_over_many_keys_each_value_comes_at_each_position_equally_often(size: int) -> None:
     num_keys = 4000

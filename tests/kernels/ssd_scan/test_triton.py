@@ -99,6 +99,7 @@ def test_parts_of_one_projection_and_transposed_layouts_are_read_right():
                 assert torch.equal(got, wanted)
 
 
+@pytest.mark.ci
 def test_documents_do_not_feel_each_other_to_the_last_bit():
     docs = torch.tensor([0] * 5 + [1] * 23 + [2] * 9)[None]
     inputs = scan_inputs(ScanSize(37, 2, 1, 4, 8), b=1, with_initial=False)
@@ -113,6 +114,7 @@ def test_documents_do_not_feel_each_other_to_the_last_bit():
         assert not torch.equal(got[name], want[name]), name
 
 
+@pytest.mark.ci
 def test_gradients_are_bitwise_the_same_every_time():
     inputs = scan_inputs(ScanSize(20, 4, 1, 4, 8), b=1)
     assert_same_bits(run_scan("triton", inputs), run_scan("triton", inputs))

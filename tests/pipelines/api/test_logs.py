@@ -22,6 +22,7 @@ def steps(stage: str, attempt: int, *numbers: int) -> list[str]:
     return [f"{stage} attempt {attempt} step {number}" for number in numbers]
 
 
+@pytest.mark.ci
 def test_the_log_of_a_stage_or_of_all(finished: World) -> None:
     run = api.find_run(finished.latest.storage, api.list_runs(finished.latest.storage)[0].run)
     said = finished.bmojo("logs", run.run_id, "second")
@@ -91,6 +92,7 @@ def far(s3_storage: Storage) -> Run:
     return run
 
 
+@pytest.mark.ci
 def test_a_log_in_an_object_store_is_read_here_or_there(far: Run) -> None:
     spool = Spool(far.storage, far.relpath)
     spool.log_dir.mkdir(parents=True)

@@ -96,6 +96,7 @@ def test_status_and_list_know_the_run(finished_pipeline: Pipeline) -> None:
     assert "5/5" in listed.output
 
 
+@pytest.mark.ci
 def test_generate_streams_text_and_is_repeatable(finished_pipeline: Pipeline) -> None:
     pipeline, _ = finished_pipeline
     arguments = ("generate", "tiny", "--prompt", "ba", "--tokens", "12", "--storage", str(pipeline.storage))

@@ -252,6 +252,7 @@ def test_an_s3_outage_ends_with_one_owner(
     assert run.state().status is Status.SUCCEEDED
 
 
+@pytest.mark.ci
 def test_running_a_finished_pipeline_again_keeps_when_it_really_ran(store: Path) -> None:
     storage = open_storage(store)
     first = run_here(storage).run.state()
@@ -270,6 +271,7 @@ def test_running_a_finished_pipeline_again_keeps_when_it_really_ran(store: Path)
     assert not other.stages["sum"].reused
 
 
+@pytest.mark.ci
 def test_the_commands_on_a_live_driver(store: Path) -> None:
     driver = start(store, "--step-s", "0.3", "--upto", "200", "--renew-s", "0.3")
     at = ("--storage", str(store))
@@ -342,6 +344,7 @@ def test_a_dead_driver_of_another_machine_is_unlocked_by_hand(store: Path) -> No
     assert not waits, "nobody had to be waited for"
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("offset_s", [-3600.0, 3600.0])
 def test_a_driver_with_a_wrong_clock_is_shown_as_what_it_is(store: Path, offset_s: float) -> None:
     storage = open_storage(store)
@@ -377,6 +380,7 @@ def test_a_driver_with_a_wrong_clock_is_shown_as_what_it_is(store: Path, offset_
     assert "far-away, last seen at 20" in state.error
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("event", "content"),
     [

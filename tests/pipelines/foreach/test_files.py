@@ -356,6 +356,7 @@ def test_whatever_is_written_is_accepted_or_explained(field: str, train: Any, re
             load_pipeline(file)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "file", [*sorted(CONFIGS.glob("*.yaml")), *sorted(CONFIGS.glob("reproduce/*.yaml")), None], ids=str
 )

@@ -125,6 +125,7 @@ def test_documents_are_listed_verified_and_forgotten(store: str) -> None:
     assert "2 documents" in run("store", "list", store)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

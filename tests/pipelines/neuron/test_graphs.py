@@ -77,6 +77,7 @@ def test_a_planted_operator_is_found(function, message):
     assert bool(lines) == bool(message)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("name", "message"),
     [

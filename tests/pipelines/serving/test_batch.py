@@ -21,6 +21,7 @@ def context_of(model: object, tokens: list[int]) -> Context:
     return reading.context
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_a_row_is_the_same_bits_wherever_it_stands(mixer: str) -> None:
     model = odd_model(f"{mixer}*2")

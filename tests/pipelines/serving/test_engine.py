@@ -34,6 +34,7 @@ def drawings() -> list[Drawing]:
     ]  # fmt: skip
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("pattern", MODELS)
 def test_sixteen_at_once_get_the_tokens_that_each_gets_alone(pattern: str) -> None:
     model = MODELS[pattern](pattern)

@@ -108,6 +108,7 @@ def test_half_an_answer_is_never_taken_for_the_whole(s3_storage: Storage, proxy:
     assert (tmp_path / "x").read_bytes() == data
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("fault", ["503 SlowDown", "reset", "500 InternalError"])
 def test_a_fault_that_stays_is_the_infrastructures_and_leaves_nothing_behind(
     s3_storage: Storage, proxy: FaultyProxy, tmp_path: Path, hand_set: HandSetTime, fault: str

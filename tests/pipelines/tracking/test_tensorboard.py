@@ -128,6 +128,7 @@ def die_at(change: int, torn: bool) -> None:
     LocalFileSystem.append, os.replace = dying_append, dying_replace
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("torn", [False, True])
 def test_killed_at_any_write_each_of_two_sinks_holds_each_point_once(
     tmp_path: Path, board: TensorboardTarget, torn: bool

@@ -53,6 +53,7 @@ def elsewhere(folder: Path, **fields: Any) -> dict[str, Any]:
     return {"model": {"kind": "hf", "name": str(folder)}, **fields}
 
 
+@pytest.mark.ci
 def test_an_export_scores_as_the_model_that_was_exported(tokens: Tokens, pair: Pair) -> None:
     """Documents here are shorter than the sequences they are packed into, or are cut as in packing."""
     setting = setting_of(tokens, **elsewhere(pair.exported))

@@ -106,6 +106,7 @@ def test_a_seed_of_the_baseline_names_its_group(tmp_path: Path) -> None:
     assert "train-bmojo_f (2 seeds)" in report.html
 
 
+@pytest.mark.ci
 def test_no_plot_has_more_than_eight_labels_nor_fails_at_twelve_models(tmp_path: Path) -> None:
     report = build_report(content(models(tmp_path, 12)))
     lines = ElementTree.fromstring(report.pictures["loss-training.svg"])
@@ -115,6 +116,7 @@ def test_no_plot_has_more_than_eight_labels_nor_fails_at_twelve_models(tmp_path:
     assert all(f"train-{name}" in report.markdown for name in ("linear", "rwkv", "swa"))
 
 
+@pytest.mark.ci
 def test_equal_results_make_equal_pages(tmp_path: Path) -> None:
     one, other = (build_report(content(models(tmp_path, 2))) for _ in range(2))
     assert one == other
@@ -136,6 +138,7 @@ def test_texts_cannot_break_the_page() -> None:
     assert "a\\|b" in report.markdown
 
 
+@pytest.mark.ci
 def test_names_cannot_break_the_plots(tmp_path: Path) -> None:
     sections = [section(tmp_path, name, loss, recipe={"n": name}) for name, loss in (("<a&'\">", 3.2), ("$b$_", 3.3))]
     report = build_report(content(sections))

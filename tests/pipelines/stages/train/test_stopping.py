@@ -70,6 +70,7 @@ class StoppingSink(FileSink):
         return self.ask_for if self.told.is_set() else Request.NONE
 
 
+@pytest.mark.ci
 @pytest.mark.usefixtures("single_process")
 @pytest.mark.parametrize(
     ("stop_after", "ask_for", "error"),

@@ -200,6 +200,7 @@ def test_a_spike_that_is_noticed_late_is_gone_back_before_with_the_same_result(t
     assert same(late[0], at_once[0])
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("resume_step", [10, 15])
 def test_a_crash_after_going_back_changes_nothing(train: Train, resume_step: int) -> None:
     """Step 10 is before the first spike, whose decision is made again; step 15 has it in its checkpoint."""
@@ -213,6 +214,7 @@ def test_a_crash_after_going_back_changes_nothing(train: Train, resume_step: int
     assert same(resumed[0], unbroken[0])
 
 
+@pytest.mark.ci
 def test_without_a_checkpoint_to_go_back_to_the_spike_is_left_out(train: Train) -> None:
     skipped = train(spikes={"action": "skip"}, max_skipped_steps=2, checkpoint_every_steps=50)
     rewound = train(spikes={"action": "rewind"}, max_skipped_steps=2, checkpoint_every_steps=50)

@@ -49,6 +49,7 @@ def test_initial_values_have_the_standard_deviations_of_the_paper() -> None:
         assert float(model.get_parameter(name).detach().std()) == pytest.approx(expected, rel=0.05), name
 
 
+@pytest.mark.ci
 def test_activations_move_as_far_at_every_width_and_depth_and_without_transfer_they_do_not() -> None:
     base = moved(BASE_WIDTH, 2, transfers=True)
     wide, deep = moved(4 * BASE_WIDTH, 2, transfers=True), moved(BASE_WIDTH, 8, transfers=True)
