@@ -216,7 +216,7 @@ def _length() -> Claim:
         source=_ABSTRACT,
         recipe="text",
         how="The models of (d) on the longest documents of the validation split, up to 16 times the training length. "
-        "Each document begins with an empty memory.",
+        "Each document begins with an empty memory. Points of the plot are means over half an octave.",
         rows=_TEXT_ROWS,
         columns=(Column("within the training length", WITHIN), Column("beyond it", BEYOND)),
         plot=Plot("curve", "position (tokens)", "perplexity", curve="position/perplexity_by_position"),

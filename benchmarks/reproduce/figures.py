@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import ceil, log2
 from pathlib import Path
-from statistics import fmean
+from statistics import geometric_mean
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
@@ -12,6 +13,7 @@ from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
 from benchmarks.reproduce.claims import Claim
 from benchmarks.reproduce.trials import Name, Trial
+from pipelines.stages.evaluate.results import CurvePoint
 from pipelines.stages.report.drawing import COLOURS, INK, MUTED, SMALL, new_figure
 from pipelines.stages.uncertainty import Estimate, replicates
 
@@ -49,6 +51,14 @@ def draw(claim: Claim, trials: Trials, path: Path) -> bool:
             figure.legend(fontsize=SMALL - 1, frameon=False, loc="outside right upper")
         figure.savefig(path, format="png", dpi=150, metadata={"Software": None})
     return True
+
+
+def by_half_octave(points: Iterable[CurvePoint]) -> dict[float, float]:
+    """Geometric means over x in (2^(k/2), 2^((k+1)/2)], by the last x of each: equal steps crowd a logarithmic axis."""
+    groups: dict[int, list[CurvePoint]] = {}
+    for point in points:
+        groups.setdefault(ceil(2 * log2(point.x)), []).append(point)
+    return {group[-1].x: geometric_mean(point.y for point in group) for _, group in sorted(groups.items())}
 
 
 def _draw_series(axes: Axes, claim: Claim, trials: Trials) -> int:
@@ -92,9 +102,10 @@ def _draw_curves(axes: Axes, claim: Claim, trials: Trials) -> int:
         ]
         if not curves:
             continue
-        x = [point.x for point in curves[0].points]
-        y = [fmean(points) for points in zip(*([point.y for point in curve.points] for curve in curves), strict=True)]
-        axes.plot(x, y, color=COLOURS[number], linewidth=1.2, label=row)
+        means = [by_half_octave(curve.points) for curve in curves]
+        x = list(means[0])
+        y = [geometric_mean(one[place] for one in means) for place in x]
+        axes.plot(x, y, color=COLOURS[number], linewidth=1.2, marker=_MARKERS[number], markersize=3, label=row)
         drawn += 1
         if number == 0 and curves[0].mark is not None:
             axes.axvline(curves[0].mark.x, color=MUTED, linestyle=(0, (4, 3)), linewidth=0.9)

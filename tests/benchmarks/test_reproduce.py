@@ -18,11 +18,13 @@ from hypothesis import strategies as st
 from benchmarks.reproduce import page
 from benchmarks.reproduce.__main__ import rounds
 from benchmarks.reproduce.claims import CLAIMS, RECALL, Claim
+from benchmarks.reproduce.figures import by_half_octave
 from benchmarks.reproduce.recipes import FOLDER, RECIPES, Scale, Setting, recipe_file
 from benchmarks.reproduce.statements import Side, Statement, Verdict, joined, read, verdict_of
 from benchmarks.reproduce.trials import Finished, Trial, by_name, trials_of
 from bmojo.counting import ModelCounts
 from pipelines.loading import load_pipeline
+from pipelines.stages.evaluate.results import CurvePoint
 from pipelines.stages.uncertainty import Estimate
 
 ROOT = Path(__file__).parents[2]
@@ -167,6 +169,14 @@ def test_the_page_decides_a_finished_claim_and_no_other(recipes: dict[str, list[
     assert re.search(r"Which tokens are worth keeping.* \| open \| 49 of 50 \|", text)
     assert re.search(r"\| 16 slots recall more than 8 \| \+0\.40* .*\| 3 \| held \|", text)
     assert {file.stem for file in tmp_path.glob("*.png")} == {"memory", "selection", "hola"}
+
+
+def test_a_curve_has_two_points_per_doubling_and_ends_where_training_did() -> None:
+    """Of 128 equal steps half would crowd the last octave of a logarithmic axis."""
+    curve = [CurvePoint(x=x, y=float(x)) for x in range(32, 4097, 32)]
+    means = by_half_octave(curve)
+    assert list(means) == [32, 64, 128, 160, 256, 352, 512, 704, 1024, 1440, 2048, 2880, 4096]
+    assert means[256] == pytest.approx((192 * 224 * 256) ** (1 / 3))
 
 
 def test_what_is_missing_is_estimated_from_what_is_finished() -> None:

@@ -28,6 +28,7 @@ def test_keys_of_facts_stand_in_no_later_document() -> None:
             assert min(question[:-1]) >= TASK.vocab_size // 2 > key
 
 
+@pytest.mark.ci
 def test_everything_is_asked_counted_and_not_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     training = Training("hybrid", recall=replace(TASK, steps=1))
     record = store.measure(training, SETTING, tmp_path)

@@ -238,6 +238,7 @@ def test_nothing_is_written_when_the_graph_or_the_storage_is_wrong(tmp_path: Pat
         run_here(open_storage(tmp_path / "file" / "store"))
 
 
+@pytest.mark.ci
 def test_two_runs_that_share_a_stage_make_it_once(storage: Storage) -> None:
     other = start(Path(storage.url), "--step-s", "0.8", "--upto", "8")
     assert other.stdout is not None
@@ -297,6 +298,7 @@ def test_runs_are_found_by_id_beginning_and_name_and_deleted(storage: Storage) -
     assert actions(storage)["count"] is Action.REUSE
 
 
+@pytest.mark.ci
 def test_a_run_on_an_object_store_continues_on_another_machine(
     s3_storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,6 +57,7 @@ def test_calls_with_other_resources_have_other_actors(tmp_path: Path) -> None:
     assert all(pid == pids[number % 2] for number, (_, pid) in answers.items())
 
 
+@pytest.mark.ci
 def test_calls_do_not_wait_for_an_actor_without_room(tmp_path: Path) -> None:
     large = Resources(num_workers=2, cpus_per_worker=3)  # of 4 cores
     answers = dict(call_actors(Toy, (tmp_path,), [Call("add", (n, 1), large) for n in range(6)]))
@@ -65,6 +66,7 @@ def test_calls_do_not_wait_for_an_actor_without_room(tmp_path: Path) -> None:
     assert len(dict(call_actors(Toy, (tmp_path,), mixed))) == 5
 
 
+@pytest.mark.ci
 def test_the_calls_of_an_actor_that_dies_are_made_again(tmp_path: Path) -> None:
     calls = [Call("add", (1, 1), ONE), Call("die", (2,), ONE), Call("add", (2, 2), ONE)]
     answers = dict(call_actors(Toy, (tmp_path,), calls))
@@ -73,6 +75,7 @@ def test_the_calls_of_an_actor_that_dies_are_made_again(tmp_path: Path) -> None:
     assert answers[0][1] != answers[2][1]
 
 
+@pytest.mark.ci
 def test_a_call_that_kills_every_actor_ends_in_an_error(tmp_path: Path) -> None:
     from pipelines.errors import LostError
 

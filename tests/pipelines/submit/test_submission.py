@@ -140,6 +140,7 @@ def test_what_is_sent(tmp_path: Path, url: str, received: Received) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.ci
 def test_a_relative_storage_is_taken_only_if_all_nodes_are_this_machine(
     tmp_path: Path, url: str, received: Received
 ) -> None:

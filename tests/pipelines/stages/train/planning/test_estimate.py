@@ -143,6 +143,7 @@ def test_fsdp2_shares_parameters_and_gradients_between_cores_and_sends_more(node
     assert fsdp2.backend.traffic(1000, 2, num_micro_batches=4) == 4 * 3 * 4 * 1000 / 2
 
 
+@pytest.mark.ci
 def test_what_does_not_fit_a_core_is_refused_with_what_would_help(node: Node) -> None:
     large = node(*ON_CORES, "model.d_model=4096", "model.num_heads=64", "model.pattern=bmojo*32")
     with pytest.raises(FieldError, match=r"A worker on trn2 has 22\.4 GiB.*train\.backend\.parallel: fsdp2"):
