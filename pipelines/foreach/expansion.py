@@ -46,8 +46,8 @@ class Copy:
     @property
     def placed(self) -> list[Placed]:
         """The values of its own fields, the shallowest field first."""
-        own = sorted(self.template.own, key=lambda field: len(field.parts))
-        return [Placed(field, self.values[field]) for field in own]
+        placed = (one for field in self.template.own for one in field.placed(self.values[field]))
+        return sorted(placed, key=lambda one: len(one.parts))
 
     def written(self, path: tuple[str | int, ...]) -> tuple[str, ...]:
         """Where the file says what this copy has at `path` within it, from the top of the file."""
@@ -186,12 +186,15 @@ def _check_overrides(copies: Sequence[Copy], origins: FieldOrigins) -> None:
     template = copies[0].template
     for keys in origins.overridden(("stages", template.name)):
         for field in template.own:
-            placed = (Placed(field, value) for value in field.values)
-            if all(replaces(template.settings, one, keys[2:]) for one in placed):
+            if all(_replaces(template, field.placed(value), keys[2:]) for value in field.values):
                 instead = ".".join((template.name, *field.where[2:]))
                 raise FieldError(
                     keys, f"no effect: every copy of {template.name!r} has a value of `foreach` here. Set {instead}."
                 )
+
+
+def _replaces(template: Template, placed: Sequence[Placed], path: tuple[str, ...]) -> bool:
+    return any(replaces(template.settings, one, path) for one in placed)
 
 
 def _settings_of(copy: Copy, copies: Copies) -> dict[str, Any]:

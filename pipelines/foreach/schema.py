@@ -6,13 +6,14 @@ import re
 from typing import Any
 
 from pipelines.foreach.needs import PATTERN
-from pipelines.foreach.values import FIXED
+from pipelines.foreach.values import FIXED, VARIANT
 
 FOREACH = (
     "Fields of this stage and their values. There is one copy of the stage per combination, and of every stage that "
     "needs it; `needs: train[*]` reads all copies. Names of fields may go deeper: model.window_size."
 )
 VALUES = "Values: a list, or a mapping of names to values. A mapping is laid over the one that the stage has."
+VARIANTS = "Several fields at once: a mapping of names to mappings, each of fields of this stage to their values."
 
 
 def allow_foreach(stage: dict[str, Any]) -> None:
@@ -25,12 +26,20 @@ def allow_foreach(stage: dict[str, Any]) -> None:
             {"type": "object", "minProperties": 1},
         ],
     }
+    deeper = rf"^({'|'.join(map(re.escape, fields))})\."
+    variant = {
+        "type": "object",
+        "properties": dict.fromkeys(fields, True),
+        "patternProperties": {deeper: True},
+        "additionalProperties": False,
+    }
+    variants = {"description": VARIANTS, "type": "object", "minProperties": 1, "additionalProperties": variant}
     stage["properties"]["foreach"] = {
         "description": FOREACH,
         "type": "object",
         "minProperties": 1,
-        "properties": dict.fromkeys(fields, values),
-        "patternProperties": {rf"^({'|'.join(map(re.escape, fields))})\.": values},
+        "properties": {**dict.fromkeys(fields, values), VARIANT: variants},
+        "patternProperties": {deeper: values},
         "additionalProperties": False,
     }
     if required := [name for name in stage.pop("required", ()) if name != "kind"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, NamedTuple
@@ -15,6 +15,8 @@ from pipelines.errors import FieldError
 
 FIXED = ("kind", "needs", "foreach")
 """Fields that are the same in all copies of a stage."""
+VARIANT = "variant"
+"""Stands in a `foreach` for several fields at once: each of its values is a mapping of fields to theirs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,14 +37,28 @@ class ForeachField:
     values: tuple[Value, ...]
 
     @property
-    def parts(self) -> tuple[str, ...]:
-        """The path, cut at its dots."""
-        return tuple(self.path.split("."))
-
-    @property
     def where(self) -> tuple[str, ...]:
         """Where it is written, from the top of the pipeline file."""
         return ("stages", self.stage, "foreach", self.path)
+
+    def placed(self, value: Value) -> list[Placed]:
+        """One of its values in the stage's fields: several if it is that of a variant."""
+        where = (*self.where, str(value.key))
+        if self.path != VARIANT:
+            return [Placed(_parts(self.path), value.value, where)]
+        return [Placed(_parts(path), inner, (*where, path)) for path, inner in value.value.items()]
+
+
+class Placed(NamedTuple):
+    """A value in a field of the stage."""
+
+    parts: tuple[str, ...]  # the field's path, cut at its dots
+    value: Any
+    where: tuple[str, ...]  # it is written, from the top of the pipeline file
+
+
+def _parts(path: str) -> tuple[str, ...]:
+    return tuple(path.split("."))
 
 
 def read_foreach(stage: str, foreach: Any) -> tuple[ForeachField, ...]:
@@ -55,16 +71,36 @@ def read_foreach(stage: str, foreach: Any) -> tuple[ForeachField, ...]:
             ("stages", stage, "foreach"),
             f"found {shown(foreach)}, expected a mapping of fields to their values, such as {{seed: [0, 1, 2]}}.",
         )
-    return tuple(_read_field(stage, path, values) for path, values in foreach.items())
+    fields = tuple(_read_field(stage, path, values) for path, values in foreach.items())
+    for field in fields:
+        if field.path == VARIANT:
+            _check_variant(field, beside=foreach.keys())
+    return fields
+
+
+def _check_variant(field: ForeachField, beside: Container[str]) -> None:
+    for value in field.values:
+        where = (*field.where, str(value.key))
+        if not isinstance(value.value, dict):
+            expected = "a mapping of fields to their values, such as {lr: 1e-3, model: bmojo-130m}"
+            raise FieldError(where, f"found {shown(value.value)}, expected {expected}.")
+        for path in value.value:
+            _check_path((*where, path), path)
+            if path in beside:
+                raise FieldError((*where, path), f"{path!r} is a field of this `foreach` too. Vary it in one place.")
+
+
+def _check_path(where: tuple[str, ...], path: str) -> None:
+    parts = _parts(path)
+    if not all(parts):
+        raise FieldError(where, f"found {path!r}, expected a field of the stage, such as seed or model.window_size.")
+    if parts[0] in FIXED:
+        raise FieldError(where, f"{parts[0]!r} is the same in all copies of a stage. Write another stage instead.")
 
 
 def _read_field(stage: str, path: str, values: Any) -> ForeachField:
     where = ("stages", stage, "foreach", path)
-    first, *rest = path.split(".")
-    if not all((first, *rest)):
-        raise FieldError(where, f"found {path!r}, expected a field of the stage, such as seed or model.window_size.")
-    if first in FIXED:
-        raise FieldError(where, f"{first!r} is the same in all copies of a stage. Write another stage instead.")
+    _check_path(where, path)
     if not isinstance(values, dict | list):
         raise FieldError(where, f"found {shown(values)}, expected a list of values, or a mapping of names to values.")
     if not values:
@@ -122,13 +158,6 @@ def _shortest(number: float) -> str:
     return min(plain, f"{mantissa}e{exponent + len(rest)}", key=len)
 
 
-class Placed(NamedTuple):
-    """A value in its field."""
-
-    field: ForeachField
-    value: Value
-
-
 def place(settings: Mapping[str, Any], placed: Iterable[Placed]) -> dict[str, Any]:
     """The settings of a stage with values in their fields: a mapping is laid over the field's own, others replace it.
 
@@ -137,29 +166,29 @@ def place(settings: Mapping[str, Any], placed: Iterable[Placed]) -> dict[str, An
     Raises: FieldError: a field is inside of something that has no fields.
     """
     changed: dict[str, Any] = copy.deepcopy(dict(settings))
-    for field, value in placed:
+    for parts, value, where in placed:
         node = changed
-        *outer, last = field.parts
+        *outer, last = parts
         for depth, part in enumerate(outer, 1):
             inner = _with_preset(part, node.setdefault(part, {}))
             if not isinstance(inner, dict):
-                raise FieldError(field.where, f"{'.'.join(outer[:depth])} is {shown(inner)}, which has no fields.")
+                raise FieldError(where, f"{'.'.join(outer[:depth])} is {shown(inner)}, which has no fields.")
             node[part] = inner
             node = inner
-        node[last] = _laid_over(last, node.get(last), copy.deepcopy(value.value))
+        node[last] = _laid_over(last, node.get(last), copy.deepcopy(value))
     return changed
 
 
 def replaces(settings: Mapping[str, Any], placed: Placed, path: tuple[str, ...]) -> bool:
     """Whether a value leaves nothing of what the stage's own settings have at `path`."""
-    field, value = placed
-    if path[: len(field.parts)] != field.parts:
+    parts, value, _ = placed
+    if path[: len(parts)] != parts:
         return False
-    own = _at(settings, field.parts)
-    laid = _with_preset(field.parts[-1], value.value)
+    own = _at(settings, parts)
+    laid = _with_preset(parts[-1], value)
     if not _merge(own, laid):
         return True
-    keys = path[len(field.parts) :][:1] or tuple(own)
+    keys = path[len(parts) :][:1] or tuple(own)
     return bool(keys) and all(key in laid for key in keys)
 
 
@@ -168,16 +197,16 @@ def written_as(settings: Mapping[str, Any], placed: Iterable[Placed], path: tupl
 
     Args: placed: the deeper field first.
     """
-    for field, value in placed:
-        depth = len(field.parts)
-        if path and len(path) < depth and path == field.parts[: len(path)] and not _has(settings, path):
-            return ("foreach", field.path)
-        if path[:depth] == field.parts:
+    for parts, value, (_, _, *where) in placed:
+        depth = len(parts)
+        if path and len(path) < depth and path == parts[: len(path)] and not _has(settings, path):
+            return tuple(where[:-1])
+        if path[:depth] == parts:
             rest = path[depth:]
-            if isinstance(value.value, str) and rest[:1] == ("preset",):
+            if isinstance(value, str) and rest[:1] == ("preset",):
                 rest = rest[1:]
-            if not rest or _has(value.value, rest[:1]) or not _has(settings, path[: depth + 1]):
-                return ("foreach", field.path, str(value.key), *map(str, rest))
+            if not rest or _has(value, rest[:1]) or not _has(settings, path[: depth + 1]):
+                return (*where, *map(str, rest))
     return tuple(map(str, path))
 
 

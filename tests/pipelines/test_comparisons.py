@@ -79,6 +79,18 @@ def test_the_rates_are_those_of_the_sweep() -> None:
 def test_an_ablation_shares_what_it_has_in_common_with_the_comparison() -> None:
     ours, theirs = trained(load("ablate"), "train"), trained(load("compare"), "train")
     common = ours.keys() & theirs.keys()
-    assert {name.rpartition("-")[0] for name in common} == {"bmojo", "mamba2", "mamba2_bmojo", "swa", "recommended"}
+    assert {name.rpartition("-")[0] for name in common} == {"bmojo", "mamba2", "mamba2_bmojo", "swa"}
     for name in common:
         assert ours[name] == theirs[name]
+    assert ours["residual_wide-0"] == theirs["bmojo_residual-0"]
+
+
+def test_rows_of_the_ablation_have_the_rates_of_the_comparison() -> None:
+    """Of the three families that it has: what attends, what adds y to the residual stream, and what is Mamba-2."""
+    rates = {name: stage.lr for name, stage in trained(load("compare"), "train").items()}
+    for name, stage in trained(load("ablate"), "train").items():
+        if "mamba2" in stage.model.pattern:
+            family = "mamba2_bmojo"
+        else:
+            family = "bmojo_residual" if stage.model.fading_output == "memory_and_residual" else "bmojo"
+        assert stage.lr == rates[f"{family}-0"], name

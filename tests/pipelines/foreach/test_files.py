@@ -147,7 +147,7 @@ def test_plan_shows_the_copies(pipeline_file: Path) -> None:
         ("train.foreach.zero_stage=[0, 1]", "foreach.zero_stage: unknown key. Did you mean 'backend.zero_stage'?"),
         ("train.foreach.modl.d_ff=[8, 16]", "stages.train.foreach.modl.d_ff: unknown key. Did you mean 'model'?"),
         ("train.foreach.lr.max=[8]", "stages.train.foreach.lr.max: found {'max': 8}, expected a number."),
-        ("train.foreach.max_steps.x=[8, 16]", "stages.train.foreach.max_steps.x: max_steps is 10, which has no field"),
+        ("train.foreach.max_steps.x=[8, 16]", "stages.train.foreach.max_steps.x.0: max_steps is 10, which has no field"),
         ("train.foreach.a..b=[1]", "expected field.path=value"),
         (
             "train.foreach={a..b: [1]}",
@@ -320,6 +320,44 @@ def test_a_deeper_field_is_laid_over_a_shallower_one(pipeline_file: Path) -> Non
     assert stages["train-32-a"].model.window_size == 32
 
 
+VARIANTS = "train.foreach={variant: {a: {lr: 1e-2, model.d_ff: 64}, b: {model: {pattern: swa*2}}}, seed: [0, 1]}"
+
+
+def test_a_variant_is_a_field_of_several_fields(pipeline_file: Path) -> None:
+    overrides = [VARIANTS, "train.model.pattern=bmojo*2", "train.lr=1e-3", "train.foreach.variant.b.weight_decay=0.2"]
+    overrides.append("report.needs=['train[variant=b]', 'evaluate[variant=b]']")
+    stages = load_pipeline(pipeline_file, overrides).stages
+    a, b = stages["train-a-1"], stages["train-b-0"]
+    assert (a.lr, a.model.d_ff, a.model.pattern, a.seed) == (1e-2, 64, "bmojo*2", 1)
+    assert (b.lr, b.model.d_ff, b.model.pattern, b.weight_decay) == (1e-3, None, "swa*2", 0.2)
+    assert stages["report"].needed == ("train-b-0", "train-b-1", "evaluate-b-0", "evaluate-b-1")
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("variant.c={lrr: 1}", "stages.train.foreach.variant.c.lrr: unknown key. Did you mean 'lr'?"),
+        ("variant.c={model: {d_fff: 1}}", "stages.train.foreach.variant.c.model.d_fff: unknown key."),
+        ("variant.c={lr: fast}", "stages.train.foreach.variant.c.lr: found 'fast', expected a number."),
+        ("variant.c={seed: 3}", "stages.train.foreach.variant.c.seed: 'seed' is a field of this `foreach` too."),
+        ("variant.c={needs: []}", "stages.train.foreach.variant.c.needs: 'needs' is the same in all copies"),
+        ("variant.c={variant: {}}", "stages.train.foreach.variant.c.variant: 'variant' is a field of this"),
+        ("variant.c={lr.: 1}", "found 'lr.', expected a field of the stage"),
+        ("variant.c=1e-3", "stages.train.foreach.variant.c: found '1e-3', expected a mapping of fields to their"),
+        ("variant=[{lr: 1}]", "{'lr': 1} cannot be part of a stage's name. Name the values: variant: {NAME: VALUE"),
+    ],
+)
+def test_a_wrong_variant_is_named(pipeline_file: Path, override: str, expected: str) -> None:
+    assert expected in refusal(pipeline_file, VARIANTS, "train.model.pattern=swa", f"train.foreach.{override}")
+
+
+def test_an_override_of_what_every_variant_sets_has_no_effect(pipeline_file: Path) -> None:
+    all_set = "train.foreach={variant: {a: {lr: 1e-2}, b: {lr: 1e-3}}}"
+    message = refusal(pipeline_file, all_set, "train.model.pattern=swa", "train.lr=1")
+    assert "stages.train.lr: no effect" in message
+    assert message.endswith("Set train.foreach.variant.")
+
+
 def test_presets_are_values(pipeline_file: Path) -> None:
     overrides = ["tokens.seq_len=2048", "train.foreach.model=[bmojo-130m, swa-1.4b]", "train.model={qk_norm: true}"]
     stages = load_pipeline(pipeline_file, overrides).stages
@@ -335,7 +373,7 @@ def test_a_report_per_copy_and_one_of_a_subset(pipeline_file: Path) -> None:
 
 
 NAMES = st.sampled_from(
-    ["seed", "lr", "model", "model.d_ff", "needs", "x", "", "a.b", "train", "train[*]", "train[seed=0]"]
+    ["seed", "lr", "model", "model.d_ff", "variant", "needs", "x", "", "a.b", "train", "train[*]", "train[seed=0]"]
 )
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.dates() | NAMES
 VALUES = st.recursive(
@@ -372,6 +410,8 @@ def test_the_schema_accepts_what_is_valid(file: Path | None) -> None:
         ("seed: [0, 1]", "seed: 0"),
         ("seed: [0, 1]", "sed: [0, 1]"),
         ("seed: [0, 1]", "kind: [train]"),
+        ("seed: [0, 1]", "variant: [a, b]"),
+        ("seed: [0, 1]", "variant: {a: {sed: 0}}"),
         ("trained: train[*]", "trained: train[*"),
     ],
 )
@@ -393,3 +433,5 @@ def test_the_schema_asks_for_required_fields_that_no_foreach_may_have() -> None:
 def test_the_schema_knows_deeper_fields() -> None:
     deeper = PIPELINE.replace("seed: [0, 1]", "model.window_size: {small: 16, large: 32}")
     jsonschema.validate(yaml.safe_load(deeper), pipeline_schema())
+    variants = PIPELINE.replace("seed: [0, 1]", "variant: {a: {seed: 0, model.window_size: 32}, b: {}}")
+    jsonschema.validate(yaml.safe_load(variants), pipeline_schema())

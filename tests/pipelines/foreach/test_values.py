@@ -14,7 +14,7 @@ from pipelines.foreach.values import ForeachField, Placed, Value, name_of, place
 
 def placed(path: str, value: Any, key: str | int = 0) -> Placed:
     found = Value("name", key, value)
-    return Placed(ForeachField("train", path, (found,)), found)
+    return ForeachField("train", path, (found,)).placed(found)[0]
 
 
 @pytest.mark.parametrize(
@@ -151,6 +151,17 @@ def test_a_setting_of_which_nothing_is_left(
     settings: dict[str, Any], value: Placed, path: tuple[str, ...], is_replaced: bool
 ) -> None:
     assert replaces(settings, value, path) is is_replaced
+
+
+def test_a_variant_sets_several_fields() -> None:
+    """Each as if it were a field of `foreach`: laid over the stage's own, and found where it is written."""
+    (field,) = read_foreach("train", {"variant": {"as_it_is": {}, "fast": {"lr": 1e-2, "model": {"d_ff": 768}}}})
+    plain, fast = (field.placed(value) for value in field.values)
+    assert place(SETTINGS, plain) == SETTINGS
+    assert place(SETTINGS, fast) == {"model": {"d_model": 192, "d_ff": 768}, "lr": 1e-2}
+    assert written_as(SETTINGS, fast, ("lr",)) == ("foreach", "variant", "fast", "lr")
+    assert written_as(SETTINGS, fast, ("model", "d_ff")) == ("foreach", "variant", "fast", "model", "d_ff")
+    assert written_as(SETTINGS, fast, ("model", "d_model")) == ("model", "d_model")
 
 
 def test_fields_and_values_keep_their_order() -> None:
