@@ -18,9 +18,11 @@ from hypothesis import strategies as st
 
 from pipelines.config import PipelineConfig
 from pipelines.errors import ConfigError
+from pipelines.foreach.values import VARIANT
 from pipelines.loading import load_pipeline, pipeline_schema, validate_pipeline
 from pipelines.redact import redact
 from pipelines.session import open_pipeline
+from pipelines.stages import STAGES
 from tests.pipelines.refusals import refusal
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
@@ -147,7 +149,10 @@ def test_plan_shows_the_copies(pipeline_file: Path) -> None:
         ("train.foreach.zero_stage=[0, 1]", "foreach.zero_stage: unknown key. Did you mean 'backend.zero_stage'?"),
         ("train.foreach.modl.d_ff=[8, 16]", "stages.train.foreach.modl.d_ff: unknown key. Did you mean 'model'?"),
         ("train.foreach.lr.max=[8]", "stages.train.foreach.lr.max: found {'max': 8}, expected a number."),
-        ("train.foreach.max_steps.x=[8, 16]", "stages.train.foreach.max_steps.x.0: max_steps is 10, which has no field"),
+        (
+            "train.foreach.max_steps.x=[8, 16]",
+            "stages.train.foreach.max_steps.x.0: max_steps is 10, which has no field",
+        ),
         ("train.foreach.a..b=[1]", "expected field.path=value"),
         (
             "train.foreach={a..b: [1]}",
@@ -356,6 +361,10 @@ def test_an_override_of_what_every_variant_sets_has_no_effect(pipeline_file: Pat
     message = refusal(pipeline_file, all_set, "train.model.pattern=swa", "train.lr=1")
     assert "stages.train.lr: no effect" in message
     assert message.endswith("Set train.foreach.variant.")
+
+
+def test_no_stage_has_a_field_that_variant_would_hide() -> None:
+    assert not [stage.kind for stage in STAGES if VARIANT in stage.config_type.model_fields]
 
 
 def test_presets_are_values(pipeline_file: Path) -> None:
