@@ -7,14 +7,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.stages.report.clocks import clocks
 from pipelines.stages.report.curves import training_panels
 from pipelines.stages.report.drawing import spread
+from pipelines.stages.report.line_plots import draw_lines
 from pipelines.stages.report.panels import MAX_LINES, Line, Panel, band_frame, split, steep_from
-from pipelines.stages.report.smoothing import smoothed
+from pipelines.stages.report.smoothing import mean_of, smoothed
 from pipelines.stages.report.subjects import gather, group
 from pipelines.stages.sections import Section, Series, Training
 
@@ -98,6 +99,30 @@ def test_replicates_are_their_mean_with_faint_single_curves() -> None:
     assert mean.y.tolist() == [3.5, 2.5]
     assert [y.tolist() for _, y in mean.faint] == [[3, 2], [4, 3]]
     assert [drawn.y.tolist() for drawn in lr.lines] == [[0.1, 0.2]]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 3), st.floats(1, 1e4)), min_size=2, max_size=3))
+def test_replicates_of_a_few_points_are_drawn_even_if_their_times_do_not_meet(runs: list[tuple[int, float]]) -> None:
+    """One seed may end before the first point of another: (points, seconds per step) each."""
+    trainings = [
+        replace(training([3.0, 2.0, 1.5][:points], seed, lr=1), seconds=[(0, 0), (3, 3 * seconds)])
+        for seed, (points, seconds) in enumerate(runs)
+    ]
+    names = [f"a-{seed}" for seed in range(len(runs))]
+    sections = [Section(subject=name, training=one) for name, one in zip(names, trainings, strict=True)]
+    other = training([2.5], lr=2)
+    groups = group(gather([*sections, Section(subject="b", training=other)], trained=[*names, "b"]))
+    for clock in clocks([*trainings, other]):
+        panel = training_panels(groups, clock, ["a", "b"])[0]
+        assert [len(line.x) > 0 for line in panel.lines] == [True, True]
+        draw_lines(panel, {})
+
+
+def test_replicates_that_do_not_meet_are_averaged_point_by_point() -> None:
+    one, other = (np.array([1.0, 2.0]), np.array([3.0, 2.0])), (np.array([5.0]), np.array([4.0]))
+    x, y = mean_of([one, other])
+    assert (x.tolist(), y.tolist()) == ([3.0], [3.5])
 
 
 def test_points_that_are_not_numbers_are_left_out() -> None:
