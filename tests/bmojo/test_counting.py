@@ -91,6 +91,7 @@ EQUAL_STATES: tuple[tuple[dict[str, Any], ...], ...] = (
         {"preset": "kda_attention-130m"},
     ),
     ({"preset": "bmojo-130m"}, {"preset": "bmojo_gated_deltanet-130m"}, {"preset": "swa-130m", "window_size": 2112}),
+    ({"preset": "bmojo_wide-130m"}, {"preset": "swa-130m", "window_size": 2176}),
     (
         {"preset": "mamba2_bmojo-130m"},
         {"preset": "hybrid-130m", "window_size": 2112},
@@ -122,7 +123,7 @@ def test_the_guide_has_the_groups_of_equal_state() -> None:
 
 def test_there_is_a_preset_of_every_kind_and_size():
     names = {path.stem for path in PRESETS}
-    for kind in ("bmojo", "bmojo_f", "mamba2", "mamba2_bmojo", "swa", "attention", "hybrid"):
+    for kind in ("bmojo", "bmojo_wide", "bmojo_f", "mamba2", "mamba2_bmojo", "swa", "attention", "hybrid"):
         assert {f"{kind}-{size}" for size in SIZES} <= names
 
 
