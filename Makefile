@@ -28,7 +28,7 @@ quickstart: install  ## Install, then train and evaluate a small B'MOJO on the P
 needs-compiler:
 	@command -v $${CXX:-g++} >/dev/null || { echo "error: the tests compile the C++ kernels, and there is no g++. Debian: apt install g++"; exit 1; }
 
-test: install needs-compiler  ## Quick tests, in three processes (about 11 minutes on 2 cores)
+test: install needs-compiler  ## Quick tests, in three processes (about 9 minutes on 2 cores)
 	$(BIN)/python -m pytest -n 3
 
 test-ci: install needs-compiler  ## What CI runs beside them: more processes, more values (about 12 minutes)

@@ -125,6 +125,7 @@ def test_output_and_gradients_match_the_reference(case):
     assert_matches_reference(case)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("by_descriptor", [False, True])
 @pytest.mark.parametrize("case", [replace(THREE_SETS, num_past=9), Case(t=70, w=33, c=40, m=4, h=2, lengths=(50, 20))])
 def test_each_way_to_load_matches_the_reference(monkeypatch, case, by_descriptor):

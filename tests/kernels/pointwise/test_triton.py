@@ -91,6 +91,7 @@ def test_strided_inputs(dtype):
         assert_exact(gated_product, [inner[..., :12]])
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("shapes", "inverse", "dtype"),
     pairwise(

@@ -56,6 +56,7 @@ def write_sources(folder: Path) -> None:
     (folder / "helper.py").write_text(HELPER)
 
 
+@pytest.mark.ci
 def test_stages_run_in_ray_tasks_and_read_each_other(ray_cluster: None, tmp_path: Path) -> None:
     write_sources(tmp_path)
     configs = {

@@ -36,6 +36,7 @@ def test_deep_models_are_worked_out_as_if_they_were_run_whole(
     assert planned.peak == pytest.approx(whole.peak, rel=0.01)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(("device", "path"), [("cpu", "cpp"), ("neuron", "static")])
 @pytest.mark.parametrize("pattern", ["bmojo*3", "mamba2*3", "attention*3", "(bmojo,swa)*2"])
 def test_what_is_saved_is_what_a_real_forward_saves(pattern: str, device: Any, path: str) -> None:

@@ -98,6 +98,7 @@ def test_the_plan_names_the_sizes_of_an_elastic_group(node: Node) -> None:
     assert not any("trains on" in note for note in costs.notes)
 
 
+@pytest.mark.ci
 def test_what_cannot_fit_is_refused_with_what_would_help(node: Node) -> None:
     large = node("micro_batch_size=4", "model.d_model=8192", "model.num_heads=64", "model.pattern=bmojo*64")
     with pytest.raises(FieldError, match=r"needs at least .* A worker on l4 has 22\.4 GiB.*zero_stage") as refused:
