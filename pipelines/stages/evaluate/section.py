@@ -12,9 +12,12 @@ if TYPE_CHECKING:
 
 
 def evaluated_section(node: StageNode[EvaluateStage]) -> Section:
-    """The share of a finished evaluation. A checkpoint on the way is another model than the final one."""
+    """The share of a finished evaluation. A checkpoint on the way is another model than the final one.
+
+    It is of the train stage by the name that this run has for it. The run that it is reused from may have another.
+    """
     trained, output = node.inputs.trained, node.output
-    subject = output.evaluated.stage or output.evaluated.model
+    subject = output.evaluated.model if trained is None else trained.name
     if trained is not None and output.evaluated.step not in (None, trained.output.steps):
         subject = f"{subject} step {output.evaluated.step}"
     return Section(

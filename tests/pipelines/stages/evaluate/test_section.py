@@ -21,6 +21,7 @@ from tests.pipelines.stages.evaluate.results import EVALUATION
     [
         (Evaluated(stage="train", step=2, model="model"), True, "train"),
         (Evaluated(stage="train", step=1, model="model"), True, "train step 1"),
+        (Evaluated(stage="train-3e-3", step=2, model="model"), True, "train"),  # reused from a run with other names
         (Evaluated(stage=None, step=None, model="org/model"), False, "org/model"),
     ],
 )
