@@ -79,12 +79,12 @@ def _label_ends(figure: Figure, axes: Axes, panel: Panel, colours: Sequence[str]
     """Name each line right of the axes, at the height of its end; if the label had to move, with a line to it."""
     if len(panel.lines) < 2:
         return
-    longest = max(panel.lines, key=lambda line: len(short(line.label))).label
-    room = axes.text(1.04, 0.5, short(longest), transform=axes.transAxes, fontsize=SMALL)  # so that there is room
+    rooms = [axes.text(1.04, 0.5, short(line.label), transform=axes.transAxes, fontsize=SMALL) for line in panel.lines]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="constrained_layout not applied")
         figure.draw_without_rendering()
-    room.set_visible(False)
+    for room in rooms:
+        room.set_visible(False)
     figure.set_layout_engine("none")
     height = axes.bbox.height / figure.dpi * 72
     ends = [
