@@ -31,7 +31,7 @@ needs-compiler:
 test: install needs-compiler  ## Quick tests, in three processes (about 9 minutes on 2 cores)
 	$(BIN)/python -m pytest -n 3
 
-test-ci: install needs-compiler  ## What CI runs beside them: more processes, more values (about 12 minutes)
+test-ci: install needs-compiler  ## What CI runs beside them: more processes, more values (about a quarter of an hour)
 	$(BIN)/python -m pytest -n 3 -m "ci and not slow"
 
 TRANSFORMERS5 := .venv-transformers5

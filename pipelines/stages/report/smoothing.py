@@ -23,9 +23,8 @@ def mean_of(singles: Sequence[XY]) -> XY:
     inside = (x >= max(one[0].min() for one in singles)) & (x <= min(one[0].max() for one in singles))
     if not inside.any():
         count = min(len(one[0]) for one in singles)
-        return np.mean([one[0][:count] for one in singles], axis=0), np.mean(
-            [one[1][:count] for one in singles], axis=0
-        )
+        x, y = np.mean([[one[0][:count], one[1][:count]] for one in singles], axis=0)
+        return x, y
     x = x[inside]
     return x, np.mean([np.interp(x, *one) for one in singles], axis=0)
 
