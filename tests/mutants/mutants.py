@@ -55,7 +55,7 @@ MUTANTS: tuple[Mutant, ...] = (
             "tests/benchmarks/test_reproduce.py::test_a_mean_on_the_right_side_is_not_enough",
             Edit("benchmarks/reproduce/statements.py", "if difference.low > above:", "if difference.value > above:")),
     # Baselines
-    _mutant("channels of a key fade over one interval too few", "tests/kernels/channel_delta_rule",
+    _mutant("channels of a key fade over one interval too few", "tests/kernels/delta_rules",
             Edit("kernels/channel_delta_rule/torch_path.py", "[..., 0, :, :] * torch.exp(first_after)",
                  "[..., 0, :, :]")),
     _mutant("Mamba-3's second write of a token does not decay first", _REFERENCE,
@@ -411,7 +411,7 @@ MUTANTS: tuple[Mutant, ...] = (
             Edit("kernels/static.py", "lower.tril(-1))", "lower)")),
     _mutant("an operator that nobody looked at is let through", "tests/pipelines/neuron/test_graphs.py",
             Edit("pipelines/neuron/checks/graphs.py", "if verdict is None:", "if False:")),
-    _mutant("keys of a channel do not fade on the static path", "tests/kernels/channel_delta_rule",
+    _mutant("keys of a channel do not fade on the static path", "tests/kernels/delta_rules",
             Edit("kernels/channel_delta_rule/static_path.py",
                  "read = k * torch.exp(torch.matmul(after * block, log_decay))", "read = k")),
     _mutant("bmojo doctor passes over what is wrong with a graph", "tests/pipelines/test_neuron_doctor.py",
