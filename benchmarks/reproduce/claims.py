@@ -46,6 +46,7 @@ class Plot:
         over: what the x axis shows: columns (a series per row), rows (a series per column), or the x of a curve.
         is_ordered: lines join the places.
         curve: name of the curve, of which each row's mean over seeds is drawn.
+        is_share: figures lie between 0 and 1, so that intervals beyond are cut off.
     """
 
     over: Literal["columns", "rows", "curve"]
@@ -53,6 +54,11 @@ class Plot:
     y_label: str
     is_ordered: bool = False
     curve: str = ""
+    is_share: bool = False
+
+
+def _shares(over: Literal["columns", "rows"], x_label: str, is_ordered: bool = False) -> Plot:
+    return Plot(over, x_label, "share of answers right", is_ordered, is_share=True)
 
 
 @dataclass(frozen=True)
@@ -120,7 +126,7 @@ def _recall() -> Claim:
             Column("all", RECALL),
             *(Column(f"{number} pairs", f"recall/pairs{number}_accuracy") for number in (4, 8, 16)),
         ),
-        plot=Plot("columns", "pairs of key and value", "share of answers right", is_ordered=True),
+        plot=_shares("columns", "pairs of key and value", is_ordered=True),
         statements=tuple(
             _larger(f"B'MOJO recalls more than {model}, {size} states", f"bmojo_{size}", f"{row}_{size}")
             for size in _SIZES
@@ -143,7 +149,7 @@ def _memory() -> Claim:
         "Nothing but the number of eidetic slots differs.",
         rows=("0", "2", "4", "8", "16", "32", "64"),
         columns=(Column("accuracy", RECALL),),
-        plot=Plot("rows", "eidetic slots", "share of answers right", is_ordered=True),
+        plot=_shares("rows", "eidetic slots", is_ordered=True),
         statements=(
             _larger("8 slots recall more than none", "8", "0"),
             _larger("16 slots recall more than 8", "16", "8"),
@@ -171,7 +177,7 @@ def _mad() -> Claim:
         "compression ask for everything that was read, memorization for what only weights can know.",
         rows=rows,
         columns=tuple(Column(task.replace("_", "-"), RECALL, (task,)) for task in _TASKS),
-        plot=Plot("columns", "", "share of answers right"),
+        plot=_shares("columns", ""),
         statements=(
             Statement("In the mean over tasks B'MOJO is better than Mamba-2", mean("bmojo"), mean("mamba2")),
             Statement("In the mean over tasks B'MOJO is better than the hybrid", mean("bmojo"), mean("hybrid")),
@@ -256,7 +262,7 @@ def _drift() -> Claim:
         "slots; keys in them have no position.",
         rows=("never", "tau_160", "tau_40", "tau_10"),
         columns=(Column("drifting", RECALL, ("drifting",)), Column("steady", RECALL, ("steady",))),
-        plot=Plot("rows", "forgetting time", "share of answers right", is_ordered=True),
+        plot=_shares("rows", "forgetting time", is_ordered=True),
         statements=(
             better("Drifting: tau = 40 is better than never forgetting", "drifting", "tau_40", "never"),
             better("Drifting: tau = 40 is better than tau = 10", "drifting", "tau_40", "tau_10"),
@@ -282,7 +288,7 @@ def _selection() -> Claim:
         "have equal bytes of state. `none` has no slots and a wider window. [Definitions](../../docs/model.md).",
         rows=_SELECTIONS,
         columns=(Column("accuracy", RECALL),),
-        plot=Plot("rows", "", "share of answers right"),
+        plot=_shares("rows", ""),
         statements=(
             *(
                 _larger(f"Innovation is better than {row}", "innovation", row)
@@ -308,7 +314,7 @@ def _hola() -> Claim:
         how="The trials above. HOLA's score is defined on a delta rule; here is its analog on Mamba-2.",
         rows=("delta_error", "recency", "none"),
         columns=(Column("accuracy", RECALL),),
-        plot=Plot("rows", "", "share of answers right"),
+        plot=_shares("rows", ""),
         statements=(
             _larger("The correction is better than recency", "delta_error", "recency"),
             _larger("Recency is better than none", "recency", "none"),

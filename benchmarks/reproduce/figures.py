@@ -21,6 +21,7 @@ _WIDTH, _HEIGHT = 6.4, 3.4  # inches
 _SPREAD = 0.6  # of the distance between places, over which rows are set apart
 _WORDS = 24  # letters of all places together, beyond which their names are slanted
 _MARKERS = "osDv^<>PX*"
+_MARGIN = 0.04  # below and above shares
 
 Trials = Mapping[Name, Sequence[Trial]]
 
@@ -47,6 +48,8 @@ def draw(claim: Claim, trials: Trials, path: Path) -> bool:
         axes.set_xlabel(claim.plot.x_label, fontsize=SMALL)
         axes.set_ylabel(claim.plot.y_label, fontsize=SMALL)
         axes.grid(axis="y")
+        if claim.plot.is_share:
+            axes.set_ylim(-_MARGIN, 1 + _MARGIN)
         if drawn > 1:
             figure.legend(fontsize=SMALL - 1, frameon=False, loc="outside right upper")
         figure.savefig(path, format="png", dpi=150, metadata={"Software": None})
