@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter, ScalarFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator, NullLocator, PercentFormatter
 
 from pipelines.stages.report.drawing import COLOURS, MUTED, SMALL, Picture, new_figure, save, short, spread
 from pipelines.stages.report.panels import Line, Panel, band_frame, steep_from
@@ -17,6 +17,8 @@ _HEIGHT = 2.9  # inches
 _LABEL_GAP = 11.0  # points between the middles of labels
 _FEW = 3  # lines: more make a crowd
 _MARKED_UP_TO = 12  # points per line that are drawn as dots, too
+_FEWEST_TICKS = 3
+_BETWEEN_POWERS = ((1,), (1, 2, 5), (1, 2, 3, 5, 7))  # ticks of a log axis
 
 
 def draw_lines(panel: Panel, colours: Mapping[str, str], with_png: bool = True) -> Picture:
@@ -32,7 +34,6 @@ def draw_lines(panel: Panel, colours: Mapping[str, str], with_png: bool = True) 
             _draw_line(axes, line, colour, is_crowded)
         if panel.log_x:
             axes.set_xscale("log")
-            axes.xaxis.set_major_formatter(ScalarFormatter())
         else:
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=panel.x_label == "step"))
         if (limits := frame or bands) is not None:
@@ -45,6 +46,8 @@ def draw_lines(panel: Panel, colours: Mapping[str, str], with_png: bool = True) 
         axes.margins(x=0.01)
         if panel.mark is not None:
             _draw_mark(axes, panel.mark.x, panel.mark.label)
+        if panel.log_x:
+            _set_log_ticks(axes)
         _label_ends(figure, axes, panel, of_lines)
         note = panel.note
         if any(line.is_smoothed for line in panel.lines):
@@ -68,18 +71,43 @@ def _draw_line(axes: Axes, line: Line, colour: str, is_crowded: bool) -> None:
 
 
 def _draw_mark(axes: Axes, x: float, label: str) -> None:
+    """A dashed line with its label above the axes, where neither lines nor their labels are."""
     axes.axvline(x, color=MUTED, linestyle=(0, (4, 3)), linewidth=0.9)
+    place, _ = axes.transAxes.inverted().transform(axes.transData.transform((x, 0.0)))
     axes.annotate(
-        short(label, 30), (x, 1.0), xycoords=("data", "axes fraction"), textcoords="offset points", xytext=(3, -1),
-        color=MUTED, fontsize=SMALL, va="top",
+        short(label, 30), (x, 1.0), xycoords=("data", "axes fraction"), textcoords="offset points", xytext=(0, 4),
+        color=MUTED, fontsize=SMALL, va="bottom", ha="right" if place > 0.5 else "left",
     )  # fmt: skip
+
+
+def _set_log_ticks(axes: Axes) -> None:
+    axes.set_xticks(log_ticks(*axes.get_xlim()))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Round numbers from low to high: powers of ten, and as many between them as a short axis needs for three.
+
+    matplotlib's own locator labels minor ticks of short axes until they overlap.
+    """
+    powers = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
+    candidates = [np.outer(powers, between).ravel() for between in _BETWEEN_POWERS]
+    for places in (*candidates, MaxNLocator(4, steps=(1, 2, 5, 10)).tick_values(low, high)):
+        ticks = [float(place) for place in places if low <= place <= high]
+        if len(ticks) >= _FEWEST_TICKS:
+            break
+    return ticks
 
 
 def _label_ends(figure: Figure, axes: Axes, panel: Panel, colours: Sequence[str]) -> None:
     """Name each line right of the axes, at the height of its end; if the label had to move, with a line to it."""
     if len(panel.lines) < 2:
         return
-    rooms = [axes.text(1.04, 0.5, short(line.label), transform=axes.transAxes, fontsize=SMALL) for line in panel.lines]
+    rooms = [
+        axes.text(1.04, 1.0, short(line.label), transform=axes.transAxes, fontsize=SMALL, va="center")
+        for line in panel.lines
+    ]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="constrained_layout not applied")
         figure.draw_without_rendering()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pipelines.stages.report.clocks import clocks
 from pipelines.stages.report.curves import training_panels
 from pipelines.stages.report.drawing import spread
-from pipelines.stages.report.line_plots import draw_lines
+from pipelines.stages.report.line_plots import draw_lines, log_ticks
 from pipelines.stages.report.panels import MAX_LINES, Line, Panel, band_frame, split, steep_from
 from pipelines.stages.report.smoothing import mean_of, smoothed
 from pipelines.stages.report.subjects import gather, group
@@ -162,3 +162,26 @@ def test_labels_do_not_overlap_and_keep_their_order(wanted: list[float], gap: fl
 def test_labels_with_room_stay_where_they_are() -> None:
     assert spread([0.9, 0.1, 0.5], 0.1) == pytest.approx([0.9, 0.1, 0.5])
     assert spread([0.5, 0.5], 0.2) == pytest.approx([0.4, 0.6])
+
+
+@given(st.floats(1, 1e6), st.floats(1.03, 1e6))
+def test_a_log_axis_has_few_round_ticks(low: float, times: float) -> None:
+    ticks = log_ticks(low, low * times)
+    assert all(low <= tick <= low * times for tick in ticks)
+    assert 2 <= len(ticks) <= 14
+    assert ticks == sorted(set(ticks))
+    if times > 10:
+        assert all(float(f"{tick:.0e}") == pytest.approx(tick) for tick in ticks)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (1, 1e6, [1, 10, 100, 1e3, 1e4, 1e5, 1e6]),
+        (24, 1500, [50, 100, 200, 500, 1000]),
+        (24, 98, [30, 50, 70]),
+        (97, 145, [100, 120, 140]),
+    ],
+)
+def test_ticks_of_a_log_axis(low: float, high: float, expected: list[float]) -> None:
+    assert log_ticks(low, high) == pytest.approx(expected)
