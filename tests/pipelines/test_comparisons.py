@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bmojo import ModelConfig
 from bmojo.counting import ModelCounts, count
+from data.config import SyntheticSource
 from pipelines.config import PipelineConfig
 from pipelines.loading import load_pipeline
 from pipelines.stages.tokenize.stage import TokenizeStageConfig
@@ -45,6 +48,14 @@ def counted(pipeline: PipelineConfig, template: str) -> dict[str, ModelCounts]:
     }
 
 
+def task_stages() -> Iterator[tuple[str, TokenizeStageConfig]]:
+    """All stages of recipes that write documents of a task."""
+    for recipe in sorted(CONFIGS.glob("reproduce/*.yaml")):
+        for name, stage in load_pipeline(recipe).stages.items():
+            if isinstance(stage, TokenizeStageConfig) and isinstance(stage.source, SyntheticSource):
+                yield f"{recipe.stem}/{name}", stage
+
+
 def spread(values: list[int]) -> float:
     return max(values) / min(values)
 
@@ -64,6 +75,18 @@ def test_compared_models_have_equal_parameters_and_states(recipe: str, template:
 )
 def test_other_compared_models_have_equal_parameters(recipe: str, template: str) -> None:
     assert spread([one.num_params for one in counted(load(recipe), template).values()]) <= 1.02
+
+
+def test_documents_of_tasks_fit_into_a_sequence() -> None:
+    """With their end. Cut documents ask for what is not there, and what is left of them counts as a sequence."""
+    stages = dict(task_stages())
+    assert {name.partition("/")[0] for name in stages} == {"drift", "mad", "memory", "recall", "selection"}
+    for name, stage in stages.items():
+        assert isinstance(stage.source, SyntheticSource)
+        rng = np.random.default_rng(0)
+        longest = max(len(stage.source.task.draw(rng).tokens) for _ in range(1000))
+        assert longest + 1 <= stage.seq_len, name
+        assert stage.packing == "best_fit", name
 
 
 def test_the_rates_are_those_of_the_sweep() -> None:

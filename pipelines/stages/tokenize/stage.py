@@ -217,7 +217,7 @@ def planned_vocab_size(tokens: StageNode[TokenizeStage]) -> int:
 
 
 def _report(output: TokenizeOutput, duplicates: list[str], context: StageContext) -> None:
-    """Tell MLflow what was left out, cut and padded, and the user if what is left out is a noticeable share."""
+    """Tell MLflow what was left out, cut and padded; the user, too, if it is a noticeable share or breaks a task."""
     figures = {f"tokenize/left_out_{reason}": float(count) for reason, count in output.left_out.items()}
     figures["tokenize/duplicate_files"] = float(output.num_duplicate_files)
     for name in ("train_cut_documents", "train_padded_tokens", "valid_cut_documents", "valid_padded_tokens"):
@@ -228,6 +228,14 @@ def _report(output: TokenizeOutput, duplicates: list[str], context: StageContext
     if num_left_out > _NOTICEABLE_SHARE * num_documents:
         reasons = reasons_in_words(output.left_out)
         logger.warning("%d of %d documents were left out: %s.", num_left_out, num_documents, reasons)
+    num_cut = output.num_train_cut_documents + output.num_valid_cut_documents
+    if output.has_loss_mask and num_cut:
+        logger.warning(
+            "%d of %d documents do not fit into a sequence of %d tokens, so that answers may stand in another one than "
+            "what they are read off. Set seq_len to the tokens of the longest document and one for its end, and "
+            "packing to best_fit.",
+            num_cut, num_documents, output.seq_len,
+        )  # fmt: skip
     if duplicates:
         logger.warning(
             "%d names in the source lead to files that were already read, and are not read again: %s%s.",

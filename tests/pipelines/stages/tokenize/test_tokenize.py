@@ -161,6 +161,19 @@ def test_token_ids_need_no_tokenizer_and_bytes_bring_their_own(tmp_path: Path) -
     assert output.num_train_bytes == (tmp_path / "corpus.jsonl").stat().st_size
 
 
+@pytest.mark.parametrize(("seq_len", "num_cut"), [(20, 40), (21, 0)])
+def test_documents_of_a_task_that_do_not_fit_are_warned_about(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, seq_len: int, num_cut: int
+) -> None:
+    """Documents of 16 tokens, 4 answers and their end: a sequence as long as the document is one token too short."""
+    task = {"kind": "mqar", "seq_len": 16, "num_pairs": 4, "num_queries": 4}
+    config = tokenize_config({"kind": "synthetic", "num_documents": 40, "task": task})
+    output = run_tokenize(tmp_path, None, config.model_copy(update={"seq_len": seq_len, "packing": "best_fit"}))
+    assert output.num_train_cut_documents + output.num_valid_cut_documents == num_cut
+    said = f"{num_cut} of 40 documents do not fit into a sequence of {seq_len} tokens"
+    assert (said in caplog.text) is (num_cut > 0)
+
+
 def test_filters_leave_documents_out_and_say_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write_corpus(
         tmp_path, [*TEXTS, *TEXTS[:30], "tiny", "odd one out, of some length", "odd again, the second"]
