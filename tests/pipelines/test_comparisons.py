@@ -38,12 +38,18 @@ def models(pipeline: PipelineConfig, template: str) -> dict[str, ModelConfig]:
     return {name.removesuffix("-0"): one.model for name, one in trained(pipeline, template).items() if one.seed == 0}
 
 
-def counted(pipeline: PipelineConfig, template: str) -> dict[str, ModelCounts]:
-    tokenizer, tokens = pipeline.stages["tokenizer"], pipeline.stages["tokens"]
-    assert isinstance(tokenizer, TokenizerStageConfig)
+def seq_len_of(pipeline: PipelineConfig, template: str) -> int:
+    (name,) = {need for stage in trained(pipeline, template).values() for need in stage.needs}
+    tokens = pipeline.stages[name]
     assert isinstance(tokens, TokenizeStageConfig)
+    return tokens.seq_len
+
+
+def counted(pipeline: PipelineConfig, template: str) -> dict[str, ModelCounts]:
+    tokenizer, seq_len = pipeline.stages["tokenizer"], seq_len_of(pipeline, template)
+    assert isinstance(tokenizer, TokenizerStageConfig)
     return {
-        name: count(model.replace(vocab_size=tokenizer.vocab_size), tokens.seq_len)
+        name: count(model.replace(vocab_size=tokenizer.vocab_size), seq_len)
         for name, model in models(pipeline, template).items()
     }
 
@@ -75,6 +81,33 @@ def test_compared_models_have_equal_parameters_and_states(recipe: str, template:
 )
 def test_other_compared_models_have_equal_parameters(recipe: str, template: str) -> None:
     assert spread([one.num_params for one in counted(load(recipe), template).values()]) <= 1.02
+
+
+@pytest.mark.parametrize(
+    ("recipe", "template"),
+    [("compare", "train"), ("ablate", "train"), ("compare-gpu", "train_29m"), ("compare-gpu", "train_116m")],
+)
+def test_no_window_sees_a_whole_sequence(recipe: str, template: str) -> None:
+    """Else sliding-window attention would be full attention."""
+    pipeline = load(recipe)
+    windows = {name: model.window_size for name, model in models(pipeline, template).items() if "swa" in model.pattern}
+    assert windows
+    assert all(window < seq_len_of(pipeline, template) for window in windows.values()), windows
+
+
+@pytest.mark.parametrize(
+    ("recipe", "template"), [("compare", "train"), ("compare-gpu", "train_29m"), ("compare-gpu", "train_116m")]
+)
+def test_every_compared_model_has_three_seeds(recipe: str, template: str) -> None:
+    pipeline = load(recipe)
+    assert {name.rpartition("-")[2] for name in trained(pipeline, template)} == {"0", "1", "2"}
+    assert len(trained(pipeline, template)) == 3 * len(models(pipeline, template))
+
+
+def test_larger_models_of_the_sweep_are_those_of_the_comparison() -> None:
+    compared = models(load("compare-gpu"), "train_29m")
+    swept = trained(load("compare-gpu-rates"), "train")
+    assert {name.partition("-")[0]: stage.model for name, stage in swept.items()} == compared
 
 
 def test_documents_of_tasks_fit_into_a_sequence() -> None:
