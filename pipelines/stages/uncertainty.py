@@ -136,19 +136,22 @@ def replicates(values: list[float]) -> Estimate:
 
 
 def difference_of_means(a: Sequence[float], b: Sequence[float]) -> Estimate:
-    """How much larger the mean over seeds is in `a` than in `b`, with Student's interval.
+    """How much larger the mean over seeds is in `a` than in `b`, of seeds that have nothing to do with each other.
 
-    The spread over seeds is taken to be the same in both and estimated from all, so that one of them may be of a single
-    seed; without an interval if both are. Raises: ValueError: there is no value in one of them.
+    Each side has a spread of its own (Welch's interval): models differ tenfold in how far their seeds lie apart. So
+    there is no interval if one side is of a single seed. Raises: ValueError: there is no value in one of them.
     """
     if not a or not b:
         raise ValueError("found no value to take the mean of.")
     value = float(np.mean(a) - np.mean(b))
-    degrees = len(a) + len(b) - 2
-    if degrees < 1 or not np.isfinite([*a, *b]).all():
+    if min(len(a), len(b)) < 2 or not np.isfinite([*a, *b]).all():
         return Estimate(value, None, None)
-    squares = sum(float(np.var(values)) * len(values) for values in (a, b))
-    half = student(degrees) * (squares / degrees * (1 / len(a) + 1 / len(b))) ** 0.5
+    squares = np.array([float(np.var(values, ddof=1)) / len(values) for values in (a, b)])
+    total = float(squares.sum())
+    if total == 0:
+        return Estimate(value, value, value)
+    degrees = total**2 / float((squares**2 / (np.array([len(a), len(b)]) - 1)).sum())
+    half = student(degrees) * total**0.5
     return Estimate(value, value - half, value + half)
 
 

@@ -133,17 +133,29 @@ class _Figures:
         return Estimate(figure.value, figure.low, figure.high)
 
     def minus(self, other: _Figures) -> _Pair:
-        """The difference of two groups: over units of both if each is one model, else over seeds."""
+        """The difference of two groups: over units of both if each is one model, else over seeds.
+
+        By seed, if both have the same ones: a seed gives all models the same batches.
+        """
         if len(self.figures) > 1 or len(other.figures) > 1:
             if self.identities != other.identities:
                 return _Pair(None, _other_units(self, other))
-            return _Pair(difference_of_means([f.value for f in self.figures], [f.value for f in other.figures]))
-        ours, theirs = self.units, other.units
-        if ours is None or theirs is None:
+            ours, theirs = self.by_seed, other.by_seed
+            if ours.keys() == theirs.keys():
+                return _Pair(replicates([ours[seed] - theirs[seed] for seed in ours]))
+            return _Pair(difference_of_means([*ours.values()], [*theirs.values()]))
+        of_ours, of_theirs = self.units, other.units
+        if of_ours is None or of_theirs is None:
             return _Pair(None)  # the measure keeps no units
-        if ours.identity != theirs.identity:
+        if of_ours.identity != of_theirs.identity:
             return _Pair(None, _other_units(self, other))
-        return _Pair(paired_difference(ours.ratio, theirs.ratio, self.figures[0].transform))
+        return _Pair(paired_difference(of_ours.ratio, of_theirs.ratio, self.figures[0].transform))
+
+    @property
+    def by_seed(self) -> dict[int | None, float]:
+        """A value per seed, which no two members of a group share."""
+        seeds = [member.training.seed if member.training else None for member in self.group.members]
+        return {seed: figure.value for seed, figure in zip(seeds, self.figures, strict=True)}
 
     @property
     def identities(self) -> set[str]:

@@ -180,7 +180,10 @@ def _of_difference(groups: Sequence[Group]) -> str:
         "Of two single models it is paired, unit by unit, so that what is hard for both cancels; what another seed "
         "would change is not in it."
     )
-    over_seeds = "Over seeds it has Student's interval, with the same spread in both models."
+    over_seeds = (
+        "Over seeds it has Student's interval: of the differences seed by seed if both models have the same seeds, "
+        "else with a spread of each model's own (Welch). Without an interval one of the two has a single seed."
+    )
     if all(one.is_replicated for one in groups):
         return over_seeds
     return f"{paired} {over_seeds}" if any(one.is_replicated for one in groups) else paired

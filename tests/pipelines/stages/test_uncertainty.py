@@ -186,14 +186,13 @@ def test_seeds_have_students_interval() -> None:
         replicates([])
 
 
-def test_differences_over_seeds_have_the_spread_of_both() -> None:
-    # The tutorial's figures: Student's t of 2 degrees of freedom times the standard error by hand.
-    half = 4.30265 * ((0.134**2 + 0.051**2) / 2 / 2) ** 0.5
-    assert difference_of_means([5.868, 5.919], [6.089, 6.223]) == pytest.approx(
-        (-0.2625, -0.2625 - half, -0.2625 + half)
-    )
-    half = 4.30265 * (2 / 2 * (1 / 3 + 1)) ** 0.5  # the spread of one seed is that of the others
-    assert difference_of_means([1.0, 2.0, 3.0], [5.0]) == pytest.approx((-3.0, -3.0 - half, -3.0 + half))
+def test_differences_over_other_seeds_have_the_spread_of_each_side() -> None:
+    half = 2.77645 * (2 / 3) ** 0.5  # equal spreads of three: Student's t of 4 degrees of freedom
+    assert difference_of_means([1.0, 2.0, 3.0], [6.0, 7.0, 8.0]) == pytest.approx((-5.0, -5.0 - half, -5.0 + half))
+    half = 4.30265 * (1 / 3) ** 0.5  # if one side has no spread, the degrees are those of the other
+    assert difference_of_means([1.0, 2.0, 3.0], [5.0, 5.0]) == pytest.approx((-3.0, -3.0 - half, -3.0 + half))
+    assert difference_of_means([2.0, 2.0], [5.0, 5.0]) == (-3.0, -3.0, -3.0)
+    assert difference_of_means([1.0, 2.0, 3.0], [5.0]) == (-3.0, None, None)
     assert difference_of_means([1.0], [5.0]) == (-4.0, None, None)
     with pytest.raises(ValueError, match="no value"):
         difference_of_means([], [1.0])
@@ -203,7 +202,7 @@ def test_so_do_the_intervals_of_differences_over_seeds() -> None:
     rng = np.random.default_rng(1)
     hits = 0
     for _ in range(NUM_RESAMPLED):
-        _, low, high = difference_of_means(rng.normal(1.0, 0.1, 3).tolist(), rng.normal(0.7, 0.1, 2).tolist())
+        _, low, high = difference_of_means(rng.normal(1.0, 0.1, 4).tolist(), rng.normal(0.7, 0.01, 3).tolist())
         assert low is not None
         assert high is not None
         hits += low <= 0.3 <= high
