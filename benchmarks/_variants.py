@@ -6,12 +6,15 @@ A seed gives all models the same batches in the same order, so what it shares be
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from base.errors import UserError
+from base.names import close_names, did_you_mean
 from bmojo.counting import count
 from pipelines.api.results import output_of, stage_record
+from pipelines.engine.events import RunInfo
 from pipelines.engine.runs import find_run
 from pipelines.stages.evaluate.results import Curve
 from pipelines.stages.evaluate.stage import EvaluateOutput
@@ -40,66 +43,115 @@ class Variant:
         return statistics.fmean(self.figures.values())
 
 
-class _Trained(NamedTuple):
+class _Copy(NamedTuple):
+    """A copy of a train stage: of which variant, with which seed."""
+
     variant: str
     seed: int
 
 
-def variants_of(run_name: str, storage: str, figure: str, templates: Iterable[str] = ("train",)) -> dict[str, Variant]:
-    """By the values of `foreach` but the seed, in the order of the run; those without the figure are absent.
+def variants_of(run_name: str, storage: str, figure: str, templates: Sequence[str] = ("train",)) -> dict[str, Variant]:
+    """By the values of `foreach` but the seed, in the order of the run. One without a result has no figures.
+
+    With several templates names have their template, too: train-bmojo.
 
     Args: figure: of evaluations, such as text/loss, or of training, such as valid/loss. templates: train stages as
         they are written in the pipeline file.
-    Raises: UserError: there is no such run, or a record is damaged.
+    Raises: UserError: there is no such run, train stage or figure, or a record is damaged.
     """
     run = find_run(open_storage(storage), run_name)
-    stages = run.stored_state().stages
-    records = {name: record for name, state in stages.items() if (record := stage_record(run, state)) is not None}
-    variants: dict[str, Variant] = {}
-    trained: dict[str, _Trained] = {}  # by fingerprint
+    state = run.stored_state()
+    copies = _copies_of(state.info, templates)
+    records = {name: record for name, one in state.stages.items() if (record := stage_record(run, one)) is not None}
+    variants = {copy.variant: Variant() for copy in copies.values()}
+    trained: dict[str, list[_Copy]] = {}  # by fingerprint
+    known: set[str] = set()  # figures
     for name, record in records.items():
-        template, _, values = name.partition("-")
         output = output_of(record)
-        if template not in templates or not isinstance(output, TrainOutput):
+        if name not in copies or not isinstance(output, TrainOutput):
             continue
-        config = TrainStageConfig.model_validate(record.config)
-        found = trained[record.fingerprint] = _Trained(values.removesuffix(f"-{config.seed}"), config.seed)
+        copy, config = copies[name], TrainStageConfig.model_validate(record.config)
+        trained.setdefault(record.fingerprint, []).append(copy)
         counts = count(config.model.replace(vocab_size=output.vocab_size), output.seq_len)
-        variants[found.variant] = variants.get(found.variant) or Variant(
-            state_bytes=counts.state_bytes, num_params=counts.num_params, lr=config.lr
-        )
+        variant = variants[copy.variant]
+        variant.state_bytes, variant.num_params, variant.lr = counts.state_bytes, counts.num_params, config.lr
+        known |= output.figures().keys()
         if figure in output.figures():
-            variants[found.variant].figures[config.seed] = output.figures()[figure]
+            variant.figures[copy.seed] = output.figures()[figure]
     for record in records.values():
         output = output_of(record)
-        of = next((trained[one] for one in record.inputs.values() if one in trained), None)
-        if of is None or not isinstance(output, EvaluateOutput):
+        of = [copy for one in record.inputs.values() for copy in trained.get(one, ())]
+        if not of or not isinstance(output, EvaluateOutput):
             continue
-        variant = variants[of.variant]
-        for result in output.results:
-            for curve in result.curves:
-                if curve.name == BY_POSITION:
-                    variant.curves[of.seed] = curve
-        if (known := output.figure(figure)) is not None:
-            variant.figures[of.seed], variant.better = known.value, known.better
-    return {name: variant for name, variant in variants.items() if variant.figures}
+        known |= {f"{result.name}/{found.name}" for result in output.results for found in result.figures}
+        curves = [curve for result in output.results for curve in result.curves if curve.name == BY_POSITION]
+        for copy in of:
+            variant = variants[copy.variant]
+            variant.curves |= {copy.seed: curves[-1]} if curves else {}
+            if (found := output.figure(figure)) is not None:
+                variant.figures[copy.seed], variant.better = found.value, found.better
+    if figure not in known:
+        raise UserError(f"No finished stage of run {run.run_id} has the figure {figure!r}.{_nearest(figure, known)}")
+    return variants
+
+
+def _nearest(figure: str, known: Collection[str]) -> str:
+    if not known:
+        return " None of these trainings is finished yet."
+    return f"{did_you_mean(close_names(figure, sorted(known)))} Known: {', '.join(sorted(known))}."
+
+
+def _copies_of(info: RunInfo, templates: Sequence[str]) -> dict[str, _Copy]:
+    """The copies of these train stages, by stage. Raises UserError: the run has no such train stage."""
+    seeds = {name: stage["seed"] for name, stage in info.config["stages"].items() if stage["kind"] == "train"}
+    found: dict[str, _Copy] = {}
+    for template in dict.fromkeys(templates):
+        values = {name: name.split("-")[1:] for name in seeds if name.partition("-")[0] == template}
+        if not values:
+            known = ", ".join(dict.fromkeys(name.partition("-")[0] for name in seeds)) or "none"
+            raise UserError(f"Run {info.run_id} has no train stage {template!r}. Its train stages: {known}.")
+        place = _place_of_seed([(parts, str(seeds[name])) for name, parts in values.items()])
+        for name, parts in values.items():
+            if place is not None:
+                del parts[place]
+            named = [template, *parts] if len(set(templates)) > 1 or not parts else parts
+            found[name] = _Copy("-".join(named), seeds[name])
+    return found
+
+
+def _place_of_seed(copies: Sequence[tuple[Sequence[str], str]]) -> int | None:
+    """Which value in the names of a template's copies is the seed, as `foreach` may have its fields in any order.
+
+    Args: copies: values and seed of each. Returns: None: they have no seed in their names, or gave it a name.
+    """
+    fewest = min(len(values) for values, _ in copies)  # a list among the values has several parts
+    places = (*range(-1, -fewest - 1, -1), *range(fewest))
+    return next((place for place in places if all(values[place] == seed for values, seed in copies)), None)
+
+
+def seeds_of(variants: Mapping[str, Variant]) -> list[int]:
+    """All seeds that any of them has."""
+    return sorted({seed for variant in variants.values() for seed in variant.figures})
 
 
 def ranked(variants: Mapping[str, Variant]) -> list[str]:
-    """The best first."""
+    """The best first, and those that lack seeds below all others: a mean over other seeds is no rank among them."""
     sign = {"lower": 1, "higher": -1}
-    return sorted(variants, key=lambda name: sign[variants[name].better] * variants[name].mean)
+    known = {name: one for name, one in variants.items() if one.figures}
+    return sorted(known, key=lambda name: (-len(known[name].figures), sign[known[name].better] * known[name].mean))
 
 
 def table(variants: Mapping[str, Variant], baseline: str, title: str) -> str:
     """Markdown: best first, with the paired 95 % interval (Student's) of the difference to the baseline."""
+    seeds = seeds_of(variants)
+    head = f"| model | {title} | by seed ({', '.join(map(str, seeds))}) | minus {baseline}, 95 % interval"
     lines = [
-        f"| model | {title} | by seed | minus {baseline}, 95 % interval | learning rate | state, bytes | parameters |",
+        f"{head} | learning rate | state, bytes | parameters |",
         "|---|--:|---|--:|--:|--:|--:|",
     ]
     for name in ranked(variants):
         one = variants[name]
-        by_seed = ", ".join(f"{one.figures[seed]:.3f}" for seed in sorted(one.figures))
+        by_seed = ", ".join(f"{one.figures[seed]:.3f}" if seed in one.figures else "-" for seed in seeds)
         lines.append(
             f"| {name} | {one.mean:.3f} | {by_seed} | {difference(name, variants, baseline)} | {one.lr:g} | "
             f"{one.state_bytes:,} | {one.num_params:,} |"

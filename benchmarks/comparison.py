@@ -4,7 +4,9 @@
     python -m benchmarks.comparison compare --baseline swa --plot compare.png
 
 Works for any run whose train stages come from `foreach` with a `seed`, such as configs/ablate.yaml and
-configs/reproduce/selection.yaml, also before all of them are finished. Prints Markdown.
+configs/reproduce/selection.yaml, also before all of them are finished. Prints Markdown: models that lack a seed stand
+below the others. With several templates a model's name has its template: `--templates train train_longer --baseline
+train-bmojo`.
 """
 
 from __future__ import annotations
@@ -12,16 +14,18 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
+from base.errors import UserError
+from base.names import close_names, did_you_mean
 from benchmarks._variants import Variant, paired, ranked, table, variants_of
 from pipelines.stages.uncertainty import replicates
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table, and draw the plots."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.comparison",
@@ -34,11 +38,24 @@ def main() -> None:
     parser.add_argument("--figure", default="text/loss", help="a measure and its figure; valid/loss: of training")
     parser.add_argument("--templates", nargs="+", default=["train"], help="train stages as the pipeline file has them")
     parser.add_argument("--plot", help="PNG file: differences to the baseline, and the same by position if measured")
-    options = parser.parse_args()
-    variants = variants_of(options.run, options.storage, options.figure, options.templates)
-    print(table(variants, options.baseline, options.figure.replace("_", " ")))
+    options = parser.parse_args(arguments)
+    try:
+        _compare(options)
+    except UserError as error:
+        parser.exit(1, f"error: {error}\n")
+
+
+def _compare(options: argparse.Namespace) -> None:
+    """Raises UserError: there is no such run, train stage, figure or baseline, or nothing to draw."""
+    variants, baseline = variants_of(options.run, options.storage, options.figure, options.templates), options.baseline
+    if baseline not in variants:
+        near = did_you_mean(close_names(baseline, list(variants)))
+        raise UserError(f"--baseline: there is no model {baseline!r}.{near} The models: {', '.join(variants)}.")
+    print(table(variants, baseline, options.figure.replace("_", " ")))
     if options.plot:
-        draw(variants, options.baseline, options.figure).savefig(options.plot)
+        if not any(paired(name, variants, baseline) for name in variants):
+            raise UserError(f"--plot: no model has a seed in common with {baseline!r} yet: there is nothing to draw.")
+        draw(variants, baseline, options.figure).savefig(options.plot)
 
 
 def draw(variants: Mapping[str, Variant], baseline: str, title: str) -> Figure:

@@ -54,6 +54,9 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant("a mean on the right side decides a statement",
             "tests/benchmarks/test_reproduce.py::test_a_mean_on_the_right_side_is_not_enough",
             Edit("benchmarks/reproduce/statements.py", "if difference.low > above:", "if difference.value > above:")),
+    _mutant("a model that lacks seeds is ranked by the mean of the others",
+            "tests/benchmarks/test_comparison_benchmark.py::test_a_model_that_lacks_seeds_is_below_the_complete_ones",
+            Edit("benchmarks/_variants.py", "(-len(known[name].figures), sign", "(0, sign")),
     # Baselines
     _mutant("channels of a key fade over one interval too few", "tests/kernels/delta_rules",
             Edit("kernels/channel_delta_rule/torch_path.py", "[..., 0, :, :] * torch.exp(first_after)",

@@ -115,7 +115,7 @@ def evaluated_run(
         artifact = artifacts[stage]
         if stage == "train":
             artifact.write_json(HISTORY, HISTORY_POINTS)
-        _record(artifact, stage, kinds[stage], fingerprints[stage], config["stages"][stage], output)
+        made_record(artifact, stage, kinds[stage], fingerprints[stage], config["stages"][stage], output)
         log.append(Finished(stage=stage, artifact=artifact.relpath))
     log.append(Ended(status=Status.SUCCEEDED if finished else Status.FAILED))
     return run
@@ -126,9 +126,10 @@ def _varied(stage: str, *changes: Any) -> Any:
     return list(changes) if stage == "evaluate" else None
 
 
-def _record(
+def made_record(
     artifact: ArtifactDir, name: str, kind: str, fingerprint: str, config: dict[str, Any], output: StageOutput
 ) -> None:
+    """The record of a finished stage, in its artifact."""
     record = StageRecord(
         kind=kind, name=name, fingerprint=fingerprint, config=config, inputs={},
         parts=FingerprintParts(kind=kind, code_version=1, config={}, inputs=(), content=None),
