@@ -401,7 +401,7 @@ MUTANTS: tuple[Mutant, ...] = (
             "tests/pipelines/stages/train/test_checkpoint.py",
             Edit("pipelines/stages/train/checkpoint.py", "_sha256(path) != expected.sha256", "not expected.sha256")),
     _mutant("models on other documents are compared", "tests/pipelines/stages/report/test_comparison.py",
-            Edit("pipelines/stages/report/comparison.py", "if ours.identity != theirs.identity:", "if False:")),
+            Edit("pipelines/stages/report/comparison.py", "if of_ours.identity != of_theirs.identity:", "if False:")),
     _mutant("a model is best if its value is", "tests/pipelines/stages/report/test_comparison.py",
             Edit("pipelines/stages/report/comparison.py", "if delta.low <= 0 <= delta.high:", "if False:")),
     _mutant("models of two learning rates are replicates", "tests/pipelines/stages/report/test_subjects.py",
