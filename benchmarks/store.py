@@ -26,11 +26,11 @@ from torch import Tensor
 from benchmarks import _store_report as store_report
 from benchmarks._store_training import MODELS, TASK, Training, trained
 from bmojo import BMojoLM
-from bmojo.long_term import Composition, LongTermMemory, compose, read
-from bmojo.mixers.long_term import EideticTokens
-from pipelines.memory.asking import StoredMemory
+from bmojo.long_term import Composition, LongTermMemory, read
+from pipelines.memory.asking import StoredMemory, start_from
 from pipelines.memory.remembering import Remembered, remember_tokens
 from pipelines.memory.store import DocumentStore, ModelIdentity
+from pipelines.memory.tensors import eidetic_of_all
 from pipelines.storage import open_storage
 
 BEGINNINGS: tuple[Composition, ...] = ("nearest", "weighted", "decayed")
@@ -83,8 +83,9 @@ class Bench:
         for name, documents in (("fact", self.library.facts), ("later", self.library.later)):
             for number, document in enumerate(documents):
                 remember_tokens(self._store, model, f"{name} {number}", document, Remembered())
-        self._stored = StoredMemory(self._store, model)
+        self._stored = StoredMemory(self._store, model, identity)
         records = self._stored.records
+        self._eidetic = eidetic_of_all(self._store, records)
         self.bytes_per_document = sum(one.num_bytes for one in records) / len(records)
         self.eidetic_bytes = records[0].files["eidetic.safetensors"].num_bytes
         self.num_facts = len(self.library.facts)
@@ -143,21 +144,16 @@ class Bench:
             hidden_n[fact] = False
             for question, answer in zip(self.library.questions[fact], self.library.answers[fact], strict=True):
                 _, _, near_n = read(self.model, memory, question, None, hidden_n)
-                num_composed = 1 if begin == "nearest" else min(4, num_documents)
-                numbers = near_n.topk(num_composed).indices.flip(0).tolist()
-                documents = [self._stored.document(number) for number in numbers]
-                weights = near_n[numbers].tolist() if begin == "weighted" else None
-                state = compose(self.model, documents, weights)
+                start = start_from(self.model, self._stored.document, near_n, begin, num_composed=4)
                 held_n = hidden_n.clone()
-                held_n[numbers[-1]] = True
-                logits_1v, _, _ = read(self.model, memory, question, state, held_n)
+                held_n[start.numbers[-1]] = True
+                logits_1v, _, _ = read(self.model, memory, question, start.state, held_n)
                 right.append(int(logits_1v[0].argmax()) == answer)
         return right
 
     def _memory(self, distance: int, num_read: int) -> tuple[LongTermMemory, int]:
         num_documents = self.num_facts + self.num_later(distance)
-        documents: list[dict[int, EideticTokens]] = self._stored.eidetic[:num_documents]
-        return LongTermMemory(self.model, documents, num_read), num_documents
+        return LongTermMemory(self.model, self._eidetic[:num_documents], num_read), num_documents
 
     def _right(self, logits_bv: Tensor) -> list[bool]:
         return (logits_bv.argmax(-1) == self._answers.flatten()[: len(logits_bv)]).tolist()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, TypeGuard
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,9 @@ from bmojo.model import Block, BMojoLM
 from bmojo.prefill import PIECE_TOKENS, pieces
 from bmojo.state import DecodingState, LayerState
 from kernels.innovation_select.reference import ranks
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Composition = Literal["fresh", "nearest", "weighted", "decayed"]
 """What decoding begins with: an empty state; the nearest document's; that one with the recurrent states of all nearest
@@ -47,18 +50,28 @@ class RememberedDocument:
 
 
 def eidetic_layers(model: BMojoLM) -> dict[int, BMojo]:
-    """The layers that read long-term memory, by number. Raises: ValueError: there is none."""
+    """The layers that read long-term memory, by number.
+
+    Raises: ValueError: there is none, or their rule is `oracle`, for which nobody marks tokens here.
+    """
     found = {i: mixer for i, mixer in enumerate(_mixers(model)) if isinstance(mixer, BMojo) and mixer.num_slots}
     if not found:
         raise ValueError(
             f"the model {model.config.pattern} has no layer with an eidetic memory, so it has nothing to read "
             "documents with. Take a model with bmojo layers and num_eidetic above 0; `bmojo chat` keeps states of any."
         )
+    if model.config.selection == "oracle":
+        raise ValueError(
+            "the model's selection is oracle, which keeps the tokens that a data set marks: a document has no marks. "
+            "Take a model with another selection."
+        )
     return found
 
 
 @torch.no_grad()
-def remember(model: BMojoLM, tokens: Sequence[int], on_read: Callable[[int], None] | None = None) -> RememberedDocument:
+def remember(
+    model: BMojoLM, tokens: Sequence[int] | np.ndarray, on_read: Callable[[int], None] | None = None
+) -> RememberedDocument:
     """Read a document from the beginning, in pieces.
 
     Args: tokens: at least one.  on_read: told the number of tokens of each piece.

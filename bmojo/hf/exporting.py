@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from bmojo.config import ModelConfig
@@ -101,6 +102,8 @@ def import_from_hf(directory: str | Path, device: torch.device | str = "cpu") ->
         raise ValueError(f"{directory / CONFIG}: a model {found}; only models of type bmojo can be imported.")
     fields = {name: config[name] for name in ModelConfig.model_fields if name in config}
     tensors = {name.removeprefix(PREFIX): x for name, x in _read_weights(directory, str(device)).items()}
+    if "embedding.weight" not in tensors:
+        raise ValueError(f"{directory}: the weights lack embedding.weight. Export the model again.")
     if "head.weight" not in tensors and fields.get("tie_embeddings", True):
         tensors["head.weight"] = tensors["embedding.weight"]
     with torch.device(device):
@@ -170,7 +173,12 @@ def _read_weights(directory: Path, device: str) -> dict[str, torch.Tensor]:
     for name in files:
         if not (directory / name).is_file():
             raise FileNotFoundError(f"{directory} holds no {name}; expected an exported model.")
-        tensors |= load_file(directory / name, device=device)
+        try:
+            tensors |= load_file(directory / name, device=device)
+        except SafetensorError as error:
+            raise ValueError(
+                f"{directory / name} is damaged: {error}. Copy it again, or export the model again."
+            ) from error
     return tensors
 
 

@@ -37,8 +37,7 @@ class ExactIndex:
     """
 
     def __init__(self, tokens: EideticTokens) -> None:
-        n, m, g, p = tokens.k_nmgp.shape
-        self._k_gpl = tokens.k_nmgp.permute(2, 3, 0, 1).reshape(g, p, n * m).contiguous()
+        self._k_gpl = tokens.k_nmgp.flatten(0, 1).permute(1, 2, 0)  # a view: keys are most of what is held
         self._is_token_nm = tokens.is_token_nm
 
     def shares(self, q_bhp: Tensor, hidden_bn: Tensor) -> Tensor:
@@ -47,8 +46,10 @@ class ExactIndex:
         Args: q_bhp: queries, rotated for the distance of slots.
         """
         b, h, p = q_bhp.shape
-        q_bgrp = (q_bhp * p**-0.5).view(b, -1, h // self._k_gpl.shape[0], p)
-        score_bhl = (q_bgrp @ self._k_gpl.to(q_bhp.dtype)).view(b, h, -1)
+        g = self._k_gpl.shape[0]
+        q_gbp = (q_bhp * p**-0.5).view(b, g, h // g, p).transpose(0, 1).flatten(1, 2)  # b r queries of each group
+        score_gbl = q_gbp @ self._k_gpl.to(q_bhp.dtype)  # one product per group, whatever the rows: keys are not copied
+        score_bhl = score_gbl.unflatten(1, (b, h // g)).transpose(0, 1).flatten(1, 2)
         score_bhl = score_bhl.to(torch.promote_types(q_bhp.dtype, torch.float32))
         score_bhl.masked_fill_(~self._is_token_nm.flatten(), NEVER)
         log_sum_bhn = score_bhl.unflatten(-1, self._is_token_nm.shape).logsumexp(-1)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
-from datetime import datetime
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from base.errors import UserError
-from data.errors import DataError
 from pipelines.cli.console import (
     JsonOption,
     OverridableCommand,
@@ -28,17 +29,15 @@ from pipelines.cli.models import (
     TopKOption,
     TopPOption,
     above_zero,
-    load_for_decoding,
-    placed_for_decoding,
+    load_trained,
 )
 from pipelines.cli.progress import delivery_progress
 from pipelines.cli.serve import model_name
-from pipelines.memory.store import DocumentStore, ModelIdentity, ModelSource
-from pipelines.storage import open_storage
+from pipelines.memory.store import MANIFEST, DocumentStore, ModelSource, Problem
+from pipelines.storage import LocalStorage, open_storage
 
 if TYPE_CHECKING:
-    from bmojo import BMojoLM
-    from data.tokenizer import Tokenizer
+    from pipelines.memory.models import Loaded
 
 StoreArgument = Annotated[
     str, typer.Argument(metavar="STORE", help="Folder or URL of the store, such as notes.store or s3://bucket/notes.")
@@ -56,14 +55,6 @@ Begin = Literal["fresh", "nearest", "weighted", "decayed"]
 app = typer.Typer(name="store", no_args_is_help=True, help="Look after a store that `bmojo remember` made.")
 
 
-class Loaded(NamedTuple):
-    """A model with its tokenizer, and what it is called in a store."""
-
-    model: BMojoLM
-    tokenizer: Tokenizer
-    identity: ModelIdentity
-
-
 def remember(
     store: StoreArgument,
     files: Annotated[
@@ -76,34 +67,44 @@ def remember(
         int | None,
         typer.Option(
             min=1, help="Cut longer files into documents of this many tokens, each with eidetic tokens of its own; "
-            "left out: each file is one document.",
+            "left out: each file is one document. Another number than before replaces the documents of the files.",
         ),
     ] = None,
     storage: StorageOption = "runs",
 ) -> None:  # fmt: skip
     """Let a model read files, and keep what it remembers of them for `bmojo ask`.
 
-    Kept are, of each document, the decoding state and the tokens that the eidetic layers chose: as many bytes however
-    long it is. What is in the store already is skipped, so the same command resumes after a kill.
+    Kept are, of each document, the decoding state and the tokens that the eidetic layers chose. That is as many bytes
+    however long it is, unless the model has layers of full attention, whose caches are kept whole. What is in the store
+    already is skipped, so the same command resumes after a kill. A file that was edited replaces what the store had of
+    it. Hidden files and stores in the folders are left out.
 
     Example: `bmojo remember notes.store notes/ --model quickstart`
     """
     from pipelines.memory.remembering import check_model, files_of, remember_files
 
     place = open_storage(store)
-    found = files_of(files)
+    found = files_of(files, place.path() if isinstance(place, LocalStorage) else None)
+    known = DocumentStore.open(place).manifest.identity.source if place.exists(MANIFEST) else None
     with error_console.status("Loading the model ..."):
-        loaded = _load(place.url, model, stage, step, storage)
+        loaded = _load(place.url, model, stage, step, storage, known)
         check_model(loaded.model)
         opened = DocumentStore.create(place, loaded.identity)
+    if loaded.model.init_state(1).room is not None:
+        error_console.print(
+            f"warning: {loaded.identity.pattern} has layers of full attention, whose caches are kept whole: the room "
+            "that a document takes grows with its length. --part-tokens cuts long files.",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
     with delivery_progress(console, "remembering (bytes)") as update:
         result = remember_files(opened, loaded.model, loaded.tokenizer, found, part_tokens, update)
     for empty in result.empty:
         error_console.print(f"warning: {empty} holds no text.", markup=False, soft_wrap=True)
     skipped = f", {result.num_skipped} were there already" if result.num_skipped else ""
+    replaced = f", {result.num_replaced} of before were removed" if result.num_replaced else ""
     console.print(
         f"Remembered {result.num_documents} documents ({result.num_tokens:,} tokens) in {result.num_bytes / 1e6:.1f} MB"
-        f"{skipped}. Ask: bmojo ask {store} --query TEXT",
+        f"{skipped}{replaced}. Ask: bmojo ask {quote(store)} --query TEXT",
         soft_wrap=True, markup=False,
     )  # fmt: skip
 
@@ -129,7 +130,14 @@ def ask(
             "the model's innovation_tau, if it has one.",
         ),
     ] = None,
-    show_sources: Annotated[bool, typer.Option(help="After the answer, show which documents were read.")] = False,
+    show_sources: Annotated[
+        bool,
+        typer.Option(
+            help="After the answer, show which documents were read: ATTENTION, the share of the eidetic layers' "
+            "attention that each got; IN STATE, its share of the recurrent state that --begin composed (with decayed 1 "
+            "for each: they are in it one after the other)."
+        ),
+    ] = False,
     tokens: Annotated[
         int, typer.Option(min=1, help="Tokens to generate at most; the model may end the document before.")
     ] = 200,
@@ -159,17 +167,19 @@ def ask(
     opened = DocumentStore.open(open_storage(store))
     with error_console.status("Loading the model and the documents ..."):
         loaded = _load(opened.storage.url, model, stage, step, storage, opened.manifest.identity.source)
-        opened.check_model(loaded.identity)
         forgetting = tau if tau is not None else loaded.model.config.innovation_tau
-        memory = StoredMemory(opened, loaded.model, documents, forgetting)
+        memory = StoredMemory(opened, loaded.model, loaded.identity, documents, forgetting)
         drawing = Drawing(tokens, temperature, top_k, top_p, seed)
         answer = ask_store(loaded.model, loaded.tokenizer, memory, query, drawing, begin, documents)
     if as_json:
         text = "".join(answer.pieces())
         sources = [
-            {"name": one.record.name, "id": one.record.id, "attention": one.attention, "in_state": one.in_state}
+            {
+                "name": one.record.name, "part": one.record.part, "id": one.record.id, "attention": one.attention,
+                "in_state": one.in_state,
+            }
             for one in answer.sources()
-        ]
+        ]  # fmt: skip
         print_json({"query": query, "answer": text, "sources": sources})
         return
     for piece in (query, *answer.pieces()):
@@ -185,7 +195,8 @@ def ask(
 def list_documents(store: StoreArgument, as_json: JsonOption = False) -> None:
     """List the documents of a store, the oldest first."""
     opened = DocumentStore.open(open_storage(store))
-    records = opened.records()
+    records, problems = opened.scan()
+    _warn_of(problems)
     if as_json:
         print_json(records)
         return
@@ -197,8 +208,9 @@ def list_documents(store: StoreArgument, as_json: JsonOption = False) -> None:
     for column in ("ID", "TOKENS", "KB", "REMEMBERED", "NAME"):
         table.add_column(column, justify="right" if column in ("TOKENS", "KB") else "left", overflow="fold")
     for record in records:
-        at = datetime.fromtimestamp(record.remembered_at).strftime("%Y-%m-%d %H:%M")
-        table.add_row(record.id[:12], f"{record.num_tokens:,}", f"{record.num_bytes / 1e3:,.0f}", at, record.name)
+        at = record.remembered_at.astimezone().strftime("%Y-%m-%d %H:%M")
+        kb = f"{record.num_bytes / 1e3:,.0f}"
+        table.add_row(record.id[:12], f"{record.num_tokens:,}", kb, at, escape(record.title))
     console.print(table)
     total_mb = sum(record.num_bytes for record in records) / 1e6
     console.print(f"{len(records)} documents, {total_mb:.1f} MB.")
@@ -208,24 +220,36 @@ def list_documents(store: StoreArgument, as_json: JsonOption = False) -> None:
 def forget(
     store: StoreArgument,
     documents: Annotated[
-        list[str], typer.Argument(metavar="DOCUMENT...", help="Names or ids as `bmojo store list` shows them.")
+        list[str],
+        typer.Argument(
+            metavar="DOCUMENT...",
+            help="Names or ids as `bmojo store list` shows them; a file's name means all its parts.",
+        ),
     ],
 ) -> None:
     """Remove documents from a store."""
     opened = DocumentStore.open(open_storage(store))
-    for record in opened.named(documents):
+    records, problems = opened.scan()
+    _warn_of(problems)
+    for record in opened.named(documents, records):
         opened.remove(record)
-        console.print(f"Forgot {record.name} ({record.id[:12]}).", markup=False, soft_wrap=True)
+        console.print(f"Forgot {record.title} ({record.id[:12]}).", markup=False, soft_wrap=True)
 
 
 @app.command(cls=OverridableCommand)
 def verify(
     store: StoreArgument,
     remove: Annotated[
-        bool, typer.Option("--remove", help="Remove what is damaged or half written; remember the files again then.")
+        bool,
+        typer.Option(
+            "--remove", help="Remove what is damaged, and what stopped writers left; remember the files again then."
+        ),
     ] = False,
 ) -> None:
-    """Read a store whole, and compare every file with its digest. Exit code 1 if something is damaged and stays."""
+    """Read a store whole, and compare every file with its digest. Exit code 1 if something is damaged and stays.
+
+    Documents may be added meanwhile: what is half written counts as left by a stopped writer after an hour.
+    """
     opened = DocumentStore.open(open_storage(store))
     with delivery_progress(console, "checking (documents)") as update:
         problems = opened.verify(update)
@@ -234,53 +258,43 @@ def verify(
     if not problems:
         console.print(f"All {len(opened.records())} documents are as they were written.")
     elif remove:
-        opened.remove_damaged(problems)
-        console.print(f"Removed {len({problem.id for problem in problems})} damaged or half-written documents.")
+        console.print(f"Removed {opened.remove_damaged(problems)} damaged or half-written documents.")
     else:
         raise typer.Exit(1)
 
 
 def _load(
-    store_url: str, model: str | None, stage: str | None, step: int | None, storage: str,
-    known: ModelSource | None = None,
-) -> Loaded:  # fmt: skip
+    store_url: str, model: str | None, stage: str | None, step: int | None, storage: str, known: ModelSource | None
+) -> Loaded:
     """The model that is named, or else the one known to the store."""
-    if model is None:
-        if known is None:
-            raise UserError(f"{store_url}: name the model with --model: a folder of `bmojo export`, or a run.")
-        source = known
-    elif (Path(model) / "config.json").is_file():
-        source = ModelSource(model=str(Path(model).resolve()))
-    else:
-        source = ModelSource(model=model, storage=open_storage(storage).url, stage=stage, step=step)
-    return _of_export(source) if source.storage is None else _of_run(source, source.storage)
-
-
-def _of_run(source: ModelSource, storage: str) -> Loaded:
-    trained = load_for_decoding(storage, source.model, source.stage, source.step)
-    exact = source.model_copy(update={"model": trained.run.run_id, "stage": trained.stage})
-    return _loaded(trained.model, trained.tokenizer, model_name(trained), exact)
-
-
-def _of_export(source: ModelSource) -> Loaded:
-    from bmojo.hf import import_from_hf
-    from data.tokenizer import load_tokenizer
-
+    if model is not None:
+        if (Path(model) / "config.json").is_file():
+            return _of(ModelSource(model=model))
+        return _of(ModelSource(model=model, storage=open_storage(storage).url, stage=stage, step=step))
+    if known is None:
+        raise UserError(f"{store_url}: name the model with --model: a folder of `bmojo export`, or a run.")
     try:
-        model, tokenizer = import_from_hf(source.model).eval(), load_tokenizer(source.model)
-    except (FileNotFoundError, ValueError, DataError) as error:
-        raise UserError(f"--model {source.model}: {error}") from error
-    return _loaded(placed_for_decoding(model), tokenizer, Path(source.model).name, source)
+        return _of(known)
+    except UserError as error:
+        raise UserError(
+            f"The store {store_url} was made by the model at {known.model}, which cannot be loaded: {error} If it has "
+            "moved, --model says where it is now."
+        ) from error
 
 
-def _loaded(model: BMojoLM, tokenizer: Tokenizer, name: str, source: ModelSource) -> Loaded:
-    from pipelines.serving.context import model_digest
+def _of(source: ModelSource) -> Loaded:
+    from pipelines.memory.models import identified, load_exported
 
-    identity = ModelIdentity(
-        name=name, digest=model_digest(model, tokenizer.sha256), tokenizer_sha256=tokenizer.sha256,
-        pattern=model.config.pattern, source=source,
-    )  # fmt: skip
-    return Loaded(model, tokenizer, identity)
+    if source.storage is None:
+        return load_exported(Path(source.model))
+    trained = load_trained(source.storage, source.model, source.stage, source.step)
+    exact = source.model_copy(update={"model": trained.run.run_id, "stage": trained.stage})
+    return identified(trained.model, trained.tokenizer, model_name(trained), exact)
+
+
+def _warn_of(problems: Sequence[Problem]) -> None:
+    for problem in problems:
+        error_console.print(f"warning: {problem.problem}", markup=False, soft_wrap=True)
 
 
 def _print_sources(sources: list[Any]) -> None:
@@ -289,5 +303,6 @@ def _print_sources(sources: list[Any]) -> None:
         table.add_column(column, justify="left" if column == "DOCUMENT" else "right", overflow="fold")
     for one in sources:
         in_state = f"{one.in_state:.2f}" if one.in_state else ""
-        table.add_row(f"{100 * one.attention:.1f} %", in_state, f"{one.record.num_tokens:,}", one.record.name)
+        name = escape(one.record.title)
+        table.add_row(f"{100 * one.attention:.1f} %", in_state, f"{one.record.num_tokens:,}", name)
     error_console.print(table)

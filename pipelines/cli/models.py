@@ -14,8 +14,7 @@ from base.errors import UserError
 from pipelines.cli.console import RunArgument, StorageOption
 from pipelines.engine.records import FinishedStage, read_record
 from pipelines.engine.runs import Run, find_run
-from pipelines.stages.models import load_model, load_tokenizer_of
-from pipelines.stages.precision import used_precision
+from pipelines.stages.models import load_model, load_tokenizer_of, placed_for_decoding
 from pipelines.stages.train.layout import complete_steps
 from pipelines.stages.train.stage import TrainStage
 from pipelines.storage import open_storage
@@ -96,16 +95,6 @@ def load_for_decoding(storage: str, run: str | None, stage: str | None, step: in
     trained = load_trained(storage, run, stage, step)
     placed_for_decoding(trained.model)
     return trained
-
-
-def placed_for_decoding(model: BMojoLM) -> BMojoLM:
-    """The model, moved to the GPU if there is one, and cast to the precision that is used there."""
-    from bmojo.model import to_bfloat16
-    from pipelines.stages.train import device
-
-    on_gpu = device.num_gpus() > 0
-    model.to(device.pick(on_gpu))
-    return to_bfloat16(model) if used_precision("auto", on_gpu) == "bf16" else model
 
 
 def _advice(run: Run) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from shlex import quote
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from bmojo import BMojoLM
 from bmojo.generation import continue_from
 from bmojo.long_term import Composition, LongTermMemory, RememberedDocument, compose, read
 from bmojo.state import DecodingState
-from pipelines.memory.store import DocumentRecord, DocumentStore
+from pipelines.memory.store import DocumentRecord, DocumentStore, ModelIdentity
 from pipelines.memory.tensors import eidetic_of_all, remembered
 from pipelines.stages.evaluate.language_model import Drawing, TextTokenizer, beginning
 
@@ -37,30 +38,67 @@ class Source(NamedTuple):
 class StoredMemory:
     """All documents of a store, loaded for a model: eidetic tokens now, decoding states when they are wanted."""
 
-    def __init__(self, store: DocumentStore, model: BMojoLM, num_read: int = 4, tau: float | None = None) -> None:
-        """Args: num_read, tau: see LongTermMemory; the age of a document is the tokens remembered after it.
-
+    def __init__(
+        self, store: DocumentStore, model: BMojoLM, identity: ModelIdentity, num_read: int = 4,
+        tau: float | None = None,
+    ) -> None:  # fmt: skip
+        """Args:
+            identity: the model's, as pipelines.memory.models makes it; no other than the store's may read it.
+            num_read, tau: see LongTermMemory; the age of a document is the tokens remembered after it.
         Raises: UserError: the store is empty, or the model cannot read it. DamagedError: it names the document.
         """
-        self.records = store.records()
+        store.check_model(identity)
+        self.records, url = store.records(), store.storage.url
         if not self.records:
-            raise UserError(
-                f"The store {store.storage.url} holds no documents. Add some: bmojo remember {store.storage.url} FILES."
-            )
+            raise UserError(f"The store {url} holds no documents. Add some: bmojo remember {quote(url)} FILES.")
         self._store, self._like = store, model.init_state(1)
         ages, age = [], 0
         for record in reversed(self.records):
             ages.append(float(age))
             age += record.num_tokens
         try:
-            self.eidetic = eidetic_of_all(store, self.records)
-            self.tokens = LongTermMemory(model, self.eidetic, num_read, ages[::-1], tau)
+            self.tokens = LongTermMemory(model, eidetic_of_all(store, self.records), num_read, ages[::-1], tau)
         except ValueError as error:
-            raise UserError(f"{store.storage.url}: {error}") from error
+            raise UserError(f"{url}: {error}") from error
 
     def document(self, number: int) -> RememberedDocument:
         """The document of this number in `records`, from storage. Raises: DamagedError."""
         return remembered(self._store, self.records[number], self._like)
+
+
+class Start(NamedTuple):
+    """What decoding begins with.
+
+    Attributes:
+        numbers: of the documents that are in the state, the nearest last: that one is in it whole.
+        shares: of each in the recurrent state, as Source.in_state.
+    """
+
+    state: DecodingState
+    numbers: list[int]
+    shares: list[float]
+
+
+def start_from(
+    model: BMojoLM, document: Callable[[int], RememberedDocument], near_n: Tensor, begin: Composition,
+    num_composed: int,
+) -> Start:  # fmt: skip
+    """Compose the states of the nearest documents.
+
+    Args: document: loads one by number. near_n: how near each is; those at 0 are left out, while one is left.
+    Raises: UserError: the states of the model's layers cannot be composed so.
+    """
+    most = 1 if begin == "nearest" else num_composed
+    near_d, number_d = near_n.topk(min(most, len(near_n)))
+    numbers = [number for number, near in zip(number_d.tolist(), near_d.tolist(), strict=True) if near > 0]
+    numbers = (numbers or number_d[:1].tolist())[::-1]
+    weights = [float(near_n[number]) for number in numbers] if begin == "weighted" else None
+    try:
+        state = compose(model, [document(number) for number in numbers], weights)
+    except ValueError as error:
+        raise UserError(f"--begin {begin}: {error}") from error
+    total = sum(weights or [])
+    return Start(state, numbers, [weight / total for weight in weights] if weights and total else [1.0] * len(numbers))
 
 
 class Asked:
@@ -96,9 +134,12 @@ class Asked:
             tokens = [*start_ids, *query]
             logits_1v, state, attention_n = read(model, memory.tokens, tokens, None, self._hidden_bn[row])
             if begin != "fresh":
-                start = self._compose(row, attention_n * memory.tokens.forgotten_n, begin, num_composed)
+                near_n = attention_n * memory.tokens.forgotten_n
+                start = start_from(model, memory.document, near_n, begin, num_composed)
+                self._in_state_bn[row, start.numbers] = torch.tensor(start.shares, device=device)
+                self._hidden_bn[row, start.numbers[-1]] = True  # the state holds it: it is not read once more
                 tokens = list(query)
-                logits_1v, state, attention_n = read(model, memory.tokens, tokens, start, self._hidden_bn[row])
+                logits_1v, state, attention_n = read(model, memory.tokens, tokens, start.state, self._hidden_bn[row])
             self._attention_bn[row] = attention_n
             self._num_tokens_b[row] = len(tokens)
             parts.append((logits_1v, state))
@@ -109,15 +150,25 @@ class Asked:
     def draw(
         self, drawing: Drawing, stop_tokens: Collection[int] = (), num_token_ids: int | None = None
     ) -> Iterator[Tensor]:
-        """Yield tokens_b as bmojo.generation.generate does; each one reads the documents."""
+        """Yield tokens_b as bmojo.generation.generate does; each one reads the documents.
+
+        A row that drew one of the stop tokens reads on until all have, which counts no more in its sources.
+        """
+        stops = torch.tensor(sorted(stop_tokens), dtype=torch.long, device=self._hidden_bn.device)
         with self._memory.tokens.read_by(self._hidden_bn) as reading:
-            before_bn, before_b = self._attention_bn, self._num_tokens_b
+            before_bn = reading.attention()
+            counts_b = torch.zeros_like(self._num_tokens_b)  # 1 where the token that was read last counts
+            is_open_b = torch.ones_like(counts_b, dtype=torch.bool)
             drawn = continue_from(
                 self._model, self.logits_bv, self._state, **drawing._asdict(), stop_tokens=stop_tokens,
                 num_token_ids=num_token_ids,
             )  # fmt: skip
-            for count, tokens_b in enumerate(drawn):
-                self._attention_bn, self._num_tokens_b = before_bn + reading.attention(), before_b + count
+            for tokens_b in drawn:
+                now_bn = reading.attention()
+                self._attention_bn += (now_bn - before_bn) * counts_b[:, None]
+                self._num_tokens_b += counts_b
+                is_open_b = is_open_b & ~torch.isin(tokens_b, stops)
+                before_bn, counts_b = now_bn, is_open_b.to(counts_b.dtype)
                 yield tokens_b
 
     def sources(self, row: int = 0) -> list[Source]:
@@ -126,24 +177,6 @@ class Asked:
         found = zip(self._memory.records, attention, self._in_state_bn[row].tolist(), strict=True)
         read_ones = [Source(*one) for one in found if one[1] > 0 or one[2] > 0]
         return sorted(read_ones, key=lambda one: (one.in_state, one.attention), reverse=True)
-
-    def _compose(self, row: int, near_n: Tensor, begin: Composition, num_composed: int) -> DecodingState:
-        """The state to begin with. The nearest document is in it whole, so the row does not read it once more."""
-        most = 1 if begin == "nearest" else num_composed
-        near_d, number_d = near_n.topk(min(most, len(near_n)))
-        numbers = [number for number, near in zip(number_d.tolist(), near_d.tolist(), strict=True) if near > 0]
-        numbers = (numbers or number_d[:1].tolist())[::-1]  # the nearest last
-        documents = [self._memory.document(number) for number in numbers]
-        weights = [float(near_n[number]) for number in numbers]
-        try:
-            state = compose(self._model, documents, weights if begin == "weighted" else None)
-        except ValueError as error:
-            raise UserError(f"--begin {begin}: {error}") from error
-        self._hidden_bn[row, numbers[-1]] = True
-        total = sum(weights) if begin == "weighted" else 0.0
-        for number, weight in zip(numbers, weights, strict=True):
-            self._in_state_bn[row, number] = weight / total if total else 1.0
-        return state
 
 
 @dataclass

@@ -11,7 +11,7 @@ from torch import Tensor
 from bmojo.long_term import RememberedDocument
 from bmojo.mixers.long_term import EideticTokens
 from bmojo.state import DecodingState
-from pipelines.memory.store import EIDETIC, STATE, DocumentRecord, DocumentStore
+from pipelines.memory.store import EIDETIC, STATE, DocumentRecord, DocumentStore, in_threads
 
 _DECAY = "log_decay."  # before a layer's number
 _PARTS = EideticTokens._fields
@@ -30,24 +30,27 @@ def encoded(document: RememberedDocument) -> dict[str, bytes]:
 
 def eidetic_of_all(store: DocumentStore, records: Sequence[DocumentRecord]) -> list[dict[int, EideticTokens]]:
     """What each layer kept of each document. Raises: DamagedError: it names the document."""
-    contents = store.read_all(records, EIDETIC)
-    return [_eidetic(_loaded(store, one, EIDETIC, data)) for one, data in zip(records, contents, strict=True)]
+    return in_threads(lambda record: _eidetic(_loaded(store, record, EIDETIC)), records)
 
 
 def remembered(store: DocumentStore, record: DocumentRecord, like: DecodingState) -> RememberedDocument:
     """All of a document. Args: like: the model's state before the first token, of one row.
 
+    What a model remembered in another precision, on another machine, is rounded to this one's.
     Raises: DamagedError: it names the document.
     """
     (eidetic,) = eidetic_of_all(store, [record])
-    found = _loaded(store, record, STATE, store.read(record, STATE))
-    tensors = {name: x.to(like.position_b.device) for name, x in found.items()}
-    decays = {int(name.removeprefix(_DECAY)): x for name, x in tensors.items() if name.startswith(_DECAY)}
-    rest = {name: x for name, x in tensors.items() if not name.startswith(_DECAY)}
+    tensors, expected = _loaded(store, record, STATE), like.tensors()
+    device = like.position_b.device
+    decays = {int(name.removeprefix(_DECAY)): x.to(device) for name, x in tensors.items() if name.startswith(_DECAY)}
+    rest = {name: x.to(device) for name, x in tensors.items() if not name.startswith(_DECAY)}
+    for name in rest.keys() & expected.keys():
+        if rest[name].is_floating_point() and expected[name].is_floating_point():
+            rest[name] = rest[name].to(expected[name].dtype)
     try:
-        return RememberedDocument(DecodingState.from_tensors(rest, like, record.name), eidetic, decays)
+        return RememberedDocument(DecodingState.from_tensors(rest, like, record.title), eidetic, decays)
     except ValueError as error:
-        raise store.damaged(record.id, record.name, STATE, error) from error
+        raise store.damaged(record, STATE, error) from error
 
 
 def _eidetic(tensors: Mapping[str, Tensor]) -> dict[int, EideticTokens]:
@@ -60,9 +63,10 @@ def _saved(tensors: Mapping[str, Tensor]) -> bytes:
     return content
 
 
-def _loaded(store: DocumentStore, record: DocumentRecord, file: str, content: bytes) -> dict[str, Tensor]:
+def _loaded(store: DocumentStore, record: DocumentRecord, file: str) -> dict[str, Tensor]:
+    content = store.read(record, file)
     try:
         tensors: dict[str, Tensor] = load(content)
     except SafetensorError as error:
-        raise store.damaged(record.id, record.name, file, error) from error
+        raise store.damaged(record, file, error) from error
     return tensors

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from base.errors import DamagedError, UserError
 from data.errors import DataError
+from pipelines.stages.precision import used_precision
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,3 +64,13 @@ def load_tokenizer_of(trained: ArtifactDir, reference: str | None) -> Tokenizer:
         return load_tokenizer(local)
     except DataError as error:
         raise DamagedError(f"{error} {artifact.remedy}") from error
+
+
+def placed_for_decoding(model: BMojoLM) -> BMojoLM:
+    """The model, moved to the GPU if there is one, and cast to the precision that is used there."""
+    from bmojo.model import to_bfloat16
+    from pipelines.stages.train import device
+
+    on_gpu = device.num_gpus() > 0
+    model.to(device.pick(on_gpu))
+    return to_bfloat16(model) if used_precision("auto", on_gpu) == "bf16" else model

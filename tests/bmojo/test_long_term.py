@@ -265,6 +265,24 @@ def test_a_model_without_eidetic_memory_is_refused():
             remember(build(small_config(**fields)), [1, 2])
 
 
+def test_an_oracle_is_refused():
+    model = build(small_config(selection="oracle"))
+    with pytest.raises(ValueError, match="selection is oracle"):
+        remember(model, [1, 2])
+
+
+def test_the_index_holds_no_second_copy_of_the_keys():
+    tokens = stored(5)
+    index = ExactIndex(tokens)
+    shared = [x.untyped_storage().data_ptr() for x in vars(index).values() if isinstance(x, torch.Tensor)]
+    assert tokens.k_nmgp.untyped_storage().data_ptr() in shared
+    position = tokens.position_nm
+    held = sum(x.numel() * x.element_size() for x in vars(index).values() if isinstance(x, torch.Tensor)) - sum(
+        x.numel() * x.element_size() for x in [tokens.k_nmgp]
+    )
+    assert held <= position.numel() * position.element_size()
+
+
 def test_what_a_document_is_remembered_by_does_not_depend_on_its_length():
     model = build(small_config(pattern="mamba2,bmojo"))
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from pipelines.api import difference, garbage, listing, log_lines, presets, reasons, results, resuming, run_status
 from pipelines.engine.stage import Facts
+from pipelines.memory.store import DocumentRecord
 from tests.docs.pages import read
 
 OBJECTS: dict[str, type[BaseModel]] = {
@@ -16,7 +17,7 @@ OBJECTS: dict[str, type[BaseModel]] = {
     for module in (difference, garbage, listing, log_lines, presets, reasons, results, resuming, run_status)
     for name, kind in vars(module).items()
     if isinstance(kind, type) and issubclass(kind, Facts) and kind.__module__.startswith("pipelines.api")
-}
+} | {"DocumentRecord": DocumentRecord}
 
 
 @pytest.mark.parametrize("name", OBJECTS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 from bmojo import BMojoLM
@@ -38,3 +40,10 @@ def text_files(folder: Path, number: int) -> list[Path]:
     for n, file in enumerate(files):
         file.write_text(f"def function_{n}(x):\n    return x + {n}\n" * 3, encoding="utf-8")
     return files
+
+
+def make_old(store: Path) -> None:
+    """Make all that was written to a store look as if it had been written two hours ago."""
+    long_ago = time.time() - 2 * 3600
+    for path in store.rglob("*"):
+        os.utime(path, (long_ago, long_ago))
