@@ -87,7 +87,7 @@ types: install  ## mypy
 bench: install  ## List the benchmarks; each runs as `python -m benchmarks.NAME`
 	@$(BIN)/python -m benchmarks
 
-reproduce: install  ## Test the papers' claims at small scale (hours on 2 cores, resumes); GPU=1, CORPUS="FILES"
+reproduce: install  ## Test the papers' claims at small scale (hours, resumes; page: runs/reproduce/); GPU=1, CORPUS="FILES"
 	$(BIN)/python -m benchmarks.reproduce $(if $(GPU),--gpu) $(if $(CORPUS),--corpus $(CORPUS))
 
 kernel-report: install  ## Compile every GPU kernel without a GPU: registers, spills, occupancy, rooflines

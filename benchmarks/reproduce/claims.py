@@ -173,8 +173,9 @@ def _mad() -> Claim:
         "existing SSMs and Hybrid models”",
         source=f"{_ABSTRACT}; the tasks are those of [MAD](https://arxiv.org/abs/2403.17844)",
         recipe="mad",
-        how="A model per task, of documents of 32 to 72 tokens. States differ: see the table. Copying and "
-        "compression ask for everything that was read, memorization for what only weights can know.",
+        how="A model per task, of documents of 32 to 64 tokens, in fuzzy recall of 28 to 84 tokens. States differ: see "
+        "the table. Copying and compression ask for everything that was read, memorization for what only weights can "
+        "know.",
         rows=rows,
         columns=tuple(Column(task.replace("_", "-"), RECALL, (task,)) for task in _TASKS),
         plot=_shares("columns", ""),
@@ -258,7 +259,7 @@ def _drift() -> Claim:
         source="[the model's definition](../../docs/model.md), in our words",
         recipe="drift",
         how="Drifting: four phases of 40 tokens, each of which gives the same four keys other values; asked for are "
-        "those of the phase. Steady: four pairs at the beginning, asked for 64 to 152 tokens later. There are twelve "
+        "those of the phase. Steady: four pairs at the beginning, asked for 64 to 161 tokens later. There are twelve "
         "slots; keys in them have no position.",
         rows=("never", "tau_160", "tau_40", "tau_10"),
         columns=(Column("drifting", RECALL, ("drifting",)), Column("steady", RECALL, ("steady",))),

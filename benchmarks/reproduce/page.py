@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import shlex
@@ -13,17 +14,23 @@ from typing import NamedTuple
 
 import torch
 
+from base.errors import UserError
 from benchmarks.reproduce.claims import CLAIMS, Claim, Column
+from benchmarks.reproduce.explanations import NOTES, digest_of, read_note
 from benchmarks.reproduce.figures import Trials, draw, estimate
 from benchmarks.reproduce.recipes import Scale, Setting
 from benchmarks.reproduce.statements import Reading, Verdict, joined, read
 from benchmarks.reproduce.trials import Trial, by_name
 from pipelines.stages.numbers import shown, with_interval
 
-NOTES = Path(__file__).parent / "notes"
+COMMITTED = Path(__file__).parent
+ROOT = COMMITTED.parents[1]
+FILE = "README.md"
 CORE_FLOPS = 91e9  # per second and core, what large products of matrices reach (docs/LOG.md, 25 November 2026)
 CORES = 2
 _EQUAL = 1.02
+_TITLE = "# The papers' claims at small scale"
+_OVERVIEW_ROW = re.compile(r"^\| \(\w\) \| \[.*\]\(#(.+)\) \| .* \| (\d+) of \d+ \|$", re.M)
 _RULE = """\
 **How statements are decided.** Each says that a difference is above a number. The difference is taken seed by seed,
 since a seed gives all models the same batches. If the whole 95 % interval over seeds (Student's) lies above the
@@ -31,24 +38,60 @@ number, the statement *held*. If all of it lies below, it *did not hold*; else i
 of its statements did. With this many statements one in twenty that make no difference is decided by chance."""
 
 
+class _Found(NamedTuple):
+    """What the trials say of a claim."""
+
+    claim: Claim
+    trials: Trials  # of its table, finished or not
+    readings: Sequence[Reading]
+
+    @property
+    def num_trials(self) -> int:
+        return sum(map(len, self.trials.values()))
+
+    @property
+    def num_finished(self) -> int:
+        return sum(trial.finished is not None for found in self.trials.values() for trial in found)
+
+    @property
+    def outcome(self) -> str:
+        if self.num_finished < self.num_trials:
+            return "open" if self.num_finished else str(Verdict.UNKNOWN)
+        return f"**{joined(reading.verdict for reading in self.readings)}**"
+
+    def tables(self) -> tuple[str, str]:
+        """Of the statements, and of the figures."""
+        statements = _table(("statement", "difference, 95 % interval", "seeds", ""), map(_statement_row, self.readings))
+        return statements, _figures(self.claim, self.trials)
+
+    def is_explained(self, setting: Setting) -> bool:
+        """Whether there is a note on such figures: notes are on whole runs of the recipes as they stand."""
+        is_plain = setting.scale is Scale.CPU and not setting.corpus
+        return is_plain and self.num_finished == self.num_trials and read_note(self.claim.name) is not None
+
+
 def write(recipes: Mapping[str, Sequence[Trial]], setting: Setting, folder: Path) -> Path:
     """Write README.md and the plots. Args: recipes: all trials of each recipe, finished or not.
 
-    Raises: ValueError: models that a claim calls equal are not.
+    Raises: UserError: the folder has another page, or one of more finished trials. ValueError: models that a claim
+        calls equal are not.
     """
+    every = _found(recipes)
+    page = folder / FILE
+    _check_replaces(every, page)
     folder.mkdir(parents=True, exist_ok=True)
     sections, overview = [], []
-    for claim in CLAIMS:
-        trials = {name: found for name, found in by_name(recipes[claim.recipe]).items() if name in set(claim.trials())}
-        check_equal(claim, trials)
-        readings = [read(statement, trials) for statement in claim.statements]
-        has_plot = draw(claim, trials, folder / f"{claim.name}.png")
-        sections.append(_section(claim, trials, readings, has_plot))
-        overview.append((f"({claim.letter})", f"[{claim.title}](#{_anchor(claim)})", *_outcome(trials, readings)))
+    for found in every:
+        claim = found.claim
+        check_equal(claim, found.trials)
+        has_plot = draw(claim, found.trials, folder / f"{claim.name}.png")
+        sections.append(_section(found, setting, has_plot))
+        count = f"{found.num_finished} of {found.num_trials}"
+        overview.append((f"({claim.letter})", f"[{claim.title}](#{_anchor(claim)})", found.outcome, count))
     parts = [
-        "# The papers' claims at small scale",
+        _TITLE,
         _prose(
-            f"Written by `{_command(setting)}`, which runs what is missing and can be killed at any time. "
+            f"Written by `{_command(setting, folder)}`, which runs what is missing and can be killed at any time. "
             f"{_where(setting)}"
         ),
         _table(("", "claim", "outcome", "trials finished"), overview),
@@ -57,9 +100,45 @@ def write(recipes: Mapping[str, Sequence[Trial]], setting: Setting, folder: Path
         _time(recipes, setting),
         *sections,
     ]
-    page = folder / "README.md"
-    page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    page.write_text(_linked("\n\n".join(parts) + "\n", folder), encoding="utf-8")
     return page
+
+
+def digests(recipes: Mapping[str, Sequence[Trial]], setting: Setting) -> dict[str, str]:
+    """Of the tables of every claim whose note this page can have, by its name."""
+    return {one.claim.name: digest_of(*one.tables()) for one in _found(recipes) if one.is_explained(setting)}
+
+
+def _found(recipes: Mapping[str, Sequence[Trial]]) -> list[_Found]:
+    every = []
+    for claim in CLAIMS:
+        names = set(claim.trials())
+        trials = {name: found for name, found in by_name(recipes[claim.recipe]).items() if name in names}
+        every.append(_Found(claim, trials, [read(statement, trials) for statement in claim.statements]))
+    return every
+
+
+def _check_replaces(every: Iterable[_Found], page: Path) -> None:
+    """Raises UserError: what is there must not be replaced."""
+    if not page.exists():
+        return
+    text = page.read_text(encoding="utf-8")
+    if not text.startswith(_TITLE):
+        raise UserError(f"{page} is no page of this command. Name another folder with --page.")
+    before = {anchor: int(finished) for anchor, finished in _OVERVIEW_ROW.findall(text)}
+    for found in every:
+        earlier = before.get(_anchor(found.claim), 0)
+        if earlier > found.num_finished:
+            raise UserError(
+                f"{page} has {earlier} finished trials of claim {found.claim.name}; the storage has "
+                f"{found.num_finished} with these settings and this version of the code. Name the storage of those "
+                "with --storage, or another folder with --page, or delete that page."
+            )
+
+
+def _linked(text: str, folder: Path) -> str:
+    """Links to files of this repository, which are written as from the committed page, as from the folder."""
+    return text.replace("](../../", f"]({Path(os.path.relpath(ROOT, folder.resolve())).as_posix()}/")
 
 
 def check_equal(claim: Claim, trials: Trials) -> None:
@@ -71,9 +150,12 @@ def check_equal(claim: Claim, trials: Trials) -> None:
                 raise ValueError(f"claim {claim.name}: {what} should be equal to 2 %, found {found}.")
 
 
-def _command(setting: Setting) -> str:
-    if setting.scale is Scale.QUICK:
-        return "python -m benchmarks.reproduce --quick"
+def _command(setting: Setting, folder: Path) -> str:
+    if setting.scale is Scale.QUICK or folder.resolve() == COMMITTED:
+        scale = "" if setting.scale is Scale.CPU else f" --{setting.scale}"
+        corpus = f" --corpus {shlex.join(setting.corpus)}" if setting.corpus else ""
+        page = f" --page {COMMITTED.relative_to(ROOT)}" if folder.resolve() == COMMITTED else ""
+        return f"python -m benchmarks.reproduce{scale}{corpus}{page}"
     gpu = " GPU=1" if setting.scale is Scale.GPU else ""
     corpus = " CORPUS=" + shlex.quote(" ".join(setting.corpus)) if setting.corpus else ""
     return f"make reproduce{gpu}{corpus}"
@@ -95,32 +177,30 @@ def _where(setting: Setting) -> str:
     return f"Scale: {scale[setting.scale]}; {machine}.{corpus}"
 
 
-def _outcome(trials: Trials, readings: Sequence[Reading]) -> tuple[str, str]:
-    every = [trial for found in trials.values() for trial in found]
-    finished = sum(trial.finished is not None for trial in every)
-    verdict = joined(reading.verdict for reading in readings)
-    if finished < len(every):
-        verdict_text = "open" if finished else str(Verdict.UNKNOWN)
-    else:
-        verdict_text = f"**{verdict}**"
-    return verdict_text, f"{finished} of {len(every)}"
-
-
-def _section(claim: Claim, trials: Trials, readings: Sequence[Reading], has_plot: bool) -> str:
-    outcome, finished = _outcome(trials, readings)
-    note = NOTES / f"{claim.name}.md"
+def _section(found: _Found, setting: Setting, has_plot: bool) -> str:
+    claim, trials = found.claim, found.trials
+    statements, figures = found.tables()
+    finished = f"{found.num_finished} of {found.num_trials} trials are finished."
     parts = [
         f"## {_heading(claim)}",
         f"{_prose(claim.sentence, '> ')}\n\n{_prose(f'({claim.source})')}",
         _prose(f"{claim.how} Recipe: [{claim.recipe}.yaml](../../configs/reproduce/{claim.recipe}.yaml)."),
-        _prose(f"Outcome: {outcome}; {finished} trials are finished.{_commits(trials)}"),
-        _table(("statement", "difference, 95 % interval", "seeds", ""), map(_statement_row, readings)),
+        _prose(f"Outcome: {found.outcome}; {finished}{_commits(trials)}"),
+        statements,
         f"![{claim.title}]({claim.name}.png)" if has_plot else "",
-        _figures(claim, trials),
+        figures,
         _equality(claim),
-        note.read_text(encoding="utf-8").strip() if note.exists() and has_plot else "",
+        _explanation(claim, digest_of(statements, figures)) if found.is_explained(setting) else "",
     ]
     return "\n\n".join(part for part in parts if part)
+
+
+def _explanation(claim: Claim, digest: str) -> str:
+    note = read_note(claim.name)
+    if note is not None and note.digest == digest:
+        return note.text
+    link = f"[notes/{claim.name}.md](../../{NOTES.relative_to(ROOT)}/{claim.name}.md)"
+    return _prose(f"*The explanation in {link} is left out: it was written for other figures than these.*")
 
 
 def _statement_row(reading: Reading) -> tuple[str, ...]:
