@@ -79,11 +79,12 @@ def write(recipes: Mapping[str, Sequence[Trial]], setting: Setting, folder: Path
     every = _found(recipes)
     page = folder / FILE
     _check_replaces(every, page)
+    for found in every:
+        check_equal(found.claim, found.trials)
     folder.mkdir(parents=True, exist_ok=True)
     sections, overview = [], []
     for found in every:
         claim = found.claim
-        check_equal(claim, found.trials)
         has_plot = draw(claim, found.trials, folder / f"{claim.name}.png")
         sections.append(_section(found, setting, has_plot))
         count = f"{found.num_finished} of {found.num_trials}"

@@ -271,6 +271,25 @@ def test_the_page_is_beside_the_trials(storage: Path, capsys: pytest.CaptureFixt
     assert {file: file.stat().st_mtime_ns for file in page.COMMITTED.glob("*.*")} == committed
 
 
+def test_the_page_is_written_after_each_recipe_and_a_failure_is_told(
+    storage: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second of three recipes fails."""
+    file, seen = storage / "reproduce" / "README.md", []
+
+    def run(recipe: str, seeds: int, setting: Setting) -> int:
+        seen.append((recipe, file.exists()))
+        file.unlink()
+        return 75 if recipe == "drift" else 0
+
+    monkeypatch.setattr(command, "_run", run)
+    arguments = ["--only", "memory", "drift", "text", "--seeds", "1", "--storage", str(storage)]
+    assert command.main(arguments) == 75
+    assert seen == [("memory", True), ("drift", True), ("text", True)]
+    assert file.exists()
+    assert capsys.readouterr().out.endswith(f"Page: {file}\n")
+
+
 def test_a_note_is_confirmed_by_the_command(storage: Path, notes: Path, capsys: pytest.CaptureFixture[str]) -> None:
     at = ["--storage", str(storage)]
     assert command.main(["--page-only", *at]) == 0
@@ -380,8 +399,10 @@ def test_unequal_models_make_no_page(recipes: dict[str, list[Trial]], tmp_path: 
         trial("/".join(one.name), int(one.seed), None, larger_one if one.name == ("oracle",) else COUNTS)
         for one in recipes["selection"]
     ]
+    recipes = finished_memory(recipes)
     with pytest.raises(ValueError, match="claim selection: state_bytes should be equal to 2 %"):
         page.write({**recipes, "selection": changed}, Setting(Scale.CPU, "runs"), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
