@@ -16,13 +16,16 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 
-from matplotlib import colormaps
+from cycler import cycler
 from matplotlib.figure import Figure
 
 from base.errors import UserError
 from base.names import close_names, did_you_mean
 from benchmarks._variants import Variant, paired, ranked, table, variants_of
+from pipelines.stages.report.drawing import COLOURS
 from pipelines.stages.uncertainty import replicates
+
+_LINES = cycler(linestyle=("-", "--", ":", "-.")) * cycler(color=COLOURS)  # 32 that can be told apart
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -75,7 +78,7 @@ def draw(variants: Mapping[str, Variant], baseline: str, title: str) -> Figure:
     left.set_yticks(range(len(names)), list(reversed(names)), fontsize=8)
     left.set_title(f"{title}, minus {baseline}", fontsize=10, loc="left")
     for axes in right:
-        axes.set_prop_cycle(color=colormaps["tab20"].colors)
+        axes.set_prop_cycle(_LINES)
         for name, points in reversed(by_position.items()):  # the worst is above all others, and first in the legend
             axes.plot(*zip(*points, strict=True), label=name, linewidth=1.4)
         axes.axhline(0, color="black", linewidth=0.8)
