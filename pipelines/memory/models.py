@@ -39,4 +39,5 @@ def load_exported(folder: Path) -> Loaded:
         model, tokenizer = import_from_hf(folder).eval(), load_tokenizer(folder)
     except (FileNotFoundError, ValueError, DataError) as error:
         raise UserError(str(error)) from error
-    return identified(model, tokenizer, folder.name, ModelSource(model=str(folder.resolve())))
+    place = folder.resolve()
+    return identified(model, tokenizer, place.name, ModelSource(model=str(place)))

@@ -226,8 +226,10 @@ class DocumentStore:
         return record
 
     def rename(self, record: DocumentRecord, name: str, part: int | None) -> None:
-        """Call a document after another file."""
-        self._write(record.model_copy(update={"name": name, "part": part}))
+        """Call a document after another file, unless it has gone."""
+        now = self.find(record.id)
+        if now is not None:
+            self._write(now.model_copy(update={"name": name, "part": part}))
 
     def read(self, record: DocumentRecord, file: str) -> bytes:
         """One of a document's files. Raises: DamagedError: it is not as it was written; names document and file."""
@@ -338,6 +340,8 @@ class DocumentStore:
                 self.read(record, file)
             except DamagedError as error:
                 found.append(Problem(id=document_id, name=record.title, problem=str(error)))
+        if found and self._found(document_id) != record:  # forgotten or written again meanwhile
+            return self._problems(document_id)
         return found
 
     def _leftovers(self) -> list[str]:

@@ -157,6 +157,44 @@ def test_what_is_being_written_is_neither_reported_nor_removed(
     assert not store.verify()
 
 
+def test_what_a_stopped_writer_left_is_found_and_removed(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = filled(storage)
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    at_the_record(monkeypatch, stop)
+    with pytest.raises(KeyboardInterrupt):
+        add(store, "fourth.txt", [5, 5])
+    assert not store.verify()
+    monkeypatch.setattr("pipelines.memory.store._UNFINISHED_S", -60)  # an hour later, and some for the clocks
+    problems = store.verify()
+    assert [problem.id for problem in problems] == [store.id_of([5, 5])]
+    assert store.remove_damaged(problems) == 1
+    assert len(storage.list("tensors")) == len(store.records()) == 3
+
+
+def test_a_document_that_was_forgotten_meanwhile_is_not_renamed(tmp_path: Path) -> None:
+    store = filled(open_storage(tmp_path / "store"))
+    first = store.records()[0]
+    store.remove(first)
+    store.rename(first, "other.txt", None)
+    assert store.find(first.id) is None
+
+
+def test_what_is_forgotten_during_a_check_is_no_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = filled(open_storage(tmp_path / "store"))
+    read = DocumentStore.read
+
+    def forgotten(store: DocumentStore, record: DocumentRecord, file: str) -> bytes:
+        store.remove(record)
+        return read(store, record, file)
+
+    monkeypatch.setattr(DocumentStore, "read", forgotten)
+    assert not store.verify()
+    assert not store.records()
+
+
 def test_of_two_writers_of_a_document_one_stays_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their bytes differ, as a GPU's and a CPU's do; the second writes all of it before the first's record."""
     storage = open_storage(tmp_path / "store")
