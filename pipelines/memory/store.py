@@ -270,10 +270,11 @@ class DocumentStore:
             if on_checked is not None:
                 on_checked(done, len(ids))
         reported = {problem.id for problem in problems}
-        for folder in self._leftovers():
-            if (document_id := _id_in(folder)) not in reported:
-                found = f"{self.storage.url_of(_tensors_path(folder))} has no record: whatever wrote it was stopped"
+        for path in self._leftovers():
+            if (document_id := _id_in(path)) not in reported:
+                found = f"{self.storage.url_of(path)} is left over: whatever wrote it was stopped"
                 problems.append(Problem(id=document_id, name=None, problem=found))
+                reported.add(document_id)
         return problems
 
     def remove_damaged(self, problems: Iterable[Problem]) -> int:
@@ -292,9 +293,9 @@ class DocumentStore:
                     _record_path(document_id)
                 )  # what it named is found below, an hour after its writing
             removed.add(document_id)
-        for folder in self._leftovers():
-            self.storage.delete(_tensors_path(folder))
-            removed.add(_id_in(folder))
+        for path in self._leftovers():
+            self.storage.delete(path)
+            removed.add(_id_in(path))
         return len(removed)
 
     def damaged(self, record: DocumentRecord, file: str, found: object) -> DamagedError:
@@ -345,13 +346,15 @@ class DocumentStore:
         return found
 
     def _leftovers(self) -> list[str]:
-        """Folders of tensors that belong to no document, and that nobody has written to for an hour."""
-        folders = self.storage.list(TENSORS)  # before the records, which are written after the folders
-        named = {record.folder for record in self.scan()[0]}
-        return [folder for folder in folders if folder not in named and self._is_old(folder)]
+        """Paths of what belongs to no document, and that nobody has written to for an hour: folders of tensors, and
+        half-written records."""
+        folders = [_tensors_path(folder) for folder in self.storage.list(TENSORS)]  # before records: written after them
+        records = [f"{DOCUMENTS}/{name}" for name in self.storage.unfinished(DOCUMENTS)]
+        named = {_tensors_path(record.folder) for record in self.scan()[0]}
+        return [path for path in (*folders, *records) if path not in named and self._is_old(path)]
 
-    def _is_old(self, folder: str) -> bool:
-        changed_at = self.storage.usage(_tensors_path(folder)).changed_at
+    def _is_old(self, path: str) -> bool:
+        changed_at = self.storage.usage(path).changed_at
         return changed_at is not None and time.time() - changed_at > _UNFINISHED_S
 
     def _named(self, name: str, records: Sequence[DocumentRecord]) -> list[DocumentRecord]:
@@ -391,8 +394,9 @@ def _tensors_path(folder: str, file: str = "") -> str:
     return f"{TENSORS}/{folder}/{file}".rstrip("/")
 
 
-def _id_in(folder: str) -> str:
-    return folder.partition(".")[0]
+def _id_in(path: str) -> str:
+    """The document that a leftover was of: tensors/ID.WRITE, documents/.ID.json.WRITE.tmp."""
+    return path.rpartition("/")[2].lstrip(".").partition(".")[0]
 
 
 def in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:

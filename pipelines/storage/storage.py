@@ -95,6 +95,10 @@ class Storage(ABC):
         names = self._call("list", relpath, lambda: self._names(relpath), missing=Names())
         return sorted(name for name in names if not is_temporary(name))
 
+    def unfinished(self, relpath: str = "") -> Names:
+        """Sorted names directly under `relpath` of unfinished writes: of processes that write now, or were stopped."""
+        return sorted(filter(is_temporary, self._call("list", relpath, lambda: self._names(relpath), missing=Names())))
+
     def write_bytes_atomic(self, relpath: str, data: bytes) -> None:
         """Replace the file in one step: a reader, or a crash, sees the old content or the new, never a part."""
         self._call("write", relpath, lambda: self._write(relpath, data))

@@ -82,7 +82,7 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant("documents that the state holds are read once more", "tests/bmojo/test_long_term.py",
             Edit("bmojo/mixers/long_term.py", ".masked_fill(hidden_bn[:, None], NEVER)", "")),
     _mutant("verify removes what somebody is writing", "tests/pipelines/memory/test_store.py",
-            Edit("pipelines/memory/store.py", "folder not in named and self._is_old(folder)", "folder not in named")),
+            Edit("pipelines/memory/store.py", "path not in named and self._is_old(path)", "path not in named")),
     _mutant("a store's model is known by its weights as cast here", "tests/pipelines/memory/test_commands.py",
             Edit("pipelines/memory/models.py", "model_digest(model,", "model_digest(placed_for_decoding(model),")),
     _mutant("an answer that has ended goes on counting its sources", "tests/pipelines/memory/test_asking.py",

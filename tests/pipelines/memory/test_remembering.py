@@ -59,7 +59,7 @@ def test_a_kill_leaves_whole_documents_and_the_same_command_resumes(
     assert not store.verify()  # somebody may be writing it
     make_old(tmp_path / "store")
     (problem,) = store.verify()
-    assert "has no record: whatever wrote it was stopped" in problem.problem
+    assert "is left over: whatever wrote it was stopped" in problem.problem
     result = remember_files(store, tiny_model(), TOKENIZER, text_files(tmp_path / "texts", 3))
     assert (result.num_documents, result.num_skipped) == (3 - num_complete, num_complete)
     assert store.remove_damaged(store.verify()) == 1

@@ -207,7 +207,7 @@ def test_of_two_writers_of_a_document_one_stays_whole(tmp_path: Path, monkeypatc
     assert not store.verify()
     make_old(tmp_path / "store")
     (left,) = store.verify()
-    assert "has no record: whatever wrote it was stopped" in left.problem
+    assert "is left over: whatever wrote it was stopped" in left.problem
     assert store.remove_damaged([left]) == 1
     assert store.records() == [record]
     assert storage.list("tensors") == [record.folder]
