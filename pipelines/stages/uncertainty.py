@@ -124,10 +124,21 @@ def paired_difference(a: Ratio, b: Ratio, transform: Transform = "identity") -> 
     return Estimate(value, *_within_range(value, half, _of_units(columns_nk[:, :2]) - _of_units(columns_nk[:, 2:])))
 
 
-def replicates(values: list[float]) -> Estimate:
-    """The mean over seeds with Student's interval; without one of a single value. Raises: ValueError: there is none."""
+def replicates(values: list[float], transform: Transform = "identity") -> Estimate:
+    """The mean over seeds with Student's interval; without one of a single value.
+
+    Args: transform: exp: of figures such as perplexity, whose logarithms are averaged, so that no interval reaches
+        below 0.
+    Raises: ValueError: there is no value.
+    """
     if not values:
         raise ValueError("found no value to take the mean of.")
+    if transform == "exp":
+        with np.errstate(divide="ignore"):
+            mean, low, high = replicates(np.log(values).tolist())
+        if low is None or high is None:
+            return Estimate(_apply(transform, mean), None, None)
+        return Estimate(_apply(transform, mean), _apply(transform, low), _apply(transform, high))
     mean = float(np.mean(values))
     if len(values) < 2 or not np.isfinite(values).all():
         return Estimate(mean, None, None)

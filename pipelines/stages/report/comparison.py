@@ -128,7 +128,7 @@ class _Figures:
     @property
     def estimate(self) -> Estimate:
         if len(self.figures) > 1:
-            return replicates([figure.value for figure in self.figures])
+            return replicates([figure.value for figure in self.figures], self.figures[0].transform)
         (figure,) = self.figures
         return Estimate(figure.value, figure.low, figure.high)
 

@@ -38,7 +38,7 @@ class ReportInputs(StageInputs):
 class ReportStage(Stage[ReportStageConfig, ReportInputs, ReportOutput]):
     """Reads records, histories and the sums behind figures, so it takes some seconds."""
 
-    code_version = 6
+    code_version = 7
     uses_cluster = False
 
     def check(self, name: str, config: ReportStageConfig, inputs: ReportInputs) -> None:

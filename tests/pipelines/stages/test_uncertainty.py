@@ -182,6 +182,9 @@ def test_all_right_is_not_certainty() -> None:
 def test_seeds_have_students_interval() -> None:
     assert replicates([1.0, 2.0, 3.0]) == pytest.approx((2.0, 2.0 - 4.30265 / 3**0.5, 2.0 + 4.30265 / 3**0.5))
     assert replicates([1.0]) == (1.0, None, None)
+    loss = [4.3, 5.0, 4.2]  # nats; the interval of the plain mean of these perplexities reaches below 0
+    assert replicates(np.exp(loss).tolist(), "exp") == pytest.approx(tuple(np.exp(replicates(loss))))
+    assert replicates([1.0, float("inf")], "exp") == (float("inf"), None, None)
     with pytest.raises(ValueError, match="no value"):
         replicates([])
 
