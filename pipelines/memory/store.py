@@ -288,10 +288,8 @@ class DocumentStore:
                 continue
             try:
                 self.remove(self._record(document_id))
-            except (DamagedError, FileNotFoundError):
-                self.storage.delete(
-                    _record_path(document_id)
-                )  # what it named is found below, an hour after its writing
+            except (DamagedError, FileNotFoundError):  # what it named is found below, an hour after its writing
+                self.storage.delete(_record_path(document_id))
             removed.add(document_id)
         for path in self._leftovers():
             self.storage.delete(path)

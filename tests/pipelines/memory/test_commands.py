@@ -8,6 +8,7 @@ import re
 import shutil
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 
 from base.errors import UserError
 from bmojo import BMojoLM
+from bmojo.long_term import Composition
 from pipelines.cli.app import app
 from pipelines.cli.console import console
 from pipelines.memory.asking import StoredMemory, ask
@@ -26,7 +28,7 @@ from pipelines.storage import open_storage
 from tests.pipelines.memory.stores import exported, text_files
 from tests.pipelines.stages.trained_run import tiny_model, trained_model
 
-BEGINS = ("fresh", "nearest", "weighted", "decayed")
+BEGINS: tuple[Composition, ...] = get_args(Composition)
 
 
 def run(*arguments: str, code: int = 0) -> str:
@@ -83,14 +85,14 @@ def test_every_beginning_answers(store: str, begin: str) -> None:
 
 
 @pytest.mark.parametrize("begin", BEGINS[1:])
-def test_a_store_of_one_document_answers_as_its_saved_state(made: Path, tmp_path: Path, begin: str) -> None:
+def test_a_store_of_one_document_answers_as_its_saved_state(made: Path, tmp_path: Path, begin: Composition) -> None:
     model, tokenizer, identity = load_exported(made / "export" / "model")
     (file,) = text_files(tmp_path / "texts", 1)
     place = str(tmp_path / "one.store")
     run("remember", place, str(file), "--model", str(made / "export" / "model"))
     memory = StoredMemory(DocumentStore.open(open_storage(place)), model, identity)
     drawing = Drawing(9, temperature=0.0)
-    answer = ask(model, tokenizer, memory, " x", drawing, begin)  # type: ignore[arg-type]  # begin: a Literal, as a str
+    answer = ask(model, tokenizer, memory, " x", drawing, begin)
     document, query = tokenizer.encode_batch([file.read_text(), " x"])
     logits, state = model.prefill(torch.tensor([[tokenizer.eod_id, *document.tolist()]]))
     for token in query.tolist():
