@@ -29,7 +29,8 @@ def check_bmojo(arguments: list[str]) -> None:
         return
     context = SUBCOMMANDS[name].make_context(name, list(rest))
     file = context.params.get("config")
-    if file is not None and (ROOT / str(file)).is_file():
+    is_ours = file is not None and len(Path(file).parts) > 1  # those at the root are what readers of a tutorial saved
+    if is_ours and (ROOT / str(file)).is_file():
         load_pipeline(ROOT / str(file), context.params.get("overrides") or ())
 
 
